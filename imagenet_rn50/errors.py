@@ -1,0 +1,56 @@
+"""The one error that users are meant to see, and how entry points show it.
+
+    ValueError
+    └── InputError      what the user gave cannot be used: exit code 2, no traceback
+
+Everything else that is raised is a bug or a broken machine, and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_WRONG_INPUT = 2
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used.
+
+    Args:
+        problem: One sentence: what is wrong, naming the file, key or value.
+        expected: What would have been right.
+        found: What was there instead.
+        fix: What to do about it, as a command where there is one.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        expected: str | None = None,
+        found: str | None = None,
+        fix: str | None = None,
+    ) -> None:
+        details = (("expected", expected), ("found", found), ("fix", fix))
+        lines = [problem] + [f"  {word + ':':<9} {text}" for word, text in details if text]
+        super().__init__("\n".join(lines))
+
+
+@contextmanager
+def exit_on_input_error() -> Iterator[None]:
+    """Turns an `InputError` into its message on stderr and exit code 2.
+
+    Under a launcher every rank fails alike, so only the first of a machine speaks.
+
+    Raises:
+        SystemExit: With code 2, when the body raised `InputError`.
+    """
+    try:
+        yield
+    except InputError as error:
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(EXIT_WRONG_INPUT) from None

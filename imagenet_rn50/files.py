@@ -1,0 +1,104 @@
+"""Files that are either whole or absent: temporary name, fsync, rename (contract 5)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from imagenet_rn50.errors import InputError
+
+TEMPORARY_SUFFIX = ".partial"
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that appears under `path` only when it is whole and on disk.
+
+    When the body raises, what was written is removed and an older `path` stays as it was.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes `content` to `path`, whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` to `path` as UTF-8, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` to `path` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+        InputError: When the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}", expected="a JSON file") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read", expected="JSON", found=str(error)) from None
+
+
+def sha256_of_file(path: Path) -> str:
+    """Returns the file's SHA-256 as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_free_space(folder: Path, needed_bytes: int, purpose: str) -> None:
+    """Stops before a write that the disk cannot hold.
+
+    Args:
+        folder: Where the files will be written; it, or a parent of it, exists.
+        needed_bytes: How much `purpose` will write.
+        purpose: What needs the space, for the message.
+
+    Raises:
+        InputError: When less than `needed_bytes` are free.
+    """
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes:
+        raise InputError(
+            f"not enough disk space for {purpose} in {folder}",
+            expected=f"at least {needed_bytes / 1e9:.3f} GB free",
+            found=f"{free_bytes / 1e9:.3f} GB free on the volume of {existing}",
+            fix="free some space, or name a folder on another volume",
+        )

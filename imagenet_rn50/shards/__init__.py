@@ -1,0 +1,1 @@
+"""Shards: sources -> images (inspect, repair) -> packing -> manifest."""

@@ -1,0 +1,239 @@
+"""The manifest: what was packed, to the byte.
+
+Written beside the shards when they are packed, and the only thing that loading needs besides the
+shards themselves.
+
+    SHARDS/
+      manifest.json               per split: its shards with number of samples, bytes and sha256
+      manifest-train.npz          per sample: offset and length of its JPEG, class index, key
+      manifest-validation.npz     (both uncompressed, without pickles)
+      classes.json                index, wnid and name of each class
+      imagenet1k-train-0000.tar   ...
+
+Samples are numbered as they stand: shard by shard, and within a shard front to back. That number is
+the sample index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import read_json, sha256_of_file, write_bytes, write_json
+
+FILE_NAME = "manifest.json"
+FORMAT = "imagenet_rn50 manifest"
+VERSION = 1
+TRAIN = "train"
+VALIDATION = "validation"
+
+_COLUMNS = {"offset": np.int64, "length": np.int32, "label": np.int32, "key": np.bytes_}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file: its name beside the manifest, and what it must hold to be whole."""
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+    def __post_init__(self) -> None:
+        """Refuses names that would lead out of the folder.
+
+        Raises:
+            InputError: When the name is not a plain file name.
+        """
+        if self.name != Path(self.name).name or self.name in {"", ".", ".."}:
+            raise InputError(f"{self.name!r} is not the name of a file beside the manifest")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The samples of `train` or `validation`, in the order in which they stand in the shards.
+
+    Args:
+        shards: The tar files, in the order of their numbers.
+        offsets: Where each sample's JPEG begins in its shard, in bytes; (n,) int64.
+        lengths: How long each JPEG is, in bytes; (n,) int32.
+        labels: Class indices; (n,) int32.
+        keys: Keys, UTF-8; (n,) fixed-width bytes.
+    """
+
+    shards: tuple[Shard, ...]
+    offsets: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    keys: NDArray[np.bytes_]
+
+    def __post_init__(self) -> None:
+        """Checks that the columns and the shards speak of the same samples.
+
+        Raises:
+            InputError: When their counts differ.
+        """
+        counted = sum(shard.num_samples for shard in self.shards)
+        columns = {len(self.offsets), len(self.lengths), len(self.labels), len(self.keys)}
+        if columns != {counted}:
+            raise InputError(
+                "the manifest contradicts itself",
+                expected=f"{counted} samples, as its shards add up to",
+                found=f"columns of {sorted(columns)} samples",
+            )
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples in all shards together."""
+        return len(self.labels)
+
+    @cached_property
+    def shard_sizes(self) -> NDArray[np.int64]:
+        """Number of samples of each shard; (num_shards,) int64."""
+        return np.array([shard.num_samples for shard in self.shards], dtype=np.int64)
+
+    @cached_property
+    def shard_starts(self) -> NDArray[np.int64]:
+        """Index of each shard's first sample, and n at the end; (num_shards + 1,) int64."""
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.shard_sizes)])
+
+    def shard_of(self, index: int) -> int:
+        """Returns the number of the shard that holds sample `index`."""
+        return int(np.searchsorted(self.shard_starts, index, side="right")) - 1
+
+    def key_of(self, index: int) -> str:
+        """Returns the key of sample `index`, such as `n01440764_10026`."""
+        return bytes(self.keys[index]).decode("utf-8")
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """What was packed: the data set's name, how it was packed, and its splits.
+
+    Args:
+        dataset: Name that begins every shard's name, such as `imagenet1k`.
+        options: How the shards were made (seed, resizing, ...), for people and for comparing.
+        splits: By name: `train`, `validation`.
+    """
+
+    dataset: str
+    options: dict[str, Any]
+    splits: dict[str, Split]
+
+    def save(self, folder: Path) -> str:
+        """Writes the manifest into `folder`: each split's columns first, then the JSON.
+
+        Returns:
+            The manifest's identity; see `Manifest.digest_of`.
+        """
+        content: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "dataset": self.dataset,
+            "options": self.options,
+            "splits": {},
+        }
+        for name, split in self.splits.items():
+            columns = _encode_columns(split)
+            file_name = f"manifest-{name}.npz"
+            write_bytes(folder / file_name, columns)
+            content["splits"][name] = {
+                "num_samples": split.num_samples,
+                "columns": file_name,
+                "columns_sha256": hashlib.sha256(columns).hexdigest(),
+                "shards": [asdict(shard) for shard in split.shards],
+            }
+        write_json(folder / FILE_NAME, content)
+        return self.digest_of(folder)
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Reads the manifest of the shards in `folder` and checks its columns against their hash.
+
+        Raises:
+            InputError: When there is none, or it is damaged, or of another format.
+        """
+        path = folder / FILE_NAME
+        if not path.is_file():
+            raise InputError(
+                f"{folder} holds no manifest",
+                expected=f"{path}, written when the shards were packed",
+                found="no such file" if folder.is_dir() else "no such folder",
+                fix=f"python shard_imagenet.py pack --source DIR --out {folder}",
+            )
+        content = read_json(path)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise InputError(f"{path} is not a manifest", expected=f'"format": "{FORMAT}"')
+        if content.get("version") != VERSION:
+            raise InputError(
+                f"{path} has a version that this program cannot read",
+                expected=f"version {VERSION}",
+                found=f"version {content.get('version')}",
+                fix="pack the shards again, or use the release that wrote them",
+            )
+        splits = {name: _read_split(folder, entry) for name, entry in content["splits"].items()}
+        return cls(dataset=content["dataset"], options=content["options"], splits=splits)
+
+    @staticmethod
+    def digest_of(folder: Path) -> str:
+        """Returns the identity of what was packed.
+
+        SHA-256 over the names and hashes of all shards and columns. It does not depend on how the
+        JSON is laid out, nor on the options that are only told to people.
+        """
+        splits = read_json(folder / FILE_NAME)["splits"]
+        return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
+
+    def split(self, name: str) -> Split:
+        """Returns the split of that name.
+
+        Raises:
+            InputError: When the shards have no such split.
+        """
+        if name not in self.splits:
+            raise InputError(
+                f"the shards have no split {name!r}", found=f"splits {sorted(self.splits)}"
+            )
+        return self.splits[name]
+
+
+def _encode_columns(split: Split) -> bytes:
+    """Returns the per-sample columns as an uncompressed `.npz` of reproducible bytes."""
+    buffer = io.BytesIO()
+    columns = dict(
+        zip(_COLUMNS, (split.offsets, split.lengths, split.labels, split.keys), strict=True)
+    )
+    np.savez(buffer, allow_pickle=False, **columns)
+    return buffer.getvalue()
+
+
+def _read_split(folder: Path, entry: dict[str, Any]) -> Split:
+    """Reads one split's columns and checks them against the hash in the JSON."""
+    path = folder / Path(entry["columns"]).name
+    fix = (
+        "restore the file, or make the manifest again: python shard_imagenet.py index --shards DIR"
+    )
+    if not path.is_file() or sha256_of_file(path) != entry["columns_sha256"]:
+        raise InputError(
+            f"{path} is not the file that {FILE_NAME} describes",
+            expected=f"sha256 {entry['columns_sha256']}",
+            found="another content" if path.is_file() else "no such file",
+            fix=fix,
+        )
+    try:
+        with np.load(path, allow_pickle=False) as columns:
+            offsets, lengths, labels, keys = (columns[name] for name in _COLUMNS)
+    except (KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} cannot be read", found=str(error), fix=fix) from None
+    shards = tuple(Shard(**shard) for shard in entry["shards"])
+    return Split(shards=shards, offsets=offsets, lengths=lengths, labels=labels, keys=keys)

@@ -1,0 +1,77 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.shards.manifest import Manifest, Shard, Split
+
+
+def make_manifest(sizes: list[int]) -> Manifest:
+    n = sum(sizes)
+    shards = tuple(
+        Shard(name=f"tiny-train-{i}.tar", num_samples=size, num_bytes=512 * size, sha256="0" * 64)
+        for i, size in enumerate(sizes)
+    )
+    split = Split(
+        shards=shards,
+        offsets=np.arange(n, dtype=np.int64) * 1024,
+        lengths=np.full(n, 700, np.int32),
+        labels=np.arange(n, dtype=np.int32) % 3,
+        keys=np.array([f"ключ_{i}".encode() for i in range(n)], dtype=np.bytes_),
+    )
+    return Manifest(dataset="tiny", options={"seed": 0}, splits={"train": split})
+
+
+def test_loading_returns_what_was_saved(tmp_path):
+    saved = make_manifest([3, 0, 4])
+    digest = saved.save(tmp_path)
+    loaded = Manifest.load(tmp_path)
+    assert loaded.dataset == "tiny"
+    assert loaded.split("train").shards == saved.split("train").shards
+    assert loaded.split("train").key_of(6) == "ключ_6"
+    for column in ("offsets", "lengths", "labels", "keys"):
+        before, after = (getattr(m.split("train"), column) for m in (saved, loaded))
+        np.testing.assert_array_equal(before, after)
+    assert loaded.save(tmp_path) == digest
+
+
+def test_the_digest_changes_when_one_label_changes(tmp_path):
+    manifest = make_manifest([3, 4])
+    digest = manifest.save(tmp_path)
+    manifest.split("train").labels[2] += 1
+    assert manifest.save(tmp_path) != digest
+
+
+@given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=8))
+def test_shard_of_finds_the_shard_that_holds_each_sample(sizes):
+    split = make_manifest(sizes).split("train")
+    expected = [number for number, size in enumerate(sizes) for _ in range(size)]
+    assert [split.shard_of(i) for i in range(split.num_samples)] == expected
+
+
+def test_a_damaged_columns_file_is_named(tmp_path):
+    make_manifest([3]).save(tmp_path)
+    path = tmp_path / "manifest-train.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(InputError, match=r"manifest-train\.npz is not the file"):
+        Manifest.load(tmp_path)
+
+
+def test_a_folder_without_a_manifest_says_how_to_make_one(tmp_path):
+    with pytest.raises(InputError, match=r"shard_imagenet\.py pack"):
+        Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../up.tar", "/etc/passwd", "a/b.tar", "..", ""])
+def test_a_shard_name_that_leaves_the_folder_is_refused(name):
+    with pytest.raises(InputError, match="not the name of a file beside"):
+        Shard(name=name, num_samples=1, num_bytes=1, sha256="0" * 64)
+
+
+def test_columns_that_contradict_the_shards_are_refused():
+    split = make_manifest([3]).split("train")
+    with pytest.raises(InputError, match="contradicts itself"):
+        Split(split.shards, split.offsets[:2], split.lengths, split.labels, split.keys)

@@ -1,0 +1,40 @@
+import pytest
+
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.errors import InputError
+
+
+def test_index_is_the_rank_of_the_wnid_whatever_the_order_of_the_mapping(tmp_path):
+    mapping = tmp_path / "LOC_synset_mapping.txt"
+    mapping.write_text("n02012849 crane\nn01440764 tench, Tinca tinca\n", encoding="utf-8")
+    classes = Classes.from_synset_mapping(mapping)
+    assert classes.index_of == {"n01440764": 0, "n02012849": 1}
+    assert classes.names == ("tench, Tinca tinca", "crane")
+
+
+def test_labels_are_distinct_when_two_classes_share_a_name():
+    classes = Classes(
+        wnids=("n01440764", "n02012849", "n03126707"), names=("tench", "crane", "crane")
+    )
+    assert classes.labels == ("tench", "crane (n02012849)", "crane (n03126707)")
+
+
+def test_saving_and_loading_returns_the_same_classes(tmp_path):
+    classes = Classes(wnids=("n01440764", "n02012849"), names=("tench", "grúa, crane"))
+    classes.save(tmp_path)
+    assert Classes.load(tmp_path) == classes
+
+
+@pytest.mark.parametrize(
+    "line", ["n0144076 too short", "n01440764", "tench", "n02012849 crane twice"]
+)
+def test_a_line_that_names_no_new_class_is_refused_with_its_number(tmp_path, line):
+    mapping = tmp_path / "LOC_synset_mapping.txt"
+    mapping.write_text(f"n02012849 crane\n{line}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="line 2 of"):
+        Classes.from_synset_mapping(mapping)
+
+
+def test_classes_out_of_order_are_refused():
+    with pytest.raises(InputError, match="n01440764 is out of order"):
+        Classes(wnids=("n02012849", "n01440764"), names=("crane", "tench"))
