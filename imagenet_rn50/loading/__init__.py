@@ -1,0 +1,1 @@
+"""Loading: order (pure) -> reader -> transforms -> loader."""

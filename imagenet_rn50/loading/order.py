@@ -1,0 +1,117 @@
+"""The order: which sample stands at which position.
+
+A pure function of (sizes of the shards, seed, epoch, window). Shards are permuted, then samples are
+permuted within a sliding window of shards, so that reading stays close to sequential while batches
+stay well mixed. The training stream is the concatenation of the epochs' permutations: nothing is
+dropped, nothing padded, and a batch may straddle two epochs.
+
+Random numbers are raw 64-bit draws of Philox, whose stream NumPy guarantees (NEP 19), unlike the
+results of `Generator.permutation`; so an order is the same in every version.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Draws for different purposes never share a stream, even with equal seeds.
+_ORDER_STREAM = 0
+
+_CACHED_EPOCHS = 2
+
+
+def epoch_order(
+    shard_sizes: NDArray[np.int64], *, seed: int, epoch: int, window: int
+) -> NDArray[np.int64]:
+    """Returns the permutation of one epoch.
+
+    A sample of the shard at rank r gets a position drawn uniformly from r +- window / 2, reflected
+    at both ends; sorting by it mixes each sample with those of about `window` shards, equally at
+    the ends and in the middle.
+
+    Args:
+        shard_sizes: Number of samples of each shard; (num_shards,) int64.
+        seed: The recipe's seed.
+        epoch: Epoch, from 0.
+        window: How many neighbouring shards are mixed with each other, at least 1.
+
+    Returns:
+        Sample indices in the order of the epoch; (n,) int64, a permutation of 0..n-1.
+    """
+    num_shards = len(shard_sizes)
+    random = np.random.Philox(np.random.SeedSequence([seed, epoch, _ORDER_STREAM]))
+    rank_of_shard = np.empty(num_shards, np.int64)
+    rank_of_shard[np.argsort(random.random_raw(num_shards), kind="stable")] = np.arange(num_shards)
+
+    num_samples = int(shard_sizes.sum())
+    uniform = (random.random_raw(num_samples) >> np.uint64(11)) * 2.0**-53  # [0, 1)
+    middle = np.repeat(rank_of_shard, shard_sizes) + 0.5
+    spread = min(window, num_shards)
+    position = np.abs(middle + (uniform - 0.5) * spread)
+    position = np.where(position > num_shards, 2 * num_shards - position, position)
+    return np.argsort(position, kind="stable")
+
+
+class TrainingOrder:
+    """The endless stream of training samples, addressed by position.
+
+    Holds nothing but a cache of the last epochs' permutations.
+
+    Args:
+        shard_sizes: Number of samples of each shard; (num_shards,) int64.
+        seed: The recipe's seed.
+        window: How many neighbouring shards are mixed with each other.
+    """
+
+    def __init__(self, shard_sizes: NDArray[np.int64], *, seed: int, window: int) -> None:
+        self._shard_sizes = shard_sizes
+        self._seed = seed
+        self._window = window
+        self._orders: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+        self.num_samples = int(shard_sizes.sum())
+
+    def at(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns what stands at positions first, ..., first + count - 1 of the stream.
+
+        Args:
+            first: Position in the concatenated epochs, from 0.
+            count: Number of positions.
+
+        Returns:
+            Epochs and sample indices, each (count,) int64.
+        """
+        positions = np.arange(first, first + count)
+        epochs = positions // self.num_samples
+        indices = np.empty(count, np.int64)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1) if count else ():
+            here = epochs == epoch
+            indices[here] = self._order_of(epoch)[positions[here] - epoch * self.num_samples]
+        return epochs, indices
+
+    def _order_of(self, epoch: int) -> NDArray[np.int64]:
+        """Returns an epoch's permutation, from the cache where it is there."""
+        if epoch not in self._orders:
+            self._orders[epoch] = epoch_order(
+                self._shard_sizes, seed=self._seed, epoch=epoch, window=self._window
+            )
+            if len(self._orders) > _CACHED_EPOCHS:
+                self._orders.popitem(last=False)
+        return self._orders[epoch]
+
+
+def batch_starts(start: int, stop: int, batch: int, rank: int, world_size: int) -> range:
+    """Returns the positions at which the batches of one rank begin.
+
+    Consecutive batches go to consecutive ranks, so that the samples of a global batch are the same
+    for any number of ranks. The last batch is shorter when `stop` cuts it.
+
+    Args:
+        start: First position of all.
+        stop: One past the last position.
+        batch: Samples in a batch.
+        rank: This rank, from 0.
+        world_size: Number of ranks.
+    """
+    return range(start + rank * batch, stop, world_size * batch)

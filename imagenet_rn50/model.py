@@ -1,0 +1,75 @@
+"""The model: transformers' `ResNetForImageClassification`, built, initialised and normalised.
+
+It is the ResNet v1.5 of torchvision (stride on the 3x3), with the same initialisation.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from transformers import BitImageProcessor, ResNetConfig, ResNetForImageClassification
+from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
+
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.recipe import DataRecipe, ModelRecipe
+
+_BILINEAR = 2  # PIL's number, which processor configurations store
+
+
+def build_model(recipe: ModelRecipe, classes: Classes) -> ResNetForImageClassification:
+    """Builds a freshly initialised model from torch's current random state.
+
+    Args:
+        recipe: Shape of the network.
+        classes: Give the size of the head and its labels.
+
+    Returns:
+        A model on the CPU, in training mode. It takes (B, 3, H, W) float32 and its `logits` are
+        (B, num_classes).
+    """
+    config = ResNetConfig(
+        embedding_size=recipe.embedding_size,
+        hidden_sizes=list(recipe.hidden_sizes),
+        depths=list(recipe.depths),
+        layer_type=recipe.layer_type,
+        id2label=dict(enumerate(classes.labels)),
+        label2id={label: index for index, label in enumerate(classes.labels)},
+    )
+    model: ResNetForImageClassification = ResNetForImageClassification(config)
+    if recipe.zero_init_last_norm:
+        for norm in _last_norms(model):
+            nn.init.zeros_(norm.get_parameter("weight"))
+    model.train()
+    return model
+
+
+def build_processor(data: DataRecipe) -> BitImageProcessor:
+    """Builds the processor that prepares pictures as evaluation does."""
+    return BitImageProcessor(
+        size={"shortest_edge": data.eval_resize},
+        crop_size={"height": data.eval_size, "width": data.eval_size},
+        resample=_BILINEAR,
+        image_mean=list(data.mean),
+        image_std=list(data.std),
+        do_convert_rgb=True,
+    )
+
+
+def logits_of(model: nn.Module, pictures: Tensor) -> Tensor:
+    """Runs the model on normalised pictures.
+
+    Args:
+        model: The model, or a wrapper around it.
+        pictures: (B, 3, H, W) float.
+
+    Returns:
+        (B, num_classes) float.
+    """
+    logits: Tensor = model(pixel_values=pictures).logits
+    return logits
+
+
+def _last_norms(model: nn.Module) -> list[nn.Module]:
+    """Returns the norm that ends each residual branch."""
+    blocks = (ResNetBasicLayer, ResNetBottleNeckLayer)
+    branches = [m.layer[-1] for m in model.modules() if isinstance(m, blocks)]
+    return [branch.get_submodule("normalization") for branch in branches]

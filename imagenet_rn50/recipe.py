@@ -1,0 +1,259 @@
+"""The recipe: one training run's hyperparameters, typed, frozen, validated.
+
+A recipe says nothing about the machine: ranks, workers and precision may change from one start of a
+run to the next, a recipe may not. `recipes/*.yaml` state only what differs from the defaults here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeAlias
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from imagenet_rn50.errors import InputError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+Positive: TypeAlias = Annotated[int, Field(gt=0)]
+Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Section(BaseModel):
+    """Settings of every part of a recipe: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ModelRecipe(_Section):
+    """Shape of the `ResNetForImageClassification`; the defaults are ResNet-50 v1.5."""
+
+    embedding_size: Positive = 64
+    """Channels of the stem."""
+    hidden_sizes: tuple[Positive, ...] = (256, 512, 1024, 2048)
+    """Output channels of each stage."""
+    depths: tuple[Positive, ...] = (3, 4, 6, 3)
+    """Blocks of each stage."""
+    layer_type: Literal["bottleneck", "basic"] = "bottleneck"
+    """Kind of residual block."""
+    zero_init_last_norm: bool = True
+    """Start every residual branch at zero (Goyal et al. 2017, section 5.1)."""
+
+    @model_validator(mode="after")
+    def _stages_match(self) -> Self:
+        if len(self.hidden_sizes) != len(self.depths):
+            raise ValueError("hidden_sizes and depths must have one entry a stage, both")
+        return self
+
+
+class DataRecipe(_Section):
+    """What is done to pictures, and how far they are shuffled."""
+
+    train_size: Positive = 224
+    """Side of a training crop, px."""
+    eval_size: Positive = 224
+    """Side of the central crop in evaluation, px."""
+    eval_resize: Positive = 256
+    """Shorter side to which a picture is resized before the central crop, px."""
+    crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
+    """Least and largest part of a picture's area that a random crop takes."""
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Least and largest width / height of a random crop."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Mean of each RGB channel, of values in [0, 1]."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    """Standard deviation of each RGB channel, of values in [0, 1]."""
+    shuffle_window: Positive = 32
+    """How many neighbouring shards, in the epoch's order, are mixed with each other."""
+
+    @model_validator(mode="after")
+    def _ranges_are_ranges(self) -> Self:
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"{name} must be a range 0 < low <= high")
+        if self.eval_size > self.eval_resize:
+            raise ValueError("eval_size must not be larger than eval_resize")
+        return self
+
+
+class OptimizerRecipe(_Section):
+    """SGD; norms and biases are never decayed."""
+
+    lr: Annotated[float, Field(gt=0)] = 0.5
+    """Peak learning rate, for the whole global batch."""
+    momentum: Fraction = 0.9
+    """Momentum."""
+    nesterov: bool = True
+    """Nesterov's form of momentum."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    """Weight decay of convolution and linear weights."""
+
+
+class ScheduleRecipe(_Section):
+    """Learning rate over the run: up to the peak, then down to the end of the last epoch."""
+
+    name: Literal["onecycle", "cosine", "linear"] = "onecycle"
+    """Shape: cosine up and down, linear up and cosine down, linear up and down."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
+    """Epochs before the peak."""
+    start_factor: Fraction = 0.04
+    """Learning rate at the very start, as a part of the peak."""
+    end_factor: Fraction = 4e-6
+    """Learning rate at the very end, as a part of the peak."""
+
+
+class Recipe(_Section):
+    """Hyperparameters of one training run."""
+
+    epochs: Positive = 16
+    """Times every training image is seen."""
+    global_batch: Positive = 1024
+    """Images in one optimizer step, over all ranks and accumulated micro batches."""
+    micro_batch: Positive = 256
+    """Images in one forward pass: the group that BatchNorm sees, on any number of ranks."""
+    label_smoothing: Fraction = 0.1
+    """Probability mass taken from the true class and spread over all (Szegedy et al. 2016)."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of the initial weights, of the order of samples and of augmentation."""
+    model: ModelRecipe = ModelRecipe()
+    data: DataRecipe = DataRecipe()
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    schedule: ScheduleRecipe = ScheduleRecipe()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"global_batch {self.global_batch} must be a multiple of "
+                f"micro_batch {self.micro_batch}"
+            )
+        if self.schedule.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} must be less than "
+                f"epochs {self.epochs}, or the run ends before its peak"
+            )
+        return self
+
+    def accumulation(self, world_size: int) -> int:
+        """Returns how many micro batches each rank adds up before a step.
+
+        Raises:
+            InputError: When the global batch cannot be shared equally.
+        """
+        num_micro_batches = self.global_batch // self.micro_batch
+        if num_micro_batches % world_size:
+            raise InputError(
+                f"a global batch of {num_micro_batches} micro batches cannot be shared by "
+                f"{world_size} ranks",
+                expected=f"global_batch / micro_batch to be a multiple of {world_size}",
+                found=f"{self.global_batch} / {self.micro_batch} = {num_micro_batches}",
+                fix="use another number of processes, or another --micro-batch",
+            )
+        return num_micro_batches // world_size
+
+    def to_yaml(self) -> str:
+        """Returns every field, defaults included, as YAML that `load_recipe` reads back."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+    def differences(self, other: Recipe) -> Iterator[str]:
+        """Yields `key: value here -> value in other` for each field that differs."""
+        here, there = dict(_flatten(self.model_dump())), dict(_flatten(other.model_dump()))
+        for key, value in here.items():
+            if there[key] != value:
+                yield f"{key}: {value} -> {there[key]}"
+
+
+def recipe_names() -> list[str]:
+    """Returns the names of the recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_recipe(name_or_file: str) -> Recipe:
+    """Reads a recipe by its name, or from a YAML file.
+
+    Args:
+        name_or_file: One of `recipe_names()`, or the path of a file that ends in .yaml or .yml.
+
+    Raises:
+        InputError: When there is no such recipe, or the file has an unknown key or a wrong value.
+    """
+    is_file = name_or_file.endswith((".yaml", ".yml"))
+    path = Path(name_or_file) if is_file else RECIPES / f"{name_or_file}.yaml"
+    if not path.is_file() or not (is_file or name_or_file in recipe_names()):
+        names = recipe_names()
+        near = difflib.get_close_matches(name_or_file, names, n=1)
+        raise InputError(
+            f"there is no recipe {name_or_file!r}",
+            expected=f"one of {', '.join(names)}, or a .yaml file",
+            fix=f"did you mean {near[0]!r}?" if near else None,
+        )
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML", found=str(error)) from None
+    return parse_recipe(content or {}, source=str(path))
+
+
+def parse_recipe(content: Any, source: str) -> Recipe:
+    """Validates what a YAML or JSON file held.
+
+    Args:
+        content: A mapping of field names to values; what it leaves out keeps its default.
+        source: Where it came from, for messages.
+
+    Raises:
+        InputError: Naming each key that is unknown or wrong, its value, and the nearest valid key.
+    """
+    if not isinstance(content, dict):
+        raise InputError(
+            f"{source} is not a recipe", expected="keys and values", found=f"{content}"
+        )
+    try:
+        # Through JSON, because lists become tuples there while all else stays strict.
+        return Recipe.model_validate_json(json.dumps(content))
+    except ValidationError as error:
+        problems = [_describe(problem) for problem in error.errors(include_url=False)]
+        raise InputError(f"{source} is not a valid recipe: " + "; ".join(problems)) from None
+    except TypeError as error:
+        raise InputError(f"{source} is not a valid recipe", found=str(error)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 takes `1e-4` for a string; this loader takes it for the number that it is."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def _flatten(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields `optimizer.lr`, value for nested sections."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _describe(problem: Any) -> str:
+    """Says what is wrong with one key, in one line."""
+    location = [str(part) for part in problem["loc"]]
+    key, value = ".".join(location), problem["input"]
+    if problem["type"] != "extra_forbidden":
+        reason = problem["msg"].removeprefix("Value error, ")
+        return f"{key} = {value!r}: {reason[0].lower()}{reason[1:]}" if key else reason
+    valid = [name for name, _ in _flatten(Recipe().model_dump())]
+    valid += [name for name, value in Recipe() if isinstance(value, BaseModel)]
+    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
+    return f"unknown key {key} = {value!r}; the nearest valid key is {near[0]}"

@@ -1,0 +1,69 @@
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagenet_rn50.loading.order import TrainingOrder, batch_starts, epoch_order
+
+sizes_of_shards = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(sum)
+seeds = st.integers(0, 2**63 - 1)
+
+
+@given(sizes=sizes_of_shards, seed=seeds, epoch=st.integers(0, 1000), window=st.integers(1, 20))
+def test_an_epoch_is_a_permutation_of_all_samples(sizes, seed, epoch, window):
+    order = epoch_order(np.array(sizes), seed=seed, epoch=epoch, window=window)
+    assert sorted(order.tolist()) == list(range(sum(sizes)))
+
+
+@given(sizes=sizes_of_shards, seed=seeds, window=st.integers(1, 20))
+def test_the_stream_is_the_concatenation_of_the_epochs(sizes, seed, window):
+    n = sum(sizes)
+    order = TrainingOrder(np.array(sizes), seed=seed, window=window)
+    epochs, indices = order.at(0, 3 * n)
+    assert epochs.tolist() == [epoch for epoch in range(3) for _ in range(n)]
+    for epoch in range(3):
+        assert sorted(indices[epochs == epoch].tolist()) == list(range(n))
+
+
+@given(
+    sizes=sizes_of_shards,
+    seed=seeds,
+    start=st.integers(0, 500),
+    batch=st.integers(1, 16),
+    world_size=st.integers(1, 16),
+    num_workers=st.integers(1, 5),
+    length=st.integers(0, 300),
+)
+def test_ranks_and_workers_take_turns_over_the_same_batches(
+    sizes, seed, start, batch, world_size, num_workers, length
+):
+    stop = start + length
+    seen = {}
+    for rank in range(world_size):
+        starts = batch_starts(start, stop, batch, rank, world_size)
+        for turn, first in enumerate(starts):
+            assert first in starts[turn % num_workers :: num_workers]
+            seen[turn * world_size + rank] = first
+    assert [seen[k] for k in sorted(seen)] == list(range(start, stop, batch))
+    assert sorted(seen) == list(range(len(seen)))
+
+
+def test_seed_and_epoch_change_the_order_and_nothing_else_does():
+    sizes = np.full(10, 50)
+    first = epoch_order(sizes, seed=1, epoch=0, window=4)
+    np.testing.assert_array_equal(first, epoch_order(sizes, seed=1, epoch=0, window=4))
+    assert (first != epoch_order(sizes, seed=1, epoch=1, window=4)).mean() > 0.9
+    assert (first != epoch_order(sizes, seed=2, epoch=0, window=4)).mean() > 0.9
+
+
+def test_a_batch_reads_from_no_more_shards_than_its_window_allows():
+    sizes, window = np.full(200, 50), 8
+    order = epoch_order(sizes, seed=0, epoch=0, window=window)
+    shards = order // 50
+    for first in range(0, len(order), 50):
+        assert len(np.unique(shards[first : first + 50])) <= window + 4
+
+
+def test_the_order_of_a_seed_never_changes():
+    # A changed value here would break the resume of every run under way.
+    order = epoch_order(np.array([3, 4, 5]), seed=7, epoch=2, window=2)
+    assert order.tolist() == [2, 0, 1, 5, 10, 11, 6, 8, 3, 4, 9, 7]

@@ -1,0 +1,64 @@
+"""Small real shards for tests, written with Python's own tarfile."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.files import sha256_of_file
+from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard, Split
+
+CLASSES = Classes(wnids=("n00000001", "n00000002", "n00000003"), names=("first", "second", "third"))
+
+
+def jpeg_bytes(seed: int, height: int = 24, width: int = 32) -> bytes:
+    """A smooth random picture, as JPEG."""
+    rough = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    picture = Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def write_split(folder: Path, name: str, sizes: list[int]) -> Split:
+    """Writes one tar a size; sample i shows `jpeg_bytes(i)` and has class i % 3."""
+    shards, offsets, lengths, keys = [], [], [], []
+    index = 0
+    for number, size in enumerate(sizes):
+        path = folder / f"tiny-{name}-{number}.tar"
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for _ in range(size):
+                members = {"jpg": jpeg_bytes(index), "cls": str(index % 3).encode()}
+                for extension, content in members.items():
+                    info = tarfile.TarInfo(f"sample_{index:05d}.{extension}")
+                    info.size = len(content)
+                    if extension == "jpg":
+                        offsets.append(tar.offset + tarfile.BLOCKSIZE)
+                        lengths.append(info.size)
+                    tar.addfile(info, io.BytesIO(content))
+                keys.append(f"sample_{index:05d}".encode())
+                index += 1
+        shards.append(Shard(path.name, size, path.stat().st_size, sha256_of_file(path)))
+    return Split(
+        shards=tuple(shards),
+        offsets=np.array(offsets, dtype=np.int64),
+        lengths=np.array(lengths, dtype=np.int32),
+        labels=np.arange(index, dtype=np.int32) % 3,
+        keys=np.array(keys, dtype="S12"),
+    )
+
+
+def write_shards(folder: Path, train: list[int], validation: list[int]) -> Manifest:
+    """Writes a whole data set of tiny pictures: tars, manifest and classes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    splits = {
+        TRAIN: write_split(folder, TRAIN, train),
+        VALIDATION: write_split(folder, VALIDATION, validation),
+    }
+    manifest = Manifest(dataset="tiny", options={}, splits=splits)
+    manifest.save(folder)
+    CLASSES.save(folder)
+    return manifest
