@@ -180,20 +180,12 @@ def resize(
     """
     picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
     if out is None:
-        out = empty_pictures(1, *size)[0]
+        out = torch.empty((*size, 3), dtype=torch.uint8).permute(2, 0, 1)
     target = torch.empty_like(out[None]) if flip else out[None]
     torch.ops.aten._upsample_bilinear2d_aa.out(picture, size, False, None, None, out=target)
     if flip:
         out.copy_(target[0].flip(-1))
     return out
-
-
-def empty_pictures(count: int, height: int, width: int) -> Tensor:
-    """Returns memory for pictures; (count, 3, height, width) uint8, channels last.
-
-    Channels last is how decoders write and how the model reads, so pixels are never transposed.
-    """
-    return torch.empty((count, height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
 
 
 def normalise(
