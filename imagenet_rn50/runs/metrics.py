@@ -3,8 +3,8 @@
 Each line is one JSON object with a `kind` and the `samples_seen` and `epoch` that it speaks of:
 
     start        this process began or went on: versions, device, ranks, precision
-    train        since the last such line: mean loss, num_images, images_per_second, data_wait (part of the time
-                 spent waiting for the loader, in [0, 1]), seconds; and the learning rate, lr
+    train        since the last such line: mean loss, num_images, images_per_second, seconds, and
+                 data_wait, the part of them spent waiting for the loader; learning rate, lr
     validation   top1 and top5 in [0, 1], loss, num_images, seconds, is_best
 """
 
