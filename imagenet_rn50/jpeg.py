@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from imagenet_rn50.jpeg_header import Header, read_header
+from imagenet_rn50.jpeg_layout import Layout, read_layout
 from imagenet_rn50.restart import Box, cut
 
 _MAX_BYTES = 3 * 179_000_000  # beyond what Pillow decodes: a bomb, or damaged
@@ -54,7 +54,7 @@ def decode_box(
     box: Box,
     *,
     factor: int = 1,
-    header: Header | None = None,
+    layout: Layout | None = None,
 ) -> NDArray[np.uint8]:
     """Decodes a box of a JPEG, and of the rest only what cannot be left out.
 
@@ -62,7 +62,7 @@ def decode_box(
         jpeg: A complete JPEG file of one or three components.
         box: Top, left, height and width, px; all multiples of `factor`.
         factor: Shrink by 1, 2, 4 or 8 while decoding, which saves most of an inverse DCT.
-        header: What `read_header(jpeg)` returned, where it is known already.
+        layout: What `read_layout(jpeg)` returned, where it is known already.
 
     Returns:
         (height / factor, width / factor, 3) uint8; with factor 1, the very pixels of `decode`. It
@@ -71,8 +71,8 @@ def decode_box(
     Raises:
         ValueError: When the bytes are not a JPEG, or the needed part is damaged.
     """
-    header = header or read_header(jpeg)
-    piece, (top, left), (height, width) = cut(jpeg, box, header=header, factor=factor)
+    layout = layout or read_layout(jpeg)
+    piece, (top, left), (height, width) = cut(jpeg, box, layout=layout, factor=factor)
     height, width = -(-height // factor), -(-width // factor)
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
         piece,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagenet_rn50 import jpeg, restart
-from imagenet_rn50.jpeg_header import APP9, TABLE_NAME, read_header
+from imagenet_rn50.jpeg_layout import APP9, TABLE_NAME, read_layout
 from imagenet_rn50.restart import cut, suggested_interval, with_offset_table
 from tests.pictures import jpegtran, pillow_jpeg, scene, turbo_jpeg
 
@@ -33,7 +33,7 @@ def boxes(draw, height, width):
 
 
 def table_of(content):
-    table = read_header(content).table
+    table = read_layout(content).table
     assert table is not None
     return table
 
@@ -209,6 +209,13 @@ def test_a_table_that_would_not_fit_is_not_written():
     assert with_offset_table(content) is content
 
 
+def test_fill_bytes_before_markers_are_allowed():
+    content = coded()
+    at = content.index(b"\xff\xdb")
+    filled = content[:at] + b"\xff\xff" + content[at:]
+    assert len(assert_cut_changes_no_pixel(filled, (40, 40, 10, 10)).jpeg) < len(content) / 2
+
+
 @pytest.mark.parametrize("box", [(0, 0, 0, 5), (-1, 0, 5, 5), (60, 0, 50, 5), (0, 0, 5, 145)])
 def test_a_box_outside_the_picture_is_refused(box):
     with pytest.raises(ValueError, match="is not inside 100 x 144 px"):
@@ -241,15 +248,15 @@ def test_hostile_bytes_raise_value_error_or_give_a_picture(data, subsampling, ta
 def test_bytes_that_are_no_jpeg_raise_value_error(content):
     for start in (b"", b"\xff\xd8", b"\xff\xd8\xff\xc0\x00\x11\x08"):
         with pytest.raises(ValueError, match="JPEG"):
-            read_header(start + content)
+            read_layout(start + content)
 
 
 @pytest.mark.parametrize("sizes", [(0, 10), (10, 0)])
 def test_a_header_without_a_size_is_refused(sizes):
     content = bytearray(coded())
-    struct.pack_into(">HH", content, read_header(bytes(content)).size_at, *sizes)
+    struct.pack_into(">HH", content, read_layout(bytes(content)).size_at, *sizes)
     with pytest.raises(ValueError, match="states no size"):
-        read_header(bytes(content))
+        read_layout(bytes(content))
 
 
 @pytest.mark.parametrize(

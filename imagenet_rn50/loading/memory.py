@@ -42,6 +42,6 @@ def empty_pictures(count: int, height: int, width: int) -> Tensor:
     else:
         num_bytes = count * height * width * 3
         # What torch's own collate function allocates, too.
-        storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(num_bytes)  # type: ignore[no-untyped-call]
+        storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(num_bytes)
         pictures = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
     return pictures.permute(0, 3, 1, 2)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from imagenet_rn50 import jpeg
-from imagenet_rn50.jpeg_header import Header, read_header
+from imagenet_rn50.jpeg_layout import Layout, read_layout
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.restart import Box
 
@@ -92,7 +92,7 @@ class Transform(Protocol):
 class TrainTransform:
     """Random resized crop and flip.
 
-    The crop is drawn from the size in the JPEG's header, before anything is decoded.
+    The crop is drawn from the size in the JPEG's layout, before anything is decoded.
 
     Args:
         data: Sizes and ranges.
@@ -110,13 +110,13 @@ class TrainTransform:
     def __call__(self, content: bytes, epoch: int, index: int, out: Tensor | None = None) -> Tensor:
         """Returns the augmented picture of a sample in an epoch; see `Transform`."""
         draws = augmentation_draws(self.seed, epoch, index)
-        header = read_header(content)
-        box, factor = self.draw_box(draws, header)
-        crop = jpeg.decode_box(content, box, factor=factor, header=header)
+        layout = read_layout(content)
+        box, factor = self.draw_box(draws, layout)
+        crop = jpeg.decode_box(content, box, factor=factor, layout=layout)
         flip = draws.random() < self.data.flip
         return resize(crop, (self.size, self.size), flip=flip, out=out)
 
-    def draw_box(self, draws: np.random.Generator, header: Header) -> tuple[Box, int]:
+    def draw_box(self, draws: np.random.Generator, layout: Layout) -> tuple[Box, int]:
         """Draws the crop of a picture.
 
         Returns:
@@ -124,7 +124,7 @@ class TrainTransform:
             moved and cut to multiples of it, by less than that many px.
         """
         scale, ratio = self.data.crop_scale, self.data.crop_ratio
-        box = random_crop_box(draws, header.height, header.width, scale, ratio)
+        box = random_crop_box(draws, layout.height, layout.width, scale, ratio)
         factor = jpeg.dct_factor(box, (self.size, self.size))
         top, left, height, width = (value - value % factor for value in box)
         return (top, left, height, width), factor

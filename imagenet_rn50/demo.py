@@ -1,0 +1,113 @@
+"""The demo: the commands that one would type, on the digits, one after the other.
+
+It calls the same entry scripts as a run on ImageNet does; nothing in it trains or packs by itself.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.console import say
+from imagenet_rn50.digits import write_ilsvrc
+from imagenet_rn50.files import read_json, write_json
+
+_ROOT = Path(__file__).parents[1]  # where the entry scripts stand
+_CONFIG = "accelerate_configs/cpu.yaml"
+_PACKING = "--dataset digits --train-shards 8 --validation-shards 4"
+_NUM_PREDICTED = 5
+
+# Nothing of the demo needs the network, and nothing it uses shall ask for it.
+_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_DATASETS_OFFLINE": "1"}
+
+
+def run_demo(run: Path, data: Path) -> None:
+    """Packs, trains, exports, evaluates and predicts, then says where everything is.
+
+    What an earlier call finished is found finished, and kept.
+
+    Args:
+        run: Run folder; `run`/summary.json and `run`/exported are written.
+        data: Folder for the pictures and their shards.
+
+    Raises:
+        SystemExit: With the exit code of the command that failed.
+    """
+    began = time.perf_counter()
+    run, data = (Path(os.path.relpath(path, _ROOT)) for path in (run, data))
+    os.chdir(_ROOT)  # so that every command below can be typed as it is shown
+    source, shards = write_ilsvrc(data / "source"), data / "shards"
+    exported, evaluation = run / "exported", run / "evaluation.json"
+    say(f"1,797 scans of handwritten digits stand in {source}, laid out as ImageNet is.")
+
+    say("\n== Pack them into tar shards")
+    _call(f"python shard_imagenet.py pack --source {source} --out {shards} {_PACKING}")
+    say("\n== Train a small ResNet")
+    _call(
+        f"accelerate launch --config_file {_CONFIG} --quiet "
+        f"--num_cpu_threads_per_process {os.cpu_count()} "
+        f"train_accelerate.py --recipe digits --shards {shards} --run {run}"
+    )
+    say("\n== Export the best checkpoint for transformers")
+    _call(f"python -m imagenet_rn50 export --run {run} --out {exported}")
+    say("\n== Evaluate what was exported")
+    _call(
+        f"python -m imagenet_rn50 evaluate --model {exported} --shards {shards} --out {evaluation}"
+    )
+    say("\n== Predict held-out pictures with transformers alone")
+    pictures, names = _held_out(source, shards)
+    _call(f"python examples/predict.py --model {exported} {' '.join(pictures)}")
+    say(f"The truth: {' | '.join(names)}")
+
+    seconds = round(time.perf_counter() - began, 1)
+    summary = read_json(evaluation) | {"seconds": seconds}
+    write_json(run / "summary.json", summary)
+    say(_summary(run, exported, summary))
+
+
+def _call(command: str) -> None:
+    """Shows a command and runs it, with the Python that runs this.
+
+    Raises:
+        SystemExit: When it fails, with its exit code.
+    """
+    say(f"$ {command}")
+    program, *arguments = command.split()
+    path = Path(sys.executable).with_name(program)
+    code = subprocess.run([path, *arguments], env=os.environ | _OFFLINE, check=False).returncode
+    if code:
+        raise SystemExit(code)
+
+
+def _held_out(source: Path, shards: Path) -> tuple[list[str], list[str]]:
+    """Returns the first held-out pictures and the names of what they show."""
+    classes = Classes.load(shards)
+    with (source / "LOC_val_solution.csv").open(encoding="utf-8") as file:
+        rows = [row for row, _ in zip(csv.DictReader(file), range(_NUM_PREDICTED), strict=False)]
+    folder = source / "ILSVRC" / "Data" / "CLS-LOC" / "val"
+    pictures = [str(folder / f"{row['ImageId']}.JPEG") for row in rows]
+    wnids = [row["PredictionString"].split()[0] for row in rows]
+    return pictures, [classes.labels[classes.index_of[wnid]] for wnid in wnids]
+
+
+def _summary(run: Path, exported: Path, summary: dict[str, float]) -> str:
+    """Returns what a person wants to know at the end."""
+    return f"""
+Done in {summary["seconds"]:.0f} s: top-1 {summary["top1"]:.2%}, top-5 {summary["top5"]:.2%} \
+on {summary["num_images"]} held-out pictures.
+
+  run folder   {run}
+  log          {run / "logs.md"}
+  plots        {run / "plots"}
+  model        {exported}
+
+Next:
+  make app                                        show the model a picture, in the browser
+  .venv/bin/python train_accelerate.py --help     what can be changed
+  .venv/bin/python shard_imagenet.py --help       pack ImageNet, as Kaggle lays it out
+"""

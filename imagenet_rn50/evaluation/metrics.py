@@ -1,0 +1,86 @@
+"""Exact counts: sums of what was right, divided once at the end (contract 4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+TOP_K = 5
+"""Classes that a model may name for top-5; all of them, where a data set has fewer."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """How often a model was right.
+
+    Attributes:
+        top1: Part of the images whose first class was the true one, in [0, 1].
+        top5: Part of the images whose first five classes held the true one, in [0, 1].
+        loss: Mean cross-entropy, nats.
+        num_images: Number of images counted.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    num_images: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the fields, in order, for a metrics file."""
+        return dict(vars(self))
+
+    def __str__(self) -> str:
+        """Returns a line for people."""
+        return (
+            f"top-1 {self.top1:.2%}, top-5 {self.top5:.2%}, loss {self.loss:.4f} "
+            f"on {self.num_images} images"
+        )
+
+
+def top_classes(logits: Tensor) -> Tensor:
+    """Returns the most likely classes of each image, best first.
+
+    Args:
+        logits: (B, C) float.
+
+    Returns:
+        (B, min(5, C)) int64.
+    """
+    return logits.topk(min(TOP_K, logits.shape[1])).indices
+
+
+def count(logits: Tensor, labels: Tensor) -> Tensor:
+    """Counts one batch, on the device where it is.
+
+    Args:
+        logits: (B, C) float.
+        labels: True classes; (B,) int64.
+
+    Returns:
+        (4,) float64: right at first, right among five, summed loss, images. Counts of many batches
+        and of many ranks may be added in any order.
+    """
+    hits = top_classes(logits) == labels[:, None]
+    loss = functional.cross_entropy(logits.float(), labels, reduction="none")
+    sums = [hits[:, 0].sum(), hits.any(1).sum(), loss.double().sum(), torch.ones_like(labels).sum()]
+    return torch.stack([value.double() for value in sums])
+
+
+def accuracy_of(counts: Tensor, expected_images: int) -> Accuracy:
+    """Divides summed counts, once.
+
+    Args:
+        counts: Sum of `count` over all batches of all ranks; (4,) float64.
+        expected_images: Size of the split, which every evaluation covers exactly once.
+
+    Raises:
+        RuntimeError: When another number of images was counted; no accuracy is better than that.
+    """
+    first, five, loss, images = counts.tolist()
+    if images != expected_images:
+        raise RuntimeError(f"counted {images:.0f} images instead of {expected_images}")
+    return Accuracy(first / images, five / images, loss / images, int(images))

@@ -1,0 +1,79 @@
+"""metrics.jsonl, the truth about a run, and the journal that writes it.
+
+Each line is one JSON object with a `kind` and the `samples_seen` and `epoch` that it speaks of:
+
+    start        this process began or went on: versions, device, ranks, precision
+    train        since the last such line: mean loss, num_images, images_per_second, seconds, and
+                 data_wait, the part of them spent waiting for the loader; learning rate, lr
+    validation   top1 and top5 in [0, 1], loss, num_images, seconds, is_best
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import write_text
+
+FILE_NAME = "metrics.jsonl"
+START, TRAIN, VALIDATION = "start", "train", "validation"
+
+
+def read_metrics(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """Returns the lines of a run's metrics.jsonl, oldest first.
+
+    Args:
+        run: The run folder.
+        kind: Only lines of this kind; None for all.
+
+    Raises:
+        InputError: When there is no such file, or a line but an unfinished last one is broken.
+    """
+    path = run / FILE_NAME
+    if not path.is_file():
+        raise InputError(f"{run} holds no metrics", expected=f"{path}, written by training")
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    if text and not text.endswith("\n"):
+        lines.pop()  # cut by a kill in the middle of a write
+    try:
+        records: list[dict[str, Any]] = [json.loads(line) for line in lines]
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} has a broken line", found=str(error)) from None
+    return [record for record in records if kind in {None, record["kind"]}]
+
+
+class Journal:
+    """Writes a run's metrics as they come; a single rank does.
+
+    Args:
+        run: The run folder.
+        samples_seen: Where the run goes on. Lines of steps after that, which a kill left behind
+            and which will now be run again, are removed.
+    """
+
+    def __init__(self, run: Path, samples_seen: int) -> None:
+        self._run = run
+        path = run / FILE_NAME
+        if path.is_file():
+            kept = [r for r in read_metrics(run) if r["samples_seen"] <= samples_seen]
+            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, kind: str, samples_seen: int, epoch: float, /, **values: Any) -> None:
+        """Appends one line, at once."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        record = {"kind": kind, "samples_seen": samples_seen, "epoch": epoch, "time": now}
+        self._file.write(json.dumps(record | values) + "\n")
+        self._file.flush()
+
+    def best_top1(self) -> float:
+        """Returns the best validation top-1 so far, in [0, 1]; -1 before the first."""
+        return max((float(r["top1"]) for r in read_metrics(self._run, VALIDATION)), default=-1.0)
+
+    def close(self) -> None:
+        """Closes metrics.jsonl."""
+        self._file.close()

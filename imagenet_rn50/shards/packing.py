@@ -1,0 +1,225 @@
+"""Packing: a source becomes shards, a manifest, and what other readers need beside them.
+
+The manifest is written last. As long as it is missing, `.packing` in the same folder holds what the
+next run needs to go on.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.console import progress_bar, say
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import require_free_space, write_json
+from imagenet_rn50.shards import manifest as manifests
+from imagenet_rn50.shards.manifest import Manifest, Split
+from imagenet_rn50.shards.options import PackOptions
+from imagenet_rn50.shards.plan import Plan, ShardTask, make_plan
+from imagenet_rn50.shards.shard import ShardRecord
+from imagenet_rn50.shards.sources.base import Source
+from imagenet_rn50.shards.state import FOLDER as STATE_FOLDER
+from imagenet_rn50.shards.state import PackingState, describe_difference
+from imagenet_rn50.shards.verify import verify
+from imagenet_rn50.shards.workers import make_shards
+
+INFO_NAME = "_info.json"
+# What tar headers, labels and restart markers add to a picture, at most, in bytes and as a factor.
+_OVERHEAD_BYTES = 4096
+_RESTART_GROWTH = 1.05
+
+
+@dataclass(frozen=True)
+class Packed:
+    """How a packing ended.
+
+    Args:
+        manifest: What stands in the output folder.
+        num_made: How many shards this run made.
+        num_kept: How many an earlier run had made.
+    """
+
+    manifest: Manifest
+    num_made: int
+    num_kept: int
+
+
+def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) -> Packed:
+    """Packs a source into shards; goes on where an earlier run was cut short.
+
+    Args:
+        source: The pictures.
+        out: The folder for shards and manifest; made when missing.
+        options: How to pack.
+        num_workers: How many processes; has no influence on any byte.
+
+    Returns:
+        What stands in `out` now.
+
+    Raises:
+        InputError: When `out` holds something else, the disk is too small, or a picture is bad.
+    """
+    plan = make_plan(source, options)
+    identity = _identity(source, plan, options)
+    if (out / manifests.FILE_NAME).is_file():
+        return _already_packed(out, identity)
+    _require_usable_folder(out, plan)
+    space = _space_needed(plan.tasks, options)
+    require_free_space(out, space - _bytes_present(out, plan), "packing")
+    state = PackingState(out)
+    with state.locked():
+        state.adopt(identity)
+        state.remove_leftovers()
+        records, num_kept = _make_all(plan, out, state, num_workers)
+        manifest = _manifest_of(options, identity, [records[task.name] for task in plan.tasks])
+        _write_beside(out, source.classes, manifest)
+        manifest.save(out)
+        state.forget()
+    return Packed(manifest, num_made=len(plan.tasks) - num_kept, num_kept=num_kept)
+
+
+def _identity(source: Source, plan: Plan, options: PackOptions) -> dict[str, Any]:
+    """Returns what decides the bytes of all shards.
+
+    What to do with bad pictures is not among it: a shard without any is the same either way.
+    """
+    chosen = {name: value for name, value in options.as_dict().items() if name != "on_bad"}
+    return {**chosen, "layout": source.layout, "source_sha256": plan.source_sha256}
+
+
+def _already_packed(out: Path, identity: dict[str, Any]) -> Packed:
+    """Checks a finished output against what is asked for; makes nothing."""
+    manifest = Manifest.load(out)
+    if manifest.options != identity:
+        raise InputError(
+            f"{out} holds the shards of another packing",
+            expected="the same source and options as before",
+            found=describe_difference(manifest.options, identity),
+            fix="give another --out, or delete that folder",
+        )
+    findings = verify(out, quick=True)
+    if findings:
+        raise InputError(
+            f"{out} was packed before, but is no longer whole",
+            expected="the files that its manifest describes",
+            found="; ".join(str(finding) for finding in findings[:3]),
+            fix=f"restore them, or delete {out / manifests.FILE_NAME} and its shards to pack anew",
+        )
+    num_shards = sum(len(split.shards) for split in manifest.splits.values())
+    return Packed(manifest, num_made=0, num_kept=num_shards)
+
+
+def _require_usable_folder(out: Path, plan: Plan) -> None:
+    """Refuses to write over shards that nobody remembers."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is not a folder", found="a file", fix="give another --out")
+    if (out / STATE_FOLDER).is_dir():
+        return
+    if taken := [task.name for task in plan.tasks if (out / task.name).exists()]:
+        raise InputError(
+            f"{out} holds {taken[0]} already, without a manifest",
+            expected="an empty folder, or one that an earlier run of pack began",
+            fix=f"give another --out, or index them: python shard_imagenet.py index --shards {out}",
+        )
+
+
+def _space_needed(tasks: tuple[ShardTask, ...], options: PackOptions) -> int:
+    """Estimates from above how many bytes the shards will take."""
+    growth = _RESTART_GROWTH if options.restart_blocks else 1.0
+    return sum(
+        int(picture.length * growth) + _OVERHEAD_BYTES
+        for task in tasks
+        for picture in task.pictures
+    )
+
+
+def _bytes_present(out: Path, plan: Plan) -> int:
+    """Returns how many bytes earlier runs have written."""
+    paths = (out / task.name for task in plan.tasks)
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _make_all(
+    plan: Plan, out: Path, state: PackingState, num_workers: int
+) -> tuple[dict[str, ShardRecord], int]:
+    """Makes the shards that are not finished yet.
+
+    Returns:
+        The record of every shard by its name, and how many of them were kept.
+    """
+    records = {
+        task.name: record for task in plan.tasks if (record := state.finished(task)) is not None
+    }
+    num_kept = len(records)
+    if num_kept:
+        say(f"{num_kept} of {len(plan.tasks)} shards were finished before and are kept")
+    missing = [task for task in plan.tasks if task.name not in records]
+    num_pictures = sum(len(task.pictures) for task in plan.tasks)
+    num_done = num_pictures - sum(len(task.pictures) for task in missing)
+    try:
+        with progress_bar(total=num_pictures, initial=num_done, description="packing") as bar:
+            for record in make_shards(missing, out, num_workers, bar):
+                state.save(record)
+                records[record.shard.name] = record
+    except KeyboardInterrupt:
+        say(
+            f"Stopped. {len(records)} of {len(plan.tasks)} shards are finished and kept in {out}; "
+            "the same command goes on from there."
+        )
+        raise
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise InputError(
+            f"the disk is full: {os.strerror(errno.ENOSPC)} while packing into {out}",
+            expected="space for the rest of the shards",
+            found=f"{len(records)} of {len(plan.tasks)} shards finished and kept",
+            fix="free some space and give the same command again",
+        ) from None
+    return records, num_kept
+
+
+def _manifest_of(
+    options: PackOptions, identity: dict[str, Any], records: list[ShardRecord]
+) -> Manifest:
+    """Makes the manifest from the records of all shards, in their order."""
+    splits: dict[str, Split] = {}
+    for name in (manifests.TRAIN, manifests.VALIDATION):
+        chosen = [record for record in records if record.split == name]
+        rows = [row for record in chosen for row in record.rows]
+        if chosen:
+            splits[name] = Split(
+                shards=tuple(record.shard for record in chosen),
+                offsets=np.array([row.offset for row in rows], dtype=np.int64),
+                lengths=np.array([row.length for row in rows], dtype=np.int32),
+                labels=np.array([row.label for row in rows], dtype=np.int32),
+                keys=np.array([row.key.encode() for row in rows], dtype=np.bytes_),
+            )
+    return Manifest(dataset=options.dataset, options=identity, splits=splits)
+
+
+def _write_beside(out: Path, classes: Classes, manifest: Manifest) -> None:
+    """Writes what other readers need beside the shards."""
+    classes.save(out)
+    write_json(out / INFO_NAME, timm_info(manifest))
+
+
+def timm_info(manifest: Manifest) -> dict[str, Any]:
+    """Returns the content of `_info.json`, from which timm takes the lengths of shards."""
+    return {
+        "splits": {
+            name: {
+                "name": name,
+                "num_samples": split.num_samples,
+                "filenames": [shard.name for shard in split.shards],
+                "shard_lengths": [shard.num_samples for shard in split.shards],
+            }
+            for name, split in manifest.splits.items()
+        }
+    }

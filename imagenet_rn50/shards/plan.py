@@ -1,0 +1,127 @@
+"""The plan: which picture goes into which shard, decided before anything is read.
+
+A pure function of source, options and seed, so that workers and restarts change nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
+from imagenet_rn50.shards.options import PackOptions
+from imagenet_rn50.shards.sources.base import Picture, Source
+
+# As others pack ImageNet: 1,281,167 pictures in 1,024 shards and 50,000 in 64.
+_PICTURES_A_SHARD = {TRAIN: 1251, VALIDATION: 781}
+# Each split is permuted on its own, whether or not the other one exists.
+_STREAM = {TRAIN: 0, VALIDATION: 1}
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to be made: everything that a worker needs.
+
+    Args:
+        split: `train` or `validation`.
+        name: The shard's file name.
+        root: The source's folder.
+        layout: How the source is laid out.
+        wnids: The wnid of each class index.
+        pictures: What goes into it, in this order.
+        options: How.
+    """
+
+    split: str
+    name: str
+    root: str
+    layout: str
+    wnids: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    options: PackOptions
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards to be made, and the identity of the whole.
+
+    Args:
+        tasks: The shards, training first.
+        source_sha256: Over every picture's key, class, place and size, and the classes' names.
+        source_bytes: How large all pictures of the source are together.
+    """
+
+    tasks: tuple[ShardTask, ...]
+    source_sha256: str
+    source_bytes: int
+
+
+def make_plan(source: Source, options: PackOptions) -> Plan:
+    """Decides what goes where.
+
+    Raises:
+        InputError: When more shards are asked for than there are pictures.
+    """
+    asked = {TRAIN: options.train_shards, VALIDATION: options.validation_shards}
+    digest = hashlib.sha256(json.dumps([source.classes.wnids, source.classes.names]).encode())
+    tasks: list[ShardTask] = []
+    source_bytes = 0
+    for split, pictures in sorted(source.splits.items()):
+        for picture in pictures:
+            digest.update(f"{split} {json.dumps(picture)}\n".encode())
+            source_bytes += picture.length
+        num_shards = _num_shards(split, len(pictures), asked[split])
+        order = permutation(len(pictures), seed=options.seed, stream=_STREAM[split])
+        for shard, chosen in enumerate(np.array_split(order, num_shards)):
+            task = ShardTask(
+                split=split,
+                name=shard_name(options.dataset, split, shard, num_shards),
+                root=str(source.root),
+                layout=source.layout,
+                wnids=source.classes.wnids,
+                pictures=tuple(pictures[index] for index in chosen),
+                options=options,
+            )
+            tasks.append(task)
+    return Plan(tasks=tuple(tasks), source_sha256=digest.hexdigest(), source_bytes=source_bytes)
+
+
+def permutation(size: int, *, seed: int, stream: int) -> NDArray[np.intp]:
+    """Returns a permutation of 0..size-1 that no release of numpy may change.
+
+    numpy promises that a bit generator's raw numbers stay the same, which it does not promise of
+    `Generator.permutation`; so the order is that of raw numbers.
+
+    Args:
+        size: How many numbers.
+        seed: The packing seed.
+        stream: The number of the split, so that splits are permuted on their own.
+
+    Returns:
+        The permutation; (size,) int.
+    """
+    raw = np.random.PCG64(np.random.SeedSequence([seed, stream])).random_raw(size)
+    return np.argsort(raw, kind="stable")
+
+
+def shard_name(dataset: str, split: str, number: int, num_shards: int) -> str:
+    """Returns a shard's name, as other readers expect it: `imagenet1k-train-0412.tar`."""
+    width = max(2, len(str(num_shards - 1)))
+    return f"{dataset}-{split}-{number:0{width}d}.tar"
+
+
+def _num_shards(split: str, num_pictures: int, asked: int | None) -> int:
+    """Returns how many shards a split gets."""
+    if asked is None:
+        return max(1, round(num_pictures / _PICTURES_A_SHARD[split]))
+    if not 1 <= asked <= num_pictures:
+        raise InputError(
+            f"{asked} {split} shards cannot be made of {num_pictures} pictures",
+            expected=f"1 to {num_pictures} shards",
+        )
+    return asked

@@ -1,0 +1,157 @@
+"""One shard: read its pictures, prepare them, write the tar, remember what went in."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import atomic_file, write_text
+from imagenet_rn50.shards.images import BadPictureError, Prepared, prepare
+from imagenet_rn50.shards.manifest import Shard
+from imagenet_rn50.shards.plan import ShardTask
+from imagenet_rn50.shards.sources.base import Picture
+from imagenet_rn50.shards.sources.reading import read_pictures
+from imagenet_rn50.shards.tar import TarWriter
+
+# Called after each picture with the number of bytes read.
+Tick = Callable[[int], None]
+
+
+class Row(NamedTuple):
+    """One packed sample, as the manifest and the audit need it."""
+
+    key: str
+    label: int
+    offset: int
+    length: int
+    crc32: int
+    width: int
+    height: int
+
+
+class Remark(NamedTuple):
+    """A picture that was changed or left out, and why."""
+
+    path: str
+    key: str
+    label: int
+    reason: str
+
+
+@dataclass
+class ShardRecord:
+    """What a finished shard holds.
+
+    Args:
+        split: `train` or `validation`.
+        shard: Name, size and hash of the tar.
+        rows: Its samples, in their order.
+        changed: Pictures whose bytes were repaired.
+        left_out: Pictures that could not be used.
+    """
+
+    split: str
+    shard: Shard
+    rows: list[Row] = field(default_factory=list)
+    changed: list[Remark] = field(default_factory=list)
+    left_out: list[Remark] = field(default_factory=list)
+
+    def save(self, path: Path) -> None:
+        """Writes the record as JSON, whole or not at all."""
+        write_text(path, json.dumps(asdict(self), ensure_ascii=False))
+
+    @classmethod
+    def load(cls, path: Path) -> ShardRecord:
+        """Reads a record that `save` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError, OSError: When it is missing or is something else.
+        """
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            split=content["split"],
+            shard=Shard(**content["shard"]),
+            rows=[Row(*row) for row in content["rows"]],
+            changed=[Remark(*remark) for remark in content["changed"]],
+            left_out=[Remark(*remark) for remark in content["left_out"]],
+        )
+
+
+def make_shard(task: ShardTask, folder: Path, tick: Tick) -> ShardRecord:
+    """Writes one shard into `folder`, whole or not at all.
+
+    Args:
+        task: What goes into it.
+        folder: Where it shall stand.
+        tick: Called after each picture.
+
+    Returns:
+        What went in.
+
+    Raises:
+        InputError: When a picture cannot be used and the options say to stop.
+        OSError: When the disk is full, or the source cannot be read.
+    """
+    rows: list[Row] = []
+    changed: list[Remark] = []
+    left_out: list[Remark] = []
+    with atomic_file(folder / task.name) as file:
+        tar = TarWriter(file)
+        for picture, raw in read_pictures(task):
+            try:
+                prepared = prepare(raw, task.options)
+            except BadPictureError as error:
+                left_out.append(_left_out(task, picture, str(error)))
+            else:
+                rows.append(_add_sample(tar, task, picture, prepared))
+                changed += (
+                    Remark(picture.path, picture.key, picture.label, change)
+                    for change in prepared.changes
+                )
+            tick(len(raw))
+        sha256 = tar.close()
+    shard = Shard(name=task.name, num_samples=len(rows), num_bytes=tar.num_bytes, sha256=sha256)
+    return ShardRecord(task.split, shard, rows, changed, left_out)
+
+
+def _add_sample(tar: TarWriter, task: ShardTask, picture: Picture, prepared: Prepared) -> Row:
+    """Appends the members of one sample."""
+    offset = tar.add(f"{picture.key}.jpg", prepared.jpeg)
+    tar.add(f"{picture.key}.cls", str(picture.label).encode("ascii"))
+    if task.options.metadata:
+        facts = {
+            "key": picture.key,
+            "label": picture.label,
+            "wnid": task.wnids[picture.label],
+            "width": prepared.width,
+            "height": prepared.height,
+            "source": picture.path,
+            "changes": prepared.changes,
+        }
+        tar.add(f"{picture.key}.json", json.dumps(facts, ensure_ascii=False).encode("utf-8"))
+    return Row(
+        key=picture.key,
+        label=picture.label,
+        offset=offset,
+        length=len(prepared.jpeg),
+        crc32=zlib.crc32(prepared.jpeg),
+        width=prepared.width,
+        height=prepared.height,
+    )
+
+
+def _left_out(task: ShardTask, picture: Picture, reason: str) -> Remark:
+    """Returns the remark on a bad picture, or stops the run."""
+    if task.options.on_bad == "stop":
+        raise InputError(
+            f"the picture {picture.path} (key {picture.key}) cannot be used",
+            expected="a JPEG or PNG that decodes whole",
+            found=reason,
+            fix="replace the file, or leave such pictures out: --on-bad skip",
+        )
+    return Remark(picture.path, picture.key, picture.label, reason)

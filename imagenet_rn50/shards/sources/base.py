@@ -1,0 +1,113 @@
+"""What every source hands over: a list of pictures a split, and the classes.
+
+A picture is named by where its bytes stand, so that packing reads them in place: a whole file, or a
+stretch of a tar, or a row of a parquet file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.errors import InputError
+
+PICTURE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
+
+
+class Picture(NamedTuple):
+    """One labelled picture of a source.
+
+    Args:
+        key: Its WebDataset key: distinct in its split, without dots.
+        label: Class index.
+        path: The file that holds it, relative to the source's folder.
+        offset: Where it begins in that file, in bytes; in a parquet file the number of its row.
+        length: How many bytes it has; in a parquet file an estimate.
+    """
+
+    key: str
+    label: int
+    path: str
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as somebody handed it over.
+
+    Args:
+        root: Its folder.
+        layout: `kaggle`, `imagefolder`, `official` or `parquet`.
+        classes: Its classes, by index.
+        splits: Its pictures by split, `train` and `validation`, each in a fixed order.
+    """
+
+    root: Path
+    layout: str
+    classes: Classes
+    splits: dict[str, list[Picture]]
+
+    def __post_init__(self) -> None:
+        """Checks that there is something to pack.
+
+        Raises:
+            InputError: When there are no pictures at all.
+        """
+        if not any(self.splits.values()):
+            raise InputError(
+                f"the source {self.root} holds no pictures",
+                expected=f"files ending in {', '.join(sorted(PICTURE_SUFFIXES))}",
+            )
+
+
+class Listed(NamedTuple):
+    """A picture as a listing finds it, before it has a key: see `with_keys`."""
+
+    stem: str
+    wnid: str
+    path: str
+    offset: int
+    length: int
+
+
+def is_picture(name: str) -> bool:
+    """Says whether a file of that name counts as a picture; hidden files do not."""
+    return not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES
+
+
+def with_keys(listed: Iterable[Listed], classes: Classes) -> list[Picture]:
+    """Gives each picture its class index and a key of its own.
+
+    The key is the file's name without its ending. WebDataset ends a key at the first dot, so other
+    dots become underscores. Names that then repeat (ImageFolder may have a `1.jpg` in every class)
+    get their wnid in front, and a running number if that is still not enough.
+
+    Args:
+        listed: The pictures of one split, in a fixed order.
+        classes: The classes that their wnids belong to.
+
+    Returns:
+        As many pictures, in the same order.
+    """
+    rows = list(listed)
+    stems = [row.stem.replace(".", "_") for row in rows]
+    counts = Counter(stems)
+    taken = {stem for stem, count in counts.items() if count == 1}
+    pictures = []
+    for row, stem in zip(rows, stems, strict=True):
+        key = stem
+        if counts[stem] > 1:
+            base = key = f"{row.wnid.replace('.', '_')}_{stem}"
+            number = 1
+            while key in taken:
+                number += 1
+                key = f"{base}-{number}"
+            taken.add(key)
+        label = classes.index_of[row.wnid]
+        pictures.append(Picture(key, label, row.path, row.offset, row.length))
+    return pictures

@@ -1,0 +1,33 @@
+"""Reads the bytes of a shard's pictures from wherever the source keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.shards.plan import ShardTask
+from imagenet_rn50.shards.sources.base import Picture
+
+
+def read_pictures(task: ShardTask) -> Iterator[tuple[Picture, bytes]]:
+    """Yields the task's pictures and their bytes, in the task's order.
+
+    Raises:
+        InputError: When a file has vanished or changed its size since it was listed.
+    """
+    root = Path(task.root)
+    for picture in task.pictures:
+        try:
+            with (root / picture.path).open("rb", buffering=0) as file:
+                file.seek(picture.offset)
+                content = file.read(picture.length)
+        except FileNotFoundError:
+            content = None
+        if content is None or len(content) != picture.length:
+            raise InputError(
+                f"the source changed while it was read: {root / picture.path}",
+                expected=f"{picture.length} bytes at offset {picture.offset}",
+                found="no such file" if content is None else f"{len(content)} bytes",
+            )
+        yield picture, content

@@ -1,0 +1,1 @@
+"""Training: fit (the loop), schedules, optimizer, checkpoints, journal."""

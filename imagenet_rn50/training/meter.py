@@ -1,0 +1,74 @@
+"""The meter: what happened between two lines of the journal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from imagenet_rn50.evaluation.validate import Reduce
+
+
+class Meter:
+    """Adds up losses on the device and times on the clock; reading it starts it anew.
+
+    Args:
+        device: Where the losses are.
+        world_size: Number of ranks.
+    """
+
+    def __init__(self, device: torch.device, world_size: int) -> None:
+        self._device = device
+        self._world_size = world_size
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets everything so far."""
+        self.num_steps = 0
+        self._num_images = 0
+        self._loss = torch.zeros((), device=self._device)
+        self._waited = 0.0
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the body's time as waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
+
+    def after_step(self, losses: list[Tensor], num_images: int) -> None:
+        """Adds one optimizer step.
+
+        Args:
+            losses: Mean loss of each micro batch of this rank, scalars on the device.
+            num_images: Images in the step, all ranks together.
+        """
+        self._loss += torch.stack(losses).mean()
+        self.num_steps += 1
+        self._num_images += num_images
+
+    def read(self, reduce: Reduce) -> dict[str, float]:
+        """Returns what happened since the last reading; every rank calls it.
+
+        Args:
+            reduce: Adds a tensor up over all ranks.
+
+        Returns:
+            Mean `loss` over all ranks, nats; `num_images` and `images_per_second`, all ranks
+            together; `data_wait`, part of this rank's time, in [0, 1]; `seconds`.
+        """
+        loss = reduce(self._loss).item() / (self.num_steps * self._world_size)  # waits for device
+        seconds = time.perf_counter() - self._began
+        line = {
+            "loss": loss,
+            "num_images": self._num_images,
+            "images_per_second": self._num_images / seconds,
+            "data_wait": self._waited / seconds,
+            "seconds": seconds,
+        }
+        self.restart()
+        return line

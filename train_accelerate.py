@@ -1,0 +1,82 @@
+r"""Trains from shards under `accelerate launch`: parses, makes recipe and Accelerator, fits.
+
+Kept short on purpose: the logic is in `imagenet_rn50.training`, where it is tested.
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml train_accelerate.py \
+        --recipe digits --shards data/digits/shards --run runs/digits --optimizer.lr 0.1
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import ValidationError
+
+from imagenet_rn50.errors import InputError, exit_on_input_error
+from imagenet_rn50.recipe import Recipe, explain, load_recipe
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Trains a model from shards, going on where the run folder stands.
+
+    Every field of the recipe can be changed on the command line: --optimizer.lr 0.1
+    """
+
+    shards: Path
+    """Folder that shard_imagenet.py wrote."""
+    run: Path
+    """Run folder: created, or gone on with."""
+    hyperparameters: Annotated[Recipe, tyro.conf.arg(name="")]
+    """Changes to the recipe."""
+    recipe: str = "digits"
+    """Name of a recipe that ships with the package, or a YAML file."""
+    workers: int = min(8, os.cpu_count() or 1)
+    """Loader processes of each rank."""
+
+
+def parse(arguments: list[str]) -> Arguments:
+    """Reads the command line; the recipe it names gives the defaults of all hyperparameters.
+
+    Args:
+        arguments: The command line, without the program's name.
+
+    Raises:
+        InputError: When there is no such recipe, or it is not valid.
+        SystemExit: With code 0 after --help, 2 when an argument is wrong.
+    """
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", default="digits")
+    recipe = load_recipe(first.parse_known_args(arguments)[0].recipe)
+    defaults = Arguments(shards=tyro.MISSING, run=tyro.MISSING, hyperparameters=recipe)
+    try:
+        return tyro.cli(Arguments, args=arguments, default=defaults)
+    except ValidationError as error:
+        raise InputError(f"the changes make no valid recipe: {explain(error)}") from None
+
+
+def main() -> None:
+    """Trains as the command line says."""
+    with exit_on_input_error():
+        arguments = parse(sys.argv[1:])
+
+        # After parsing, so that --help and mistakes answer at once.
+        from imagenet_rn50.training.fit import fit, make_accelerator
+
+        fit(
+            arguments.hyperparameters,
+            arguments.shards,
+            arguments.run,
+            make_accelerator(),
+            arguments.workers,
+        )
+
+
+if __name__ == "__main__":
+    main()
