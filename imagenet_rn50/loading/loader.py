@@ -108,11 +108,22 @@ class Loader:
             except StopIteration:
                 return
             except InputError as error:
+                self.close()
                 raise _of_worker(error) from None
             self._waited += perf_counter() - asked
             self._images += len(batch.indices)
             self._count_substitutions(batch)
             yield batch
+
+    def close(self) -> None:
+        """Stops the workers; a later pass starts new ones.
+
+        Without it they end with the loader, if its memory is freed at once, or some seconds later.
+        """
+        data_loader = self.web_loader.pipeline[0]
+        if data_loader._iterator is not None:
+            data_loader._iterator._shutdown_workers()
+            data_loader._iterator = None
 
     def rates(self) -> Rates:
         """Returns how fast the loader was since the last call, or since the pass began."""

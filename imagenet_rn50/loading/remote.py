@@ -13,6 +13,7 @@ import os
 import random
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -21,6 +22,7 @@ from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import sync_folder
 
 _CHUNK_BYTES = 8 << 20
+_WEB = frozenset({"http", "https"})
 
 log = logging.getLogger(__name__)
 
@@ -161,41 +163,48 @@ class RemoteFolder:
 def _open(address: str, scheme: str, timeout: float, num_bytes: int | None) -> Any:
     """Opens a remote file for streaming.
 
-    The file system is a fresh one: cached ones neither survive a fork nor forget a listing.
-
     Raises:
         InputError: When fsspec does not know the scheme, or lacks a package for it.
     """
+    filesystem = _filesystem(scheme, timeout, os.getpid())
+    filesystem.invalidate_cache()
+    if scheme in _WEB:
+        # Without blocks it streams, and where the size is known it need not ask for it first.
+        return filesystem.open(address, "rb", block_size=0, size=num_bytes)
+    return filesystem.open(address, "rb", cache_type="none")
+
+
+@cache
+def _filesystem(scheme: str, timeout: float, process: int) -> Any:
+    """Returns this process's own file system.
+
+    One of the parent's does not work after a fork; it must not even be freed there, for that would
+    wait for a thread that the fork left behind. Being cached, it never is.
+    """
     import fsspec
 
-    settings, options = _settings(scheme, timeout, num_bytes)
     try:
-        filesystem = fsspec.filesystem(scheme, skip_instance_cache=True, **settings)
+        return fsspec.filesystem(scheme, skip_instance_cache=True, **_settings(scheme, timeout))
     except (ImportError, ValueError) as error:
         raise InputError(
             f"shards cannot be read from {scheme}://",
             expected="a scheme that fsspec knows, and the package that it needs",
             found=str(error),
         ) from None
-    return filesystem.open(address, "rb", **options)
 
 
-def _settings(
-    scheme: str, timeout: float, num_bytes: int | None
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the settings of a file system, and the options of opening a file to stream it."""
-    if scheme in {"http", "https"}:
+def _settings(scheme: str, timeout: float) -> dict[str, Any]:
+    """Returns the settings that make a file system give up on a silent server."""
+    if scheme in _WEB:
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
-        # Where the size is known, nobody need ask for it first.
-        return {"client_kwargs": {"timeout": limits}}, {"block_size": 0, "size": num_bytes}
+        return {"client_kwargs": {"timeout": limits}}
     if scheme == "s3":
-        # Retries are ours, so that they are counted once.
         limits_of_s3 = {"connect_timeout": timeout, "read_timeout": timeout}
-        settings = {"config_kwargs": {**limits_of_s3, "retries": {"max_attempts": 1}}}
-        return settings, {"cache_type": "none"}
-    return {}, {"cache_type": "none"}
+        # Retries are ours, so that they are counted once.
+        return {"config_kwargs": {**limits_of_s3, "retries": {"max_attempts": 1}}}
+    return {}
 
 
 def _kind(error: BaseException) -> str:

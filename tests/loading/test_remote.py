@@ -251,6 +251,7 @@ def bucket(source, monkeypatch):
     client.create_bucket(Bucket="pictures")
     for path in Path(source).iterdir():
         client.put_object(Bucket="pictures", Key=f"sets/{path.name}", Body=path.read_bytes())
+    remote._filesystem.cache_clear()  # it knows the last test's server
     yield client
     client.close()
     server.stop()
