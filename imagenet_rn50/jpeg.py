@@ -17,6 +17,10 @@ from imagenet_rn50.restart import Box, cut
 
 _MAX_BYTES = 3 * 179_000_000  # beyond what Pillow decodes: a bomb, or damaged
 _DCT_FACTORS = (8, 4, 2)
+# Shrinking in the DCT averages more sharply than antialiased resizing. Over real photos the result
+# is within half a level of 255 of resizing alone where at least this factor remains for the latter;
+# where the crop is just twice the target, it is two levels off.
+_DCT_HEADROOM = 2.25
 
 
 def decode(jpeg: bytes) -> NDArray[np.uint8]:
@@ -43,10 +47,10 @@ def dct_factor(box: Box, size: tuple[int, int]) -> int:
         size: Height and width that the box will be resized to, px.
 
     Returns:
-        The largest of 8, 4, 2 and 1 that leaves the box at least as large as `size`.
+        The largest of 8, 4, 2 and 1 that changes the result by no more than can be neglected.
     """
-    fits = (f for f in _DCT_FACTORS if box[2] >= f * size[0] and box[3] >= f * size[1])
-    return next(fits, 1)
+    scale = min(box[2] / size[0], box[3] / size[1])
+    return next((f for f in _DCT_FACTORS if scale >= f * _DCT_HEADROOM), 1)
 
 
 def decode_box(
