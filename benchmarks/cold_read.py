@@ -1,4 +1,4 @@
-"""Reading samples in training order from a cold disk, beside plain sequential reading of all shards.
+"""Reading samples in training order from a cold disk, beside sequential reading of the shards.
 
     python -m benchmarks.cold_read --folder data/bench-cold
 
