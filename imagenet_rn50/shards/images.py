@@ -12,7 +12,7 @@ import warnings
 from dataclasses import dataclass, replace
 
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from imagenet_rn50.jpeg_header import JpegError, JpegHeader, is_jpeg, read_header
 from imagenet_rn50.shards.jpegtran import JpegtranError, add_restart_markers
@@ -109,6 +109,8 @@ def decode(content: bytes) -> Image.Image:
             return picture if picture.mode == "L" else picture.convert("RGB")
     except BadPictureError:
         raise
+    except UnidentifiedImageError:  # whose message holds an address in memory
+        raise BadPictureError("cannot be decoded: no JPEG or PNG that is known") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadPictureError(f"cannot be decoded: {error}") from None
 
