@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
 
 # A terminal is redrawn ten times a second; a log file gets a line every ten seconds.
-_REDRAW_SECONDS = 0.1 if sys.stderr.isatty() else 10.0
+_ON_TERMINAL = sys.stderr.isatty()
+_REDRAW_SECONDS = 0.1 if _ON_TERMINAL else 10.0
 
 
 def progress_bar(
@@ -26,7 +28,7 @@ def progress_bar(
     Returns:
         A bar; call `update(n)` on it and use it as a context manager.
     """
-    return tqdm(
+    return _Bar(
         total=total,
         initial=initial,
         desc=f"{description:<10}",
@@ -42,5 +44,23 @@ def progress_bar(
 
 def say(text: str) -> None:
     """Prints a line without tearing a progress bar that is on the screen."""
-    tqdm.write(text, file=sys.stdout)
+    if _ON_TERMINAL:
+        tqdm.write(text, file=sys.stdout)
+    else:
+        print(text)
     sys.stdout.flush()
+
+
+class _Bar(tqdm):  # type: ignore[type-arg]
+    """A bar that is redrawn in place on a terminal, and written line by line into a log."""
+
+    @staticmethod
+    def status_printer(file: Any) -> Callable[[str], None]:
+        if _ON_TERMINAL:
+            return tqdm.status_printer(file)
+
+        def print_line(status: str) -> None:
+            if status.strip():
+                print(status, file=file, flush=True)
+
+        return print_line

@@ -5,9 +5,17 @@ It is the ResNet v1.5 of torchvision (stride on the 3x3), with the same initiali
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from torch import Tensor, nn
-from transformers import BitImageProcessor, ResNetConfig, ResNetForImageClassification
+from transformers import (
+    AutoModelForImageClassification,
+    BitImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+)
 from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetBottleNeckLayer
+from transformers.utils import logging
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.recipe import DataRecipe, ModelRecipe
@@ -52,6 +60,13 @@ def build_processor(data: DataRecipe) -> BitImageProcessor:
         image_std=list(data.std),
         do_convert_rgb=True,
     )
+
+
+def load_exported(folder: Path) -> nn.Module:
+    """Loads an exported folder as anybody would, in evaluation mode."""
+    logging.disable_progress_bar()  # it is read in a moment
+    model: nn.Module = AutoModelForImageClassification.from_pretrained(folder)
+    return model.eval()
 
 
 def logits_of(model: nn.Module, pictures: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class RunningStatistics:
         buffers = [b for layer in self._layers for b in (layer.running_mean, layer.running_var)]
         tensors = [buffer for buffer in buffers if buffer is not None]
         flat = reduce(torch.cat([tensor.flatten() for tensor in tensors])) / self._world_size
-        parts = flat.split([tensor.numel() for tensor in tensors])
+        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
         _copy_all(tensors, parts)
 
 

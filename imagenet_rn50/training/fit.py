@@ -29,16 +29,17 @@ from imagenet_rn50.loading.order import TrainingOrder
 from imagenet_rn50.loading.transforms import TrainTransform, normalise
 from imagenet_rn50.model import build_model, logits_of
 from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.runs import metrics
+from imagenet_rn50.runs.checkpoints import newest_checkpoint
+from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.runs.metrics import Journal
+from imagenet_rn50.runs.report import draw_plots, write_logs
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Split
-from imagenet_rn50.training import journal as journals
+from imagenet_rn50.training import checkpoint
 from imagenet_rn50.training.batch_norm import RunningStatistics
-from imagenet_rn50.training.checkpoint import Checkpoints
-from imagenet_rn50.training.journal import Journal
 from imagenet_rn50.training.meter import Meter
 from imagenet_rn50.training.optim import build_optimizer, set_learning_rate
 from imagenet_rn50.training.progress import Progress
-from imagenet_rn50.training.report import draw_plots, write_logs
-from imagenet_rn50.training.run_folder import RunFolder
 from imagenet_rn50.training.schedules import learning_rate
 
 _STEPS_PER_LINE = 20  # of metrics.jsonl; reading the loss waits for the device, so not every step
@@ -103,21 +104,22 @@ def fit(
     folder.check(recipe, shards)
 
     torch.manual_seed(recipe.seed)
-    bare = build_model(recipe.model, classes).to(memory_format=torch.channels_last)
+    bare: nn.Module = build_model(recipe.model, classes)
+    bare.to(memory_format=torch.channels_last)
     if accelerator.is_main_process:
         require_free_space(run, _bytes_of_checkpoints(bare), "checkpoints")
         folder.create(recipe, shards, manifest.dataset, classes)
     statistics = RunningStatistics(bare, accumulation, accelerator.num_processes)
     model, optimizer = accelerator.prepare(bare, build_optimizer(bare, recipe.optimizer))
-    checkpoints = Checkpoints(folder.checkpoints)
-    progress = Progress.of(recipe, train.num_samples, checkpoints.restore_newest(accelerator))
+    samples_seen = checkpoint.restore(accelerator, folder.checkpoints)
+    progress = Progress.of(recipe, train.num_samples, samples_seen)
     if progress.finished:
         accelerator.print(f"{run} is finished: {recipe.epochs} epochs. Nothing to train.")
         return
 
     journal = Journal(run, progress.samples_seen) if accelerator.is_main_process else None
     if journal:
-        journal.write(journals.START, progress, **_environment(accelerator))
+        journal.write(metrics.START, samples_seen, progress.epoch, **_environment(accelerator))
     batches = _training_batches(session, progress)
     meter = Meter(accelerator.device, accelerator.num_processes)
     with _progress_bar(progress, accelerator) as bar:
@@ -146,14 +148,18 @@ def fit(
             # Once in a while: read the loss. All ranks take part.
             if meter.num_steps == _STEPS_PER_LINE or progress.samples_seen == epoch_end:
                 line = _read_meter(meter, session, progress)
-                bar.set_postfix_str(_postfix(line, lr))
+                bar.set_postfix_str(_postfix(line, lr), refresh=False)
                 if journal:
-                    journal.write(journals.TRAIN, progress, lr=lr, **line)
+                    journal.write(
+                        metrics.TRAIN, progress.samples_seen, progress.epoch, lr=lr, **line
+                    )
 
             # At the end of each epoch: evaluate, tell, save. All ranks take part.
             if progress.samples_seen == epoch_end:
                 is_best = _evaluate(bare, session, progress, journal)
-                checkpoints.save(accelerator, progress.samples_seen, is_best=is_best)
+                checkpoint.save(
+                    accelerator, folder.checkpoints, progress.samples_seen, is_best=is_best
+                )
                 meter.restart()
     if journal:
         journal.close()
@@ -206,7 +212,7 @@ def _read_meter(meter: Meter, session: Session, progress: Progress) -> dict[str,
     num_steps, line = meter.num_steps, meter.read(session.add_up)
     if not math.isfinite(line["loss"]):
         last = progress.samples_seen // progress.global_batch
-        newest = Checkpoints(session.folder.checkpoints).newest()
+        newest = newest_checkpoint(session.folder.checkpoints)
         raise RuntimeError(
             f"the loss became nan or inf within steps [{last - num_steps + 1}, {last}]; "
             f"the last good checkpoint is {newest.folder if newest else 'none'}"
@@ -240,7 +246,12 @@ def _evaluate(
     is_best = accuracy.top1 > journal.best_top1()
     seconds = time.perf_counter() - began
     journal.write(
-        journals.VALIDATION, progress, seconds=seconds, is_best=is_best, **accuracy.as_dict()
+        metrics.VALIDATION,
+        progress.samples_seen,
+        progress.epoch,
+        **accuracy.as_dict(),
+        seconds=seconds,
+        is_best=is_best,
     )
     say(f"epoch {progress.epoch:.2f}: {accuracy}{', the best so far' * is_best}")
     write_logs(run)

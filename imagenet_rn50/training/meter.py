@@ -58,13 +58,14 @@ class Meter:
             reduce: Adds a tensor up over all ranks.
 
         Returns:
-            Mean `loss` over all ranks, nats; `images_per_second`, all ranks together; `data_wait`,
-            part of this rank's time, in [0, 1]; `seconds`.
+            Mean `loss` over all ranks, nats; `num_images` and `images_per_second`, all ranks
+            together; `data_wait`, part of this rank's time, in [0, 1]; `seconds`.
         """
         loss = reduce(self._loss).item() / (self.num_steps * self._world_size)  # waits for device
         seconds = time.perf_counter() - self._began
         line = {
             "loss": loss,
+            "num_images": self._num_images,
             "images_per_second": self._num_images / seconds,
             "data_wait": self._waited / seconds,
             "seconds": seconds,

@@ -141,6 +141,12 @@ def write_parquet(root: Path, train: int = 12, validation: int = 6) -> Path:
     return root
 
 
+def members_of(tar: tarfile.TarFile) -> dict[str, bytes]:
+    """Returns the content of all files of a tar by name."""
+    files = ((member.name, tar.extractfile(member)) for member in tar)
+    return {name: file.read() for name, file in files if file is not None}
+
+
 def samples_of(folder: Path, split: str) -> dict[str, tuple[int, bytes]]:
     """Returns (label, JPEG) by key, read by the manifest's offsets."""
     chosen = Manifest.load(folder).split(split)

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -76,7 +77,7 @@ def test_sample_draws_a_sheet_of_the_asked_number(shards, tmp_path):
     assert "5 samples" in result.stdout
     with Image.open(out) as sheet:
         assert sheet.format == "PNG"
-        assert sheet.convert("L").getextrema()[0] < 60  # something is drawn on the white
+        assert np.asarray(sheet).min() < 60  # something is drawn on the white
 
 
 def test_sharding_starts_without_torch():

@@ -17,7 +17,7 @@ from tests.shards.helpers import WNIDS, contents, jpeg, samples_of, tar_of, writ
 
 def foreign(folder, number, split="train", spelling="04d", count=4):
     """Writes one shard as others do, with `tarfile`, JSON beside the label, and a folder."""
-    members = {}
+    members: dict[str, bytes] = {}
     for i in range(number * count, (number + 1) * count):
         label = i % 3
         key = f"{WNIDS[label]}_{i}"

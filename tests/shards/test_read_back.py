@@ -7,7 +7,7 @@ import pytest
 from imagenet_rn50.shards.options import PackOptions
 from imagenet_rn50.shards.packing import pack
 from imagenet_rn50.shards.sources.detect import read_source
-from tests.shards.helpers import jpeg, samples_of, write_imagefolder
+from tests.shards.helpers import jpeg, members_of, samples_of, write_imagefolder
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_tarfile_reads_equal_bytes_and_labels(shards, split):
     found = {}
     for path in sorted(shards.glob(f"*-{split}-*.tar")):
         with tarfile.open(path) as tar:
-            members = {m.name: tar.extractfile(m).read() for m in tar}
+            members = members_of(tar)
         for name in members:
             key, _, end = name.rpartition(".")
             if end == "jpg":

@@ -1,10 +1,10 @@
-"""The journal: metrics.jsonl, the truth about a run.
+"""metrics.jsonl, the truth about a run, and the journal that writes it.
 
 Each line is one JSON object with a `kind` and the `samples_seen` and `epoch` that it speaks of:
 
     start        this process began or went on: versions, device, ranks, precision
-    train        since the last such line: mean loss, images_per_second, data_wait (part of the time
-                 spent waiting for the loader, in [0, 1]), seconds; and the learning rate, lr
+    train        since the last such line: mean loss, num_images, images_per_second, seconds, and
+                 data_wait, the part of them spent waiting for the loader; learning rate, lr
     validation   top1 and top5 in [0, 1], loss, num_images, seconds, is_best
 """
 
@@ -17,7 +17,6 @@ from typing import Any
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import write_text
-from imagenet_rn50.training.progress import Progress
 
 FILE_NAME = "metrics.jsonl"
 START, TRAIN, VALIDATION = "start", "train", "validation"
@@ -64,12 +63,11 @@ class Journal:
             write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, kind: str, progress: Progress, **values: Any) -> None:
+    def write(self, kind: str, samples_seen: int, epoch: float, /, **values: Any) -> None:
         """Appends one line, at once."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        place = {"samples_seen": progress.samples_seen, "epoch": progress.epoch}
-        record = {"kind": kind, **place, "time": now, **values}
-        self._file.write(json.dumps(record) + "\n")
+        record = {"kind": kind, "samples_seen": samples_seen, "epoch": epoch, "time": now}
+        self._file.write(json.dumps(record | values) + "\n")
         self._file.flush()
 
     def best_top1(self) -> float:

@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from imagenet_rn50.files import write_bytes, write_text
-from imagenet_rn50.training.journal import TRAIN, VALIDATION, read_metrics
+from imagenet_rn50.runs.metrics import TRAIN, VALIDATION, read_metrics
 
 _TABLE_HEAD = """\
 | epoch | train loss | val loss | top-1 | top-5 | lr | images/s | waiting for data |
@@ -47,17 +47,16 @@ def logs_markdown(run: Path) -> str:
 
 
 def _row(validation: dict[str, Any], train: list[dict[str, Any]]) -> str:
-    """Returns one epoch's line; its training figures are means over the epoch's records."""
-
-    def mean(key: str) -> float:
-        return sum(float(record[key]) for record in train) / len(train)
-
+    """Returns one epoch's line, from its validation and the training records that led there."""
     cells = [f"{validation['epoch']:.2f}", "", f"{validation['loss']:.4f}"]
     cells += [f"{validation['top1']:.2%}", f"{validation['top5']:.2%}", "", "", ""]
     if train:
-        cells[1] = f"{mean('loss'):.4f}"
-        rates = f"{mean('images_per_second'):.0f}", f"{mean('data_wait'):.0%}"
-        cells[5:] = [f"{train[-1]['lr']:.3g}", *rates]
+        num_images = sum(record["num_images"] for record in train)
+        seconds = sum(record["seconds"] for record in train)
+        loss = sum(record["loss"] * record["num_images"] for record in train) / num_images
+        waited = sum(record["data_wait"] * record["seconds"] for record in train) / seconds
+        cells[1] = f"{loss:.4f}"
+        cells[5:] = [f"{train[-1]['lr']:.3g}", f"{num_images / seconds:.0f}", f"{waited:.0%}"]
     return "| " + " | ".join(cells) + " |\n"
 
 
@@ -107,6 +106,6 @@ def _draw(
     if len(curves) > 1:
         axes.legend(frameon=False)
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
     write_bytes(path, buffer.getvalue())
     return path

@@ -1,0 +1,52 @@
+# `make demo` needs python3 (3.11 or newer) and make; everything else it installs into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MODEL_ID ?= runs/demo/exported
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+export GRADIO_ANALYTICS_ENABLED := False
+
+.PHONY: demo test check fix bench app clean help
+
+help:  ## what there is to make
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
+
+demo: $(VENV)/.installed  ## real pictures down the whole path: pack, train, export, evaluate, predict
+	@$(BIN)/python -m imagenet_rn50 demo
+
+test: check  ## format, lint, types, layers, then the default tests
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.installed-dev  ## format, lint, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(VENV)/.installed-dev  ## mend format and lint where it can be done by itself
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev  ## speed beside known peers, interleaved in one run
+	$(BIN)/python -m benchmarks.train_step
+
+app: $(VENV)/.installed  ## the Space on localhost, with MODEL_ID=folder or Hub id
+	MODEL_ID=$(MODEL_ID) $(BIN)/python app/app.py
+
+clean:  ## remove what the demo and the tests made, not .venv
+	rm -rf data/digits runs/demo test-artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(f"Python 3.11 or newer is needed, this is {sys.version.split()[0]}: make PYTHON=python3.12 ..." if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	@echo "Installing into $(VENV): some gigabytes, once."
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements-dev.txt
+	@touch $@

@@ -1,0 +1,1 @@
+"""The Space: imports nothing of the package, and could stand alone."""

@@ -1,0 +1,85 @@
+"""python -m imagenet_rn50 VERB: what there is besides sharding and training.
+
+Verbs stand in the order of the journey. Heavy libraries are imported inside, so that --help answers
+at once.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from imagenet_rn50.errors import exit_on_input_error
+from imagenet_rn50.files import write_json
+
+app = tyro.extras.SubcommandApp()
+
+
+@app.command
+def demo(folder: Path = Path("runs/demo"), data: Path = Path("data/digits")) -> None:
+    """Take real pictures down the whole path: pack, train, export, evaluate, predict.
+
+    Args:
+        folder: Run folder of the demo; the exported model goes inside.
+        data: Where the digits and their shards go.
+    """
+    from imagenet_rn50.demo import run_demo
+
+    run_demo(folder, data)
+
+
+@app.command
+def export(run: Path, out: Path, checkpoint: Literal["best", "last"] = "best") -> None:
+    """Write a trained model as a folder that needs nothing but transformers.
+
+    Args:
+        run: Run folder of the training.
+        out: Folder to write.
+        checkpoint: The one with the best validation top-1, or the newest.
+    """
+    from imagenet_rn50.publishing.export import export as export_run
+
+    export_run(run, out, best=checkpoint == "best")
+
+
+@app.command
+def evaluate(
+    model: Path,
+    shards: Path,
+    split: Literal["validation", "train"] = "validation",
+    batch: int = 128,
+    workers: int = min(8, os.cpu_count() or 1),
+    out: Path | None = None,
+) -> None:
+    """Count how often an exported model is right over shards.
+
+    Args:
+        model: Exported folder.
+        shards: Folder that shard_imagenet.py wrote.
+        split: Which images.
+        batch: Images in a forward pass.
+        workers: Loader processes.
+        out: JSON file to write the result to.
+    """
+    from imagenet_rn50.evaluation.exported import evaluate_exported
+
+    measured = evaluate_exported(model, shards, split=split, batch=batch, num_workers=workers)
+    print(
+        f"top-1 {measured['top1']:.2%}, top-5 {measured['top5']:.2%} "
+        f"on {measured['num_images']} images of {split}"
+    )
+    if out:
+        write_json(out, measured)
+
+
+def main() -> None:
+    """Runs the verb that the command line names."""
+    with exit_on_input_error():
+        app.cli(prog="python -m imagenet_rn50", description=__doc__.splitlines()[0])
+
+
+if __name__ == "__main__":
+    main()

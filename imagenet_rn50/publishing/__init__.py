@@ -1,0 +1,1 @@
+"""Publishing: export, card, hub."""

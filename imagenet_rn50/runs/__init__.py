@@ -1,0 +1,1 @@
+"""Runs: what a run leaves behind. Training writes it; export, card and people read it."""
