@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from imagenet_rn50.classes import Classes
 from imagenet_rn50.console import progress_bar, say
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import require_free_space, write_json
+from imagenet_rn50.files import require_free_space
 from imagenet_rn50.shards import manifest as manifests
-from imagenet_rn50.shards.manifest import Manifest, Split
+from imagenet_rn50.shards.finishing import finish
+from imagenet_rn50.shards.jpegtran import require_installed
+from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.options import PackOptions
 from imagenet_rn50.shards.plan import Plan, ShardTask, make_plan
 from imagenet_rn50.shards.shard import ShardRecord
@@ -29,7 +28,6 @@ from imagenet_rn50.shards.state import PackingState, describe_difference
 from imagenet_rn50.shards.verify import verify
 from imagenet_rn50.shards.workers import make_shards
 
-INFO_NAME = "_info.json"
 # What tar headers, labels and restart markers add to a picture, at most, in bytes and as a factor.
 _OVERHEAD_BYTES = 4096
 _RESTART_GROWTH = 1.05
@@ -65,6 +63,8 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
     Raises:
         InputError: When `out` holds something else, the disk is too small, or a picture is bad.
     """
+    if options.restart_blocks is not None:
+        require_installed()
     plan = make_plan(source, options)
     identity = _identity(source, plan, options)
     if (out / manifests.FILE_NAME).is_file():
@@ -77,9 +77,13 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
         state.adopt(identity)
         state.remove_leftovers()
         records, num_kept = _make_all(plan, out, state, num_workers)
-        manifest = _manifest_of(options, identity, [records[task.name] for task in plan.tasks])
-        _write_beside(out, source.classes, manifest)
-        manifest.save(out)
+        manifest = finish(
+            [records[task.name] for task in plan.tasks],
+            out,
+            dataset=options.dataset,
+            options=identity,
+            classes=source.classes,
+        )
         state.forget()
     return Packed(manifest, num_made=len(plan.tasks) - num_kept, num_kept=num_kept)
 
@@ -183,43 +187,3 @@ def _make_all(
             fix="free some space and give the same command again",
         ) from None
     return records, num_kept
-
-
-def _manifest_of(
-    options: PackOptions, identity: dict[str, Any], records: list[ShardRecord]
-) -> Manifest:
-    """Makes the manifest from the records of all shards, in their order."""
-    splits: dict[str, Split] = {}
-    for name in (manifests.TRAIN, manifests.VALIDATION):
-        chosen = [record for record in records if record.split == name]
-        rows = [row for record in chosen for row in record.rows]
-        if chosen:
-            splits[name] = Split(
-                shards=tuple(record.shard for record in chosen),
-                offsets=np.array([row.offset for row in rows], dtype=np.int64),
-                lengths=np.array([row.length for row in rows], dtype=np.int32),
-                labels=np.array([row.label for row in rows], dtype=np.int32),
-                keys=np.array([row.key.encode() for row in rows], dtype=np.bytes_),
-            )
-    return Manifest(dataset=options.dataset, options=identity, splits=splits)
-
-
-def _write_beside(out: Path, classes: Classes, manifest: Manifest) -> None:
-    """Writes what other readers need beside the shards."""
-    classes.save(out)
-    write_json(out / INFO_NAME, timm_info(manifest))
-
-
-def timm_info(manifest: Manifest) -> dict[str, Any]:
-    """Returns the content of `_info.json`, from which timm takes the lengths of shards."""
-    return {
-        "splits": {
-            name: {
-                "name": name,
-                "num_samples": split.num_samples,
-                "filenames": [shard.name for shard in split.shards],
-                "shard_lengths": [shard.num_samples for shard in split.shards],
-            }
-            for name, split in manifest.splits.items()
-        }
-    }

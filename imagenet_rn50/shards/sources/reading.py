@@ -17,17 +17,28 @@ def read_pictures(task: ShardTask) -> Iterator[tuple[Picture, bytes]]:
         InputError: When a file has vanished or changed its size since it was listed.
     """
     root = Path(task.root)
-    for picture in task.pictures:
-        try:
-            with (root / picture.path).open("rb", buffering=0) as file:
+    if task.layout == "parquet":
+        from imagenet_rn50.shards.sources.parquet import read_rows
+
+        yield from read_rows(root, task.pictures)
+    else:
+        for picture in task.pictures:
+            yield picture, _read_stretch(root / picture.path, picture)
+
+
+def _read_stretch(path: Path, picture: Picture) -> bytes:
+    """Reads a picture that is a whole file, or a stretch of a tar."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            if picture.offset:
                 file.seek(picture.offset)
-                content = file.read(picture.length)
-        except FileNotFoundError:
-            content = None
-        if content is None or len(content) != picture.length:
-            raise InputError(
-                f"the source changed while it was read: {root / picture.path}",
-                expected=f"{picture.length} bytes at offset {picture.offset}",
-                found="no such file" if content is None else f"{len(content)} bytes",
-            )
-        yield picture, content
+            content = file.read(picture.length)
+    except FileNotFoundError:
+        content = None
+    if content is None or len(content) != picture.length:
+        raise InputError(
+            f"the source changed while it was read: {path}",
+            expected=f"{picture.length} bytes at offset {picture.offset}",
+            found="no such file" if content is None else f"{len(content)} bytes",
+        )
+    return content
