@@ -55,7 +55,7 @@ def prepare(raw: bytes, options: PackOptions) -> Prepared:
     Raises:
         BadPictureError: When it cannot be decoded, or is too large to be.
     """
-    prepared = _without_damaged_exif(_repaired(raw, options))
+    prepared = _repaired(raw, options)
     resized = _resized(prepared, options)
     if options.restart_blocks is None or resized is not prepared:
         return resized
@@ -75,7 +75,8 @@ def _repaired(raw: bytes, options: PackOptions) -> Prepared:
             simplejpeg.decode_jpeg(raw, strict=True)
         except ValueError as error:
             return _rewritten(raw, options, f"damaged inside ({error})")
-    return Prepared(jpeg=raw, width=header.width, height=header.height)
+    sound = Prepared(jpeg=raw, width=header.width, height=header.height)
+    return sound if header.exif is None else _without_damaged_exif(sound, header.exif)
 
 
 def _header(content: bytes) -> JpegHeader:
@@ -141,10 +142,9 @@ def _encode(
     return buffer.getvalue()
 
 
-def _without_damaged_exif(prepared: Prepared) -> Prepared:
-    """Cuts out an EXIF segment that readers warn about or fail at."""
-    place = _header(prepared.jpeg).exif
-    if place is None or _is_sound_exif(prepared.jpeg[place[0] + 4 : place[1]]):
+def _without_damaged_exif(prepared: Prepared, place: tuple[int, int]) -> Prepared:
+    """Cuts out the EXIF segment at (begin, end) if readers warn about it or fail at it."""
+    if _is_sound_exif(prepared.jpeg[place[0] + 4 : place[1]]):
         return prepared
     return replace(
         prepared,
