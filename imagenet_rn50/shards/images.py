@@ -55,11 +55,10 @@ def prepare(raw: bytes, options: PackOptions) -> Prepared:
     Raises:
         BadPictureError: When it cannot be decoded, or is too large to be.
     """
-    prepared = _repaired(raw, options)
-    resized = _resized(prepared, options)
-    if options.restart_blocks is None or resized is not prepared:
-        return resized
-    return _with_restart_markers(prepared, options.restart_blocks)
+    prepared = _resized(_repaired(raw, options), options)
+    if options.restart_blocks is not None:
+        prepared = _with_restart_markers(prepared, options.restart_blocks)
+    return prepared
 
 
 def _repaired(raw: bytes, options: PackOptions) -> Prepared:
@@ -184,7 +183,7 @@ def _resized(prepared: Prepared, options: PackOptions) -> Prepared:
 
 
 def _with_restart_markers(prepared: Prepared, blocks: int) -> Prepared:
-    """Adds restart markers; the pixels stay the same."""
+    """Adds restart markers where they are not yet; the pixels stay the same."""
     header = _header(prepared.jpeg)
     if header.restart_interval == blocks and not header.progressive:
         return prepared

@@ -9,11 +9,13 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.plan import ShardTask
 from imagenet_rn50.shards.shard import ShardRecord, make_shard
 
@@ -89,6 +91,12 @@ def _in_processes(
             progress.show()
             for future in done:
                 yield future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            "a worker process was killed from outside, perhaps because memory ran out",
+            found=f"{num_workers} workers; finished shards are kept",
+            fix="give the same command again, with fewer --workers",
+        ) from None
     except BaseException:
         for process in list(executor._processes.values()):
             process.terminate()

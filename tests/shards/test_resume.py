@@ -130,6 +130,23 @@ def test_ctrl_c_says_how_to_go_on_leaves_no_half_file_and_no_process(source, und
     assert contents(out) == undisturbed[0]
 
 
+@pytest.mark.multiprocess
+def test_a_worker_that_is_killed_stops_the_run_with_a_message(source, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    process = start(source, out)
+    while not (workers := list(out.glob("*.partial"))):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.kill(int(workers[0].name.split(".")[-2]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output
+    assert "a worker process was killed from outside" in output
+    wait_until_all_are_gone(process.pid)
+    process = start(source, out)
+    process.communicate(timeout=120)
+    assert contents(out) == undisturbed[0]
+
+
 @settings(max_examples=15, deadline=None)
 @given(order=st.randoms(use_true_random=False), seed=st.integers(0, 9), shards=st.integers(1, 7))
 def test_the_order_in_which_shards_are_finished_changes_no_byte(
