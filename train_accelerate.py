@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from pydantic import ValidationError
 
-from imagenet_rn50.errors import exit_on_input_error
-from imagenet_rn50.recipe import Recipe, load_recipe
+from imagenet_rn50.errors import InputError, exit_on_input_error
+from imagenet_rn50.recipe import Recipe, explain, load_recipe
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,11 @@ def parse(arguments: list[str]) -> Arguments:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", default="digits")
     recipe = load_recipe(first.parse_known_args(arguments)[0].recipe)
-    return tyro.cli(
-        Arguments,
-        args=arguments,
-        default=Arguments(shards=tyro.MISSING, run=tyro.MISSING, hyperparameters=recipe),
-    )
+    defaults = Arguments(shards=tyro.MISSING, run=tyro.MISSING, hyperparameters=recipe)
+    try:
+        return tyro.cli(Arguments, args=arguments, default=defaults)
+    except ValidationError as error:
+        raise InputError(f"the changes make no valid recipe: {explain(error)}") from None
 
 
 def main() -> None:

@@ -65,9 +65,8 @@ def main() -> None:
                 times.append(time.perf_counter() - began)
 
     ratios = [theirs / ours for ours, theirs in zip(*seconds, strict=True)]
-    print(
-        f"{device}, {torch.get_num_threads()} threads, {arguments.batch} images of {arguments.size} px"
-    )
+    threads = torch.get_num_threads()
+    print(f"{device}, {threads} threads, {arguments.batch} images of {arguments.size} px")
     for name, times in zip(("ours", "torchvision"), seconds, strict=True):
         print(f"{name:<12} {arguments.batch / statistics.median(times):8.1f} images/s (median)")
     print(

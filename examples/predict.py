@@ -11,7 +11,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a folder is given: nothing is to be fetched
 
-from transformers import pipeline
+from transformers import logging, pipeline
 
 
 def main() -> None:
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("pictures", nargs="+", type=Path)
     arguments = parser.parse_args()
 
+    logging.disable_progress_bar()
     classify = pipeline("image-classification", model=str(arguments.model))
     for picture in arguments.pictures:
         answers = classify(str(picture), top_k=arguments.top)

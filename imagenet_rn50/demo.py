@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -19,6 +18,8 @@ from imagenet_rn50.digits import write_ilsvrc
 from imagenet_rn50.files import read_json, write_json
 
 _ROOT = Path(__file__).parents[1]  # where the entry scripts stand
+_CONFIG = "accelerate_configs/cpu.yaml"
+_PACKING = "--dataset digits --train-shards 8 --validation-shards 4"
 _NUM_PREDICTED = 5
 
 # Nothing of the demo needs the network, and nothing it uses shall ask for it.
@@ -38,39 +39,30 @@ def run_demo(run: Path, data: Path) -> None:
         SystemExit: With the exit code of the command that failed.
     """
     began = time.perf_counter()
-    source, shards, exported = write_ilsvrc(data / "source"), data / "shards", run / "exported"
+    run, data = (Path(os.path.relpath(path, _ROOT)) for path in (run, data))
+    os.chdir(_ROOT)  # so that every command below can be typed as it is shown
+    source, shards = write_ilsvrc(data / "source"), data / "shards"
+    exported, evaluation = run / "exported", run / "evaluation.json"
     say(f"1,797 scans of handwritten digits stand in {source}, laid out as ImageNet is.")
 
+    say("\n== Pack them into tar shards")
+    _call(f"python shard_imagenet.py pack --source {source} --out {shards} {_PACKING}")
+    say("\n== Train a small ResNet")
     _call(
-        "Pack them into tar shards",
-        f"shard_imagenet.py pack --source {shlex.quote(str(source))} "
-        f"--out {shlex.quote(str(shards))} "
-        "--dataset digits --train-shards 8 --validation-shards 4",
+        f"accelerate launch --config_file {_CONFIG} --quiet "
+        f"--num_cpu_threads_per_process {os.cpu_count()} "
+        f"train_accelerate.py --recipe digits --shards {shards} --run {run}"
     )
-    config = _ROOT / "accelerate_configs" / "cpu.yaml"
+    say("\n== Export the best checkpoint for transformers")
+    _call(f"python -m imagenet_rn50 export --run {run} --out {exported}")
+    say("\n== Evaluate what was exported")
     _call(
-        "Train a small ResNet",
-        f"-m accelerate.commands.launch --config_file {shlex.quote(str(config))} --quiet "
-        f"--num_cpu_threads_per_process {os.cpu_count()} train_accelerate.py --recipe digits "
-        f"--shards {shlex.quote(str(shards))} --run {shlex.quote(str(run))}",
+        f"python -m imagenet_rn50 evaluate --model {exported} --shards {shards} --out {evaluation}"
     )
-    model = shlex.quote(str(exported))
-    _call(
-        "Export the best checkpoint for transformers",
-        f"-m imagenet_rn50 export --run {shlex.quote(str(run))} --out {model}",
-    )
-    evaluation = run / "evaluation.json"
-    _call(
-        "Evaluate what was exported",
-        f"-m imagenet_rn50 evaluate --model {model} --shards {shlex.quote(str(shards))} "
-        f"--out {shlex.quote(str(evaluation))}",
-    )
+    say("\n== Predict held-out pictures with transformers alone")
     pictures, names = _held_out(source, shards)
-    _call(
-        "Predict held-out pictures with transformers alone",
-        f"examples/predict.py --model {model} {shlex.join(pictures)}",
-    )
-    say(f"The truth: {'; '.join(names)}.")
+    _call(f"python examples/predict.py --model {exported} {' '.join(pictures)}")
+    say(f"The truth: {' | '.join(names)}")
 
     seconds = round(time.perf_counter() - began, 1)
     summary = read_json(evaluation) | {"seconds": seconds}
@@ -78,20 +70,16 @@ def run_demo(run: Path, data: Path) -> None:
     say(_summary(run, exported, summary))
 
 
-def _call(purpose: str, command: str) -> None:
-    """Runs a Python command as a person would, from the project's folder on.
+def _call(command: str) -> None:
+    """Shows a command and runs it, with the Python that runs this.
 
     Raises:
-        SystemExit: When it fails.
+        SystemExit: When it fails, with its exit code.
     """
-    say(f"\n== {purpose}\n$ python {command}")
-    words = shlex.split(command)
-    if words[0] != "-m":
-        words[0] = str(_ROOT / words[0])
-    words = [str(_ROOT / word) if word == "train_accelerate.py" else word for word in words]
-    search = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | _OFFLINE | {"PYTHONPATH": search}
-    code = subprocess.run([sys.executable, *words], env=environment, check=False).returncode
+    say(f"$ {command}")
+    program, *arguments = command.split()
+    path = Path(sys.executable).with_name(program)
+    code = subprocess.run([path, *arguments], env=os.environ | _OFFLINE, check=False).returncode
     if code:
         raise SystemExit(code)
 
@@ -109,9 +97,6 @@ def _held_out(source: Path, shards: Path) -> tuple[list[str], list[str]]:
 
 def _summary(run: Path, exported: Path, summary: dict[str, float]) -> str:
     """Returns what a person wants to know at the end."""
-    python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
     return f"""
 Done in {summary["seconds"]:.0f} s: top-1 {summary["top1"]:.2%}, top-5 {summary["top5"]:.2%} \
 on {summary["num_images"]} held-out pictures.
@@ -122,7 +107,7 @@ on {summary["num_images"]} held-out pictures.
   model        {exported}
 
 Next:
-  make app                                                      # show it a picture
-  {python} train_accelerate.py --help                    # what can be changed
-  {python} shard_imagenet.py pack --source DIR --out DIR  # ImageNet, as Kaggle lays it out
+  make app                                        show the model a picture, in the browser
+  .venv/bin/python train_accelerate.py --help     what can be changed
+  .venv/bin/python shard_imagenet.py --help       pack ImageNet, as Kaggle lays it out
 """

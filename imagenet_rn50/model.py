@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForImageClassification,
     BitImageProcessor,
+    PreTrainedModel,
     ResNetConfig,
     ResNetForImageClassification,
 )
@@ -62,11 +63,12 @@ def build_processor(data: DataRecipe) -> BitImageProcessor:
     )
 
 
-def load_exported(folder: Path) -> nn.Module:
+def load_exported(folder: Path) -> PreTrainedModel:
     """Loads an exported folder as anybody would, in evaluation mode."""
     logging.disable_progress_bar()  # it is read in a moment
-    model: nn.Module = AutoModelForImageClassification.from_pretrained(folder)
-    return model.eval()
+    model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(folder)
+    model.eval()
+    return model
 
 
 def logits_of(model: nn.Module, pictures: Tensor) -> Tensor:

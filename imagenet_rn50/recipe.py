@@ -220,10 +220,14 @@ def parse_recipe(content: Any, source: str) -> Recipe:
         # Through JSON, because lists become tuples there while all else stays strict.
         return Recipe.model_validate_json(json.dumps(content))
     except ValidationError as error:
-        problems = [_describe(problem) for problem in error.errors(include_url=False)]
-        raise InputError(f"{source} is not a valid recipe: " + "; ".join(problems)) from None
+        raise InputError(f"{source} is not a valid recipe: {explain(error)}") from None
     except TypeError as error:
         raise InputError(f"{source} is not a valid recipe", found=str(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """Returns each wrong key with its value and what is wrong with it, in one line."""
+    return "; ".join(_describe(problem) for problem in error.errors(include_url=False))
 
 
 class _Loader(yaml.SafeLoader):

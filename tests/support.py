@@ -62,3 +62,21 @@ def write_shards(folder: Path, train: list[int], validation: list[int]) -> Manif
     manifest.save(folder)
     CLASSES.save(folder)
     return manifest
+
+
+TINY_RECIPE = """\
+epochs: 2
+global_batch: 8
+micro_batch: 4
+model: {embedding_size: 8, hidden_sizes: [8, 8], depths: [1, 1], layer_type: basic}
+data: {train_size: 16, eval_size: 16, eval_resize: 18, shuffle_window: 2}
+optimizer: {lr: 0.05}
+schedule: {warmup_epochs: 0.5}
+"""
+
+
+def write_recipe(folder: Path, text: str = TINY_RECIPE) -> Path:
+    """Writes a recipe that trains in a second."""
+    path = folder / "tiny.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path

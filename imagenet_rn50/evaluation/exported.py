@@ -53,6 +53,7 @@ def evaluate_exported(
             found=f"one of {found}",
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network.to(device)  # type: ignore[arg-type]  # a decorator hides its self
     metric = _load_metric()
     with progress_bar(total=chosen.num_samples, description="evaluate") as bar:
 
@@ -62,7 +63,7 @@ def evaluate_exported(
             bar.update(len(predictions))
 
         accuracy = validate(
-            network.to(device),
+            network,
             shards,
             chosen,
             data,

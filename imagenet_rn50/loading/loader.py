@@ -187,7 +187,7 @@ def _stack(samples: list[dict[str, Any]]) -> Batch:
     first = samples[0]["picture"]
     pictures = torch.empty((len(samples), *first.shape), dtype=torch.uint8)
     if get_worker_info() is not None:
-        pictures.share_memory_()  # type: ignore[no-untyped-call]
+        pictures.share_memory_()
     for target, sample in zip(pictures, samples, strict=True):
         target.copy_(sample["picture"])
     labels = torch.tensor([sample["cls"] for sample in samples])

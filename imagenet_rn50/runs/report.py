@@ -106,6 +106,6 @@ def _draw(
     if len(curves) > 1:
         axes.legend(frameon=False)
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)  # type: ignore[no-untyped-call]
+    FigureCanvasAgg(figure).print_png(buffer)
     write_bytes(path, buffer.getvalue())
     return path

@@ -222,7 +222,7 @@ class Manifest:
 def _encode_columns(split: Split) -> bytes:
     """Returns the per-sample columns as an uncompressed `.npz` of reproducible bytes."""
     buffer = io.BytesIO()
-    columns = dict(
+    columns: dict[str, NDArray[Any]] = dict(
         zip(_COLUMNS, (split.offsets, split.lengths, split.labels, split.keys), strict=True)
     )
     optional = {} if split.crc32s is None else {_OPTIONAL_COLUMN: split.crc32s}

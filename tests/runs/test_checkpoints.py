@@ -1,0 +1,55 @@
+import pytest
+
+from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint, prune, seal
+
+
+def save(checkpoints, samples_seen, *, is_best=False):
+    temporary = checkpoints / f"{samples_seen}.partial"
+    temporary.mkdir(parents=True)
+    (temporary / "model.safetensors").write_bytes(b"weights %d" % samples_seen)
+    (temporary / "optimizer.bin").write_bytes(b"momentum %d" % samples_seen)
+    seal(temporary, checkpoints / folder_name(samples_seen), samples_seen, is_best=is_best)
+
+
+def kept(checkpoints):
+    return sorted(int(path.name.split("-")[1]) for path in checkpoints.iterdir())
+
+
+def test_pruning_keeps_the_two_newest_and_the_best(tmp_path):
+    for samples_seen in (10, 20, 30, 40, 50):
+        save(tmp_path, samples_seen, is_best=samples_seen in {10, 20})
+    prune(tmp_path)
+    assert kept(tmp_path) == [20, 40, 50]
+
+
+def test_nothing_is_newest_where_nothing_was_saved(tmp_path):
+    assert newest_checkpoint(tmp_path / "checkpoints") is None
+
+
+def test_a_folder_of_someone_else_and_a_half_written_one_are_ignored(tmp_path):
+    save(tmp_path, 10)
+    (tmp_path / "samples-000000099.partial").mkdir()
+    (tmp_path / "holiday").mkdir()
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.samples_seen == 10
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "checkpoint.json"])
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove"])
+def test_any_damage_to_any_file_makes_the_one_before_the_newest(tmp_path, name, damage, capsys):
+    save(tmp_path, 10)
+    save(tmp_path, 20)
+    path = tmp_path / folder_name(20) / name
+    content = path.read_bytes()
+    if damage == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flip":
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes([content[middle] ^ 128]) + content[middle + 1 :])
+    else:
+        path.unlink()
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.samples_seen == 10
+    assert "damaged" in capsys.readouterr().out

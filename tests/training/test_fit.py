@@ -1,0 +1,213 @@
+"""Whole runs of the training script, as processes, seen from outside."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_accelerate
+from imagenet_rn50.runs.checkpoints import newest_checkpoint
+from imagenet_rn50.runs.metrics import read_metrics
+from tests.support import write_recipe, write_shards
+
+ROOT = Path(__file__).parents[2]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+ONE_RANK = [*LAUNCH, "--config_file", "accelerate_configs/cpu.yaml", "--quiet"]
+WITHOUT_LAUNCHER = [sys.executable]  # starts in half the time, and is the same to the script
+TWO_RANKS = [*LAUNCH, "--config_file", "accelerate_configs/cpu_2proc.yaml", "--quiet"]
+
+pytestmark = pytest.mark.multiprocess
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Shards of 21 and 11 pictures, and a recipe for them."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_shards(folder / "shards", train=[8, 6, 7], validation=[6, 5])
+    write_recipe(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tiny):
+    """A run that nothing disturbed, on one rank."""
+    run = tiny / "undisturbed"
+    train(ONE_RANK, tiny, run)
+    return run
+
+
+def command(tiny, run, *more):
+    recipe, shards = str(tiny / "tiny.yaml"), str(tiny / "shards")
+    script = [str(ROOT / "train_accelerate.py"), "--recipe", recipe, "--shards", shards]
+    return [*script, "--run", str(run), "--workers", "1", *more]
+
+
+def environment(**more):
+    return os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"} | more
+
+
+def train(launcher, tiny, run, *more):
+    done = subprocess.run(
+        [*launcher, *command(tiny, run, *more)],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def weights(run):
+    checkpoint = newest_checkpoint(run / "checkpoints")
+    assert checkpoint is not None
+    return load_file(checkpoint.weights)
+
+
+def test_a_run_leaves_what_its_folder_promises(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {
+        *("recipe.yaml", "shards.json", "classes.json"),
+        *("metrics.jsonl", "logs.md", "plots", "checkpoints"),
+    }
+    validations = read_metrics(finished, "validation")
+    assert [line["samples_seen"] for line in validations] == [24, 48]  # 2 x 21, in steps of 8
+    assert all(line["num_images"] == 11 for line in validations)
+    last = validations[-1]
+    assert f"| {last['top1']:.2%} | {last['top5']:.2%} |" in (finished / "logs.md").read_text()
+
+
+def test_two_ranks_give_the_weights_of_one_rank_that_accumulates(tiny, finished):
+    run = tiny / "two-ranks"
+    train(TWO_RANKS, tiny, run)
+    assert read_metrics(run, "start")[0]["world_size"] == 2
+    ours, alone = weights(run), weights(finished)
+    assert ours.keys() == alone.keys()
+    for name, tensor in alone.items():
+        if "num_batches_tracked" not in name:  # counts a rank's micro batches; nothing reads it
+            torch.testing.assert_close(ours[name], tensor, rtol=1e-5, atol=1e-5)
+    assert read_metrics(run, "validation")[-1]["num_images"] == 11
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(tiny, finished):
+    run = tiny / "killed"
+    process = subprocess.Popen(
+        [sys.executable, *command(tiny, run)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while newest_checkpoint(run / "checkpoints") is None:
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+    train(WITHOUT_LAUNCHER, tiny, run)
+    ours, alone = weights(run), weights(finished)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in alone.items())
+    kept = [(r["kind"], r["samples_seen"]) for r in read_metrics(run) if r["kind"] != "start"]
+    undisturbed = [
+        (r["kind"], r["samples_seen"]) for r in read_metrics(finished) if r["kind"] != "start"
+    ]
+    assert kept == undisturbed
+
+
+def test_a_finished_run_is_left_as_it_is(tiny, finished):
+    before = state_of(finished)
+    assert "Nothing to train" in train(WITHOUT_LAUNCHER, tiny, finished)
+    assert state_of(finished) == before
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_taken(tiny, finished):
+    run = tiny / "damaged"
+    shutil.copytree(finished, run)
+    newest = newest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    content = bytearray(newest.weights.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.weights.write_bytes(bytes(content))
+    said = train(WITHOUT_LAUNCHER, tiny, run)
+    assert "passing over a damaged checkpoint" in said
+    assert "Nothing to train" not in said
+    ours, alone = weights(run), weights(finished)
+    assert all(torch.equal(ours[name], tensor) for name, tensor in alone.items())
+
+
+def test_a_wrong_run_folder_is_answered_with_one_message_and_code_2(tiny, finished):
+    before = state_of(finished)
+    done = subprocess.run(
+        [sys.executable, *command(tiny, finished, "--optimizer.lr", "0.3")],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "already holds the run of another recipe" in done.stderr
+    assert "optimizer.lr: 0.05 -> 0.3" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert state_of(finished) == before
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--recipe", "digts"], "did you mean 'digits'?"),
+        (["--shards", "no/such/folder"], "holds no manifest"),
+        (["--run", str(ROOT / "tests")], "is not a run folder"),
+        (["--optimizer.lt", "0.3"], "--optimizer.lr"),
+        (["--global-batch", "2", "--micro-batch", "4"], "must be a multiple of"),
+    ],
+)
+def test_wrong_use_changes_nothing(tiny, finished, more, message, monkeypatch, capsys):
+    before = state_of(finished)
+    assert exit_code_of(command(tiny, finished, *more), monkeypatch) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert state_of(finished) == before
+
+
+def test_shards_that_changed_are_refused_by_an_older_run(
+    tiny, finished, tmp_path, monkeypatch, capsys
+):
+    write_shards(tmp_path / "others", train=[8, 6, 6], validation=[6, 5])
+    words = command(tiny, finished, "--shards", str(tmp_path / "others"))
+    assert exit_code_of(words, monkeypatch) == 2
+    digest = json.loads((finished / "shards.json").read_text())["digest"]
+    assert f"the shards of tiny with digest {digest[:12]}" in capsys.readouterr().err
+
+
+def test_too_small_a_disk_is_noticed_before_anything_is_written(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    full = shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    assert exit_code_of(command(tiny, tmp_path / "run"), monkeypatch) == 2
+    assert "not enough disk space for checkpoints" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def state_of(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def exit_code_of(words, monkeypatch):
+    """Runs the script's main in this process; starting a new one takes seconds."""
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    with pytest.raises(SystemExit) as ended:
+        train_accelerate.main()
+    return ended.value.code
