@@ -15,7 +15,7 @@ from typing import Literal
 
 import tyro
 
-from imagenet_rn50.errors import exit_on_input_error
+from imagenet_rn50.errors import InputError, exit_on_input_error
 from imagenet_rn50.shards.audit import read_report
 from imagenet_rn50.shards.index import index as index_shards
 from imagenet_rn50.shards.options import PackOptions, default_restart_blocks
@@ -78,7 +78,7 @@ def pack(
     )
     if restart_blocks == "auto" and options.restart_blocks is None:
         print("jpegtran is not installed (libjpeg-turbo-progs): packing without restart markers")
-    packed = pack_source(read_source(source, layout), out, options, workers or _num_cores())
+    packed = pack_source(read_source(source, layout), out, options, _num_workers(workers))
     samples = ", ".join(
         f"{split.num_samples:,} {name} samples in {len(split.shards):,} shards"
         for name, split in packed.manifest.splits.items()
@@ -98,7 +98,7 @@ def verify(shards: Path, quick: bool = False, workers: int | None = None) -> int
         quick: Look at names and sizes only; else also at every byte.
         workers: How many shards are read at a time; by default one per core.
     """
-    threads = workers or _num_cores()
+    threads = _num_workers(workers)
     findings = verify_shards(shards, quick=quick, num_threads=threads, show_progress=True)
     for finding in findings:
         print(finding)
@@ -127,7 +127,7 @@ def index(
         workers: How many shards are read at a time; by default one per core.
     """
     manifest = index_shards(
-        shards, dataset=dataset, mapping=mapping, force=force, num_threads=workers or _num_cores()
+        shards, dataset=dataset, mapping=mapping, force=force, num_threads=_num_workers(workers)
     )
     for name, split in manifest.splits.items():
         print(f"{name}: {split.num_samples:,} samples in {len(split.shards):,} shards")
@@ -165,8 +165,11 @@ def sample(
     return 0
 
 
-def _num_cores() -> int:
-    return os.cpu_count() or 1
+def _num_workers(asked: int | None) -> int:
+    """Returns the asked number of workers, or one per core."""
+    if asked is not None and asked < 1:
+        raise InputError(f"{asked} workers do no work", expected="1 or more")
+    return asked or os.cpu_count() or 1
 
 
 def main() -> None:

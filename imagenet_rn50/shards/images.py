@@ -55,11 +55,10 @@ def prepare(raw: bytes, options: PackOptions) -> Prepared:
     Raises:
         BadPictureError: When it cannot be decoded, or is too large to be.
     """
-    prepared = _without_damaged_exif(_repaired(raw, options))
-    resized = _resized(prepared, options)
-    if options.restart_blocks is None or resized is not prepared:
-        return resized
-    return _with_restart_markers(prepared, options.restart_blocks)
+    prepared = _resized(_repaired(raw, options), options)
+    if options.restart_blocks is not None:
+        prepared = _with_restart_markers(prepared, options.restart_blocks)
+    return prepared
 
 
 def _repaired(raw: bytes, options: PackOptions) -> Prepared:
@@ -75,7 +74,8 @@ def _repaired(raw: bytes, options: PackOptions) -> Prepared:
             simplejpeg.decode_jpeg(raw, strict=True)
         except ValueError as error:
             return _rewritten(raw, options, f"damaged inside ({error})")
-    return Prepared(jpeg=raw, width=header.width, height=header.height)
+    sound = Prepared(jpeg=raw, width=header.width, height=header.height)
+    return sound if header.exif is None else _without_damaged_exif(sound, header.exif)
 
 
 def _header(content: bytes) -> JpegHeader:
@@ -141,10 +141,9 @@ def _encode(
     return buffer.getvalue()
 
 
-def _without_damaged_exif(prepared: Prepared) -> Prepared:
-    """Cuts out an EXIF segment that readers warn about or fail at."""
-    place = _header(prepared.jpeg).exif
-    if place is None or _is_sound_exif(prepared.jpeg[place[0] + 4 : place[1]]):
+def _without_damaged_exif(prepared: Prepared, place: tuple[int, int]) -> Prepared:
+    """Cuts out the EXIF segment at (begin, end) if readers warn about it or fail at it."""
+    if _is_sound_exif(prepared.jpeg[place[0] + 4 : place[1]]):
         return prepared
     return replace(
         prepared,
@@ -184,7 +183,7 @@ def _resized(prepared: Prepared, options: PackOptions) -> Prepared:
 
 
 def _with_restart_markers(prepared: Prepared, blocks: int) -> Prepared:
-    """Adds restart markers; the pixels stay the same."""
+    """Adds restart markers where they are not yet; the pixels stay the same."""
     header = _header(prepared.jpeg)
     if header.restart_interval == blocks and not header.progressive:
         return prepared

@@ -7,7 +7,8 @@ next run needs to go on.
 from __future__ import annotations
 
 import errno
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
     space = _space_needed(plan.tasks, options)
     require_free_space(out, space - _bytes_present(out, plan), "packing")
     state = PackingState(out)
-    with state.locked():
+    with state.locked(), _explained_full_disk(out):
         state.adopt(identity)
         state.remove_leftovers()
         records, num_kept = _make_all(plan, out, state, num_workers)
@@ -157,9 +158,7 @@ def _make_all(
     Returns:
         The record of every shard by its name, and how many of them were kept.
     """
-    records = {
-        task.name: record for task in plan.tasks if (record := state.finished(task)) is not None
-    }
+    records = state.all_finished(plan.tasks)
     num_kept = len(records)
     if num_kept:
         say(f"{num_kept} of {len(plan.tasks)} shards were finished before and are kept")
@@ -177,13 +176,21 @@ def _make_all(
             "the same command goes on from there."
         )
         raise
+    return records, num_kept
+
+
+@contextmanager
+def _explained_full_disk(out: Path) -> Iterator[None]:
+    """Turns what the system says of a full disk into what the user can do about it."""
+    try:
+        yield
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
+        finished = sum(1 for _ in out.glob("*.tar"))
         raise InputError(
-            f"the disk is full: {os.strerror(errno.ENOSPC)} while packing into {out}",
-            expected="space for the rest of the shards",
-            found=f"{len(records)} of {len(plan.tasks)} shards finished and kept",
+            f"the disk is full: {error.strerror} while packing into {out}",
+            expected="space for all shards",
+            found=f"space for {finished}, which are finished and kept",
             fix="free some space and give the same command again",
         ) from None
-    return records, num_kept

@@ -63,7 +63,14 @@ class ShardRecord:
 
     def save(self, path: Path) -> None:
         """Writes the record as JSON, whole or not at all."""
-        write_text(path, json.dumps(asdict(self), ensure_ascii=False))
+        content = {
+            "split": self.split,
+            "shard": asdict(self.shard),
+            "rows": self.rows,
+            "changed": self.changed,
+            "left_out": self.left_out,
+        }
+        write_text(path, json.dumps(content))
 
     @classmethod
     def load(cls, path: Path) -> ShardRecord:

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from imagenet_rn50.console import progress_bar
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import TEMPORARY_SUFFIX, read_json, sha256_of_file, write_json
 from imagenet_rn50.shards.plan import ShardTask
@@ -43,7 +44,12 @@ class PackingState:
         Raises:
             InputError: When one does.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except (PermissionError, NotADirectoryError) as error:
+            raise InputError(
+                f"{self._out} cannot be written", found=error.strerror, fix="give another --out"
+            ) from None
         with (self._folder / "lock").open("w", encoding="utf-8") as file:
             try:
                 # Unlike flock, not inherited by workers, who may outlive a killed parent a moment.
@@ -84,7 +90,20 @@ class PackingState:
         """Remembers a finished shard."""
         record.save(self._record_path(record.shard.name))
 
-    def finished(self, task: ShardTask) -> ShardRecord | None:
+    def all_finished(self, tasks: Sequence[ShardTask]) -> dict[str, ShardRecord]:
+        """Returns the records of the shards that are there and whole, by the shard's name."""
+        begun = [task for task in tasks if self._record_path(task.name).is_file()]
+        found = {}
+        with progress_bar(
+            total=len(begun), description="checking", unit="shard", enabled=bool(begun)
+        ) as bar:
+            for task in begun:
+                if (record := self._finished(task)) is not None:
+                    found[task.name] = record
+                bar.update()
+        return found
+
+    def _finished(self, task: ShardTask) -> ShardRecord | None:
         """Returns the record of a shard that is there and whole; None when it has to be made."""
         path = self._out / task.name
         try:

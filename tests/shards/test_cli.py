@@ -35,7 +35,14 @@ def test_every_verb_explains_itself(words):
 
 
 @pytest.mark.parametrize(
-    "words", [["pack"], ["unpack"], ["verify", "--shards"], ["pack", "--source", "x", "--sed", "1"]]
+    "words",
+    [
+        ["pack"],
+        ["unpack"],
+        ["verify", "--shards"],
+        ["pack", "--source", "x", "--sed", "1"],
+        ["verify", "--shards", "x", "--workers", "0"],
+    ],
 )
 def test_wrong_use_gives_exit_code_2(words):
     result = run(*words)

@@ -53,7 +53,7 @@ def wait_until_all_are_gone(group: int) -> None:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return write_kaggle(tmp_path_factory.mktemp("source") / "it", train=240, validation=24)
+    return write_kaggle(tmp_path_factory.mktemp("source") / "it", train=180, validation=24)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def kill_and_go_on(source, out, undisturbed, moments):
 @pytest.mark.multiprocess
 def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(source, undisturbed, tmp_path):
     rng = random.Random(1)
-    moments = [rng.uniform(0.2, 1.0) * undisturbed[1] for _ in range(4)]
+    moments = [rng.uniform(0.2, 1.0) * undisturbed[1] for _ in range(3)]
     assert kill_and_go_on(source, tmp_path / "out", undisturbed, moments) > 0
 
 
@@ -127,6 +127,23 @@ def test_ctrl_c_says_how_to_go_on_leaves_no_half_file_and_no_process(source, und
     process = start(source, out)
     output, _ = process.communicate(timeout=120)
     assert "shards were finished before and are kept" in output
+    assert contents(out) == undisturbed[0]
+
+
+@pytest.mark.multiprocess
+def test_a_worker_that_is_killed_stops_the_run_with_a_message(source, undisturbed, tmp_path):
+    out = tmp_path / "out"
+    process = start(source, out)
+    while not (workers := list(out.glob("*.partial"))):
+        assert process.poll() is None
+        time.sleep(0.005)
+    os.kill(int(workers[0].name.split(".")[-2]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2, output
+    assert "a worker process was killed from outside" in output
+    wait_until_all_are_gone(process.pid)
+    process = start(source, out)
+    process.communicate(timeout=120)
     assert contents(out) == undisturbed[0]
 
 
