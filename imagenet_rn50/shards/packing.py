@@ -166,8 +166,9 @@ def _make_all(
     num_pictures = sum(len(task.pictures) for task in plan.tasks)
     num_done = num_pictures - sum(len(task.pictures) for task in missing)
     try:
+        ready = state.spread(missing)
         with progress_bar(total=num_pictures, initial=num_done, description="packing") as bar:
-            for record in make_shards(missing, out, num_workers, bar):
+            for record in make_shards(ready, out, num_workers, bar):
                 state.save(record)
                 records[record.shard.name] = record
     except KeyboardInterrupt:

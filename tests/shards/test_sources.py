@@ -42,6 +42,27 @@ def test_every_layout_is_detected_and_gives_the_same_keys_labels_and_bytes(tmp_p
         assert samples_of(tmp_path / "out", split) == expected
 
 
+def test_every_row_group_of_parquet_is_read_once_and_nothing_temporary_stays(tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    groups = []
+    real = pq.ParquetFile.read_row_group
+
+    def counted(self, group, columns):
+        groups.append(group)
+        return real(self, group, columns=columns)
+
+    source = read_source(write_parquet(tmp_path / "source"))
+    num_groups = sum(
+        pq.ParquetFile(path).metadata.num_row_groups for path in source.root.glob("data/*.parquet")
+    )
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    pack(source, tmp_path / "out", PackOptions(train_shards=6, validation_shards=3))
+    assert len(groups) == num_groups
+    assert num_groups > 3
+    assert not list((tmp_path / "out").rglob("*.spool"))
+
+
 @pytest.mark.parametrize("layout", WRITERS)
 def test_reading_a_source_writes_nothing_into_it(tmp_path, layout):
     root = WRITERS[layout](tmp_path / "source")
