@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from imagenet_rn50.errors import InputError
@@ -152,6 +154,15 @@ def test_names_with_dots_and_unicode_names_become_keys_that_survive(tmp_path):
     assert len(set(samples)) == 15
     assert keys == ["n01440764_a_b_c", "n01440764_a_b_c-2", "été 猫 — ½"]
     assert not any("." in key for key in samples)
+
+
+def test_a_file_name_that_is_not_utf8_gets_a_key_that_is(tmp_path):
+    root = write_imagefolder(tmp_path / "source")
+    name = os.fsdecode(b"caf\xe9.JPEG")
+    (root / "train" / WNIDS[0] / name).write_bytes(jpeg(5, mode="CMYK"))
+    pack(read_source(root), tmp_path / "out", PackOptions(metadata=True))
+    assert "caf\\udce9" in samples_of(tmp_path / "out", "train")
+    assert "CMYK" in (tmp_path / "out" / "audit.md").read_text(encoding="utf-8")
 
 
 def test_the_same_name_in_two_classes_gives_two_keys():
