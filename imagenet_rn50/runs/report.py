@@ -102,6 +102,7 @@ def _draw(
         y = [record[key] * factor for record in records]
         axes.plot(x, y, label=name, linewidth=1.5, marker="." if len(x) < 50 else "")
     axes.set(title=title, xlabel="epoch", ylabel=unit)
+    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend(frameon=False)
