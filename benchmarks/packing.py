@@ -66,6 +66,7 @@ def main() -> None:
             f"{os.cpu_count()} cores; {arguments.pictures} pictures of {mean / 1e3:.1f} KB on "
             f"average, {arguments.slow_pictures} where each is decoded; {arguments.rounds} rounds"
         )
+        print(f"load of the machine before the first round: {os.getloadavg()[0]:.1f}", flush=True)
         import_module("webdataset")  # its import is not what is timed
         contestants = _contestants(many, few, folder / "out")
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
@@ -78,7 +79,10 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - begin)
                 processor[name].append(_processor_seconds() - begin_processor)
                 shutil.rmtree(folder / "out")
-            print(f"round {turn + 1} of {arguments.rounds} done", flush=True)
+            print(
+                f"round {turn + 1} of {arguments.rounds} done, load {os.getloadavg()[0]:.1f}",
+                flush=True,
+            )
     _report({name: source for name, (source, _) in contestants.items()}, seconds, processor)
 
 
