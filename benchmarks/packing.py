@@ -6,6 +6,7 @@ All of them pack the same pictures and take turns, so that a change in the machi
 alike. The pictures are crops of the two photographs that scikit-learn ships, about as large as
 ImageNet's; they lie in the page cache before the first turn. Each time is that of the whole call:
 for us with starting the workers, checksums, fsync, manifest and audit, which the others do not do.
+Processor time, of all processes together, tells more where others use the machine too.
 """
 
 from __future__ import annotations
@@ -65,18 +66,30 @@ def main() -> None:
             f"{os.cpu_count()} cores; {arguments.pictures} pictures of {mean / 1e3:.1f} KB on "
             f"average, {arguments.slow_pictures} where each is decoded; {arguments.rounds} rounds"
         )
+        print(f"load of the machine before the first round: {os.getloadavg()[0]:.1f}", flush=True)
         import_module("webdataset")  # its import is not what is timed
         contestants = _contestants(many, few, folder / "out")
         seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        processor: dict[str, list[float]] = {name: [] for name in contestants}
         for turn in range(arguments.rounds):
             for name, (_, run) in contestants.items():
                 (folder / "out").mkdir()
-                begin = time.perf_counter()
+                begin, begin_processor = time.perf_counter(), _processor_seconds()
                 run()
                 seconds[name].append(time.perf_counter() - begin)
+                processor[name].append(_processor_seconds() - begin_processor)
                 shutil.rmtree(folder / "out")
-            print(f"round {turn + 1} of {arguments.rounds} done", flush=True)
-    _report({name: source for name, (source, _) in contestants.items()}, seconds)
+            print(
+                f"round {turn + 1} of {arguments.rounds} done, load {os.getloadavg()[0]:.1f}",
+                flush=True,
+            )
+    _report({name: source for name, (source, _) in contestants.items()}, seconds, processor)
+
+
+def _processor_seconds() -> float:
+    """Returns the processor time of this process and of those it has waited for."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _write_pictures(root: Path, count: int) -> Source:
@@ -168,19 +181,23 @@ def _write_part(root: Path, pictures: list[tuple[str, int, str, int, int]], patt
             writer.write({"__key__": key, "jpg": (root / path).read_bytes(), "cls": label})
 
 
-def _report(sources: dict[str, Source], seconds: dict[str, list[float]]) -> None:
+def _report(
+    sources: dict[str, Source], seconds: dict[str, list[float]], processor: dict[str, list[float]]
+) -> None:
     """Prints a line for each contestant."""
     rates = {
         name: [len(sources[name].splits["train"]) / s for s in times]
         for name, times in seconds.items()
     }
-    print(f"{'':<36} {'images/s':>9} {'MB/s':>7} {'x ShardWriter, each round'}")
+    columns = f"{'images/s':>9} {'MB/s':>7} {'CPU us/image':>13}"
+    print(f"{'':<36} {columns}   x ShardWriter, each round")
     for name, rate in rates.items():
         mean = statistics.mean(picture.length for picture in sources[name].splits["train"])
         ratios = [r / base for r, base in zip(rate, rates["ShardWriter"], strict=True)]
         median = statistics.median(rate)
         shown = "  ".join(f"{ratio:.2f}" for ratio in ratios)
-        print(f"{name:<36} {median:>9,.0f} {median * mean / 1e6:>7,.1f}   {shown}")
+        cost = statistics.median(processor[name]) / len(sources[name].splits["train"]) * 1e6
+        print(f"{name:<36} {median:>9,.0f} {median * mean / 1e6:>7,.1f} {cost:>13,.0f}   {shown}")
 
 
 if __name__ == "__main__":

@@ -116,8 +116,8 @@ def decode(content: bytes) -> Image.Image:
 
 
 def _rewritten(raw: bytes, options: PackOptions, reason: str) -> Prepared:
-    """Returns the picture as an RGB (or gray) JPEG of high quality."""
-    picture = decode(raw)
+    """Returns the picture as an RGB JPEG of high quality."""
+    picture = decode(raw).convert("RGB")
     return Prepared(
         jpeg=_encode(picture, REPAIR_QUALITY, options.restart_blocks, subsampling="4:4:4"),
         width=picture.width,

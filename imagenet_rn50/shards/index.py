@@ -24,9 +24,11 @@ from imagenet_rn50.shards.finishing import finish
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard
 from imagenet_rn50.shards.samples import TarSample, picture_of, samples_in
 from imagenet_rn50.shards.shard import Remark, Row, ShardRecord
+from imagenet_rn50.shards.sources.base import readable
 from imagenet_rn50.shards.tar_walk import Buffer, TarError, mapped
 
 _SHARD_NAME = re.compile(r"(?:(?P<dataset>.+?)[-_])?(?P<split>train|validation|val)[-_](\d+)\.tar")
+_LARGEST_LABEL = 2**31 - 1  # of an int32 column
 _WNID_IN_KEY = re.compile(r"(?:.*/)?(n\d{8})_.+")
 MAPPING = "LOC_synset_mapping.txt"
 
@@ -157,7 +159,13 @@ def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Remark 
             expected="plain names such as n01440764_10026.jpg",
             fix="make the shard anew without it; nothing was extracted",
         )
+    if not sample.key.isprintable():
+        raise InputError(
+            f"{path} holds the member {readable(sample.key)!r}", expected="printable UTF-8 names"
+        )
     picture, label = picture_of(sample), sample.label(buffer)
+    if label is not None and label > _LARGEST_LABEL:
+        label = None
     if picture is None or label is None:
         missing = "picture (.jpg, .jpeg, .png)" if picture is None else "label (.cls, or in .json)"
         raise InputError(

@@ -116,6 +116,8 @@ def _already_packed(out: Path, identity: dict[str, Any]) -> Packed:
             found="; ".join(str(finding) for finding in findings[:3]),
             fix=f"restore them, or delete {out / manifests.FILE_NAME} and its shards to pack anew",
         )
+    if (out / STATE_FOLDER).is_dir():  # the last run was killed after its last step but one
+        PackingState(out).forget()
     num_shards = sum(len(split.shards) for split in manifest.splits.values())
     return Packed(manifest, num_made=0, num_kept=num_shards)
 
@@ -166,8 +168,9 @@ def _make_all(
     num_pictures = sum(len(task.pictures) for task in plan.tasks)
     num_done = num_pictures - sum(len(task.pictures) for task in missing)
     try:
+        ready = state.spread(missing)
         with progress_bar(total=num_pictures, initial=num_done, description="packing") as bar:
-            for record in make_shards(missing, out, num_workers, bar):
+            for record in make_shards(ready, out, num_workers, bar):
                 state.save(record)
                 records[record.shard.name] = record
     except KeyboardInterrupt:

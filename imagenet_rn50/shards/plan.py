@@ -35,6 +35,8 @@ class ShardTask:
         wnids: The wnid of each class index.
         pictures: What goes into it, in this order.
         options: How.
+        spool: The file that holds the pictures' bytes, where they do not stand in the source.
+        places: (offset, length) of each picture in that file.
     """
 
     split: str
@@ -44,6 +46,8 @@ class ShardTask:
     wnids: tuple[str, ...]
     pictures: tuple[Picture, ...]
     options: PackOptions
+    spool: str | None = None
+    places: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)

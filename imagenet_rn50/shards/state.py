@@ -3,7 +3,8 @@
     SHARDS/.packing/
       lock                          held while a process packs into SHARDS
       plan.json                     identity of source and options
-      imagenet1k-train-0000.tar.json   what the finished shard holds, with its hash
+      imagenet1k-train-0000.tar.json    what the finished shard holds, with its hash
+      imagenet1k-train-0001.tar.spool   pictures of a shard that is to be made, from parquet only
 
 The folder goes when the manifest is written.
 """
@@ -22,6 +23,7 @@ from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import TEMPORARY_SUFFIX, read_json, sha256_of_file, write_json
 from imagenet_rn50.shards.plan import ShardTask
 from imagenet_rn50.shards.shard import ShardRecord
+from imagenet_rn50.shards.spool import SUFFIX, remove_all, spread
 
 FOLDER = ".packing"
 
@@ -80,15 +82,23 @@ class PackingState:
             )
         write_json(path, identity)
 
+    def spread(self, tasks: Sequence[ShardTask]) -> list[ShardTask]:
+        """Reads sources that cannot be read shard by shard; see `spool`."""
+        if not tasks or tasks[0].layout != "parquet":
+            return list(tasks)
+        return spread(tasks, self._folder)
+
     def remove_leftovers(self) -> None:
-        """Deletes half-written files of processes that were killed."""
+        """Deletes half-written and temporary files of processes that were killed."""
+        remove_all(self._folder)
         for folder in (self._out, self._folder):
             for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
                 path.unlink(missing_ok=True)
 
     def save(self, record: ShardRecord) -> None:
-        """Remembers a finished shard."""
+        """Remembers a finished shard, and lets go of what was only needed to make it."""
         record.save(self._record_path(record.shard.name))
+        (self._folder / f"{record.shard.name}{SUFFIX}").unlink(missing_ok=True)
 
     def all_finished(self, tasks: Sequence[ShardTask]) -> dict[str, ShardRecord]:
         """Returns the records of the shards that are there and whole, by the shard's name."""

@@ -18,8 +18,6 @@ from imagenet_rn50.shards.manifest import Manifest, Split
 from imagenet_rn50.shards.samples import picture_of, samples_in
 from imagenet_rn50.shards.tar_walk import Buffer, TarError, mapped
 
-_MAX_NAMED = 20  # samples of one shard that are named one by one
-
 
 class Finding(NamedTuple):
     """Something that is wrong.
@@ -129,7 +127,7 @@ def _check_content(work: tuple[Path, Split, int]) -> list[Finding]:
         if not is_same:
             problems = [*_picture_problems(buffer, split, number), *problems]
             problems = problems or ["sha256 differs, outside of all pictures and labels"]
-    return findings + [Finding(shard.name, problem) for problem in _shortened(problems)]
+    return findings + [Finding(shard.name, problem) for problem in problems]
 
 
 def _structure_problems(buffer: Buffer, split: Split, number: int) -> list[str]:
@@ -170,10 +168,3 @@ def _picture_problems(buffer: Buffer, split: Split, number: int) -> list[str]:
         if zlib.crc32(buffer[offset : offset + length]) != split.crc32s[index]:
             problems.append(f"sample {split.key_of(index)!r}: its picture has changed")
     return problems
-
-
-def _shortened(problems: list[str]) -> list[str]:
-    """Names the first few and counts the rest."""
-    if len(problems) <= _MAX_NAMED:
-        return problems
-    return [*problems[:_MAX_NAMED], f"and {len(problems) - _MAX_NAMED} more problems"]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,10 @@ def _in_processes(
         num_workers, context, initializer=_begin_worker, initargs=(os.getpid(), counters)
     )
     try:
-        running: set[Future[ShardRecord]] = {
-            executor.submit(_work, task, str(folder)) for task in tasks
-        }
+        with _ctrl_c_ignored():  # which the workers inherit: Ctrl-C is for this process to handle
+            running: set[Future[ShardRecord]] = {
+                executor.submit(_work, task, str(folder)) for task in tasks
+            }
         while running:
             done, running = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
             progress.pictures, progress.bytes = counters[:]
@@ -105,11 +107,23 @@ def _in_processes(
         executor.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Ignores Ctrl-C for the moment in which processes are started."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may, and only there Ctrl-C arrives
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _begin_worker(parent: int, counters: Any) -> None:
     """Prepares a worker process."""
     global _counters
     _counters = counters
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import shard_imagenet
 from tests.shards.helpers import write_kaggle
 
 SCRIPT = Path(__file__).parents[2] / "shard_imagenet.py"
@@ -15,6 +16,14 @@ VERBS = ("pack", "verify", "index", "audit", "sample")
 def run(*words: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+
+
+def run_here(words: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """Runs the script in this process, which is quicker; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["shard_imagenet.py", *words])
+    with pytest.raises(SystemExit) as left:
+        shard_imagenet.main()
+    return left.value.code
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +37,9 @@ def shards(tmp_path_factory):
 
 
 @pytest.mark.parametrize("words", [[], *([verb] for verb in VERBS)])
-def test_every_verb_explains_itself(words):
-    result = run(*words, "--help")
-    assert result.returncode == 0
-    assert "usage: shard_imagenet.py" in result.stdout
+def test_every_verb_explains_itself(words, monkeypatch, capsys):
+    assert run_here([*words, "--help"], monkeypatch) == 0
+    assert "usage: shard_imagenet.py" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -44,10 +52,8 @@ def test_every_verb_explains_itself(words):
         ["verify", "--shards", "x", "--workers", "0"],
     ],
 )
-def test_wrong_use_gives_exit_code_2(words):
-    result = run(*words)
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
+def test_wrong_use_gives_exit_code_2(words, monkeypatch):
+    assert run_here(words, monkeypatch) == 2
 
 
 def test_packing_again_verifies_and_says_so(shards):

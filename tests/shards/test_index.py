@@ -94,11 +94,22 @@ def test_a_member_path_that_leads_out_is_refused_and_nothing_leaves_the_folder(t
         ({"a.jpg": jpeg(), "a.cls": b"tench"}, "has no label"),
         ({"a.jpg": jpeg(), "a.json": b'{"label": "1"}'}, "has no label"),
         ({"a.jpg": jpeg(), "a.cls": b"-1"}, "has no label"),
+        ({"a.jpg": jpeg(), "a.cls": b"99999999999999999999"}, "has no label"),
     ],
 )
 def test_a_sample_without_picture_or_label_is_named(tmp_path, members, message):
     (tmp_path / "x-train-0.tar").write_bytes(tar_of(members))
     with pytest.raises(InputError, match=f"the sample 'a' .* {message}"):
+        index(tmp_path)
+
+
+def test_a_member_name_that_is_not_utf8_is_refused(tmp_path):
+    content = tar_of({"a_b.jpg": jpeg()}).replace(b"a_b.jpg", b"a\xffb.jpg")
+    # The byte went up by 0xff - 0x5f, and the sum that stands in the header with it.
+    old = int(content[148:154], 8)
+    content = content[:148] + b"%06o" % (old + 0xFF - 0x5F) + content[154:]
+    (tmp_path / "x-train-0.tar").write_bytes(content)
+    with pytest.raises(InputError, match="expected: printable UTF-8 names"):
         index(tmp_path)
 
 

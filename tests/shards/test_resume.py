@@ -18,9 +18,10 @@ from imagenet_rn50.shards import packing
 from imagenet_rn50.shards.options import PackOptions
 from imagenet_rn50.shards.packing import pack
 from imagenet_rn50.shards.sources.detect import read_source
+from imagenet_rn50.shards.state import PackingState
 from imagenet_rn50.shards.tar import TarWriter
 from imagenet_rn50.shards.workers import make_shards
-from tests.shards.helpers import contents, jpeg, write_imagefolder, write_kaggle
+from tests.shards.helpers import contents, jpeg, write_imagefolder, write_kaggle, write_parquet
 
 SCRIPT = Path(__file__).parents[2] / "shard_imagenet.py"
 WORDS = ("--train-shards", "12", "--validation-shards", "2", "--workers", "2")
@@ -227,6 +228,28 @@ def test_a_finished_shard_that_was_damaged_meanwhile_is_made_again(tmp_path):
     path.write_bytes(bytes(content))
     pack(source, tmp_path / "out", options)
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_parquet_is_read_again_for_the_missing_shards_only(tmp_path):
+    source = read_source(write_parquet(tmp_path / "source"))
+    options = PackOptions(train_shards=6)
+    pack(source, tmp_path / "whole", options)
+    interrupted(source, tmp_path / "out", options)
+    finished = len(list((tmp_path / "out").glob("*.tar")))
+    assert len(list((tmp_path / "out").rglob("*.spool"))) == 7 - finished
+    assert pack(source, tmp_path / "out", options).num_kept == finished
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert not (tmp_path / "out" / ".packing").exists()
+
+
+def test_a_run_that_was_killed_between_manifest_and_tidying_up_is_tidied_up(tmp_path):
+    source = read_source(write_kaggle(tmp_path / "source"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PackingState, "forget", lambda self: None)
+        pack(source, tmp_path / "out", PackOptions())
+    assert (tmp_path / "out" / ".packing").is_dir()
+    assert pack(source, tmp_path / "out", PackOptions()).num_made == 0
+    assert not (tmp_path / "out" / ".packing").exists()
 
 
 def test_the_beginning_of_another_packing_is_not_mixed_in(tmp_path):

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from imagenet_rn50.errors import InputError
@@ -40,6 +42,27 @@ def test_every_layout_is_detected_and_gives_the_same_keys_labels_and_bytes(tmp_p
             name: (WNIDS.index(wnid), content) for name, (wnid, content) in pictures.items()
         }
         assert samples_of(tmp_path / "out", split) == expected
+
+
+def test_every_row_group_of_parquet_is_read_once_and_nothing_temporary_stays(tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    groups = []
+    real = pq.ParquetFile.read_row_group
+
+    def counted(self, group, columns):
+        groups.append(group)
+        return real(self, group, columns=columns)
+
+    source = read_source(write_parquet(tmp_path / "source"))
+    num_groups = sum(
+        pq.ParquetFile(path).metadata.num_row_groups for path in source.root.glob("data/*.parquet")
+    )
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    pack(source, tmp_path / "out", PackOptions(train_shards=6, validation_shards=3))
+    assert len(groups) == num_groups
+    assert num_groups > 3
+    assert not list((tmp_path / "out").rglob("*.spool"))
 
 
 @pytest.mark.parametrize("layout", WRITERS)
@@ -131,6 +154,15 @@ def test_names_with_dots_and_unicode_names_become_keys_that_survive(tmp_path):
     assert len(set(samples)) == 15
     assert keys == ["n01440764_a_b_c", "n01440764_a_b_c-2", "été 猫 — ½"]
     assert not any("." in key for key in samples)
+
+
+def test_a_file_name_that_is_not_utf8_gets_a_key_that_is(tmp_path):
+    root = write_imagefolder(tmp_path / "source")
+    name = os.fsdecode(b"caf\xe9.JPEG")
+    (root / "train" / WNIDS[0] / name).write_bytes(jpeg(5, mode="CMYK"))
+    pack(read_source(root), tmp_path / "out", PackOptions(metadata=True))
+    assert "caf\\udce9" in samples_of(tmp_path / "out", "train")
+    assert "CMYK" in (tmp_path / "out" / "audit.md").read_text(encoding="utf-8")
 
 
 def test_the_same_name_in_two_classes_gives_two_keys():

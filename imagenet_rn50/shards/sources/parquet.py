@@ -1,22 +1,19 @@
 """Hugging Face's parquet files: `image` {bytes, path} and `label`, never decoded.
 
-`datasets` says what the columns mean; the bytes are read by row group, in place, for the pictures
-of one shard at a time. (Loading them with `datasets` would write a second copy of all pictures into
-its cache; streaming them would give no random access.)
+`datasets` says what the columns mean; the bytes are read by row group, front to back. (Loading them
+with `datasets` would write a second copy of all pictures into its cache.)
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
-from imagenet_rn50.shards.sources.base import Listed, Picture, Source, with_keys
+from imagenet_rn50.shards.sources.base import Listed, Source, with_keys
 
 # `n01440764_10026_n01440764.JPEG`, `ILSVRC2012_val_00000293_n01440764.JPEG`
 _PATH = re.compile(r"(?P<stem>.+?)_(?P<wnid>n\d{8})")
@@ -48,39 +45,16 @@ def read_parquet(root: Path) -> Source:
     return Source(root=root, layout="parquet", classes=classes, splits=splits)
 
 
-def read_rows(root: Path, pictures: Sequence[Picture]) -> Iterator[tuple[Picture, bytes]]:
-    """Yields pictures and their bytes in the given order; each row group is read once.
-
-    Args:
-        root: The source's folder.
-        pictures: The pictures of one shard; they are held in memory together.
-    """
+def row_groups(path: Path) -> Iterator[tuple[int, list[bytes]]]:
+    """Yields the number of the first row of each row group of a file, and its pictures' bytes."""
     import pyarrow.parquet as pq
 
-    wanted: dict[str, list[Picture]] = defaultdict(list)
-    for picture in pictures:
-        wanted[picture.path].append(picture)
-    contents: dict[str, bytes] = {}
-    for path, chosen in sorted(wanted.items()):
-        with pq.ParquetFile(root / path) as file:
-            for group, begin, end in _row_groups(file):
-                inside = [picture for picture in chosen if begin <= picture.offset < end]
-                if inside:
-                    column = file.read_row_group(group, columns=["image.bytes"]).column("image")
-                    for picture in inside:
-                        value = column[picture.offset - begin].as_py()["bytes"]
-                        contents[picture.key] = value
-    for picture in pictures:
-        yield picture, contents.pop(picture.key)
-
-
-def _row_groups(file: Any) -> Iterator[tuple[int, int, int]]:
-    """Yields (number, first row, end) of each row group of a parquet file."""
-    begin = 0
-    for group in range(file.metadata.num_row_groups):
-        end = begin + file.metadata.row_group(group).num_rows
-        yield group, begin, end
-        begin = end
+    with pq.ParquetFile(path) as file:
+        begin = 0
+        for group in range(file.metadata.num_row_groups):
+            column = file.read_row_group(group, columns=["image.bytes"]).column("image")
+            yield begin, [(value or {}).get("bytes") or b"" for value in column.to_pylist()]
+            begin += len(column)
 
 
 def _files(root: Path, split: str) -> list[Path]:
