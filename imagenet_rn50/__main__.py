@@ -32,6 +32,36 @@ def demo(folder: Path = Path("runs/demo"), data: Path = Path("data/digits")) -> 
 
 
 @app.command
+def preview(
+    shards: Path,
+    recipe: str,
+    out: Path = Path("preview.png"),
+    split: Literal["train", "validation"] = "train",
+    start: int = 0,
+    rows: int = 4,
+    columns: int = 8,
+) -> None:
+    """Write a picture of what the model will see, after cropping and augmentation.
+
+    Args:
+        shards: Folder that shard_imagenet.py wrote.
+        recipe: Name of a recipe, or a YAML file.
+        out: PNG file to write.
+        split: The training stream, or what validation sees.
+        start: Position of the first picture: in training, the images seen before it.
+        rows: Rows of the grid.
+        columns: Pictures in a row.
+    """
+    from imagenet_rn50.loading.preview import preview as write_preview
+    from imagenet_rn50.recipe import load_recipe
+
+    write_preview(
+        shards, load_recipe(recipe), out, split=split, start=start, rows=rows, columns=columns
+    )
+    print(f"wrote {out}")
+
+
+@app.command
 def export(run: Path, out: Path, checkpoint: Literal["best", "last"] = "best") -> None:
     """Write a trained model as a folder that needs nothing but transformers.
 

@@ -1,195 +1,211 @@
-"""The loader: order and reader, then transforms, then batches, as a WebDataset pipeline.
+"""The loader: a WebDataset pipeline behind a WebLoader, which measures itself.
 
-    source (order + reader)  ->  picture (transform)  ->  batches   =  webdataset.DataPipeline
-                                                                       in a webdataset.WebLoader
-
-Whoever knows WebDataset can put a stage of their own between these. Every batch is made whole in
-one worker, as uint8: decoding, not the container, is what costs, and normalising is the device's.
+It shards itself by `Share` and starts at any position at once: no sample before it is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from time import perf_counter
+from typing import Any
 
-import torch
 import webdataset as wds
-from torch import Tensor
-from torch.utils.data import get_worker_info
 
-from imagenet_rn50.loading.order import TrainingOrder, batch_starts
-from imagenet_rn50.loading.reader import ShardReader
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.loading.order import Order, ShardOrder
+from imagenet_rn50.loading.stages import (
+    Batch,
+    OnError,
+    SampleSource,
+    Share,
+    StackBatches,
+    TransformPicture,
+)
+from imagenet_rn50.loading.store import LocalShards, ShardStore
+from imagenet_rn50.loading.transforms import Transform
 from imagenet_rn50.shards.manifest import Split
 
-Transform = Callable[[bytes, int, int], Tensor]
-"""JPEG, epoch, sample index -> (3, H, W) uint8."""
+__all__ = ["Batch", "Loader", "Rates", "Share", "make_loader"]
 
+MAX_SUBSTITUTIONS = 100
 
-class Batch(NamedTuple):
-    """Consecutive samples of the order.
-
-    Attributes:
-        pictures: (B, 3, H, W) uint8.
-        labels: Class indices; (B,) int64.
-        indices: Sample indices; (B,) int64.
-    """
-
-    pictures: Tensor
-    labels: Tensor
-    indices: Tensor
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which positions this process reads: those of one rank among several.
+class Rates:
+    """How fast a loader was since it was last asked.
 
     Args:
-        start: First position of the whole stream.
-        stop: One past its last position.
-        batch: Samples in a batch.
-        rank: This rank, from 0.
-        world_size: Number of ranks.
+        images: Images handed out.
+        seconds: Time that passed.
+        waited_seconds: Time in which the consumer waited for a batch.
+        substitutions: Damaged samples that others stood in for.
     """
 
-    start: int
-    stop: int
-    batch: int
-    rank: int = 0
-    world_size: int = 1
+    images: int
+    seconds: float
+    waited_seconds: float
+    substitutions: int
 
     @property
-    def starts(self) -> range:
-        """Positions at which this rank's batches begin."""
-        return batch_starts(self.start, self.stop, self.batch, self.rank, self.world_size)
+    def images_per_s(self) -> float:
+        """Images per second."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+    @property
+    def waiting_share(self) -> float:
+        """Share of the time in which the consumer waited, in [0, 1]."""
+        return self.waited_seconds / self.seconds if self.seconds else 0.0
 
 
-@dataclass(frozen=True)
-class SampleSource:
-    """Source stage: yields this worker's samples in order, as WebDataset samples.
-
-    Worker w of W takes every W-th batch of its rank; the DataLoader asks its workers in turn, so
-    the batches come out in the order of the rank for any number of workers.
+class Loader:
+    """Yields the batches of one rank, and measures itself.
 
     Args:
-        folder: Where the shards stand.
-        split: What stands in them.
-        share: Which positions are this rank's.
-        order: Which sample stands at a position; None for the order of the shards, once.
+        pipeline: What makes the batches.
+        num_workers: Processes that read and decode; 0 does it in this one. They live as long as
+            the loader, so a second pass starts at once.
+        pin_memory: Whether batches are copied to page-locked memory, for a GPU.
+        max_substitutions: How many damaged samples may be substituted before the run stops.
     """
 
-    folder: Path
-    split: Split
-    share: Share
-    order: TrainingOrder | None
+    def __init__(
+        self,
+        pipeline: wds.DataPipeline,
+        *,
+        num_workers: int,
+        pin_memory: bool,
+        max_substitutions: int = MAX_SUBSTITUTIONS,
+    ) -> None:
+        self.web_loader = wds.WebLoader(
+            pipeline,
+            batch_size=None,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
+        )
+        self._max_substitutions = max_substitutions
+        self._num_substitutions = 0
+        self._start_measuring()
 
-    def __call__(self) -> Iterator[dict[str, Any]]:
-        """Yields {"__key__", "jpg", "cls", "epoch", "index"}, batch after batch."""
-        worker = get_worker_info()
-        number, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        reader = ShardReader(self.folder, self.split)
-        try:
-            for start in self.share.starts[number::num_workers]:
-                count = min(self.share.batch, self.share.stop - start)
-                for epoch, index in self._samples(start, count):
-                    yield {
-                        "__key__": self.split.key_of(index),
-                        "jpg": reader.read(index),
-                        "cls": int(self.split.labels[index]),
-                        "epoch": epoch,
-                        "index": index,
-                    }
-        finally:
-            reader.close()
-
-    def _samples(self, start: int, count: int) -> Iterator[tuple[int, int]]:
-        """Yields epoch and sample index of consecutive positions."""
-        if self.order is None:
-            yield from ((0, index) for index in range(start, start + count))
-        else:
-            epochs, indices = self.order.at(start, count)
-            yield from zip(epochs.tolist(), indices.tolist(), strict=True)
-
-
-@dataclass(frozen=True)
-class TransformPicture:
-    """Map stage: replaces "jpg" by "picture"."""
-
-    transform: Transform
-
-    def __call__(self, sample: dict[str, Any]) -> dict[str, Any]:
-        """Decodes and transforms one sample.
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields batches.
 
         Raises:
-            ValueError: Naming the sample, when its JPEG cannot be decoded.
+            InputError: When a sample is damaged, or more were than may be substituted.
         """
-        content = sample.pop("jpg")
-        try:
-            sample["picture"] = self.transform(content, sample["epoch"], sample["index"])
-        except ValueError as error:
-            raise ValueError(f"sample {sample['__key__']} cannot be decoded: {error}") from error
-        return sample
+        self._start_measuring()
+        batches = iter(self.web_loader)
+        while True:
+            asked = perf_counter()
+            try:
+                batch: Batch = next(batches)
+            except StopIteration:
+                return
+            except InputError as error:
+                self.close()
+                raise _of_worker(error) from None
+            self._waited += perf_counter() - asked
+            self._images += len(batch.indices)
+            self._count_substitutions(batch)
+            yield batch
 
+    def close(self) -> None:
+        """Stops the workers; a later pass starts new ones.
 
-@dataclass(frozen=True)
-class StackBatches:
-    """Batch stage: writes `batch` pictures at a time into one tensor that workers can share."""
+        Without it they end with the loader, if its memory is freed at once, or some seconds later.
+        """
+        data_loader = self.web_loader.pipeline[0]
+        if data_loader._iterator is not None:
+            data_loader._iterator._shutdown_workers()
+            data_loader._iterator = None
 
-    batch: int
+    def rates(self) -> Rates:
+        """Returns how fast the loader was since the last call, or since the pass began."""
+        seconds = perf_counter() - self._since
+        rates = Rates(self._images, seconds, self._waited, self._substituted)
+        self._start_measuring()
+        return rates
 
-    def __call__(self, samples: Iterator[dict[str, Any]]) -> Iterator[Batch]:
-        """Yields batches; the last one may be shorter."""
-        pending: list[dict[str, Any]] = []
-        for sample in samples:
-            pending.append(sample)
-            if len(pending) == self.batch:
-                yield _stack(pending)
-                pending = []
-        if pending:
-            yield _stack(pending)
+    def _start_measuring(self) -> None:
+        """Forgets what was measured."""
+        self._since = perf_counter()
+        self._images = self._substituted = 0
+        self._waited = 0.0
+
+    def _count_substitutions(self, batch: Batch) -> None:
+        """Logs what was substituted, and stops where it was too much."""
+        for note in batch.notes:
+            log.warning("%s", note)
+        self._substituted += len(batch.notes)
+        self._num_substitutions += len(batch.notes)
+        if self._num_substitutions > self._max_substitutions:
+            raise InputError(
+                f"{self._num_substitutions} samples were damaged and substituted",
+                expected=f"at most {self._max_substitutions}",
+                found=f"the last: {batch.notes[-1]}",
+                fix="run `python shard_imagenet.py verify` on the shards",
+            )
 
 
 def make_loader(
-    folder: Path,
+    folder: Path | ShardStore,
     split: Split,
     share: Share,
     transform: Transform,
     *,
-    order: TrainingOrder | None = None,
+    order: Order | None = None,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> wds.WebLoader:
+    on_error: OnError = "stop",
+    max_substitutions: int = MAX_SUBSTITUTIONS,
+    stages: Sequence[Any] = (),
+) -> Loader:
     """Makes the loader of one rank. It shards itself: do not `Accelerator.prepare` it.
 
     Args:
         folder: Where the shards stand.
         split: What stands in them.
         share: Which positions this rank reads.
-        transform: JPEG, epoch, sample index -> (3, H, W) uint8.
+        transform: Makes pictures of JPEGs.
         order: Which sample stands at a position; None for the order of the shards, once.
         num_workers: Processes that read and decode; 0 does it in this one.
         pin_memory: Whether batches are copied to page-locked memory, for a GPU.
+        on_error: What a damaged sample does: `stop`, or let another one `substitute` for it.
+        max_substitutions: How many damaged samples this rank may substitute before it stops.
+        stages: WebDataset stages of your own, between the transform and the batch; they see
+            samples with "picture", (3, H, W) uint8.
 
     Returns:
         An iterable of `Batch`.
     """
+    store = LocalShards(folder) if isinstance(folder, Path) else folder
+    order = order or ShardOrder(split.shard_sizes)
     pipeline = wds.DataPipeline(
-        SampleSource(folder, split, share, order),
-        wds.map(TransformPicture(transform)),
-        StackBatches(share.batch),
+        SampleSource(store, split, share, order, on_error),
+        TransformPicture(transform),
+        *stages,
+        StackBatches(),
     )
-    return wds.WebLoader(pipeline, batch_size=None, num_workers=num_workers, pin_memory=pin_memory)
+    return Loader(
+        pipeline,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        max_substitutions=max_substitutions,
+    )
 
 
-def _stack(samples: list[dict[str, Any]]) -> Batch:
-    """Copies pictures into one preallocated tensor, in shared memory when in a worker."""
-    first = samples[0]["picture"]
-    pictures = torch.empty((len(samples), *first.shape), dtype=torch.uint8)
-    if get_worker_info() is not None:
-        pictures.share_memory_()
-    for target, sample in zip(pictures, samples, strict=True):
-        target.copy_(sample["picture"])
-    labels = torch.tensor([sample["cls"] for sample in samples])
-    indices = torch.tensor([sample["index"] for sample in samples])
-    return Batch(pictures, labels, indices)
+def _as_it_is(batch: Batch) -> Batch:
+    """Returns a batch that is complete already."""
+    return batch
+
+
+def _of_worker(error: InputError) -> InputError:
+    """Returns a worker's error without the worker's traceback, which torch puts into the text."""
+    _, _, text = str(error).rpartition(f"{type(error).__name__}: ")
+    return type(error)(text)

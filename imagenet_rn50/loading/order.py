@@ -12,6 +12,7 @@ results of `Generator.permutation`; so an order is the same in every version.
 from __future__ import annotations
 
 from collections import OrderedDict
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +42,9 @@ def epoch_order(
         Sample indices in the order of the epoch; (n,) int64, a permutation of 0..n-1.
     """
     num_shards = len(shard_sizes)
-    random = np.random.Philox(np.random.SeedSequence([seed, epoch, _ORDER_STREAM]))
+    random = _draws(seed, epoch)
     rank_of_shard = np.empty(num_shards, np.int64)
-    rank_of_shard[np.argsort(random.random_raw(num_shards), kind="stable")] = np.arange(num_shards)
+    rank_of_shard[_permute(random, num_shards)] = np.arange(num_shards)
 
     num_samples = int(shard_sizes.sum())
     uniform = (random.random_raw(num_samples) >> np.uint64(11)) * 2.0**-53  # [0, 1)
@@ -52,6 +53,67 @@ def epoch_order(
     position = np.abs(middle + (uniform - 0.5) * spread)
     position = np.where(position > num_shards, 2 * num_shards - position, position)
     return np.argsort(position, kind="stable")
+
+
+def shard_sequence(num_shards: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Returns the shards in the order in which `epoch_order` comes to them; (num_shards,) int64."""
+    return _permute(_draws(seed, epoch), num_shards)
+
+
+def _draws(seed: int, epoch: int) -> np.random.Philox:
+    """Returns the source of an epoch's random numbers: first one a shard, then one a sample."""
+    return np.random.Philox(np.random.SeedSequence([seed, epoch, _ORDER_STREAM]))
+
+
+def _permute(random: np.random.Philox, count: int) -> NDArray[np.int64]:
+    """Returns a random permutation of 0..count-1."""
+    return np.argsort(random.random_raw(count), kind="stable")
+
+
+class Order(Protocol):
+    """Which sample stands at a position, and which shards a reader should have at hand.
+
+    Shards come in turns: turn t is the t-th shard that the stream comes to, epoch after epoch.
+    """
+
+    def at(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns epochs and sample indices of positions first, ..., first + count - 1."""
+
+    def turns_at(self, position: int) -> range:
+        """Returns the turns of the shards that may be in use at a position."""
+
+    def shard_of_turn(self, turn: int) -> int:
+        """Returns which shard a turn is."""
+
+
+class ShardOrder:
+    """The samples as they stand in the shards, once: the order of evaluation.
+
+    Args:
+        shard_sizes: Number of samples of each shard; (num_shards,) int64.
+    """
+
+    def __init__(self, shard_sizes: NDArray[np.int64]) -> None:
+        self._stops = np.cumsum(shard_sizes)
+
+    def at(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Returns zeros, and the positions themselves, each (count,) int64."""
+        return np.zeros(count, np.int64), np.arange(first, first + count)
+
+    def turns_at(self, position: int) -> range:
+        """Returns the one shard that is in use at a position."""
+        turn = int(np.searchsorted(self._stops, position, side="right"))
+        return range(turn, turn + 1)
+
+    def shard_of_turn(self, turn: int) -> int:
+        """Returns which shard a turn is: there is one turn for each, in order.
+
+        Raises:
+            IndexError: After the last shard.
+        """
+        if turn >= len(self._stops):
+            raise IndexError(turn)
+        return turn
 
 
 class TrainingOrder:
@@ -70,6 +132,7 @@ class TrainingOrder:
         self._seed = seed
         self._window = window
         self._orders: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
+        self._sequences: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
         self.num_samples = int(shard_sizes.sum())
 
     def at(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -89,6 +152,28 @@ class TrainingOrder:
             here = epochs == epoch
             indices[here] = self._order_of(epoch)[positions[here] - epoch * self.num_samples]
         return epochs, indices
+
+    def turns_at(self, position: int) -> range:
+        """Returns the turns of the shards that may be in use at a position.
+
+        Samples stray from their shard's place by half a window, so this many shards on both sides
+        of the position's own place are in use; beyond the end of the epoch, those of the next.
+        """
+        num_shards = len(self._shard_sizes)
+        place = position * num_shards / self.num_samples
+        reach = min(self._window, num_shards) / 2 + 1
+        return range(max(0, int(place - reach)), int(place + reach) + 1)
+
+    def shard_of_turn(self, turn: int) -> int:
+        """Returns which shard a turn is; every shard has one turn in an epoch."""
+        epoch, rank = divmod(turn, len(self._shard_sizes))
+        if epoch not in self._sequences:
+            self._sequences[epoch] = shard_sequence(
+                len(self._shard_sizes), seed=self._seed, epoch=epoch
+            )
+            if len(self._sequences) > _CACHED_EPOCHS:
+                self._sequences.popitem(last=False)
+        return int(self._sequences[epoch][rank])
 
     def _order_of(self, epoch: int) -> NDArray[np.int64]:
         """Returns an epoch's permutation, from the cache where it is there."""

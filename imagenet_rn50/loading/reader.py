@@ -1,48 +1,88 @@
-"""Bytes of samples, by offset, from local shards."""
+"""Bytes of samples, by offset, from shards that are read ahead of their use."""
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.shards.manifest import Split
 
 _MAX_OPEN_SHARDS = 64
+_OPEN_TRIES = 5
+
+
+class SampleError(InputError):
+    """One sample cannot be read or decoded; the others may be whole."""
 
 
 class ShardReader:
     """Reads single samples out of tar shards without walking the tars.
 
     Args:
-        folder: Where the shards stand.
+        store: Where the shards stand.
         split: Says where each sample stands.
+        max_open: How many shards are kept open.
     """
 
-    def __init__(self, folder: Path, split: Split) -> None:
-        self._folder = folder
+    def __init__(
+        self, store: ShardStore, split: Split, *, max_open: int = _MAX_OPEN_SHARDS
+    ) -> None:
+        self._store = store
         self._split = split
+        self._max_open = max_open
         self._descriptors: OrderedDict[int, int] = OrderedDict()  # least recently used first
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def read(self, index: int) -> bytes:
         """Returns the JPEG of sample `index`.
 
         Raises:
-            InputError: When its shard is missing or shorter than the manifest says.
+            SampleError: When its shard is shorter than the manifest says, or the disk fails.
+            InputError: When its shard cannot be had.
         """
         shard = self._split.shard_of(index)
-        length = int(self._split.lengths[index])
-        jpeg = os.pread(self._descriptor(shard), length, int(self._split.offsets[index]))
+        length, offset = int(self._split.lengths[index]), int(self._split.offsets[index])
+        descriptor = self._descriptor(shard)
+        try:
+            jpeg = os.pread(descriptor, length, offset)
+        except OSError as error:
+            raise SampleError(f"{self.place_of(index)} cannot be read: {error}") from None
         if len(jpeg) != length:
-            raise InputError(
-                f"{self._folder / self._split.shards[shard].name} ends within "
-                f"sample {self._split.key_of(index)}",
-                expected=f"{length} bytes at offset {self._split.offsets[index]}",
+            raise SampleError(
+                f"{self._split.shards[shard].name} ends within {self.place_of(index)}",
+                expected=f"{length} bytes at offset {offset}",
                 found=f"{len(jpeg)} bytes",
-                fix=f"python shard_imagenet.py verify --shards {self._folder}",
+                fix=f"python shard_imagenet.py verify --shards {self._store.folder}",
             )
         return jpeg
+
+    def place_of(self, index: int) -> str:
+        """Returns where a sample stands, for messages: key, shard and offset."""
+        shard = self._split.shards[self._split.shard_of(index)].name
+        return f"sample {self._split.key_of(index)} ({shard}, offset {self._split.offsets[index]})"
+
+    def others_of(self, index: int) -> Iterator[int]:
+        """Yields the other samples of the same shard, from the next one on, once around."""
+        shard = self._split.shard_of(index)
+        start, stop = (int(value) for value in self._split.shard_starts[shard : shard + 2])
+        yield from range(index + 1, stop)
+        yield from range(start, index)
 
     def close(self) -> None:
         """Closes all shards."""
@@ -50,22 +90,34 @@ class ShardReader:
             os.close(self._descriptors.popitem()[1])
 
     def _descriptor(self, shard: int) -> int:
-        """Returns an open descriptor of a shard, and asks the kernel to read all of it ahead."""
+        """Returns an open descriptor of a shard."""
         if shard in self._descriptors:
             self._descriptors.move_to_end(shard)
             return self._descriptors[shard]
-        path = self._folder / self._split.shards[shard].name
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            raise InputError(
-                f"there is no shard {path}",
-                expected="every shard that the manifest lists",
-                fix="copy it back, or pack again: finished shards are kept",
-            ) from None
+        descriptor = open_shard(self._store, self._split, shard)
         if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+            # Samples are read at random: what lies around them is the prefetcher's to read.
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         self._descriptors[shard] = descriptor
-        if len(self._descriptors) > _MAX_OPEN_SHARDS:
+        if len(self._descriptors) > self._max_open:
             os.close(self._descriptors.popitem(last=False)[1])
         return descriptor
+
+
+def open_shard(store: ShardStore, split: Split, shard: int) -> int:
+    """Returns a descriptor of a shard, which may be evicted from a cache before it is opened.
+
+    Raises:
+        InputError: When it cannot be had.
+    """
+    path = Path()
+    for _ in range(_OPEN_TRIES):
+        path = store.fetch(split.shards[shard])
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+    raise InputError(
+        f"{path} vanished {_OPEN_TRIES} times before it could be opened",
+        fix="give the cache of shards more space",
+    )

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms.v2 import functional as F
 
 from imagenet_rn50 import jpeg
+from imagenet_rn50.jpeg_layout import Layout, read_layout
 from imagenet_rn50.recipe import DataRecipe
+from imagenet_rn50.restart import Box
 
 _AUGMENTATION_STREAM = 1
 _MAX_CROP_TRIES = 10
-
-Box = tuple[int, int, int, int]
-"""Top, left, height, width, in px."""
 
 
 def augmentation_draws(seed: int, epoch: int, index: int) -> np.random.Generator:
@@ -64,9 +64,35 @@ def random_crop_box(
     return (height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width
 
 
+class Transform(Protocol):
+    """From the bytes of a JPEG to the picture that goes into a batch."""
+
+    @property
+    def size(self) -> int:
+        """Side of the result, px."""
+
+    def __call__(self, content: bytes, epoch: int, index: int, out: Tensor | None = None) -> Tensor:
+        """Transforms one sample.
+
+        Args:
+            content: A JPEG.
+            epoch: The epoch that shows it.
+            index: Its sample index.
+            out: Where to write; (3, size, size) uint8, channels last. None for new memory.
+
+        Returns:
+            (3, size, size) uint8, channels last: `out` where it was given.
+
+        Raises:
+            ValueError: When the JPEG cannot be decoded.
+        """
+
+
 @dataclass(frozen=True)
 class TrainTransform:
     """Random resized crop and flip.
+
+    The crop is drawn from the size in the JPEG's layout, before anything is decoded.
 
     Args:
         data: Sizes and ranges.
@@ -81,15 +107,27 @@ class TrainTransform:
         """Side of the result, px."""
         return self.data.train_size
 
-    def __call__(self, content: bytes, epoch: int, index: int) -> Tensor:
-        """Returns the augmented picture of a sample in an epoch; (3, size, size) uint8."""
-        picture = _decode(content)
+    def __call__(self, content: bytes, epoch: int, index: int, out: Tensor | None = None) -> Tensor:
+        """Returns the augmented picture of a sample in an epoch; see `Transform`."""
         draws = augmentation_draws(self.seed, epoch, index)
-        height, width = picture.shape[1:]
-        box = random_crop_box(draws, height, width, self.data.crop_scale, self.data.crop_ratio)
-        side = self.data.train_size
-        crop: Tensor = F.resized_crop(picture, *box, [side, side], antialias=True)
-        return crop.flip(-1) if draws.random() < self.data.flip else crop
+        layout = read_layout(content)
+        box, factor = self.draw_box(draws, layout)
+        crop = jpeg.decode_box(content, box, factor=factor, layout=layout)
+        flip = draws.random() < self.data.flip
+        return resize(crop, (self.size, self.size), flip=flip, out=out)
+
+    def draw_box(self, draws: np.random.Generator, layout: Layout) -> tuple[Box, int]:
+        """Draws the crop of a picture.
+
+        Returns:
+            The box, and by how much decoding shrinks it: where that is more than 1, the box is
+            moved and cut to multiples of it, by less than that many px.
+        """
+        scale, ratio = self.data.crop_scale, self.data.crop_ratio
+        box = random_crop_box(draws, layout.height, layout.width, scale, ratio)
+        factor = jpeg.dct_factor(box, (self.size, self.size))
+        top, left, height, width = (value - value % factor for value in box)
+        return (top, left, height, width), factor
 
 
 @dataclass(frozen=True)
@@ -106,17 +144,48 @@ class EvalTransform:
     resize: int
     size: int
 
-    def __call__(self, content: bytes, epoch: int, index: int) -> Tensor:
-        """Returns the central crop of a picture, in any epoch; (3, size, size) uint8."""
-        picture = _decode(content)
-        height, width = picture.shape[1:]
+    def __call__(self, content: bytes, epoch: int, index: int, out: Tensor | None = None) -> Tensor:
+        """Returns the central crop of a picture, in any epoch; see `Transform`."""
+        pixels = jpeg.decode(content)
+        height, width = pixels.shape[:2]
         if height < width:
             height, width = self.resize, int(self.resize * width / height)
         else:
             height, width = int(self.resize * height / width), self.resize
-        resized: Tensor = F.resize(picture, [height, width], antialias=True)
+        resized = resize(pixels, (height, width))
         top, left = (height - self.size) // 2, (width - self.size) // 2
-        return resized[:, top : top + self.size, left : left + self.size]
+        crop = resized[:, top : top + self.size, left : left + self.size]
+        return crop if out is None else out.copy_(crop)
+
+
+def resize(
+    pixels: NDArray[np.uint8],
+    size: tuple[int, int],
+    *,
+    flip: bool = False,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Resizes with antialiasing, as torchvision's `resize` and Pillow's BILINEAR do.
+
+    Calls the operator below torchvision's function, because only that writes into given memory.
+
+    Args:
+        pixels: (h, w, 3) uint8.
+        size: Height and width of the result, px.
+        flip: Whether to mirror it, left to right.
+        out: Where to write; (3, H, W) uint8, channels last. None for new memory.
+
+    Returns:
+        (3, H, W) uint8, channels last: `out` where it was given.
+    """
+    picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
+    if out is None:
+        out = torch.empty((*size, 3), dtype=torch.uint8).permute(2, 0, 1)
+    target = torch.empty_like(out[None]) if flip else out[None]
+    torch.ops.aten._upsample_bilinear2d_aa.out(picture, size, False, None, None, out=target)
+    if flip:
+        out.copy_(target[0].flip(-1))
+    return out
 
 
 def normalise(
@@ -136,8 +205,3 @@ def normalise(
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=pictures.device)
     floats = pictures.to(torch.float32, memory_format=torch.channels_last)
     return floats.mul_(scale).add_(shift.view(1, 3, 1, 1))
-
-
-def _decode(content: bytes) -> Tensor:
-    """Returns a JPEG's pixels, (3, H, W) uint8 over (H, W, 3) memory."""
-    return torch.from_numpy(jpeg.decode(content)).permute(2, 0, 1)

@@ -1,4 +1,8 @@
+import time
+import tracemalloc
+
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -67,3 +71,62 @@ def test_the_order_of_a_seed_never_changes():
     # A changed value here would break the resume of every run under way.
     order = epoch_order(np.array([3, 4, 5]), seed=7, epoch=2, window=2)
     assert order.tolist() == [2, 0, 1, 5, 10, 11, 6, 8, 3, 4, 9, 7]
+
+
+@pytest.fixture(scope="module")
+def sorted_classes():
+    """An order over 200 shards of 50 samples, packed class by class: 100 classes of 100 samples."""
+    order = epoch_order(np.full(200, 50), seed=0, epoch=0, window=32)
+    return order, order // 100
+
+
+def test_batches_hold_nearly_as_many_classes_as_random_draws(sorted_classes):
+    # The worst case: shards packed class by class. Packing shuffles, so real batches are better.
+    _, classes = sorted_classes
+    batches = classes[: len(classes) // 256 * 256].reshape(-1, 256)
+    distinct = np.mean([len(np.unique(batch)) for batch in batches])
+    draws = np.random.default_rng(0).permutation(classes)[: batches.size].reshape(-1, 256)
+    random = np.mean([len(np.unique(batch)) for batch in draws])
+    # 32 of 200 shards are 16 of 100 classes, and some stray in: no window can give more.
+    assert distinct >= 16
+    assert random > 90
+
+
+def test_batches_of_shuffled_shards_are_as_even_as_random_draws():
+    # As packing makes them: which class stands where is random.
+    rng = np.random.default_rng(1)
+    classes = rng.permutation(np.repeat(np.arange(100), 100))
+    order = epoch_order(np.full(200, 50), seed=0, epoch=0, window=32)
+    expected = 256 / 100
+
+    def unevenness(sequence):
+        batches = sequence[: len(sequence) // 256 * 256].reshape(-1, 256)
+        counts = np.stack([np.bincount(batch, minlength=100) for batch in batches])
+        return ((counts - expected) ** 2 / expected).sum(axis=1).mean()  # chi squared, 99 df
+
+    ours, drawn = unevenness(classes[order]), unevenness(rng.permutation(classes))
+    assert ours == pytest.approx(drawn, rel=0.05)
+
+
+def test_neighbours_in_the_source_are_seldom_neighbours_in_the_order(sorted_classes):
+    order, _ = sorted_classes
+    distance = np.abs(np.diff(order))
+    assert (distance == 1).mean() < 0.01
+    assert np.median(distance) > 50 * 32  # shards of one window come from everywhere
+
+
+def test_the_order_of_imagenet_takes_less_than_half_a_second_and_little_memory():
+    sizes = np.full(1024, 1251)
+    sizes[-1] -= sizes.sum() - 1_281_167
+    epoch_order(sizes, seed=0, epoch=0, window=32)
+    seconds = []
+    for epoch in range(3):
+        began = time.process_time()
+        epoch_order(sizes, seed=0, epoch=epoch, window=32)
+        seconds.append(time.process_time() - began)
+    assert min(seconds) < 0.5
+    tracemalloc.start()
+    epoch_order(sizes, seed=0, epoch=0, window=32)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6

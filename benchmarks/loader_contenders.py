@@ -1,0 +1,287 @@
+"""One loader, timed in a process of its own.
+
+    python -m benchmarks.loader_contenders NAME DATA BATCH WORKERS BATCHES
+
+Each is set up as its own documentation shows, for a random crop of 224 px with a flip. Those that
+can hand out uint8 do so, which is faster; ImageFolder and WebDataset normalise to float32, as the
+examples of both do. The process prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+_SIZE = 224
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_PIPE_CHILDREN = "/proc/{0}/task/{0}/children"
+
+
+def ours(folder: str, data: Path, batch: int, workers: int) -> Iterator[Any]:
+    """This project's loader."""
+    from imagenet_rn50.loading.loader import Share, make_loader
+    from imagenet_rn50.loading.order import TrainingOrder
+    from imagenet_rn50.loading.transforms import TrainTransform
+    from imagenet_rn50.recipe import DataRecipe
+    from imagenet_rn50.shards.manifest import TRAIN, Manifest
+
+    split = Manifest.load(data / folder).split(TRAIN)
+    order = TrainingOrder(split.shard_sizes, seed=0, window=32)
+    transform = TrainTransform(DataRecipe(), seed=0)
+    share = Share(0, 10**9, batch)
+    loader = make_loader(data / folder, split, share, transform, order=order, num_workers=workers)
+    return iter(loader)
+
+
+def _pil_transform(floats: bool) -> Callable[[Any], Any]:
+    """The usual torchvision transform of PIL pictures."""
+    from torchvision import transforms
+
+    crop = [transforms.RandomResizedCrop(_SIZE), transforms.RandomHorizontalFlip()]
+    last = [transforms.PILToTensor()]
+    if floats:
+        last = [transforms.ToTensor(), transforms.Normalize(_MEAN, _STD)]
+    composed: Callable[[Any], Any] = transforms.Compose([*crop, *last])
+    return composed
+
+
+def _open(jpeg: bytes) -> Any:
+    """Opens a JPEG with Pillow."""
+    from PIL import Image
+
+    return Image.open(io.BytesIO(jpeg)).convert("RGB")
+
+
+def _again(make: Callable[[], Any]) -> Iterator[Any]:
+    """Repeats passes over a loader."""
+    loader = make()
+    while True:
+        yield from loader
+
+
+def imagefolder(data: Path, batch: int, workers: int) -> Iterator[Any]:
+    """Torchvision's ImageFolder, as in PyTorch's ImageNet example."""
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+
+    dataset = ImageFolder(str(data / "folder"), _pil_transform(floats=True))
+    return _again(
+        lambda: DataLoader(
+            dataset,
+            batch,
+            shuffle=True,
+            num_workers=workers,
+            persistent_workers=True,
+            drop_last=True,
+        )
+    )
+
+
+def webdataset(data: Path, batch: int, workers: int) -> Iterator[Any]:
+    """Stock WebDataset, batched in the workers, which was faster than in the main process."""
+    import webdataset as wds
+
+    urls = sorted(str(path) for path in (data / "shards").glob("*.tar"))
+    dataset = (
+        wds.WebDataset(urls, shardshuffle=100, resampled=True)
+        .shuffle(1000)
+        .decode("pil")
+        .to_tuple("jpg", "cls")
+        .map_tuple(_pil_transform(floats=True), lambda label: label)
+        .batched(batch, partial=False)
+    )
+    return iter(wds.WebLoader(dataset, batch_size=None, num_workers=workers))
+
+
+def _transform_rows(transform: Callable[[Any], Any], rows: dict[str, Any]) -> dict[str, Any]:
+    """Transforms rows of `datasets`."""
+    pictures = [transform(picture.convert("RGB")) for picture in rows["jpg"]]
+    return {"pictures": pictures, "labels": rows["cls"]}
+
+
+def hf_datasets(data: Path, batch: int, workers: int) -> Iterator[Any]:
+    """Hugging Face `datasets`, streaming the WebDataset shards."""
+    from datasets import load_dataset
+    from torch.utils.data import DataLoader
+
+    urls = sorted(str(path) for path in (data / "shards").glob("*.tar"))
+    dataset = load_dataset("webdataset", data_files={"train": urls}, split="train", streaming=True)
+    dataset = dataset.shuffle(seed=0, buffer_size=1000)
+    change = partial(_transform_rows, _pil_transform(floats=False))
+    dataset = dataset.map(
+        change, batched=True, batch_size=32, remove_columns=["jpg", "cls", "__key__", "__url__"]
+    )
+    return _again(lambda: DataLoader(dataset.with_format("torch"), batch, num_workers=workers))
+
+
+def mosaicml(data: Path, batch: int, workers: int) -> Iterator[Any]:
+    """The loader of mosaicml-streaming."""
+    from streaming import StreamingDataset
+    from torch.utils.data import DataLoader
+
+    transform = _pil_transform(floats=False)
+
+    class Photos(StreamingDataset):  # type: ignore[misc]
+        def __getitem__(self, index: int) -> Any:
+            sample = super().__getitem__(index)
+            return transform(_open(sample["jpg"])), sample["cls"]
+
+    dataset = Photos(local=str(data / "mds"), shuffle=True, batch_size=batch)
+    return _again(lambda: DataLoader(dataset, batch, num_workers=workers, persistent_workers=True))
+
+
+def litdata(data: Path, batch: int, workers: int) -> Iterator[Any]:
+    """The loader of litdata."""
+    import litdata as lit
+
+    transform = _pil_transform(floats=False)
+
+    class Photos(lit.StreamingDataset):  # type: ignore[misc]
+        def __getitem__(self, index: Any) -> Any:
+            sample = super().__getitem__(index)
+            return transform(_open(sample["jpg"])), sample["cls"]
+
+    dataset = Photos(str(data / "litdata"), shuffle=True)
+    return _again(lambda: lit.StreamingDataLoader(dataset, batch_size=batch, num_workers=workers))
+
+
+def dali(data: Path, batch: int, workers: int) -> Iterator[Any]:
+    """DALI with CPU operators only, reading the WebDataset shards."""
+    from nvidia.dali import fn, pipeline_def, types
+
+    urls = sorted(str(path) for path in (data / "shards").glob("*.tar"))
+
+    @pipeline_def(batch_size=batch, num_threads=workers, device_id=None, prefetch_queue_depth=2)
+    def pipeline() -> Any:
+        jpegs, labels = fn.readers.webdataset(
+            paths=urls, ext=["jpg", "cls"], random_shuffle=True, initial_fill=1000
+        )
+        pictures = fn.decoders.image_random_crop(
+            jpegs, device="cpu", random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
+        )
+        pictures = fn.resize(pictures, size=[_SIZE, _SIZE], interp_type=types.INTERP_LINEAR)
+        return fn.flip(pictures, horizontal=fn.random.coin_flip()), labels
+
+    built = pipeline()
+    built.build()
+    while True:
+        pictures, _ = built.run()
+        yield pictures.as_array()
+
+
+def ffcv(name: str, data: Path, batch: int, workers: int) -> Iterator[Any]:
+    """FFCV over its own file of JPEGs."""
+    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import RandomHorizontalFlip, ToTensor, ToTorchImage
+
+    loader = Loader(
+        str(data / f"{name}.beton"),
+        batch_size=batch,
+        num_workers=workers,
+        order=OrderOption.RANDOM,
+        os_cache=True,
+        drop_last=True,
+        pipelines={
+            "image": [
+                RandomResizedCropRGBImageDecoder((_SIZE, _SIZE)),
+                RandomHorizontalFlip(),
+                ToTensor(),
+                ToTorchImage(),
+            ],
+            "label": [IntDecoder(), ToTensor()],
+        },
+    )
+    return _again(lambda: loader)
+
+
+CONTENDERS: dict[str, Callable[[Path, int, int], Iterator[Any]]] = {
+    "ours": partial(ours, "restarts"),
+    "ours, no markers": partial(ours, "shards"),
+    "ours, 500 px": partial(ours, "restarts500"),
+    "ImageFolder": imagefolder,
+    "webdataset": webdataset,
+    "datasets": hf_datasets,
+    "mosaicml-streaming": mosaicml,
+    "litdata": litdata,
+    "DALI": dali,
+    "FFCV": partial(ffcv, "ffcv"),
+    "FFCV, 500 px": partial(ffcv, "ffcv500"),
+}
+
+
+def _family(process: int) -> list[int]:
+    """Returns a process and its descendants."""
+    try:
+        children = Path(_PIPE_CHILDREN.format(process)).read_text(encoding="ascii").split()
+    except OSError:
+        return [process]
+    return [process, *(found for child in children for found in _family(int(child)))]
+
+
+def cpu_seconds() -> float:
+    """Returns the CPU time of this process and its descendants so far."""
+    ticks = 0
+    for process in _family(os.getpid()):
+        try:
+            stat = Path(f"/proc/{process}/stat").read_text(encoding="ascii")
+        except OSError:
+            continue
+        ticks += sum(
+            int(value) for value in stat.rpartition(")")[2].split()[11:15]
+        )  # with ended children
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def memory_mb() -> float:
+    """Returns the memory of this process and its descendants; what they share counts once."""
+    total = 0
+    for process in _family(os.getpid()):
+        try:
+            lines = Path(f"/proc/{process}/smaps_rollup").read_text(encoding="ascii").splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    return total / 1000
+
+
+def measure(name: str, data: Path, batch: int, workers: int, batches: int) -> dict[str, float]:
+    """Times a loader: the first batch from its construction, the others from the first on."""
+    peak = [0.0]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.25):
+            peak[0] = max(peak[0], memory_mb())
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    began = time.perf_counter()
+    loader = CONTENDERS[name](data, batch, workers)
+    next(loader)
+    first = time.perf_counter()
+    cpu = cpu_seconds()
+    watcher.start()
+    for _ in range(batches):
+        next(loader)
+    seconds, used = time.perf_counter() - first, cpu_seconds() - cpu
+    done.set()
+    return {
+        "images_per_s": batches * batch / seconds,
+        "first_batch_s": first - began,
+        "cpu_ms": 1000 * used / (batches * batch),
+        "peak_mb": max(peak[0], memory_mb()),
+    }
+
+
+if __name__ == "__main__":
+    name, data, *numbers = sys.argv[1:]
+    print(json.dumps(measure(name, Path(data), *map(int, numbers))), flush=True)
+    os._exit(0)  # some loaders hang when they are torn down

@@ -1,0 +1,127 @@
+"""How a JPEG is laid out: its size, its MCUs, its restart interval, where the coded data begins.
+
+Read for every picture of every epoch, in some microseconds, so that a crop can be drawn before
+anything is decoded. `jpeg_header` tells packing other things, once.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+SOI, EOI, SOS, DRI = 0xD8, 0xD9, 0xDA, 0xDD
+RST0 = 0xD0
+APP0, APP9, APP14 = 0xE0, 0xE9, 0xEE
+TABLE_NAME = b"restart offsets\0"
+
+_COM, _APP15, _BASELINE = 0xFE, 0xEF, 0xC0
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What stands before the coded data of a JPEG.
+
+    Args:
+        height: Height of the picture, px.
+        width: Width of the picture, px.
+        size_at: Offset of the two sizes, which are uint16, in the frame header.
+        mcu: Height and width of an MCU in px; None when the picture is not cut, for it is unusual.
+        margin: How far outside a box decoding it may look, px downwards and sideways.
+        interval: MCUs between restart markers; 0 when there are none.
+        scan: Offset of the first coded byte.
+        kept: Start and stop of the parts of the header that decoding needs.
+        table: Start and stop of the entries of the offset table; None when there is none.
+    """
+
+    height: int
+    width: int
+    size_at: int
+    mcu: tuple[int, int] | None
+    margin: tuple[int, int]
+    interval: int
+    scan: int
+    kept: list[tuple[int, int]]
+    table: tuple[int, int] | None
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of rows and of columns of MCUs, of a picture that can be cut."""
+        assert self.mcu is not None
+        return -(-self.height // self.mcu[0]), -(-self.width // self.mcu[1])
+
+
+def read_layout(jpeg: bytes) -> Layout:
+    """Reads a JPEG's header, up to the coded data of its first scan.
+
+    Raises:
+        ValueError: When the bytes are not a JPEG with a size and a scan.
+    """
+    frame: tuple[int, int, int] | None = None  # marker, start and stop of the segment's content
+    scan_components = interval = 0
+    table = None
+    kept = [(0, 2)]
+    for marker, start, stop in _segments(jpeg):
+        if marker in _FRAMES:
+            if frame is not None:
+                raise ValueError("the JPEG has two frames")
+            frame = (marker, start, stop)
+        elif marker == DRI:
+            interval = int.from_bytes(jpeg[start:stop])
+        elif marker == APP9 and jpeg.startswith(TABLE_NAME, start, stop):
+            table = (start + len(TABLE_NAME), stop)
+        elif marker == SOS:
+            scan_components = jpeg[start] if stop > start else 0
+        if marker in {APP0, APP14} or not (APP0 <= marker <= _APP15 or marker == _COM):
+            kept.append((start - 4, stop))
+    if frame is None:
+        raise ValueError("the JPEG has no frame header before its scan")
+    height, width, mcu, margin = _read_frame(jpeg, *frame, scan_components)
+    return Layout(height, width, frame[1] + 1, mcu, margin, interval, kept[-1][1], kept, table)
+
+
+def _segments(jpeg: bytes) -> list[tuple[int, int, int]]:
+    """Returns marker, start and stop of the content of each segment, the first scan's the last."""
+    if jpeg[:2] != b"\xff\xd8":
+        raise ValueError("the bytes are not a JPEG")
+    segments = []
+    at, end = 2, len(jpeg)
+    while at + 4 <= end:
+        marker = jpeg[at + 1]
+        if marker == jpeg[at] == 0xFF:  # a fill byte, which may stand before any marker
+            at += 1
+            continue
+        start, stop = at + 4, at + 2 + (jpeg[at + 2] << 8 | jpeg[at + 3])
+        if jpeg[at] != 0xFF or marker < 0xC0 or stop < start or stop > end:
+            raise ValueError(f"the JPEG is damaged at byte {at}")
+        if RST0 <= marker <= EOI:
+            raise ValueError(f"the JPEG has an unexpected marker at byte {at}")
+        segments.append((marker, start, stop))
+        if marker == SOS:
+            return segments
+        at = stop
+    raise ValueError("the JPEG ends before its scan")
+
+
+def _read_frame(
+    jpeg: bytes, marker: int, start: int, stop: int, scan_components: int
+) -> tuple[int, int, tuple[int, int] | None, tuple[int, int]]:
+    """Returns height, width, size of an MCU (None when unusual) and margin, of a frame header."""
+    if stop - start < 6:
+        raise ValueError("the JPEG's frame header is too short")
+    precision, height, width, num_components = struct.unpack_from(">BHHB", jpeg, start)
+    if height == 0 or width == 0:
+        raise ValueError("the JPEG's frame header states no size")
+    whole = (height, width, None, (0, 0))
+    usual = marker == _BASELINE and precision == 8 and num_components in {1, 3}
+    if not usual or scan_components != num_components or stop - start != 6 + 3 * num_components:
+        return whole
+    if num_components == 1:  # a scan of one component has MCUs of one block, whatever its factors
+        return height, width, (8, 8), (0, 0)
+    factors = [jpeg[start + 7 + 3 * i] for i in range(num_components)]
+    across, down = [f >> 4 for f in factors], [f & 15 for f in factors]
+    if factors[1] != factors[2] or not {*across, *down} <= {1, 2, 4}:
+        return whole
+    # Upsampling looks one chroma sample to each side: that many px, and as many again to be safe.
+    margin = tuple(2 * max(f) if min(f) < max(f) else 0 for f in (down, across))
+    return height, width, (8 * max(down), 8 * max(across)), (margin[0], margin[1])

@@ -1,0 +1,214 @@
+"""Remote shards, kept in a bounded folder that all ranks and workers of a machine share.
+
+    CACHE/
+      <hash of the address>/   manifest.json, manifest-*.npz, classes.json
+      shards/                  <sha256>.tar      whole and checked
+                               <sha256>.lock     held by the process that downloads it
+                               <sha256>.tar.partial, .reserved    while it is downloaded
+      evict.lock               held while space is made
+
+A shard is known by its hash, so two data sets never mix, and one that was packed anew is fetched
+anew. Locks are `flock`s: the kernel lets go of them when a process dies, however it dies.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import read_json
+from imagenet_rn50.loading.remote import PATIENCE, Patience, RemoteFolder
+from imagenet_rn50.loading.store import LocalShards, ShardStore
+from imagenet_rn50.shards.manifest import FILE_NAME as MANIFEST_FILE
+from imagenet_rn50.shards.manifest import Shard
+
+DEFAULT_LIMIT_BYTES = 100 * 10**9
+_PAUSE = 0.05
+
+
+@dataclass(frozen=True)
+class CachedShards:
+    """Shards of a remote folder, fetched when they are needed; the least recently used go first.
+
+    Args:
+        remote: Where they stand.
+        cache: Folder on this machine, best on a local NVMe disk.
+        limit_bytes: How much space the shards in it may take, those of other data sets included.
+    """
+
+    remote: RemoteFolder
+    cache: Path
+    limit_bytes: int
+
+    @property
+    def folder(self) -> Path:
+        """Where the manifest stands, on this machine."""
+        return self.cache / hashlib.sha256(self.remote.public.encode()).hexdigest()[:16]
+
+    @property
+    def _shards(self) -> Path:
+        return self.cache / "shards"
+
+    def fetch_manifest(self) -> None:
+        """Downloads the manifest and the classes, so that `folder` can be loaded as if local.
+
+        Raises:
+            InputError: When they cannot be had.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with _locked(self.folder / "manifest.lock"):
+            self.remote.download(MANIFEST_FILE, self.folder / MANIFEST_FILE)
+            content = read_json(self.folder / MANIFEST_FILE)
+            for split in content["splits"].values():
+                name, digest = Path(split["columns"]).name, split["columns_sha256"]
+                self.remote.download(name, self.folder / name, sha256=digest)
+            self.remote.download(CLASSES_FILE, self.folder / CLASSES_FILE)
+
+    def fetch(self, shard: Shard) -> Path:
+        """Returns the shard's file in the cache, after downloading it where necessary.
+
+        It may be evicted before it is opened; then fetch it again. Once open, it stays readable.
+
+        Raises:
+            InputError: When it cannot be had, or is larger than the whole cache may be.
+        """
+        path = self._shards / f"{shard.sha256}.tar"
+        if _is_there(path):
+            return path
+        self._shards.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_suffix(".lock")):
+            if not _is_there(path):  # another process may have fetched it meanwhile
+                self._download(shard, path)
+        return path
+
+    def _download(self, shard: Shard, path: Path) -> None:
+        """Makes space and downloads; the caller holds the shard's lock."""
+        reserved = path.with_name(f"{path.name}.reserved")
+        reserved.unlink(missing_ok=True)  # of a process that was killed
+        try:
+            while not self._make_space(shard, reserved):
+                time.sleep(_PAUSE)  # until a download that takes the space is whole
+            self.remote.download(shard.name, path, num_bytes=shard.num_bytes, sha256=shard.sha256)
+        finally:
+            reserved.unlink(missing_ok=True)
+
+    def _make_space(self, shard: Shard, reserved: Path) -> bool:
+        """Evicts shards until this one fits, and reserves its space; says whether it fits.
+
+        Raises:
+            InputError: When it is larger than the whole cache may be.
+        """
+        if shard.num_bytes > self.limit_bytes:
+            raise InputError(
+                f"{shard.name} does not fit into the cache {self.cache}",
+                expected=f"a limit of at least {shard.num_bytes} bytes",
+                found=f"{self.limit_bytes} bytes",
+            )
+        with _locked(self.cache / "evict.lock"):
+            used = self._remove_leftovers() + shard.num_bytes
+            for path in sorted(self._shards.glob("*.tar"), key=_last_use):
+                if used <= self.limit_bytes:
+                    break
+                used -= _size(path)
+                path.unlink(missing_ok=True)
+            if used > self.limit_bytes:
+                return False
+            with reserved.open("wb") as file:  # counts from the start with all its bytes
+                os.truncate(file.fileno(), shard.num_bytes)
+            return True
+
+    def _remove_leftovers(self) -> int:
+        """Removes what killed processes left; returns how many bytes all the rest takes."""
+        used = sum(_size(path) for path in self._shards.glob("*.tar"))
+        for reserved in self._shards.glob("*.reserved"):
+            whole = reserved.with_suffix("")
+            with _try_lock(whole.with_suffix(".lock")) as is_free:
+                if is_free:
+                    reserved.unlink(missing_ok=True)
+                    whole.with_name(f"{whole.name}.partial").unlink(missing_ok=True)
+                else:
+                    used += _size(reserved)
+        return used
+
+
+def open_shards(
+    location: str | Path,
+    *,
+    cache: Path | None = None,
+    limit_bytes: int = DEFAULT_LIMIT_BYTES,
+    patience: Patience = PATIENCE,
+) -> ShardStore:
+    """Opens a folder of shards, wherever it is; its manifest can then be loaded from `folder`.
+
+    Args:
+        location: A path, or an address that fsspec understands, such as s3://bucket/imagenet.
+        cache: Where remote shards are kept on this machine.
+        limit_bytes: How much space they may take there.
+        patience: How long downloads are tried.
+
+    Raises:
+        InputError: When a remote manifest cannot be had, or no cache is named for it.
+    """
+    if "://" not in str(location):
+        return LocalShards(Path(location))
+    remote = RemoteFolder(str(location), patience)
+    if cache is None:
+        raise InputError(
+            f"{remote.public} is remote", expected="a folder of this machine to keep shards in"
+        )
+    shards = CachedShards(remote, cache, limit_bytes)
+    shards.fetch_manifest()
+    return shards
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock among the processes, and threads, of this machine."""
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _try_lock(path: Path) -> Iterator[bool]:
+    """Takes a lock where it is free, and says whether it was."""
+    with path.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def _is_there(path: Path) -> bool:
+    """Says whether a shard is in the cache, and marks it as used now."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _size(path: Path) -> int:
+    """Returns a file's size; 0 when it has just gone."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _last_use(path: Path) -> float:
+    """Returns when a shard was last fetched; now, when it has just gone."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()

@@ -1,0 +1,101 @@
+import io
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn
+import torch
+from PIL import Image
+from torchvision.transforms.v2 import functional
+
+from imagenet_rn50 import jpeg
+from imagenet_rn50.jpeg_layout import read_layout
+from imagenet_rn50.loading.transforms import (
+    EvalTransform,
+    TrainTransform,
+    augmentation_draws,
+    resize,
+)
+from imagenet_rn50.recipe import DataRecipe
+from imagenet_rn50.restart import with_offset_table
+from tests.pictures import pillow_jpeg, scene
+
+PHOTOS = Path(sklearn.__file__).parent / "datasets" / "images"
+
+
+@cache
+def photos():
+    """Real photos in several subsamplings, with restart markers and without."""
+    contents = []
+    for name in ("china.jpg", "flower.jpg"):
+        pixels = np.asarray(Image.open(PHOTOS / name))
+        for subsampling in ("4:4:4", "4:2:2", "4:2:0"):
+            content = pillow_jpeg(pixels, subsampling=subsampling, restart_marker_blocks=4)
+            contents += [with_offset_table(content), pillow_jpeg(pixels, subsampling=subsampling)]
+    return contents
+
+
+def differences(size: int, num_crops: int) -> dict[int, list[float]]:
+    """Mean absolute difference of each crop from Pillow's of the same box, by DCT factor."""
+    found: dict[int, list[float]] = {}
+    transform = TrainTransform(DataRecipe(train_size=size, flip=0.0), seed=1)
+    for index, content in enumerate(photos()):
+        for epoch in range(num_crops):
+            draws = augmentation_draws(1, epoch, index)
+            (top, left, height, width), factor = transform.draw_box(draws, read_layout(content))
+            picture = Image.open(io.BytesIO(content)).convert("RGB")
+            box = (left, top, left + width, top + height)
+            theirs = picture.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+            ours = transform(content, epoch, index).permute(1, 2, 0).numpy()
+            difference = np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).mean()
+            found.setdefault(factor, []).append(difference)
+    return found
+
+
+def test_crops_of_photos_differ_from_pillows_by_less_than_a_tenth_of_a_level():
+    found = differences(size=224, num_crops=12)
+    assert max(found[1]) <= 0.1
+
+
+def test_crops_that_are_shrunk_while_decoding_differ_by_less_than_half_a_level():
+    found = differences(size=64, num_crops=12)
+    assert len(found[2]) >= 20
+    assert np.mean(found[2]) <= 0.5
+
+
+def test_resizing_equals_torchvisions():
+    pixels = scene(90, 120)
+    picture = torch.from_numpy(pixels).permute(2, 0, 1)
+    expected = functional.resize(picture, [40, 50], antialias=True)
+    assert torch.equal(resize(pixels, (40, 50)), expected)
+    assert torch.equal(resize(pixels, (40, 50), flip=True), expected.flip(-1))
+    out = torch.empty(40, 50, 3, dtype=torch.uint8).permute(2, 0, 1)
+    assert resize(pixels[:, :], (40, 50), out=out) is out
+    assert torch.equal(out, expected)
+
+
+def test_markers_and_table_change_no_pixel_of_a_training_picture():
+    pixels = scene(300, 400)
+    plain = pillow_jpeg(pixels)
+    marked = pillow_jpeg(pixels, restart_marker_blocks=5)
+    transform = TrainTransform(DataRecipe(train_size=64), seed=2)
+    for index in range(30):
+        expected = transform(plain, 0, index)
+        assert torch.equal(transform(marked, 0, index), expected)
+        assert torch.equal(transform(with_offset_table(marked), 0, index), expected)
+
+
+@pytest.mark.parametrize("transform", [TrainTransform(DataRecipe(), 0), EvalTransform(256, 224)])
+def test_gray_pictures_become_three_equal_channels(transform):
+    picture = transform(pillow_jpeg(scene(300, 260)[:, :, 0], restart_marker_blocks=3), 0, 0)
+    assert picture.shape == (3, 224, 224)
+    assert torch.equal(picture[0], picture[1])
+    assert torch.equal(picture[0], picture[2])
+
+
+def test_the_factor_leaves_enough_for_resizing():
+    assert jpeg.dct_factor((0, 0, 1007, 2000), (224, 224)) == 1
+    assert jpeg.dct_factor((0, 0, 1008, 1008), (224, 224)) == 2
+    assert jpeg.dct_factor((0, 0, 2016, 5000), (224, 224)) == 4
+    assert jpeg.dct_factor((0, 0, 9000, 9000), (224, 224)) == 8
