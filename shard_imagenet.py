@@ -11,13 +11,21 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from imagenet_rn50.errors import exit_on_input_error
-from imagenet_rn50.shards.options import PackOptions
+from imagenet_rn50.errors import InputError, exit_on_input_error
+from imagenet_rn50.shards.audit import read_report
+from imagenet_rn50.shards.index import index as index_shards
+from imagenet_rn50.shards.options import PackOptions, default_restart_blocks
 from imagenet_rn50.shards.packing import pack as pack_source
+from imagenet_rn50.shards.sheet import write_sheet
 from imagenet_rn50.shards.sources.detect import Layout, read_source
+from imagenet_rn50.shards.verify import verify as verify_shards
+
+EXIT_FOUND_SOMETHING = 1
+EXIT_INTERRUPTED = 130
 
 
 def pack(
@@ -29,11 +37,18 @@ def pack(
     seed: int = 0,
     workers: int | None = None,
     layout: Layout | None = None,
+    restart_blocks: Literal["auto"] | int | None = "auto",
+    resize: str | None = None,
+    quality: int = 95,
+    on_bad: Literal["stop", "skip"] = "stop",
+    check: Literal["decode", "header"] = "decode",
+    metadata: bool = False,
 ) -> int:
     """Pack a folder of pictures into shards; the same command goes on after a crash.
 
     Args:
-        source: The data set: Kaggle's tree (the folder that holds ILSVRC/) or ImageFolder.
+        source: The data set: Kaggle's tree (the folder that holds ILSVRC/), ImageFolder, the
+            official tars with their development kit, or Hugging Face's parquet files.
         out: The folder for the shards and their manifest.
         dataset: Begins the name of every shard.
         train_shards: Number of training shards; by default one per 1,251 pictures.
@@ -41,16 +56,31 @@ def pack(
         seed: Decides the order in which samples are packed.
         workers: Number of processes; by default one per core. Changes no byte.
         layout: How the source is laid out; by default found out.
+        restart_blocks: MCUs between two restart markers, added without loss; None for no markers;
+            auto for 4 where jpegtran is installed.
+        resize: short=256 or max=500 scales larger pictures down; by default pixels stay.
+        quality: JPEG quality of pictures that are resized.
+        on_bad: Whether a picture that cannot be decoded stops the run or is left out (skip).
+        check: Whether every picture is decoded once, or only its header is read.
+        metadata: Also pack a KEY.json beside each picture.
     """
     options = PackOptions(
         dataset=dataset,
         seed=seed,
         train_shards=train_shards,
         validation_shards=validation_shards,
+        resize=resize,
+        quality=quality,
+        restart_blocks=default_restart_blocks() if restart_blocks == "auto" else restart_blocks,
+        metadata=metadata,
+        check=check,
+        on_bad=on_bad,
     )
-    packed = pack_source(read_source(source, layout), out, options, workers or os.cpu_count() or 1)
+    if restart_blocks == "auto" and options.restart_blocks is None:
+        print("jpegtran is not installed (libjpeg-turbo-progs): packing without restart markers")
+    packed = pack_source(read_source(source, layout), out, options, _num_workers(workers))
     samples = ", ".join(
-        f"{split.num_samples:,} {name} samples in {len(split.shards)} shards"
+        f"{split.num_samples:,} {name} samples in {len(split.shards):,} shards"
         for name, split in packed.manifest.splits.items()
     )
     if packed.num_made:
@@ -60,15 +90,99 @@ def pack(
     return 0
 
 
+def verify(shards: Path, quick: bool = False, workers: int | None = None) -> int:
+    """Compare shards with their manifest; exit code 1 when something is wrong.
+
+    Args:
+        shards: The folder of the shards.
+        quick: Look at names and sizes only; else also at every byte.
+        workers: How many shards are read at a time; by default one per core.
+    """
+    threads = _num_workers(workers)
+    findings = verify_shards(shards, quick=quick, num_threads=threads, show_progress=True)
+    for finding in findings:
+        print(finding)
+    if findings:
+        files = len({finding.file for finding in findings})
+        print(f"{shards}: {len(findings)} problems in {files} files")
+        return EXIT_FOUND_SOMETHING
+    print(f"{shards} is whole ({'names and sizes' if quick else 'every byte'})")
+    return 0
+
+
+def index(
+    shards: Path,
+    dataset: str | None = None,
+    mapping: Path | None = None,
+    force: bool = False,
+    workers: int | None = None,
+) -> int:
+    """Make a manifest for WebDataset shards that others have made.
+
+    Args:
+        shards: The folder of the shards, named like imagenet1k-train-0000.tar.
+        dataset: The data set's name; by default taken from the shards' names.
+        mapping: LOC_synset_mapping.txt with the classes' names; by default looked for in SHARDS.
+        force: Write over a manifest that is whole.
+        workers: How many shards are read at a time; by default one per core.
+    """
+    manifest = index_shards(
+        shards, dataset=dataset, mapping=mapping, force=force, num_threads=_num_workers(workers)
+    )
+    for name, split in manifest.splits.items():
+        print(f"{name}: {split.num_samples:,} samples in {len(split.shards):,} shards")
+    return 0
+
+
+def audit(shards: Path) -> int:
+    """Print what was packed: counts, changed and left-out pictures, duplicates, sizes.
+
+    Args:
+        shards: The folder of the shards.
+    """
+    print(read_report(shards), end="")
+    return 0
+
+
+def sample(
+    shards: Path,
+    out: Path = Path("samples.png"),
+    split: Literal["train", "validation"] = "train",
+    num: int = 24,
+    seed: int = 0,
+) -> int:
+    """Draw random samples with their class names into a PNG, to look at.
+
+    Args:
+        shards: The folder of the shards.
+        out: The PNG to write.
+        split: Which samples.
+        num: How many.
+        seed: Decides which.
+    """
+    keys = write_sheet(shards, out, split=split, num_samples=num, seed=seed)
+    print(f"{out}: {len(keys)} samples")
+    return 0
+
+
+def _num_workers(asked: int | None) -> int:
+    """Returns the asked number of workers, or one per core."""
+    if asked is not None and asked < 1:
+        raise InputError(f"{asked} workers do no work", expected="1 or more")
+    return asked or os.cpu_count() or 1
+
+
 def main() -> None:
     """Reads the command line and runs one verb."""
+    verbs = {f.__name__: f for f in (pack, verify, index, audit, sample)}
+    description = (__doc__ or "").partition("\n")[0]
     with exit_on_input_error():
         try:
             code = tyro.extras.subcommand_cli_from_dict(
-                {"pack": pack}, prog="shard_imagenet.py", description=__doc__.split("\n\n")[0]
+                verbs, prog="shard_imagenet.py", description=description
             )
         except KeyboardInterrupt:
-            code = 130
+            code = EXIT_INTERRUPTED
     sys.exit(code)
 
 

@@ -67,15 +67,17 @@ def main() -> None:
         arguments = parse(sys.argv[1:])
 
         # After parsing, so that --help and mistakes answer at once.
-        from imagenet_rn50.training.fit import fit, make_accelerator
+        from imagenet_rn50.training.fit import fit, open_session
+        from imagenet_rn50.training.session import make_accelerator
 
-        fit(
+        session, learner = open_session(
             arguments.hyperparameters,
             arguments.shards,
             arguments.run,
             make_accelerator(),
             arguments.workers,
         )
+        fit(session, learner)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,13 @@ _PACKING = "--dataset digits --train-shards 8 --validation-shards 4"
 _NUM_PREDICTED = 5
 
 # Nothing of the demo needs the network, and nothing it uses shall ask for it.
-_OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_DATASETS_OFFLINE": "1"}
+_ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    # Threads that wait give their core to the loader's workers, instead of spinning on it.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 
 def run_demo(run: Path, data: Path) -> None:
@@ -79,7 +85,7 @@ def _call(command: str) -> None:
     say(f"$ {command}")
     program, *arguments = command.split()
     path = Path(sys.executable).with_name(program)
-    code = subprocess.run([path, *arguments], env=os.environ | _OFFLINE, check=False).returncode
+    code = subprocess.run([path, *arguments], env=os.environ | _ENVIRONMENT, check=False).returncode
     if code:
         raise SystemExit(code)
 

@@ -5,6 +5,8 @@ It is the ResNet v1.5 of torchvision (stride on the 3x3), with the same initiali
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -22,6 +24,15 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.recipe import DataRecipe, ModelRecipe
 
 _BILINEAR = 2  # PIL's number, which processor configurations store
+
+_TO_TORCHVISION = (
+    (r"^resnet\.embedder\.embedder\.convolution", "conv1"),
+    (r"^resnet\.embedder\.embedder\.normalization", "bn1"),
+    (r"^resnet\.encoder\.stages\.(\d+)\.layers\.", r"layer\1."),
+    (r"\.convolution\.", ".conv."),
+    (r"\.normalization\.", ".bn."),
+    (r"^classifier\.1\.", "fc."),
+)
 
 
 def build_model(recipe: ModelRecipe, classes: Classes) -> ResNetForImageClassification:
@@ -83,6 +94,34 @@ def logits_of(model: nn.Module, pictures: Tensor) -> Tensor:
     """
     logits: Tensor = model(pixel_values=pictures).logits
     return logits
+
+
+def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Renames a state dict of transformers' ResNet to torchvision's; the tensors are the same.
+
+    Args:
+        state: From a `ResNetForImageClassification` of the same depths.
+
+    Returns:
+        What `torchvision.models.resnet50().load_state_dict` takes, strictly.
+    """
+    return {_torchvision_name(name): tensor for name, tensor in state.items()}
+
+
+def _torchvision_name(name: str) -> str:
+    """Returns torchvision's name of a parameter or buffer of transformers' ResNet."""
+    for pattern, replacement in _TO_TORCHVISION:
+        name = re.sub(pattern, replacement, name)
+    branch = re.fullmatch(r"(layer\d+)\.(\d+)\.layer\.(\d+)\.(conv|bn)\.(.+)", name)
+    if branch:
+        stage, block, number, kind, leaf = branch.groups()
+        return f"layer{int(stage[5:]) + 1}.{block}.{kind}{int(number) + 1}.{leaf}"
+    shortcut = re.fullmatch(r"(layer\d+)\.(\d+)\.shortcut\.(conv|bn)\.(.+)", name)
+    if shortcut:
+        stage, block, kind, leaf = shortcut.groups()
+        number = 0 if kind == "conv" else 1
+        return f"layer{int(stage[5:]) + 1}.{block}.downsample.{number}.{leaf}"
+    return name
 
 
 def _last_norms(model: nn.Module) -> list[nn.Module]:

@@ -21,6 +21,7 @@ from imagenet_rn50.errors import InputError
 RECIPES = Path(__file__).parent / "recipes"
 
 Positive: TypeAlias = Annotated[int, Field(gt=0)]
+NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -85,29 +86,61 @@ class DataRecipe(_Section):
 
 
 class OptimizerRecipe(_Section):
-    """SGD; norms and biases are never decayed."""
+    """The update rule; norms and biases are never decayed."""
 
+    name: Literal["sgd", "adamw"] = "sgd"
+    """Update rule."""
     lr: Annotated[float, Field(gt=0)] = 0.5
     """Peak learning rate, for the whole global batch."""
     momentum: Fraction = 0.9
-    """Momentum."""
+    """Momentum of SGD."""
     nesterov: bool = True
     """Nesterov's form of momentum."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Decay rates of AdamW's moments."""
+    weight_decay: NotNegative = 1e-4
     """Weight decay of convolution and linear weights."""
+    decay_norms_and_biases: bool = False
+    """Decay norms and biases too, as recipes before 2018 did."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient of a step; None does not clip."""
 
 
 class ScheduleRecipe(_Section):
-    """Learning rate over the run: up to the peak, then down to the end of the last epoch."""
+    """Learning rate over the run: up to the peak, then down."""
 
-    name: Literal["onecycle", "cosine", "linear"] = "onecycle"
-    """Shape: cosine up and down, linear up and cosine down, linear up and down."""
-    warmup_epochs: Annotated[float, Field(ge=0)] = 5.0
+    name: Literal["onecycle", "cosine", "linear", "step", "constant"] = "onecycle"
+    """Shape: cosine up and down, linear up and cosine down, linear up and down, linear up and down
+    in steps, linear up and then level."""
+    warmup_epochs: NotNegative = 5.0
     """Epochs before the peak."""
     start_factor: Fraction = 0.04
     """Learning rate at the very start, as a part of the peak."""
     end_factor: Fraction = 4e-6
-    """Learning rate at the very end, as a part of the peak."""
+    """Learning rate where the decay ends, as a part of the peak."""
+    decay_until: Annotated[float, Field(gt=0)] | None = None
+    """Epoch at which the decay ends; None is the end of the run. The rate is level after it."""
+    milestones: tuple[float, ...] = ()
+    """Epochs at which `step` multiplies the rate."""
+    gamma: Fraction = 0.1
+    """What `step` multiplies the rate by, at each milestone."""
+    plateau_patience: Positive | None = None
+    """Evaluations without a lower validation loss before the rate is cut, after the decay has
+    ended; None never cuts it."""
+    plateau_factor: Fraction = 0.1
+    """What a plateau multiplies the rate by."""
+    plateau_threshold: NotNegative = 1e-4
+    """Part of the lowest validation loss by which a loss must be lower to count."""
+
+    @model_validator(mode="after")
+    def _shape_has_what_it_needs(self) -> Self:
+        if (self.name == "step") != bool(self.milestones):
+            raise ValueError("milestones go with name step, and step needs them")
+        if list(self.milestones) != sorted(set(self.milestones)):
+            raise ValueError("milestones must be ascending")
+        if self.decay_until is not None and self.decay_until <= self.warmup_epochs:
+            raise ValueError("decay_until must be later than warmup_epochs")
+        return self
 
 
 class Recipe(_Section):
@@ -119,8 +152,12 @@ class Recipe(_Section):
     """Images in one optimizer step, over all ranks and accumulated micro batches."""
     micro_batch: Positive = 256
     """Images in one forward pass: the group that BatchNorm sees, on any number of ranks."""
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """Softmax cross-entropy, or binary cross-entropy of each class (Wightman et al. 2021)."""
     label_smoothing: Fraction = 0.1
     """Probability mass taken from the true class and spread over all (Szegedy et al. 2016)."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay per step of the exponential moving average of the weights; None keeps none."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the initial weights, of the order of samples and of augmentation."""
     model: ModelRecipe = ModelRecipe()
@@ -134,11 +171,6 @@ class Recipe(_Section):
             raise ValueError(
                 f"global_batch {self.global_batch} must be a multiple of "
                 f"micro_batch {self.micro_batch}"
-            )
-        if self.schedule.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"schedule.warmup_epochs {self.schedule.warmup_epochs:g} must be less than "
-                f"epochs {self.epochs}, or the run ends before its peak"
             )
         return self
 
@@ -259,5 +291,12 @@ def _describe(problem: Any) -> str:
         return f"{key} = {value!r}: {reason[0].lower()}{reason[1:]}" if key else reason
     valid = [name for name, _ in _flatten(Recipe().model_dump())]
     valid += [name for name, value in Recipe() if isinstance(value, BaseModel)]
-    near = difflib.get_close_matches(key, valid, n=1, cutoff=0.0)
-    return f"unknown key {key} = {value!r}; the nearest valid key is {near[0]}"
+    near = max(valid, key=lambda candidate: _likeness(key, candidate))
+    return f"unknown key {key} = {value!r}; the nearest valid key is {near}"
+
+
+def _likeness(key: str, candidate: str) -> float:
+    """Returns how likely a person who wrote `key` meant `candidate`; `learning_rate` means `lr`."""
+    initials = "".join(word[0] for word in key.rpartition(".")[2].split("_") if word)
+    ratio = difflib.SequenceMatcher(None, key, candidate).ratio()
+    return ratio + (candidate.rpartition(".")[2] == initials)

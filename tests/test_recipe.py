@@ -31,7 +31,8 @@ def test_the_defaults_are_resnet_50():
         ({"schedule": {"name": "onecicle"}}, r"schedule\.name = 'onecicle'"),
         ({"data": {"crop_scale": [1.0, 0.5]}}, "crop_scale must be a range"),
         ({"global_batch": 100, "micro_batch": 64}, "100 must be a multiple of micro_batch 64"),
-        ({"epochs": 2, "schedule": {"warmup_epochs": 2.0}}, "the run ends before its peak"),
+        ({"schedule": {"name": "step"}}, "step needs them"),
+        ({"schedule": {"decay_until": 4.0}}, "decay_until must be later than warmup_epochs"),
         ([1, 2], "is not a recipe"),
     ],
 )

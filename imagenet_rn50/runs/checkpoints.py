@@ -19,6 +19,8 @@ from imagenet_rn50.files import read_json, sha256_of_file, sync_folder, write_js
 
 MANIFEST = "checkpoint.json"
 _WEIGHTS = "model.safetensors"
+EMA_WEIGHTS = "ema.safetensors"
+STATE = "state.json"
 _NAME = re.compile(r"samples-(\d{9,})")
 _KEEP_NEWEST = 2
 

@@ -5,7 +5,8 @@ Each line is one JSON object with a `kind` and the `samples_seen` and `epoch` th
     start        this process began or went on: versions, device, ranks, precision
     train        since the last such line: mean loss, num_images, images_per_second, seconds, and
                  data_wait, the part of them spent waiting for the loader; learning rate, lr
-    validation   top1 and top5 in [0, 1], loss, num_images, seconds, is_best
+    validation   top1 and top5 in [0, 1], loss, num_images, seconds, is_best; the same with ema_
+                 in front for averaged weights, where the recipe keeps them
 """
 
 from __future__ import annotations
@@ -46,6 +47,11 @@ def read_metrics(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
     return [record for record in records if kind in {None, record["kind"]}]
 
 
+def score(validation: dict[str, Any]) -> float:
+    """Returns what the best is chosen by: top-1 of the averaged weights, where there are any."""
+    return float(validation.get("ema_top1", validation["top1"]))
+
+
 class Journal:
     """Writes a run's metrics as they come; a single rank does.
 
@@ -70,9 +76,9 @@ class Journal:
         self._file.write(json.dumps(record | values) + "\n")
         self._file.flush()
 
-    def best_top1(self) -> float:
-        """Returns the best validation top-1 so far, in [0, 1]; -1 before the first."""
-        return max((float(r["top1"]) for r in read_metrics(self._run, VALIDATION)), default=-1.0)
+    def best_score(self) -> float:
+        """Returns the best `score` of a validation so far, in [0, 1]; -1 before the first."""
+        return max((score(line) for line in read_metrics(self._run, VALIDATION)), default=-1.0)
 
     def close(self) -> None:
         """Closes metrics.jsonl."""

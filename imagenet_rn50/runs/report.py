@@ -19,6 +19,7 @@ _TABLE_HEAD = """\
 
 _SIZE_INCHES = (7.0, 4.0)
 _DPI = 120
+_DATA_BOUND = 0.1  # part of the time; below it, a faster loader would gain next to nothing
 
 
 def write_logs(run: Path) -> None:
@@ -58,6 +59,16 @@ def _row(validation: dict[str, Any], train: list[dict[str, Any]]) -> str:
         cells[1] = f"{loss:.4f}"
         cells[5:] = [f"{train[-1]['lr']:.3g}", f"{num_images / seconds:.0f}", f"{waited:.0%}"]
     return "| " + " | ".join(cells) + " |\n"
+
+
+def bottleneck(run: Path) -> str:
+    """Says in a sentence what held the run up, with its figure."""
+    train = read_metrics(run, TRAIN)
+    seconds = sum(record["seconds"] for record in train)
+    waited = sum(record["data_wait"] * record["seconds"] for record in train) / seconds
+    rate = sum(record["num_images"] for record in train) / seconds
+    culprit = "the loader holds it up" if waited > _DATA_BOUND else "compute holds it up"
+    return f"{rate:.0f} images/s; {waited:.0%} of the time waiting for data: {culprit}"
 
 
 def draw_plots(run: Path) -> list[Path]:
@@ -102,6 +113,7 @@ def _draw(
         y = [record[key] * factor for record in records]
         axes.plot(x, y, label=name, linewidth=1.5, marker="." if len(x) < 50 else "")
     axes.set(title=title, xlabel="epoch", ylabel=unit)
+    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend(frameon=False)

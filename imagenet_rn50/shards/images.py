@@ -1,24 +1,27 @@
-"""The final JPEG bytes of a sample: inspected, repaired where a decoder would stumble.
+"""The final JPEG bytes of a sample: inspected, and repaired where a decoder would stumble.
 
-`prepare` is the one place where they are made. A picture keeps its pixels unless it has to be
-written anew (CMYK, a PNG in disguise) or is resized on request.
+`prepare` is the one place where they are made, in this order: look at the header, decode once,
+write anew what is no RGB or gray JPEG or is damaged inside, drop a damaged EXIF segment, resize on
+request, add restart markers. What none of these touches is packed byte for byte.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from PIL import Image
+import simplejpeg
+from PIL import Image, UnidentifiedImageError
 
-from imagenet_rn50.jpeg_header import JpegError, is_jpeg, read_header
+from imagenet_rn50.jpeg_header import JpegError, JpegHeader, is_jpeg, read_header
+from imagenet_rn50.shards.jpegtran import JpegtranError, add_restart_markers
 from imagenet_rn50.shards.options import PackOptions
 
 # A decoded picture takes 3 bytes a pixel in every worker; a JPEG of a few KB can claim 65,535 px
 # squared, that is 13 GB.
 MAX_PIXELS = 100_000_000
-_REPAIR_QUALITY = 95
+REPAIR_QUALITY = 95
 
 
 class BadPictureError(ValueError):
@@ -39,7 +42,7 @@ class Prepared:
     jpeg: bytes
     width: int
     height: int
-    changes: tuple[str, ...]
+    changes: tuple[str, ...] = ()
 
 
 def prepare(raw: bytes, options: PackOptions) -> Prepared:
@@ -52,18 +55,34 @@ def prepare(raw: bytes, options: PackOptions) -> Prepared:
     Raises:
         BadPictureError: When it cannot be decoded, or is too large to be.
     """
+    prepared = _resized(_repaired(raw, options), options)
+    if options.restart_blocks is not None:
+        prepared = _with_restart_markers(prepared, options.restart_blocks)
+    return prepared
+
+
+def _repaired(raw: bytes, options: PackOptions) -> Prepared:
+    """Returns the picture as it is when it is an undamaged RGB or gray JPEG; else written anew."""
     if not is_jpeg(raw):
-        return _rewrite(raw, "not a JPEG")
-    try:
-        header = read_header(raw)
-    except JpegError as error:
-        raise BadPictureError(str(error)) from None
+        return _rewritten(raw, options, "not a JPEG")
+    header = _header(raw)
     _require_sane_size(header.width, header.height)
     if header.color_space in {"cmyk", "ycck"}:
-        return _rewrite(raw, header.color_space.upper())
+        return _rewritten(raw, options, header.color_space.upper())
     if options.check == "decode":
-        _decode(raw)
-    return Prepared(jpeg=raw, width=header.width, height=header.height, changes=())
+        try:
+            simplejpeg.decode_jpeg(raw, strict=True)
+        except ValueError as error:
+            return _rewritten(raw, options, f"damaged inside ({error})")
+    sound = Prepared(jpeg=raw, width=header.width, height=header.height)
+    return sound if header.exif is None else _without_damaged_exif(sound, header.exif)
+
+
+def _header(content: bytes) -> JpegHeader:
+    try:
+        return read_header(content)
+    except JpegError as error:
+        raise BadPictureError(str(error)) from None
 
 
 def _require_sane_size(width: int, height: int) -> None:
@@ -72,33 +91,104 @@ def _require_sane_size(width: int, height: int) -> None:
         raise BadPictureError(f"{width}x{height} pixels; up to {MAX_PIXELS:,} are accepted")
 
 
-def _decode(raw: bytes) -> Image.Image:
-    """Decodes a picture whole.
+def decode(content: bytes) -> Image.Image:
+    """Decodes a picture whole, to RGB or gray.
+
+    Pillow draws the line between damaged and useless, as it does for most who train on ImageNet: it
+    reads over a flaw within the data, but not over data that end too early.
 
     Raises:
-        BadPictureError: When it is of no known format, too large, truncated or damaged.
+        BadPictureError: When it is neither JPEG nor PNG, too large, cut off or undecodable.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(raw), formats=("JPEG", "PNG"))
+            picture = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
             _require_sane_size(*picture.size)
             picture.load()
+            return picture if picture.mode == "L" else picture.convert("RGB")
     except BadPictureError:
         raise
+    except UnidentifiedImageError:  # whose message holds an address in memory
+        raise BadPictureError("cannot be decoded: no JPEG or PNG that is known") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadPictureError(f"cannot be decoded: {error}") from None
-    return picture
 
 
-def _rewrite(raw: bytes, reason: str) -> Prepared:
-    """Writes a picture anew as an RGB JPEG of high quality."""
-    picture = _decode(raw).convert("RGB")
-    buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=_REPAIR_QUALITY, subsampling=0)
+def _rewritten(raw: bytes, options: PackOptions, reason: str) -> Prepared:
+    """Returns the picture as an RGB JPEG of high quality."""
+    picture = decode(raw).convert("RGB")
     return Prepared(
-        jpeg=buffer.getvalue(),
+        jpeg=_encode(picture, REPAIR_QUALITY, options.restart_blocks, subsampling="4:4:4"),
         width=picture.width,
         height=picture.height,
-        changes=(f"{reason}: written anew as an RGB JPEG of quality {_REPAIR_QUALITY}",),
+        changes=(f"{reason}: written anew at quality {REPAIR_QUALITY}",),
     )
+
+
+def _encode(
+    picture: Image.Image, quality: int, restart_blocks: int | None, subsampling: str
+) -> bytes:
+    """Returns the picture as JPEG; `restart_blocks` None stands for no restart markers."""
+    buffer = io.BytesIO()
+    picture.save(
+        buffer,
+        format="JPEG",
+        quality=quality,
+        subsampling=subsampling,
+        restart_marker_blocks=restart_blocks or 0,
+    )
+    return buffer.getvalue()
+
+
+def _without_damaged_exif(prepared: Prepared, place: tuple[int, int]) -> Prepared:
+    """Cuts out the EXIF segment at (begin, end) if readers warn about it or fail at it."""
+    if _is_sound_exif(prepared.jpeg[place[0] + 4 : place[1]]):
+        return prepared
+    return replace(
+        prepared,
+        jpeg=prepared.jpeg[: place[0]] + prepared.jpeg[place[1] :],
+        changes=(*prepared.changes, "damaged EXIF: dropped"),
+    )
+
+
+def _is_sound_exif(content: bytes) -> bool:
+    """Says whether Pillow reads all of an EXIF segment without a warning."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            exif = Image.Exif()
+            exif.load(content)
+            for pointer in [*exif]:
+                exif.get_ifd(pointer)
+    except Exception:  # whatever it stumbles over, other readers may stumble over too
+        return False
+    return True
+
+
+def _resized(prepared: Prepared, options: PackOptions) -> Prepared:
+    """Scales a picture down as asked; smaller ones stay as they are."""
+    if options.resize_rule is None:
+        return prepared
+    side, pixels = options.resize_rule
+    width, height = prepared.width, prepared.height
+    length = min(width, height) if side == "short" else max(width, height)
+    if length <= pixels:
+        return prepared
+    size = (max(1, round(width * pixels / length)), max(1, round(height * pixels / length)))
+    # Pillow widens the filter by the scale, which is what antialiasing means.
+    picture = decode(prepared.jpeg).resize(size, Image.Resampling.BICUBIC)
+    jpeg = _encode(picture, options.quality, options.restart_blocks, subsampling="4:2:0")
+    return Prepared(jpeg, picture.width, picture.height, prepared.changes)
+
+
+def _with_restart_markers(prepared: Prepared, blocks: int) -> Prepared:
+    """Adds restart markers where they are not yet; the pixels stay the same."""
+    header = _header(prepared.jpeg)
+    if header.restart_interval == blocks and not header.progressive:
+        return prepared
+    try:
+        return replace(prepared, jpeg=add_restart_markers(prepared.jpeg, blocks))
+    except JpegtranError as error:
+        change = f"no restart markers: {error}"
+        return replace(prepared, changes=(*prepared.changes, change))

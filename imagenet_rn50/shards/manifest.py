@@ -5,7 +5,7 @@ shards themselves.
 
     SHARDS/
       manifest.json               per split: its shards with number of samples, bytes and sha256
-      manifest-train.npz          per sample: offset and length of its JPEG, class index, key
+      manifest-train.npz          per sample: offset, length, CRC-32 of its JPEG, class index, key
       manifest-validation.npz     (both uncompressed, without pickles)
       classes.json                index, wnid and name of each class
       imagenet1k-train-0000.tar   ...
@@ -37,7 +37,8 @@ VERSION = 1
 TRAIN = "train"
 VALIDATION = "validation"
 
-_COLUMNS = {"offset": np.int64, "length": np.int32, "label": np.int32, "key": np.bytes_}
+_COLUMNS = ("offset", "length", "label", "key")
+_OPTIONAL_COLUMN = "crc32"
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class Split:
         lengths: How long each JPEG is, in bytes; (n,) int32.
         labels: Class indices; (n,) int32.
         keys: Keys, UTF-8; (n,) fixed-width bytes.
+        crc32s: CRC-32 of each JPEG, by which `verify` names a damaged sample; (n,) uint32, or None
+            where nobody computed them.
     """
 
     shards: tuple[Shard, ...]
@@ -76,6 +79,7 @@ class Split:
     lengths: NDArray[np.int32]
     labels: NDArray[np.int32]
     keys: NDArray[np.bytes_]
+    crc32s: NDArray[np.uint32] | None = None
 
     def __post_init__(self) -> None:
         """Checks that the columns and the shards speak of the same samples.
@@ -85,6 +89,7 @@ class Split:
         """
         counted = sum(shard.num_samples for shard in self.shards)
         columns = {len(self.offsets), len(self.lengths), len(self.labels), len(self.keys)}
+        columns |= set() if self.crc32s is None else {len(self.crc32s)}
         if columns != {counted}:
             raise InputError(
                 "the manifest contradicts itself",
@@ -181,8 +186,15 @@ class Manifest:
                 found=f"version {content.get('version')}",
                 fix="pack the shards again, or use the release that wrote them",
             )
-        splits = {name: _read_split(folder, entry) for name, entry in content["splits"].items()}
-        return cls(dataset=content["dataset"], options=content["options"], splits=splits)
+        try:
+            splits = {name: _read_split(folder, entry) for name, entry in content["splits"].items()}
+            return cls(dataset=content["dataset"], options=content["options"], splits=splits)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path} is damaged: {error!r}",
+                expected="dataset, options and splits, as they were written",
+                fix=f"make it again: python shard_imagenet.py index --shards {folder}",
+            ) from None
 
     @staticmethod
     def digest_of(folder: Path) -> str:
@@ -213,7 +225,8 @@ def _encode_columns(split: Split) -> bytes:
     columns: dict[str, NDArray[Any]] = dict(
         zip(_COLUMNS, (split.offsets, split.lengths, split.labels, split.keys), strict=True)
     )
-    np.savez(buffer, allow_pickle=False, **columns)
+    optional = {} if split.crc32s is None else {_OPTIONAL_COLUMN: split.crc32s}
+    np.savez(buffer, allow_pickle=False, **columns, **optional)
     return buffer.getvalue()
 
 
@@ -233,7 +246,8 @@ def _read_split(folder: Path, entry: dict[str, Any]) -> Split:
     try:
         with np.load(path, allow_pickle=False) as columns:
             offsets, lengths, labels, keys = (columns[name] for name in _COLUMNS)
+            crc32s = columns.get(_OPTIONAL_COLUMN)
     except (KeyError, ValueError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} cannot be read", found=str(error), fix=fix) from None
     shards = tuple(Shard(**shard) for shard in entry["shards"])
-    return Split(shards=shards, offsets=offsets, lengths=lengths, labels=labels, keys=keys)
+    return Split(shards, offsets, lengths, labels, keys, crc32s)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.shards.jpegtran import is_installed
 
 _DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RESIZE = re.compile(r"(short|max)=([1-9]\d{0,4})")
@@ -82,4 +82,4 @@ class PackOptions:
 
 def default_restart_blocks() -> int | None:
     """Returns 4 where `jpegtran` is installed, which adds the markers without loss; else None."""
-    return DEFAULT_RESTART_BLOCKS if shutil.which("jpegtran") else None
+    return DEFAULT_RESTART_BLOCKS if is_installed() else None

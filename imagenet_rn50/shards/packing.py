@@ -7,19 +7,19 @@ next run needs to go on.
 from __future__ import annotations
 
 import errno
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from imagenet_rn50.classes import Classes
 from imagenet_rn50.console import progress_bar, say
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import require_free_space, write_json
+from imagenet_rn50.files import require_free_space
 from imagenet_rn50.shards import manifest as manifests
-from imagenet_rn50.shards.manifest import Manifest, Split
+from imagenet_rn50.shards.finishing import finish
+from imagenet_rn50.shards.jpegtran import require_installed
+from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.options import PackOptions
 from imagenet_rn50.shards.plan import Plan, ShardTask, make_plan
 from imagenet_rn50.shards.shard import ShardRecord
@@ -29,7 +29,6 @@ from imagenet_rn50.shards.state import PackingState, describe_difference
 from imagenet_rn50.shards.verify import verify
 from imagenet_rn50.shards.workers import make_shards
 
-INFO_NAME = "_info.json"
 # What tar headers, labels and restart markers add to a picture, at most, in bytes and as a factor.
 _OVERHEAD_BYTES = 4096
 _RESTART_GROWTH = 1.05
@@ -65,6 +64,8 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
     Raises:
         InputError: When `out` holds something else, the disk is too small, or a picture is bad.
     """
+    if options.restart_blocks is not None:
+        require_installed()
     plan = make_plan(source, options)
     identity = _identity(source, plan, options)
     if (out / manifests.FILE_NAME).is_file():
@@ -73,13 +74,17 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
     space = _space_needed(plan.tasks, options)
     require_free_space(out, space - _bytes_present(out, plan), "packing")
     state = PackingState(out)
-    with state.locked():
+    with state.locked(), _explained_full_disk(out):
         state.adopt(identity)
         state.remove_leftovers()
         records, num_kept = _make_all(plan, out, state, num_workers)
-        manifest = _manifest_of(options, identity, [records[task.name] for task in plan.tasks])
-        _write_beside(out, source.classes, manifest)
-        manifest.save(out)
+        manifest = finish(
+            [records[task.name] for task in plan.tasks],
+            out,
+            dataset=options.dataset,
+            options=identity,
+            classes=source.classes,
+        )
         state.forget()
     return Packed(manifest, num_made=len(plan.tasks) - num_kept, num_kept=num_kept)
 
@@ -111,6 +116,8 @@ def _already_packed(out: Path, identity: dict[str, Any]) -> Packed:
             found="; ".join(str(finding) for finding in findings[:3]),
             fix=f"restore them, or delete {out / manifests.FILE_NAME} and its shards to pack anew",
         )
+    if (out / STATE_FOLDER).is_dir():  # the last run was killed after its last step but one
+        PackingState(out).forget()
     num_shards = sum(len(split.shards) for split in manifest.splits.values())
     return Packed(manifest, num_made=0, num_kept=num_shards)
 
@@ -153,9 +160,7 @@ def _make_all(
     Returns:
         The record of every shard by its name, and how many of them were kept.
     """
-    records = {
-        task.name: record for task in plan.tasks if (record := state.finished(task)) is not None
-    }
+    records = state.all_finished(plan.tasks)
     num_kept = len(records)
     if num_kept:
         say(f"{num_kept} of {len(plan.tasks)} shards were finished before and are kept")
@@ -163,8 +168,9 @@ def _make_all(
     num_pictures = sum(len(task.pictures) for task in plan.tasks)
     num_done = num_pictures - sum(len(task.pictures) for task in missing)
     try:
+        ready = state.spread(missing)
         with progress_bar(total=num_pictures, initial=num_done, description="packing") as bar:
-            for record in make_shards(missing, out, num_workers, bar):
+            for record in make_shards(ready, out, num_workers, bar):
                 state.save(record)
                 records[record.shard.name] = record
     except KeyboardInterrupt:
@@ -173,53 +179,21 @@ def _make_all(
             "the same command goes on from there."
         )
         raise
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise InputError(
-            f"the disk is full: {os.strerror(errno.ENOSPC)} while packing into {out}",
-            expected="space for the rest of the shards",
-            found=f"{len(records)} of {len(plan.tasks)} shards finished and kept",
-            fix="free some space and give the same command again",
-        ) from None
     return records, num_kept
 
 
-def _manifest_of(
-    options: PackOptions, identity: dict[str, Any], records: list[ShardRecord]
-) -> Manifest:
-    """Makes the manifest from the records of all shards, in their order."""
-    splits: dict[str, Split] = {}
-    for name in (manifests.TRAIN, manifests.VALIDATION):
-        chosen = [record for record in records if record.split == name]
-        rows = [row for record in chosen for row in record.rows]
-        if chosen:
-            splits[name] = Split(
-                shards=tuple(record.shard for record in chosen),
-                offsets=np.array([row.offset for row in rows], dtype=np.int64),
-                lengths=np.array([row.length for row in rows], dtype=np.int32),
-                labels=np.array([row.label for row in rows], dtype=np.int32),
-                keys=np.array([row.key.encode() for row in rows], dtype=np.bytes_),
-            )
-    return Manifest(dataset=options.dataset, options=identity, splits=splits)
-
-
-def _write_beside(out: Path, classes: Classes, manifest: Manifest) -> None:
-    """Writes what other readers need beside the shards."""
-    classes.save(out)
-    write_json(out / INFO_NAME, timm_info(manifest))
-
-
-def timm_info(manifest: Manifest) -> dict[str, Any]:
-    """Returns the content of `_info.json`, from which timm takes the lengths of shards."""
-    return {
-        "splits": {
-            name: {
-                "name": name,
-                "num_samples": split.num_samples,
-                "filenames": [shard.name for shard in split.shards],
-                "shard_lengths": [shard.num_samples for shard in split.shards],
-            }
-            for name, split in manifest.splits.items()
-        }
-    }
+@contextmanager
+def _explained_full_disk(out: Path) -> Iterator[None]:
+    """Turns what the system says of a full disk into what the user can do about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        finished = sum(1 for _ in out.glob("*.tar"))
+        raise InputError(
+            f"the disk is full: {error.strerror} while packing into {out}",
+            expected="space for all shards",
+            found=f"space for {finished}, which are finished and kept",
+            fix="free some space and give the same command again",
+        ) from None

@@ -35,6 +35,8 @@ class ShardTask:
         wnids: The wnid of each class index.
         pictures: What goes into it, in this order.
         options: How.
+        spool: The file that holds the pictures' bytes, where they do not stand in the source.
+        places: (offset, length) of each picture in that file.
     """
 
     split: str
@@ -44,6 +46,8 @@ class ShardTask:
     wnids: tuple[str, ...]
     pictures: tuple[Picture, ...]
     options: PackOptions
+    spool: str | None = None
+    places: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,10 @@ class Plan:
     Args:
         tasks: The shards, training first.
         source_sha256: Over every picture's key, class, place and size, and the classes' names.
-        source_bytes: How large all pictures of the source are together.
     """
 
     tasks: tuple[ShardTask, ...]
     source_sha256: str
-    source_bytes: int
 
 
 def make_plan(source: Source, options: PackOptions) -> Plan:
@@ -70,12 +72,11 @@ def make_plan(source: Source, options: PackOptions) -> Plan:
     asked = {TRAIN: options.train_shards, VALIDATION: options.validation_shards}
     digest = hashlib.sha256(json.dumps([source.classes.wnids, source.classes.names]).encode())
     tasks: list[ShardTask] = []
-    source_bytes = 0
     for split, pictures in sorted(source.splits.items()):
+        digest.update(split.encode())
         for picture in pictures:
-            digest.update(f"{split} {json.dumps(picture)}\n".encode())
-            source_bytes += picture.length
-        num_shards = _num_shards(split, len(pictures), asked[split])
+            digest.update(ascii(tuple(picture)).encode())
+        num_shards = num_shards_of(split, len(pictures), asked[split])
         order = permutation(len(pictures), seed=options.seed, stream=_STREAM[split])
         for shard, chosen in enumerate(np.array_split(order, num_shards)):
             task = ShardTask(
@@ -88,7 +89,7 @@ def make_plan(source: Source, options: PackOptions) -> Plan:
                 options=options,
             )
             tasks.append(task)
-    return Plan(tasks=tuple(tasks), source_sha256=digest.hexdigest(), source_bytes=source_bytes)
+    return Plan(tasks=tuple(tasks), source_sha256=digest.hexdigest())
 
 
 def permutation(size: int, *, seed: int, stream: int) -> NDArray[np.intp]:
@@ -115,8 +116,12 @@ def shard_name(dataset: str, split: str, number: int, num_shards: int) -> str:
     return f"{dataset}-{split}-{number:0{width}d}.tar"
 
 
-def _num_shards(split: str, num_pictures: int, asked: int | None) -> int:
-    """Returns how many shards a split gets."""
+def num_shards_of(split: str, num_pictures: int, asked: int | None = None) -> int:
+    """Returns how many shards a split gets: as many as asked, else about as large as others' are.
+
+    Raises:
+        InputError: When more are asked for than there are pictures.
+    """
     if asked is None:
         return max(1, round(num_pictures / _PICTURES_A_SHARD[split]))
     if not 1 <= asked <= num_pictures:

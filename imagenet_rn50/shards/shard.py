@@ -14,7 +14,7 @@ from imagenet_rn50.files import atomic_file, write_text
 from imagenet_rn50.shards.images import BadPictureError, Prepared, prepare
 from imagenet_rn50.shards.manifest import Shard
 from imagenet_rn50.shards.plan import ShardTask
-from imagenet_rn50.shards.sources.base import Picture
+from imagenet_rn50.shards.sources.base import Picture, readable
 from imagenet_rn50.shards.sources.reading import read_pictures
 from imagenet_rn50.shards.tar import TarWriter
 
@@ -63,7 +63,14 @@ class ShardRecord:
 
     def save(self, path: Path) -> None:
         """Writes the record as JSON, whole or not at all."""
-        write_text(path, json.dumps(asdict(self), ensure_ascii=False))
+        content = {
+            "split": self.split,
+            "shard": asdict(self.shard),
+            "rows": self.rows,
+            "changed": self.changed,
+            "left_out": self.left_out,
+        }
+        write_text(path, json.dumps(content))
 
     @classmethod
     def load(cls, path: Path) -> ShardRecord:
@@ -110,7 +117,7 @@ def make_shard(task: ShardTask, folder: Path, tick: Tick) -> ShardRecord:
             else:
                 rows.append(_add_sample(tar, task, picture, prepared))
                 changed += (
-                    Remark(picture.path, picture.key, picture.label, change)
+                    Remark(readable(picture.path), picture.key, picture.label, change)
                     for change in prepared.changes
                 )
             tick(len(raw))
@@ -130,7 +137,7 @@ def _add_sample(tar: TarWriter, task: ShardTask, picture: Picture, prepared: Pre
             "wnid": task.wnids[picture.label],
             "width": prepared.width,
             "height": prepared.height,
-            "source": picture.path,
+            "source": readable(picture.path),
             "changes": prepared.changes,
         }
         tar.add(f"{picture.key}.json", json.dumps(facts, ensure_ascii=False).encode("utf-8"))
@@ -149,9 +156,9 @@ def _left_out(task: ShardTask, picture: Picture, reason: str) -> Remark:
     """Returns the remark on a bad picture, or stops the run."""
     if task.options.on_bad == "stop":
         raise InputError(
-            f"the picture {picture.path} (key {picture.key}) cannot be used",
+            f"the picture {readable(picture.path)} (key {picture.key}) cannot be used",
             expected="a JPEG or PNG that decodes whole",
             found=reason,
             fix="replace the file, or leave such pictures out: --on-bad skip",
         )
-    return Remark(picture.path, picture.key, picture.label, reason)
+    return Remark(readable(picture.path), picture.key, picture.label, reason)

@@ -3,7 +3,8 @@
     SHARDS/.packing/
       lock                          held while a process packs into SHARDS
       plan.json                     identity of source and options
-      imagenet1k-train-0000.tar.json   what the finished shard holds, with its hash
+      imagenet1k-train-0000.tar.json    what the finished shard holds, with its hash
+      imagenet1k-train-0001.tar.spool   pictures of a shard that is to be made, from parquet only
 
 The folder goes when the manifest is written.
 """
@@ -12,15 +13,17 @@ from __future__ import annotations
 
 import fcntl
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from imagenet_rn50.console import progress_bar
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import TEMPORARY_SUFFIX, read_json, sha256_of_file, write_json
 from imagenet_rn50.shards.plan import ShardTask
 from imagenet_rn50.shards.shard import ShardRecord
+from imagenet_rn50.shards.spool import SUFFIX, remove_all, spread
 
 FOLDER = ".packing"
 
@@ -43,7 +46,12 @@ class PackingState:
         Raises:
             InputError: When one does.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except (PermissionError, NotADirectoryError) as error:
+            raise InputError(
+                f"{self._out} cannot be written", found=error.strerror, fix="give another --out"
+            ) from None
         with (self._folder / "lock").open("w", encoding="utf-8") as file:
             try:
                 # Unlike flock, not inherited by workers, who may outlive a killed parent a moment.
@@ -74,17 +82,38 @@ class PackingState:
             )
         write_json(path, identity)
 
+    def spread(self, tasks: Sequence[ShardTask]) -> list[ShardTask]:
+        """Reads sources that cannot be read shard by shard; see `spool`."""
+        if not tasks or tasks[0].layout != "parquet":
+            return list(tasks)
+        return spread(tasks, self._folder)
+
     def remove_leftovers(self) -> None:
-        """Deletes half-written files of processes that were killed."""
+        """Deletes half-written and temporary files of processes that were killed."""
+        remove_all(self._folder)
         for folder in (self._out, self._folder):
             for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
                 path.unlink(missing_ok=True)
 
     def save(self, record: ShardRecord) -> None:
-        """Remembers a finished shard."""
+        """Remembers a finished shard, and lets go of what was only needed to make it."""
         record.save(self._record_path(record.shard.name))
+        (self._folder / f"{record.shard.name}{SUFFIX}").unlink(missing_ok=True)
 
-    def finished(self, task: ShardTask) -> ShardRecord | None:
+    def all_finished(self, tasks: Sequence[ShardTask]) -> dict[str, ShardRecord]:
+        """Returns the records of the shards that are there and whole, by the shard's name."""
+        begun = [task for task in tasks if self._record_path(task.name).is_file()]
+        found = {}
+        with progress_bar(
+            total=len(begun), description="checking", unit="shard", enabled=bool(begun)
+        ) as bar:
+            for task in begun:
+                if (record := self._finished(task)) is not None:
+                    found[task.name] = record
+                bar.update()
+        return found
+
+    def _finished(self, task: ShardTask) -> ShardRecord | None:
         """Returns the record of a shard that is there and whole; None when it has to be made."""
         path = self._out / task.name
         try:

@@ -1,11 +1,22 @@
-"""Verification: do the shards still hold what the manifest says?"""
+"""Verification: do the shards still hold, to the byte, what the manifest says?"""
 
 from __future__ import annotations
 
+import hashlib
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from imagenet_rn50.shards.manifest import Manifest
+from imagenet_rn50.console import progress_bar
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import read_json
+from imagenet_rn50.shards import manifest as manifests
+from imagenet_rn50.shards.info import INFO_NAME, timm_info
+from imagenet_rn50.shards.manifest import Manifest, Split
+from imagenet_rn50.shards.samples import picture_of, samples_in
+from imagenet_rn50.shards.tar_walk import Buffer, TarError, mapped
 
 
 class Finding(NamedTuple):
@@ -24,27 +35,136 @@ class Finding(NamedTuple):
         return f"{self.file}: {self.problem}"
 
 
-def verify(folder: Path, *, quick: bool = False) -> list[Finding]:
+def verify(
+    folder: Path, *, quick: bool = False, num_threads: int = 1, show_progress: bool = False
+) -> list[Finding]:
     """Compares the shards in `folder` with their manifest.
 
     Args:
         folder: The folder that holds both.
         quick: Look at names and sizes only, not at contents.
+        num_threads: How many shards are read at a time.
+        show_progress: Whether a bar runs.
 
     Returns:
         All that is wrong; empty when the shards are whole.
 
     Raises:
-        InputError: When there is no manifest to compare with, or it is damaged itself.
+        InputError: When there is no manifest to compare with.
     """
-    manifest = Manifest.load(folder)
-    findings: list[Finding] = []
-    for split in manifest.splits.values():
-        for shard in split.shards:
-            path = folder / shard.name
-            if not path.is_file():
-                findings.append(Finding(shard.name, "is missing"))
-            elif (size := path.stat().st_size) != shard.num_bytes:
-                problem = f"has {size} bytes instead of {shard.num_bytes}"
-                findings.append(Finding(shard.name, problem))
+    if not (folder / manifests.FILE_NAME).is_file():
+        Manifest.load(folder)  # says what is missing
+    try:
+        manifest = Manifest.load(folder)
+    except InputError as error:
+        return [Finding(manifests.FILE_NAME, str(error))]
+    findings = [*_surplus(folder, manifest), *_beside(folder, manifest)]
+    work = [
+        (folder, split, number)
+        for split in manifest.splits.values()
+        for number in range(len(split.shards))
+    ]
+    with (
+        ThreadPoolExecutor(num_threads) as pool,
+        progress_bar(
+            total=len(work),
+            description="verifying",
+            unit="shard",
+            enabled=show_progress and not quick,
+        ) as bar,
+    ):
+        check = _check_size if quick else _check_content
+        for found in pool.map(check, work):
+            findings += found
+            bar.update()
     return findings
+
+
+def _surplus(folder: Path, manifest: Manifest) -> Iterator[Finding]:
+    """Finds tars that the manifest does not know; other readers would take them for shards."""
+    known = {shard.name for split in manifest.splits.values() for shard in split.shards}
+    for path in sorted(folder.glob("*.tar")):
+        if path.name not in known:
+            yield Finding(path.name, "is surplus: the manifest does not know it")
+
+
+def _beside(folder: Path, manifest: Manifest) -> Iterator[Finding]:
+    """Compares timm's `_info.json` with the manifest, where there is one."""
+    if not (folder / INFO_NAME).is_file():
+        return
+    try:
+        content = read_json(folder / INFO_NAME)
+    except InputError as error:
+        yield Finding(INFO_NAME, str(error))
+        return
+    if content != timm_info(manifest):
+        yield Finding(INFO_NAME, "contradicts the manifest")
+
+
+def _check_size(work: tuple[Path, Split, int]) -> list[Finding]:
+    """Compares a shard's size with the manifest's."""
+    folder, split, number = work
+    shard = split.shards[number]
+    path = folder / shard.name
+    if not path.is_file():
+        return [Finding(shard.name, "is missing")]
+    if (size := path.stat().st_size) != shard.num_bytes:
+        return [Finding(shard.name, f"has {size} bytes instead of {shard.num_bytes}")]
+    return []
+
+
+def _check_content(work: tuple[Path, Split, int]) -> list[Finding]:
+    """Compares a shard's size, hash, structure, pictures and labels with the manifest's."""
+    folder, split, number = work
+    shard = split.shards[number]
+    findings = _check_size(work)
+    path = folder / shard.name
+    if not path.is_file():
+        return findings
+    with mapped(path) as buffer:
+        is_same = hashlib.sha256(buffer).hexdigest() == shard.sha256
+        problems = _structure_problems(buffer, split, number)
+        if not is_same:
+            problems = [*_picture_problems(buffer, split, number), *problems]
+            problems = problems or ["sha256 differs, outside of all pictures and labels"]
+    return findings + [Finding(shard.name, problem) for problem in problems]
+
+
+def _structure_problems(buffer: Buffer, split: Split, number: int) -> list[str]:
+    """Walks through the tar and compares its samples with the manifest's, one by one."""
+    begin, end = (int(split.shard_starts[number + i]) for i in (0, 1))
+    expected = {
+        split.key_of(index): (int(split.offsets[index]), int(split.lengths[index]), index)
+        for index in range(begin, end)
+    }
+    problems = []
+    try:
+        for sample in samples_in(buffer):
+            place = expected.pop(sample.key, None)
+            if place is None:
+                problems.append(f"sample {sample.key!r} is surplus or comes twice")
+                continue
+            picture = picture_of(sample)
+            if picture is None or (picture.offset, picture.size) != place[:2]:
+                problems.append(f"sample {sample.key!r} has its picture elsewhere")
+            label = sample.label(buffer)
+            if label != split.labels[place[2]]:
+                problems.append(
+                    f"sample {sample.key!r} has the label {label} "
+                    f"instead of {split.labels[place[2]]}"
+                )
+    except TarError as error:
+        problems.append(str(error))
+    return problems + [f"sample {key!r} is missing" for key in expected]
+
+
+def _picture_problems(buffer: Buffer, split: Split, number: int) -> list[str]:
+    """Names the samples whose pictures have changed, where the manifest has their checksums."""
+    if split.crc32s is None:
+        return ["sha256 differs"]
+    problems = []
+    for index in range(int(split.shard_starts[number]), int(split.shard_starts[number + 1])):
+        offset, length = int(split.offsets[index]), int(split.lengths[index])
+        if zlib.crc32(buffer[offset : offset + length]) != split.crc32s[index]:
+            problems.append(f"sample {split.key_of(index)!r}: its picture has changed")
+    return problems

@@ -9,11 +9,14 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.plan import ShardTask
 from imagenet_rn50.shards.shard import ShardRecord, make_shard
 
@@ -40,7 +43,8 @@ def make_shards(
     num_workers = min(num_workers, len(tasks))
     if num_workers <= 1:
         for task in tasks:
-            yield make_shard(task, folder, lambda num_bytes: progress.add(1, num_bytes))
+            yield make_shard(task, folder, progress.add)
+            progress.show()
     else:
         yield from _in_processes(tasks, folder, num_workers, progress)
 
@@ -50,20 +54,23 @@ class _Progress:
 
     def __init__(self, bar: tqdm[Any]) -> None:
         self._bar = bar
-        self._begin = time.monotonic()
-        self._pictures = 0
-        self._bytes = 0
+        self._begin = self._shown = time.monotonic()
+        self._counted = self.pictures = self.bytes = 0
 
-    def add(self, pictures: int, num_bytes: int) -> None:
-        """Counts what was done since the last call."""
-        self.set(self._pictures + pictures, self._bytes + num_bytes)
+    def add(self, num_bytes: int) -> None:
+        """Counts one more picture."""
+        self.pictures += 1
+        self.bytes += num_bytes
+        if time.monotonic() - self._shown > _POLL_SECONDS:
+            self.show()
 
-    def set(self, pictures: int, num_bytes: int) -> None:
-        """Counts what was done in all."""
-        seconds = max(time.monotonic() - self._begin, 1e-9)
-        self._bar.set_postfix_str(f"{num_bytes / seconds / 1e6:.0f} MB/s", refresh=False)
-        self._bar.update(pictures - self._pictures)
-        self._pictures, self._bytes = pictures, num_bytes
+    def show(self) -> None:
+        """Brings the bar up to date."""
+        self._shown = time.monotonic()
+        rate = self.bytes / max(self._shown - self._begin, 1e-9)
+        self._bar.set_postfix_str(f"{rate / 1e6:.1f} MB/s", refresh=False)
+        self._bar.update(self.pictures - self._counted)
+        self._counted = self.pictures
 
 
 def _in_processes(
@@ -76,14 +83,22 @@ def _in_processes(
         num_workers, context, initializer=_begin_worker, initargs=(os.getpid(), counters)
     )
     try:
-        running: set[Future[ShardRecord]] = {
-            executor.submit(_work, task, str(folder)) for task in tasks
-        }
+        with _ctrl_c_ignored():  # which the workers inherit: Ctrl-C is for this process to handle
+            running: set[Future[ShardRecord]] = {
+                executor.submit(_work, task, str(folder)) for task in tasks
+            }
         while running:
             done, running = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            progress.set(*counters[:])
+            progress.pictures, progress.bytes = counters[:]
+            progress.show()
             for future in done:
                 yield future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            "a worker process was killed from outside, perhaps because memory ran out",
+            found=f"{num_workers} workers; finished shards are kept",
+            fix="give the same command again, with fewer --workers",
+        ) from None
     except BaseException:
         for process in list(executor._processes.values()):
             process.terminate()
@@ -92,11 +107,23 @@ def _in_processes(
         executor.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _ctrl_c_ignored() -> Iterator[None]:
+    """Ignores Ctrl-C for the moment in which processes are started."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may, and only there Ctrl-C arrives
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _begin_worker(parent: int, counters: Any) -> None:
     """Prepares a worker process."""
     global _counters
     _counters = counters
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     signal.signal(signal.SIGTERM, _leave)
     threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

@@ -8,16 +8,30 @@ name by one rename. Only then are older ones pruned. Restoring takes the newest 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from imagenet_rn50.files import TEMPORARY_SUFFIX
-from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint, prune, seal
+from imagenet_rn50.runs.checkpoints import (
+    Checkpoint,
+    folder_name,
+    newest_checkpoint,
+    prune,
+    seal,
+)
 
 
-def save(accelerator: Accelerator, checkpoints: Path, samples_seen: int, *, is_best: bool) -> None:
+def save(
+    accelerator: Accelerator,
+    checkpoints: Path,
+    samples_seen: int,
+    *,
+    is_best: bool,
+    add_files: Callable[[Path], None],
+) -> None:
     """Saves model and optimizer under the name of the progress; every rank calls it.
 
     Args:
@@ -25,6 +39,8 @@ def save(accelerator: Accelerator, checkpoints: Path, samples_seen: int, *, is_b
         checkpoints: The run's folder of checkpoints.
         samples_seen: How far the run is.
         is_best: Whether to keep it, until a better one comes, when older ones are pruned.
+        add_files: Writes into the given folder what belongs to the checkpoint besides; called on
+            the main process.
     """
     final = checkpoints / folder_name(samples_seen)
     temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
@@ -35,12 +51,13 @@ def save(accelerator: Accelerator, checkpoints: Path, samples_seen: int, *, is_b
     accelerator.save_state(str(temporary))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
+        add_files(temporary)
         seal(temporary, final, samples_seen, is_best=is_best)
         prune(checkpoints)
     accelerator.wait_for_everyone()
 
 
-def restore(accelerator: Accelerator, checkpoints: Path) -> int:
+def restore(accelerator: Accelerator, checkpoints: Path) -> Checkpoint | None:
     """Loads the newest whole checkpoint into what the accelerator prepared; every rank calls it.
 
     Args:
@@ -48,12 +65,11 @@ def restore(accelerator: Accelerator, checkpoints: Path) -> int:
         checkpoints: The run's folder of checkpoints.
 
     Returns:
-        Its `samples_seen`, equal on all ranks; 0, with nothing changed, when there is none.
+        What was loaded, equal on all ranks; None, with nothing changed, when there is none.
     """
     found = [newest_checkpoint(checkpoints) if accelerator.is_main_process else None]
     broadcast_object_list(found)  # one rank reads and hashes, all load the same
     checkpoint = found[0]
-    if checkpoint is None:
-        return 0
-    accelerator.load_state(str(checkpoint.folder))
-    return checkpoint.samples_seen
+    if checkpoint is not None:
+        accelerator.load_state(str(checkpoint.folder))
+    return checkpoint

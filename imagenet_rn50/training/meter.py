@@ -29,6 +29,7 @@ class Meter:
         """Forgets everything so far."""
         self.num_steps = 0
         self._num_images = 0
+        self._num_skipped = 0
         self._loss = torch.zeros((), device=self._device)
         self._waited = 0.0
         self._began = time.perf_counter()
@@ -40,13 +41,15 @@ class Meter:
         yield
         self._waited += time.perf_counter() - began
 
-    def after_step(self, losses: list[Tensor], num_images: int) -> None:
+    def after_step(self, losses: list[Tensor], num_images: int, *, skipped: bool) -> None:
         """Adds one optimizer step.
 
         Args:
             losses: Mean loss of each micro batch of this rank, scalars on the device.
             num_images: Images in the step, all ranks together.
+            skipped: Whether the weights stayed, because fp16 gradients overflowed.
         """
+        self._num_skipped += skipped
         self._loss += torch.stack(losses).mean()
         self.num_steps += 1
         self._num_images += num_images
@@ -59,7 +62,8 @@ class Meter:
 
         Returns:
             Mean `loss` over all ranks, nats; `num_images` and `images_per_second`, all ranks
-            together; `data_wait`, part of this rank's time, in [0, 1]; `seconds`.
+            together; `data_wait`, part of this rank's time, in [0, 1]; `seconds`; where they are
+            not zero, `skipped_steps` and `gpu_gib`, the peak of this rank's GPU memory.
         """
         loss = reduce(self._loss).item() / (self.num_steps * self._world_size)  # waits for device
         seconds = time.perf_counter() - self._began
@@ -70,5 +74,9 @@ class Meter:
             "data_wait": self._waited / seconds,
             "seconds": seconds,
         }
+        if self._num_skipped:
+            line["skipped_steps"] = self._num_skipped
+        if self._device.type == "cuda":
+            line["gpu_gib"] = torch.cuda.max_memory_reserved(self._device) / 2**30
         self.restart()
         return line

@@ -1,35 +1,42 @@
-"""The optimizer: SGD with weight decay on weights alone."""
+"""The optimizer: weight decay on weights alone, fused where there is a GPU."""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW, Optimizer
 
 from imagenet_rn50.recipe import OptimizerRecipe
 
 
-def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> SGD:
+def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> Optimizer:
     """Builds the optimizer with two groups of parameters.
 
     Convolution and linear weights decay; norms and biases, all parameters of one dimension, do not
-    (He et al. 2019, "Bag of Tricks", section 3.1).
+    (He et al. 2019, "Bag of Tricks", section 3.1), unless the recipe says so.
 
     Args:
-        model: The model, on its device.
+        model: The model.
         recipe: Hyperparameters.
     """
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
     groups = [
         {"params": weights, "weight_decay": recipe.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {
+            "params": others,
+            "weight_decay": recipe.weight_decay if recipe.decay_norms_and_biases else 0.0,
+        },
     ]
+    fused = torch.cuda.is_available()
+    if recipe.name == "adamw":
+        return AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
     # Plain SGD cannot look ahead without momentum.
     nesterov = recipe.nesterov and recipe.momentum > 0
-    return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov)
+    return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
 
 
-def set_learning_rate(optimizer: SGD, lr: float) -> None:
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """Sets the learning rate of every group, in place."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -49,10 +49,10 @@ def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
 
 def test_the_best_is_the_best_before_and_after_a_restart(tmp_path):
     journal = write_two_epochs(tmp_path)
-    assert journal.best_top1() == 0.75
+    assert journal.best_score() == 0.75
     journal.close()
     journal = Journal(tmp_path, 40)
-    assert journal.best_top1() == 0.5
+    assert journal.best_score() == 0.5
     journal.close()
 
 

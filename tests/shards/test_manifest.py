@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -75,3 +77,29 @@ def test_columns_that_contradict_the_shards_are_refused():
     split = make_manifest([3]).split("train")
     with pytest.raises(InputError, match="contradicts itself"):
         Split(split.shards, split.offsets[:2], split.lengths, split.labels, split.keys)
+
+
+def test_the_manifest_of_imagenet_loads_in_well_under_a_second(tmp_path):
+    n = 1_281_167
+    keys = np.char.add("n01440764_", np.arange(n).astype(np.str_)).astype(np.bytes_)
+    split = Split(
+        shards=(Shard(name="x-train-0000.tar", num_samples=n, num_bytes=1, sha256="0" * 64),),
+        offsets=np.arange(n, dtype=np.int64),
+        lengths=np.ones(n, np.int32),
+        labels=np.zeros(n, np.int32),
+        keys=keys,
+        crc32s=np.zeros(n, np.uint32),
+    )
+    Manifest("imagenet1k", {}, {"train": split}).save(tmp_path)
+    begin = time.process_time()
+    assert Manifest.load(tmp_path).split("train").num_samples == n
+    assert time.process_time() - begin < 0.5
+
+
+def test_a_manifest_that_lacks_an_entry_is_called_damaged(tmp_path):
+    make_manifest([3]).save(tmp_path)
+    path = tmp_path / "manifest.json"
+    content = path.read_text(encoding="utf-8")
+    path.write_text(content.replace('"splits"', '"spits"'), encoding="utf-8")
+    with pytest.raises(InputError, match="is damaged: KeyError"):
+        Manifest.load(tmp_path)

@@ -4,11 +4,7 @@ from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.options import PackOptions
 from imagenet_rn50.shards.packing import pack
 from imagenet_rn50.shards.sources.detect import read_source
-from tests.shards.helpers import write_kaggle
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+from tests.shards.helpers import contents, write_kaggle
 
 
 def test_the_manifest_points_at_the_bytes_and_labels_of_every_source_picture(tmp_path):

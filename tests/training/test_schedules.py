@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagenet_rn50.recipe import OptimizerRecipe, Recipe, ScheduleRecipe
-from imagenet_rn50.training.schedules import learning_rate
+from imagenet_rn50.training.schedules import Plateau, concerns, learning_rate
 
 
 def recipe_of(name, *, epochs=10, warmup=3.0, lr=0.4, start=0.04, end=4e-6):
@@ -43,3 +44,61 @@ def test_linear_and_cosine_follow_their_closed_forms(epoch):
 @pytest.mark.parametrize("name", ["onecycle", "cosine", "linear"])
 def test_without_warm_up_the_run_starts_at_its_peak(name):
     assert learning_rate(recipe_of(name, warmup=0.0), 0.0) == pytest.approx(0.4)
+
+
+def test_steps_multiply_the_rate_at_each_milestone():
+    schedule = ScheduleRecipe(name="step", warmup_epochs=0.0, milestones=(3.0, 6.0), gamma=0.1)
+    recipe = Recipe(epochs=9, optimizer=OptimizerRecipe(lr=0.1), schedule=schedule)
+    rates = [learning_rate(recipe, epoch) for epoch in (0, 2.99, 3, 5.99, 6, 9)]
+    assert rates == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def plateau_recipe(patience=2):
+    schedule = ScheduleRecipe(
+        name="constant", warmup_epochs=0.0, plateau_patience=patience, plateau_factor=0.5
+    )
+    return Recipe(epochs=100, optimizer=OptimizerRecipe(lr=0.4), schedule=schedule)
+
+
+@given(losses=st.lists(st.floats(0.1, 3.0), min_size=1, max_size=40), patience=st.integers(1, 4))
+def test_the_plateau_rule_is_that_of_torch(losses, patience):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, factor=0.5, patience=patience, threshold=1e-4, eps=0
+    )
+    recipe = plateau_recipe(patience)
+    plateau = Plateau(recipe)
+    for epoch, loss in enumerate(losses, start=1):
+        theirs.step(loss)
+        plateau.after_validation(epoch, loss)
+        rate = learning_rate(recipe, epoch, plateau.num_cuts)
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"])
+
+
+def test_a_plateau_that_was_saved_goes_on_where_it_stood():
+    straight, resumed = Plateau(plateau_recipe()), Plateau(plateau_recipe())
+    losses = [1.0, 0.9, 0.95, 0.91, 0.92, 0.93, 0.94, 0.9]
+    for epoch, loss in enumerate(losses[:4]):
+        straight.after_validation(epoch, loss)
+    resumed.load_state_dict(json.loads(json.dumps(straight.state_dict())))
+    for epoch, loss in enumerate(losses[4:]):
+        assert straight.after_validation(epoch, loss) == resumed.after_validation(epoch, loss)
+    assert straight.num_cuts == resumed.num_cuts > 0
+
+
+def test_a_plateau_before_the_end_of_the_decay_is_no_plateau():
+    schedule = ScheduleRecipe(warmup_epochs=1.0, decay_until=10.0, plateau_patience=1)
+    plateau = Plateau(Recipe(epochs=20, schedule=schedule))
+    assert not any(plateau.after_validation(epoch, 1.0) for epoch in range(10))
+    assert any(plateau.after_validation(epoch, 1.0) for epoch in range(10, 20))
+
+
+def test_a_run_that_stops_before_its_decay_is_said_so_in_words():
+    # The run to beat: a OneCycle over 250 epochs, stopped at 67.
+    schedule = ScheduleRecipe(warmup_epochs=75.0, decay_until=250.0)
+    (concern,) = concerns(Recipe(epochs=67, schedule=schedule))
+    assert "before its peak" in concern
+    schedule = ScheduleRecipe(warmup_epochs=10.0, decay_until=250.0)
+    (concern,) = concerns(Recipe(epochs=67, schedule=schedule))
+    assert "before its decay does at epoch 250" in concern
+    assert list(concerns(Recipe())) == []

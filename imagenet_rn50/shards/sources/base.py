@@ -80,6 +80,11 @@ def is_picture(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES
 
 
+def readable(name: str) -> str:
+    """Returns a file name as text that can be written as UTF-8, even where it is not UTF-8."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def with_keys(listed: Iterable[Listed], classes: Classes) -> list[Picture]:
     """Gives each picture its class index and a key of its own.
 
@@ -95,7 +100,7 @@ def with_keys(listed: Iterable[Listed], classes: Classes) -> list[Picture]:
         As many pictures, in the same order.
     """
     rows = list(listed)
-    stems = [row.stem.replace(".", "_") for row in rows]
+    stems = [readable(row.stem).replace(".", "_") for row in rows]
     counts = Counter(stems)
     taken = {stem for stem, count in counts.items() if count == 1}
     pictures = []

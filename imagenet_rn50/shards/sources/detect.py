@@ -14,12 +14,16 @@ from imagenet_rn50.shards.sources.folders import (
     read_imagefolder,
     read_kaggle,
 )
+from imagenet_rn50.shards.sources.official import is_official, read_official
+from imagenet_rn50.shards.sources.parquet import is_parquet, read_parquet
 
-Layout = Literal["kaggle", "imagefolder"]
+Layout = Literal["kaggle", "official", "parquet", "imagefolder"]
 
 # Tried in this order; the first that fits is taken.
 _LAYOUTS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = {
     "kaggle": (is_kaggle, read_kaggle),
+    "official": (is_official, read_official),
+    "parquet": (is_parquet, read_parquet),
     "imagefolder": (is_imagefolder, read_imagefolder),
 }
 
@@ -47,7 +51,8 @@ def read_source(root: Path, layout: str | None = None) -> Source:
             return read(root)
     raise InputError(
         f"the source {root} is laid out in no way that is known",
-        expected="ILSVRC/Data/CLS-LOC/ (Kaggle) or train/<wnid>/ and val/<wnid>/ (ImageFolder)",
+        expected="ILSVRC/Data/CLS-LOC/ (Kaggle), train/<wnid>/ and val/<wnid>/ (ImageFolder), "
+        "ILSVRC2012_img_train.tar (official) or data/train-*.parquet (Hugging Face)",
         found=", ".join(sorted(path.name for path in root.iterdir())[:5]),
-        fix="give the folder that holds ILSVRC/ or train/, or name its --layout",
+        fix="give the folder that holds them",
     )

@@ -1,9 +1,9 @@
-"""Reads the bytes of a shard's pictures from wherever the source keeps them."""
+"""Reads the bytes of a shard's pictures from wherever they stand."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.plan import ShardTask
@@ -16,18 +16,31 @@ def read_pictures(task: ShardTask) -> Iterator[tuple[Picture, bytes]]:
     Raises:
         InputError: When a file has vanished or changed its size since it was listed.
     """
-    root = Path(task.root)
+    if task.spool is not None:
+        for picture, (offset, length) in zip(task.pictures, task.places, strict=True):
+            yield picture, _read_stretch(task.spool, offset, length)
+        return
     for picture in task.pictures:
+        # A `Path` a picture would take longer than opening the file.
+        path = f"{task.root}/{picture.path}"
+        yield picture, _read_stretch(path, picture.offset, picture.length)
+
+
+def _read_stretch(path: str, offset: int, length: int) -> bytes:
+    """Reads a whole file, or a stretch of a tar or of a temporary file."""
+    try:
+        # Unbuffered and by descriptor: a fraction of the time that `open` takes.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            with (root / picture.path).open("rb", buffering=0) as file:
-                file.seek(picture.offset)
-                content = file.read(picture.length)
-        except FileNotFoundError:
-            content = None
-        if content is None or len(content) != picture.length:
-            raise InputError(
-                f"the source changed while it was read: {root / picture.path}",
-                expected=f"{picture.length} bytes at offset {picture.offset}",
-                found="no such file" if content is None else f"{len(content)} bytes",
-            )
-        yield picture, content
+            content = os.pread(descriptor, length, offset)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        content = None
+    if content is None or len(content) != length:
+        raise InputError(
+            f"the source changed while it was read: {path}",
+            expected=f"{length} bytes at offset {offset}",
+            found="no such file" if content is None else f"{len(content)} bytes",
+        )
+    return content

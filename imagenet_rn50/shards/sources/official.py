@@ -1,0 +1,166 @@
+"""The official tars: a training tar of class tars, a flat validation tar, and the development kit.
+
+They are read in place: a picture is a stretch of the outer tar. The ground truth in the development
+kit counts classes by ILSVRC ids, which are not ranks of sorted wnids; `meta.mat` translates.
+"""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from imagenet_rn50.classes import WNID, Classes
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
+from imagenet_rn50.shards.sources.base import Listed, Source, is_picture, with_keys
+from imagenet_rn50.shards.tar_walk import Buffer, Member, TarError, mapped, walk
+
+TRAIN_TAR = "ILSVRC2012_img_train.tar"
+VALIDATION_TAR = "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+_META = "data/meta.mat"
+_GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
+
+
+def is_official(root: Path) -> bool:
+    """Says whether `root` holds the official tars."""
+    return any((root / name).is_file() for name in (TRAIN_TAR, VALIDATION_TAR))
+
+
+def read_official(root: Path) -> Source:
+    """Lists the pictures of the official tars.
+
+    Args:
+        root: The folder that holds the two tars and the development kit.
+
+    Raises:
+        InputError: When the kit is missing, a tar is damaged, or they contradict each other.
+    """
+    names, wnids_of_validation = read_devkit(root / DEVKIT)
+    listed: dict[str, list[Listed]] = {}
+    if (root / TRAIN_TAR).is_file():
+        listed[TRAIN] = _list_train(root / TRAIN_TAR)
+    if (root / VALIDATION_TAR).is_file():
+        listed[VALIDATION] = _list_validation(root / VALIDATION_TAR, wnids_of_validation)
+    occurring = {row.wnid for row in listed.get(TRAIN, [])} or set(wnids_of_validation)
+    if unknown := sorted(occurring - names.keys()):
+        raise InputError(f"the development kit does not know the class {unknown[0]}")
+    # The kit of 2012 knows the 1,000 classes and 860 of their ancestors.
+    wnids = tuple(sorted(occurring))
+    if unknown := sorted({row.wnid for row in listed.get(VALIDATION, [])} - occurring):
+        raise InputError(
+            f"the validation ground truth has the class {unknown[0]}, which {TRAIN_TAR} lacks"
+        )
+    classes = Classes(wnids=wnids, names=tuple(names[wnid] for wnid in wnids))
+    splits = {name: with_keys(rows, classes) for name, rows in listed.items()}
+    return Source(root=root, layout="official", classes=classes, splits=splits)
+
+
+def read_devkit(path: Path) -> tuple[dict[str, str], list[str]]:
+    """Reads class names and validation ground truth out of the development kit.
+
+    Args:
+        path: `ILSVRC2012_devkit_t12.tar.gz`.
+
+    Returns:
+        The words of each wnid, and the wnid of each validation picture by its number.
+
+    Raises:
+        InputError: When the kit is missing or does not hold both.
+    """
+    if not path.is_file():
+        raise InputError(
+            f"the official tars have no development kit: {path} is missing",
+            expected=f"{DEVKIT}, which says what the validation pictures show",
+            fix="put it beside the tars",
+        )
+    meta, ground_truth = _members_of(path, (_META, _GROUND_TRUTH))
+    wnid_of, names = _synsets(meta, path)
+    try:
+        ids = [int(line) for line in ground_truth.split()]
+        return names, [wnid_of[number] for number in ids]
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{_GROUND_TRUTH} in {path} names a class that {_META} lacks", found=str(error)
+        ) from None
+
+
+def _members_of(path: Path, wanted: tuple[str, ...]) -> list[bytes]:
+    """Reads files out of a tar.gz into memory, by the ends of their names."""
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r:gz") as tar:
+            for info in tar:
+                name = next((name for name in wanted if info.name.endswith(name)), None)
+                if name is not None and (file := tar.extractfile(info)) is not None:
+                    found[name] = file.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise InputError(f"{path} cannot be read", found=str(error)) from None
+    if missing := [name for name in wanted if name not in found]:
+        raise InputError(f"{path} lacks {missing[0]}", fix="fetch the development kit again")
+    return [found[name] for name in wanted]
+
+
+def _synsets(meta: bytes, path: Path) -> tuple[dict[int, str], dict[str, str]]:
+    """Reads MATLAB's `meta.mat`.
+
+    Returns:
+        The wnid by ILSVRC id, and the words by wnid.
+    """
+    from scipy.io import loadmat  # only this layout needs it
+
+    try:
+        synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        rows = [(int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in synsets]
+    except (KeyError, ValueError, TypeError, NotImplementedError) as error:
+        raise InputError(f"{_META} in {path} cannot be read", found=str(error)) from None
+    return {number: wnid for number, wnid, _ in rows}, {wnid: words for _, wnid, words in rows}
+
+
+def _list_train(path: Path) -> list[Listed]:
+    """Lists the pictures of all class tars within the training tar, by class and name."""
+    listed = []
+    with mapped(path) as buffer:
+        for class_tar in _members(path, buffer):
+            wnid = PurePosixPath(class_tar.name).stem
+            if not WNID.fullmatch(wnid):
+                raise InputError(
+                    f"{path} holds {class_tar.name!r}", expected="class tars like n01440764.tar"
+                )
+            begin, end = class_tar.offset, class_tar.offset + class_tar.size
+            listed += [
+                Listed(PurePosixPath(m.name).stem, wnid, path.name, m.offset, m.size)
+                for m in _members(path, buffer, begin, end)
+                if is_picture(PurePosixPath(m.name).name)
+            ]
+    return sorted(listed, key=lambda row: (row.wnid, row.stem))
+
+
+def _list_validation(path: Path, wnids: list[str]) -> list[Listed]:
+    """Lists the pictures of the validation tar; number i has the i-th line of the ground truth."""
+    with mapped(path) as buffer:
+        members = [m for m in _members(path, buffer) if is_picture(PurePosixPath(m.name).name)]
+    members.sort(key=lambda member: member.name)
+    if len(members) != len(wnids):
+        raise InputError(
+            f"{path} and the development kit do not fit together",
+            expected=f"{len(wnids)} pictures, one a line of {_GROUND_TRUTH}",
+            found=f"{len(members)} pictures",
+        )
+    return [
+        Listed(PurePosixPath(m.name).stem, wnid, path.name, m.offset, m.size)
+        for m, wnid in zip(members, wnids, strict=True)
+    ]
+
+
+def _members(
+    path: Path, buffer: Buffer, begin: int = 0, end: int | None = None
+) -> Iterator[Member]:
+    """Walks a tar; a damaged one is an `InputError`."""
+    try:
+        yield from walk(buffer, begin, end)
+    except TarError as error:
+        where = "" if begin == 0 else f" (the tar within it at byte {begin})"
+        raise InputError(f"{path}{where} {error}", fix="fetch it again") from None

@@ -1,0 +1,109 @@
+"""What stays the same while one process trains, and what is asked of it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from accelerate import Accelerator, DistributedDataParallelKwargs
+from torch import Tensor
+
+import imagenet_rn50
+from imagenet_rn50.loading.loader import Batch, Share, make_loader
+from imagenet_rn50.loading.order import TrainingOrder
+from imagenet_rn50.loading.transforms import TrainTransform
+from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.shards.manifest import Split
+from imagenet_rn50.training.progress import Progress
+
+
+def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) -> Accelerator:
+    """Makes the Accelerator that `fit` expects; devices and precision are the launcher's choice.
+
+    Args:
+        run: Run folder, for trackers that write files.
+        trackers: Names of Accelerate's trackers: tensorboard, wandb, trackio.
+    """
+    # BatchNorm buffers are kept equal by RunningStatistics, not by copying those of rank 0.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    return Accelerator(kwargs_handlers=handlers, log_with=list(trackers) or None, project_dir=run)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What stays the same while one process trains.
+
+    Attributes:
+        recipe: Hyperparameters.
+        shards: Folder of the shards.
+        train: Training split.
+        validation: Validation split.
+        folder: Run folder.
+        accelerator: From `make_accelerator`.
+        num_workers: Loader processes of each rank.
+    """
+
+    recipe: Recipe
+    shards: Path
+    train: Split
+    validation: Split
+    folder: RunFolder
+    accelerator: Accelerator
+    num_workers: int
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """Returns the sum of a tensor over all ranks."""
+        total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
+        return total
+
+    def training_batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Returns this rank's micro batches, from position `start` of the stream to `stop`."""
+        share = Share(
+            start=start,
+            stop=stop,
+            batch=self.recipe.micro_batch,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+        )
+        order = TrainingOrder(
+            self.train.shard_sizes, seed=self.recipe.seed, window=self.recipe.data.shuffle_window
+        )
+        loader = make_loader(
+            self.shards,
+            self.train,
+            share,
+            TrainTransform(self.recipe.data, self.recipe.seed),
+            order=order,
+            num_workers=self.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        return iter(loader)
+
+    def progress(self, samples_seen: int) -> Progress:
+        """Returns where the run stands after `samples_seen` images."""
+        return Progress.of(self.recipe, self.train.num_samples, samples_seen)
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Returns what a card or a bug report needs to know of this process, and no secret."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "world_size": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "device": f"{device.type} ({name})",
+        "python": platform.python_version(),
+        "versions": {
+            "imagenet_rn50": imagenet_rn50.__version__,
+            "torch": torch.__version__,
+            "accelerate": accelerate.__version__,
+            "transformers": transformers.__version__,
+        },
+    }

@@ -1,0 +1,71 @@
+"""Evaluation during training: raw and averaged weights, counted exactly, written down."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from torch import nn
+
+from imagenet_rn50.console import say
+from imagenet_rn50.evaluation.metrics import Accuracy
+from imagenet_rn50.evaluation.validate import validate
+from imagenet_rn50.runs import metrics
+from imagenet_rn50.runs.metrics import Journal
+from imagenet_rn50.runs.report import write_logs
+from imagenet_rn50.training.learner import Learner
+from imagenet_rn50.training.progress import Progress
+from imagenet_rn50.training.session import Session
+
+
+def evaluate(
+    learner: Learner, session: Session, progress: Progress, journal: Journal | None
+) -> bool:
+    """Evaluates after an epoch, tells the plateau rule, and writes it down; all ranks call it.
+
+    Args:
+        learner: What is evaluated.
+        session: What stays the same.
+        progress: Where the run stands.
+        journal: On the one rank that writes.
+
+    Returns:
+        Whether this is the best of the run so far; only the answer of the rank that writes counts.
+    """
+    began = time.perf_counter()
+    accuracy = _accuracy(learner.bare, session)
+    line: dict[str, Any] = accuracy.as_dict()
+    told = f"epoch {progress.epoch:.2f}: {accuracy}"
+    if learner.ema:
+        averaged = _accuracy(learner.ema.model, session)
+        line |= {f"ema_{key}": value for key, value in averaged.as_dict().items()}
+        told += f"; averaged weights: top-1 {averaged.top1:.2%}"
+    cut = learner.plateau.after_validation(progress.epoch, accuracy.loss)
+    if journal is None:
+        return False
+    is_best = metrics.score(line) > journal.best_score()
+    seconds = time.perf_counter() - began
+    place = progress.samples_seen, progress.epoch
+    journal.write(metrics.VALIDATION, *place, **line, seconds=seconds, is_best=is_best)
+    say(told + ", the best so far" * is_best)
+    if cut:
+        say("the validation loss stays level: the learning rate is cut")
+    write_logs(session.folder.path)
+    return is_best
+
+
+def _accuracy(model: nn.Module, session: Session) -> Accuracy:
+    """Evaluates one set of weights on all ranks together."""
+    accelerator = session.accelerator
+    return validate(
+        model,
+        session.shards,
+        session.validation,
+        session.recipe.data,
+        device=accelerator.device,
+        batch=session.recipe.micro_batch,
+        num_workers=session.num_workers,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        reduce=session.add_up,
+    )

@@ -1,0 +1,74 @@
+import io
+import json
+import zlib
+
+from PIL import Image
+
+from imagenet_rn50.shards.options import PackOptions
+from imagenet_rn50.shards.packing import pack
+from imagenet_rn50.shards.sources.detect import read_source
+from tests.shards.helpers import WNIDS, jpeg, write_imagefolder
+
+
+def test_every_touched_file_duplicate_and_count_stands_in_the_audit(tmp_path):
+    root = write_imagefolder(tmp_path / "source")
+    png = io.BytesIO()
+    Image.new("RGB", (300, 20), "red").save(png, format="PNG")
+    folder = root / "train" / WNIDS[0]
+    (folder / "disguised.JPEG").write_bytes(png.getvalue())
+    (folder / "cmyk.JPEG").write_bytes(jpeg(5, mode="CMYK"))
+    (folder / "cut.JPEG").write_bytes(jpeg(6)[:-200])
+    twin = root / "val" / WNIDS[2] / "twin.JPEG"
+    twin.write_bytes((folder / f"{WNIDS[0]}_0.JPEG").read_bytes())
+    pack(read_source(root), tmp_path / "out", PackOptions(on_bad="skip"))
+
+    audit = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))
+    changed = {entry["path"]: entry["reason"] for entry in audit["changed"]}
+    assert changed == {
+        f"train/{WNIDS[0]}/cmyk.JPEG": "CMYK: written anew at quality 95",
+        f"train/{WNIDS[0]}/disguised.JPEG": "not a JPEG: written anew at quality 95",
+    }
+    (left_out,) = audit["left_out"]
+    assert left_out["path"] == f"train/{WNIDS[0]}/cut.JPEG"
+    assert "truncated" in left_out["reason"]
+    (group,) = audit["duplicates"]
+    assert [(entry["split"], entry["key"]) for entry in group] == [
+        ("train", f"{WNIDS[0]}_0"),
+        ("validation", "twin"),
+    ]
+    train = audit["splits"]["train"]
+    assert (train["num_samples"], train["num_left_out"]) == (14, 1)
+    assert train["per_class"]["max"] == {"label": 0, "wnid": WNIDS[0], "num_samples": 6}
+    assert train["per_class"]["min"] == {"label": 1, "wnid": WNIDS[1], "num_samples": 4}
+    assert (train["width"]["min"], train["width"]["max"]) == (40, 300)
+    assert (train["height"]["min"], train["height"]["median"]) == (20, 30)
+
+    report = (tmp_path / "out" / "audit.md").read_text(encoding="utf-8")
+    for words in (
+        "cmyk.JPEG",
+        "disguised.JPEG",
+        "cut.JPEG",
+        "validation/twin",
+        "1,281,167",
+        "50,000",
+    ):
+        assert words in report
+    assert "ImageNet-1k has 1,000 (-997)" in report
+
+
+def test_equal_length_and_checksum_alone_do_not_make_a_duplicate(tmp_path, monkeypatch):
+    monkeypatch.setattr(zlib, "crc32", lambda content: 0)
+    root = write_imagefolder(tmp_path / "source", train=3)
+    one = jpeg(0, comment=b"one")
+    (root / "train" / WNIDS[0] / "one.JPEG").write_bytes(one)
+    (root / "train" / WNIDS[0] / "two.JPEG").write_bytes(one.replace(b"one", b"two"))
+    pack(read_source(root), tmp_path / "out", PackOptions())
+    assert json.loads((tmp_path / "out" / "audit.json").read_text("utf-8"))["duplicates"] == []
+
+
+def test_a_file_name_cannot_break_the_report(tmp_path):
+    root = write_imagefolder(tmp_path / "source")
+    (root / "train" / WNIDS[0] / "a|b\nc.JPEG").write_bytes(jpeg(5, mode="CMYK"))
+    pack(read_source(root), tmp_path / "out", PackOptions())
+    report = (tmp_path / "out" / "audit.md").read_text(encoding="utf-8")
+    assert "a\\|b c.JPEG" in report

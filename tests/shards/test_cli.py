@@ -1,0 +1,105 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import shard_imagenet
+from tests.shards.helpers import write_kaggle
+
+SCRIPT = Path(__file__).parents[2] / "shard_imagenet.py"
+VERBS = ("pack", "verify", "index", "audit", "sample")
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+
+
+def run_here(words: list[str], monkeypatch: pytest.MonkeyPatch) -> object:
+    """Runs the script in this process, which is quicker; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["shard_imagenet.py", *words])
+    with pytest.raises(SystemExit) as left:
+        shard_imagenet.main()
+    return left.value.code
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    source = write_kaggle(folder / "source")
+    result = run("pack", "--source", source, "--out", folder / "out")
+    assert result.returncode == 0, result.stderr
+    assert "12 train samples in 1 shards, 6 validation samples in 1 shards" in result.stdout
+    return folder / "out"
+
+
+@pytest.mark.parametrize("words", [[], *([verb] for verb in VERBS)])
+def test_every_verb_explains_itself(words, monkeypatch, capsys):
+    assert run_here([*words, "--help"], monkeypatch) == 0
+    assert "usage: shard_imagenet.py" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["pack"],
+        ["unpack"],
+        ["verify", "--shards"],
+        ["pack", "--source", "x", "--sed", "1"],
+        ["verify", "--shards", "x", "--workers", "0"],
+    ],
+)
+def test_wrong_use_gives_exit_code_2(words, monkeypatch):
+    assert run_here(words, monkeypatch) == 2
+
+
+def test_packing_again_verifies_and_says_so(shards):
+    result = run("pack", "--source", shards.parent / "source", "--out", shards)
+    assert result.returncode == 0
+    assert "was packed before and is whole" in result.stdout
+
+
+def test_verify_says_whole_with_0_and_damaged_with_1(shards, tmp_path):
+    result = run("verify", "--shards", shards)
+    assert (result.returncode, "is whole (every byte)" in result.stdout) == (0, True)
+    result = run("verify", "--shards", shards, "--quick")
+    assert (result.returncode, "is whole (names and sizes)" in result.stdout) == (0, True)
+    (tmp_path / "imagenet1k-train-00.tar").write_bytes(b"")
+    for path in shards.glob("*[!r]"):
+        if path.is_file() and path.name != "imagenet1k-train-00.tar":
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+    result = run("verify", "--shards", tmp_path)
+    assert result.returncode == 1
+    assert "imagenet1k-train-00.tar: has 0 bytes" in result.stdout
+    assert run("verify", "--shards", tmp_path / "nowhere").returncode == 2
+
+
+def test_audit_prints_the_report(shards):
+    result = run("audit", "--shards", shards)
+    assert result.returncode == 0
+    assert result.stdout == (shards / "audit.md").read_text(encoding="utf-8")
+
+
+def test_sample_draws_a_sheet_of_the_asked_number(shards, tmp_path):
+    out = tmp_path / "sheet.png"
+    result = run("sample", "--shards", shards, "--out", out, "--num", 5)
+    assert result.returncode == 0, result.stderr
+    assert "5 samples" in result.stdout
+    with Image.open(out) as sheet:
+        assert sheet.format == "PNG"
+        assert np.asarray(sheet).min() < 60  # something is drawn on the white
+
+
+def test_sharding_starts_without_torch():
+    code = (
+        "import sys, shard_imagenet; "
+        "print({'torch', 'webdataset', 'datasets', 'transformers'} & sys.modules.keys())"
+    )
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", check=True, cwd=SCRIPT.parent
+    )
+    assert result.stdout.strip() == "set()"

@@ -1,0 +1,170 @@
+import shutil
+import tarfile
+
+import numpy as np
+import pytest
+
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.shards.index import index
+from imagenet_rn50.shards.manifest import Manifest
+from imagenet_rn50.shards.options import PackOptions
+from imagenet_rn50.shards.packing import pack
+from imagenet_rn50.shards.sources.detect import read_source
+from imagenet_rn50.shards.verify import verify
+from tests.shards.helpers import WNIDS, contents, jpeg, samples_of, tar_of, write_kaggle
+
+
+def foreign(folder, number, split="train", spelling="04d", count=4):
+    """Writes one shard as others do, with `tarfile`, JSON beside the label, and a folder."""
+    members: dict[str, bytes] = {}
+    for i in range(number * count, (number + 1) * count):
+        label = i % 3
+        key = f"{WNIDS[label]}_{i}"
+        members |= {
+            f"{key}.JPG": jpeg(i),
+            f"{key}.cls": b"%d\n" % label,
+            f"{key}.json": b'{"label": %d}' % label,
+        }
+    folder.mkdir(exist_ok=True)
+    (folder / f"imagenet1k-{split}-{number:{spelling}}.tar").write_bytes(tar_of(members))
+
+
+@pytest.mark.parametrize("spelling", ["02d", "04d"])
+def test_foreign_shards_get_a_manifest_that_points_at_their_bytes(tmp_path, spelling):
+    for number in range(3):
+        foreign(tmp_path, number)
+    foreign(tmp_path, 0, "validation", spelling)
+    before = contents(tmp_path)
+    manifest = index(tmp_path, num_threads=2)
+    assert manifest.dataset == "imagenet1k"
+    assert [s.name for s in manifest.split("train").shards] == [
+        f"imagenet1k-train-000{number}.tar" for number in range(3)
+    ]
+    expected = {f"{WNIDS[i % 3]}_{i}": (i % 3, jpeg(i)) for i in range(12)}
+    assert samples_of(tmp_path, "train") == expected
+    assert samples_of(tmp_path, "validation").items() <= expected.items()
+    assert Classes.load(tmp_path).wnids == WNIDS
+    assert verify(tmp_path) == []
+    after = contents(tmp_path)
+    assert {name: after[name] for name in before} == before
+
+
+def test_one_shard_in_two_spellings_is_refused(tmp_path):
+    foreign(tmp_path, 0, "validation", "02d")
+    foreign(tmp_path, 0, "validation", "04d")
+    with pytest.raises(InputError, match="the same shard in two spellings"):
+        index(tmp_path)
+
+
+def test_indexing_our_own_shards_gives_the_manifest_of_packing(tmp_path):
+    source = read_source(write_kaggle(tmp_path / "source"))
+    packed = pack(source, tmp_path / "out", PackOptions(train_shards=3)).manifest
+    digest = Manifest.digest_of(tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()
+    indexed = index(tmp_path / "out")
+    for name, split in packed.splits.items():
+        assert indexed.split(name).shards == split.shards
+        for column in ("offsets", "lengths", "labels", "keys", "crc32s"):
+            np.testing.assert_array_equal(
+                getattr(indexed.split(name), column), getattr(split, column)
+            )
+    assert Manifest.digest_of(tmp_path / "out") == digest
+
+
+@pytest.mark.parametrize("name", ["../../x.jpg", "/etc/x.jpg", "a/../../x.jpg"])
+def test_a_member_path_that_leads_out_is_refused_and_nothing_leaves_the_folder(tmp_path, name):
+    shards = tmp_path / "deep" / "shards"
+    shards.mkdir(parents=True)
+    members = {name: jpeg(), name.replace(".jpg", ".cls"): b"0"}
+    (shards / "imagenet1k-train-0000.tar").write_bytes(tar_of(members))
+    with tarfile.open(shards / "imagenet1k-train-0000.tar") as tar:
+        assert tar.getnames()[0] == name
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match="leads out of its folder"):
+        index(shards)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ({"a.jpg": jpeg()}, "has no label"),
+        ({"a.cls": b"1"}, "has no picture"),
+        ({"a.jpg": jpeg(), "a.cls": b"tench"}, "has no label"),
+        ({"a.jpg": jpeg(), "a.json": b'{"label": "1"}'}, "has no label"),
+        ({"a.jpg": jpeg(), "a.cls": b"-1"}, "has no label"),
+        ({"a.jpg": jpeg(), "a.cls": b"99999999999999999999"}, "has no label"),
+    ],
+)
+def test_a_sample_without_picture_or_label_is_named(tmp_path, members, message):
+    (tmp_path / "x-train-0.tar").write_bytes(tar_of(members))
+    with pytest.raises(InputError, match=f"the sample 'a' .* {message}"):
+        index(tmp_path)
+
+
+def test_a_member_name_that_is_not_utf8_is_refused(tmp_path):
+    content = tar_of({"a_b.jpg": jpeg()}).replace(b"a_b.jpg", b"a\xffb.jpg")
+    # The byte went up by 0xff - 0x5f, and the sum that stands in the header with it.
+    old = int(content[148:154], 8)
+    content = content[:148] + b"%06o" % (old + 0xFF - 0x5F) + content[154:]
+    (tmp_path / "x-train-0.tar").write_bytes(content)
+    with pytest.raises(InputError, match="expected: printable UTF-8 names"):
+        index(tmp_path)
+
+
+def test_a_shard_that_was_cut_off_is_not_indexed(tmp_path):
+    foreign(tmp_path, 0)
+    path = tmp_path / "imagenet1k-train-0000.tar"
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(b"n01443537_1.JPG")])  # at the edge of a member
+    with pytest.raises(InputError, match="without an end mark: cut off"):
+        index(tmp_path)
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_the_same_key_in_two_shards_is_refused(tmp_path):
+    foreign(tmp_path, 0)
+    shutil.copy(tmp_path / "imagenet1k-train-0000.tar", tmp_path / "imagenet1k-train-0001.tar")
+    with pytest.raises(InputError, match="the key 'n01440764_0' stands in"):
+        index(tmp_path)
+
+
+def test_a_whole_manifest_is_replaced_only_by_force(tmp_path):
+    foreign(tmp_path, 0)
+    index(tmp_path)
+    with pytest.raises(InputError, match="holds a manifest already"):
+        index(tmp_path)
+    foreign(tmp_path, 1)
+    assert index(tmp_path, force=True).split("train").num_samples == 8
+
+
+def test_a_damaged_manifest_may_be_replaced(tmp_path):
+    foreign(tmp_path, 0)
+    index(tmp_path)
+    (tmp_path / "manifest-train.npz").write_bytes(b"damaged")
+    assert index(tmp_path).split("train").num_samples == 4
+
+
+def test_a_folder_without_shards_is_refused_by_the_names_it_holds(tmp_path):
+    (tmp_path / "pictures.tar").write_bytes(tar_of({}))
+    with pytest.raises(InputError, match=r"found:    pictures\.tar"):
+        index(tmp_path)
+
+
+def test_a_png_among_foreign_pictures_is_noted_in_the_audit(tmp_path):
+    members = {"n01440764_1.jpg": b"\x89PNG\r\n\x1a\n", "n01440764_1.cls": b"0"}
+    (tmp_path / "x-train-0.tar").write_bytes(tar_of(members))
+    index(tmp_path)
+    assert "not a JPEG" in (tmp_path / "audit.md").read_text(encoding="utf-8")
+
+
+def test_names_of_classes_come_from_a_mapping(tmp_path):
+    foreign(tmp_path, 0)
+    mapping = tmp_path / "mapping.txt"
+    mapping.write_text("".join(f"{w} name of {w}\n" for w in WNIDS), encoding="utf-8")
+    index(tmp_path, mapping=mapping)
+    assert Classes.load(tmp_path).names[0] == "name of n01440764"
+    mapping.write_text("n01440764 the only one\n", encoding="utf-8")
+    with pytest.raises(InputError, match="class index 2, beyond the 1 known classes"):
+        index(tmp_path, mapping=mapping, force=True)

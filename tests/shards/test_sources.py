@@ -1,0 +1,190 @@
+import os
+
+import pytest
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.shards.options import PackOptions
+from imagenet_rn50.shards.packing import pack
+from imagenet_rn50.shards.sources.base import Listed, with_keys
+from imagenet_rn50.shards.sources.detect import read_source
+from tests.shards.helpers import (
+    WNIDS,
+    jpeg,
+    pictures_of,
+    samples_of,
+    validation_pictures_of,
+    write_devkit,
+    write_imagefolder,
+    write_kaggle,
+    write_official,
+    write_parquet,
+)
+
+WRITERS = {
+    "kaggle": write_kaggle,
+    "imagefolder": write_imagefolder,
+    "official": write_official,
+    "parquet": write_parquet,
+}
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_every_layout_is_detected_and_gives_the_same_keys_labels_and_bytes(tmp_path, layout):
+    source = read_source(WRITERS[layout](tmp_path / "source"))
+    assert source.layout == layout
+    assert source.classes.wnids == WNIDS
+    pack(source, tmp_path / "out", PackOptions(train_shards=2))
+    for split, pictures in (
+        ("train", pictures_of(12)),
+        ("validation", validation_pictures_of(6)),
+    ):
+        expected = {
+            name: (WNIDS.index(wnid), content) for name, (wnid, content) in pictures.items()
+        }
+        assert samples_of(tmp_path / "out", split) == expected
+
+
+def test_every_row_group_of_parquet_is_read_once_and_nothing_temporary_stays(tmp_path, monkeypatch):
+    import pyarrow.parquet as pq
+
+    groups = []
+    real = pq.ParquetFile.read_row_group
+
+    def counted(self, group, columns):
+        groups.append(group)
+        return real(self, group, columns=columns)
+
+    source = read_source(write_parquet(tmp_path / "source"))
+    num_groups = sum(
+        pq.ParquetFile(path).metadata.num_row_groups for path in source.root.glob("data/*.parquet")
+    )
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    pack(source, tmp_path / "out", PackOptions(train_shards=6, validation_shards=3))
+    assert len(groups) == num_groups
+    assert num_groups > 3
+    assert not list((tmp_path / "out").rglob("*.spool"))
+
+
+@pytest.mark.parametrize("layout", WRITERS)
+def test_reading_a_source_writes_nothing_into_it(tmp_path, layout):
+    root = WRITERS[layout](tmp_path / "source")
+    before = sorted(root.rglob("*"))
+    pack(read_source(root), tmp_path / "out", PackOptions())
+    assert sorted(root.rglob("*")) == before
+
+
+def test_the_ids_of_the_development_kit_are_translated_and_not_taken_for_ranks(tmp_path):
+    source = read_source(write_official(tmp_path / "source"))
+    labels = [picture.label for picture in source.splits["validation"]]
+    true_labels = [WNIDS.index(wnid) for wnid, _ in validation_pictures_of(6).values()]
+    ilsvrc_ids = [len(WNIDS) - label for label in true_labels]
+    assert labels == true_labels
+    assert labels != [number - 1 for number in ilsvrc_ids]  # what taking them for ranks would give
+    assert source.classes.names == tuple(f"words of {wnid}" for wnid in WNIDS)
+
+
+def test_a_validation_tar_that_does_not_fit_the_ground_truth_is_refused(tmp_path):
+    root = write_official(tmp_path / "source")
+    write_devkit(root / "ILSVRC2012_devkit_t12.tar.gz", [WNIDS[0]] * 5)
+    with pytest.raises(InputError, match="do not fit together"):
+        read_source(root)
+
+
+def test_official_tars_without_their_development_kit_are_refused(tmp_path):
+    root = write_official(tmp_path / "source")
+    (root / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    with pytest.raises(InputError, match="have no development kit"):
+        read_source(root)
+
+
+def test_a_training_tar_that_was_cut_off_is_refused(tmp_path):
+    root = write_official(tmp_path / "source")
+    path = root / "ILSVRC2012_img_train.tar"
+    path.write_bytes(path.read_bytes()[:-15_000])
+    with pytest.raises(InputError, match="cut off"):
+        read_source(root)
+
+
+def test_parquet_labels_that_are_no_ranks_of_their_wnids_are_refused(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (tmp_path / "data").mkdir()
+    rows = [
+        {"image": {"bytes": jpeg(i), "path": f"{wnid}_{i}_{wnid}.JPEG"}, "label": 2 - i}
+        for i, wnid in enumerate(WNIDS)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "data" / "train-00000-of-00001.parquet")
+    with pytest.raises(InputError, match="has the label 2"):
+        read_source(tmp_path)
+
+
+def test_a_mapping_that_names_a_class_without_pictures_is_refused(tmp_path):
+    root = write_kaggle(tmp_path / "source")
+    with (root / "LOC_synset_mapping.txt").open("a", encoding="utf-8") as file:
+        file.write("n01440000 would shift every index after it\n")
+    with pytest.raises(InputError, match="1 classes that have no pictures, such as n01440000"):
+        read_source(root)
+
+
+def test_validation_classes_that_training_lacks_are_refused(tmp_path):
+    root = write_imagefolder(tmp_path / "source")
+    (root / "val" / "n09999999").mkdir()
+    (root / "val" / "n09999999" / "a.jpg").write_bytes(jpeg())
+    with pytest.raises(InputError, match="has the class n09999999, which the training pictures"):
+        read_source(root)
+
+
+def test_hidden_files_and_other_files_are_not_taken_for_pictures(tmp_path):
+    root = write_imagefolder(tmp_path / "source")
+    for name in ("._n01440764_0.JPEG", ".DS_Store", "notes.txt"):
+        (root / "train" / WNIDS[0] / name).write_bytes(b"no picture")
+    assert len(read_source(root).splits["train"]) == 12
+
+
+def test_names_with_dots_and_unicode_names_become_keys_that_survive(tmp_path):
+    root = write_imagefolder(tmp_path / "source")
+    names = ("a.b.c.JPEG", "a.b_c.JPEG", "été 猫 — ½.jpg")
+    for number, name in enumerate(names):
+        (root / "train" / WNIDS[0] / name).write_bytes(jpeg(50 + number))
+    pack(read_source(root), tmp_path / "out", PackOptions())
+    samples = samples_of(tmp_path / "out", "train")
+    by_content = {content: key for key, (_, content) in samples.items()}
+    keys = [by_content[jpeg(50 + number)] for number in range(len(names))]
+    assert len(set(samples)) == 15
+    assert keys == ["n01440764_a_b_c", "n01440764_a_b_c-2", "été 猫 — ½"]
+    assert not any("." in key for key in samples)
+
+
+def test_a_file_name_that_is_not_utf8_gets_a_key_that_is(tmp_path):
+    root = write_imagefolder(tmp_path / "source")
+    name = os.fsdecode(b"caf\xe9.JPEG")
+    (root / "train" / WNIDS[0] / name).write_bytes(jpeg(5, mode="CMYK"))
+    pack(read_source(root), tmp_path / "out", PackOptions(metadata=True))
+    assert "caf\\udce9" in samples_of(tmp_path / "out", "train")
+    assert "CMYK" in (tmp_path / "out" / "audit.md").read_text(encoding="utf-8")
+
+
+def test_the_same_name_in_two_classes_gives_two_keys():
+    from imagenet_rn50.classes import Classes
+
+    rows = [Listed("1", wnid, f"train/{wnid}/1.jpg", 0, 9) for wnid in WNIDS]
+    pictures = with_keys(rows, Classes(WNIDS, WNIDS))
+    assert [picture.key for picture in pictures] == [f"{wnid}_1" for wnid in WNIDS]
+    assert [picture.label for picture in pictures] == [0, 1, 2]
+
+
+def test_a_picture_that_vanishes_after_listing_is_named(tmp_path):
+    source = read_source(write_imagefolder(tmp_path / "source"))
+    (source.root / source.splits["train"][3].path).unlink()
+    with pytest.raises(InputError, match="the source changed while it was read"):
+        pack(source, tmp_path / "out", PackOptions())
+
+
+def test_a_damaged_tar_within_the_training_tar_is_refused(tmp_path):
+    root = write_official(tmp_path / "source")
+    content = bytearray((root / "ILSVRC2012_img_train.tar").read_bytes())
+    content[content.find(b"n02012849_")] ^= 1
+    (root / "ILSVRC2012_img_train.tar").write_bytes(bytes(content))
+    with pytest.raises(InputError, match="damaged header"):
+        read_source(root)

@@ -1,0 +1,61 @@
+"""One step of ours beside one step of plain PyTorch."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torchvision
+from torch.nn import functional
+
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.loading.loader import Batch
+from imagenet_rn50.loading.transforms import normalise
+from imagenet_rn50.model import to_torchvision
+from imagenet_rn50.recipe import OptimizerRecipe, Recipe
+from imagenet_rn50.training.learner import Learner
+from imagenet_rn50.training.meter import Meter
+from imagenet_rn50.training.session import make_accelerator
+
+NUM_CLASSES = 20
+WNIDS = tuple(f"n{number:08d}" for number in range(NUM_CLASSES))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_step_equals_a_plain_step_on_torchvisions_resnet_50(accumulation, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    recipe = Recipe(
+        global_batch=8, micro_batch=8 // accumulation, optimizer=OptimizerRecipe(lr=0.1)
+    )
+    accelerator = make_accelerator()
+    session = SimpleNamespace(
+        recipe=recipe, accelerator=accelerator, add_up=lambda tensor: tensor, folder=None
+    )
+    learner = Learner(session, Classes(WNIDS, WNIDS))  # type: ignore[arg-type]
+    theirs = torchvision.models.resnet50(num_classes=NUM_CLASSES)
+    theirs.load_state_dict(to_torchvision(learner.bare.state_dict()), strict=True)
+
+    torch.manual_seed(1)
+    pictures = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
+    labels = torch.randint(0, NUM_CLASSES, (8,))
+    parts = list(zip(pictures.chunk(accumulation), labels.chunk(accumulation), strict=True))
+
+    meter = Meter(accelerator.device, 1)
+    learner.step(iter([Batch(x, y, y, y >= 0) for x, y in parts]), 0.05, meter)
+
+    decayed = [p for p in theirs.parameters() if p.ndim > 1]
+    others = [p for p in theirs.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": 1e-4}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.05, momentum=0.9, nesterov=True)
+    losses = []
+    for x, y in parts:
+        logits = theirs(normalise(x, recipe.data.mean, recipe.data.std))
+        loss = functional.cross_entropy(logits, y, label_smoothing=0.1)
+        (loss / accumulation).backward()
+        losses.append(loss.detach())
+    optimizer.step()
+
+    expected = torch.stack(losses).mean().item()
+    assert meter.read(lambda tensor: tensor)["loss"] == pytest.approx(expected, rel=1e-5)
+    ours = to_torchvision(learner.bare.state_dict())
+    for name, parameter in theirs.named_parameters():
+        torch.testing.assert_close(ours[name], parameter.detach(), rtol=1e-4, atol=1e-6)
