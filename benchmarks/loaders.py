@@ -36,7 +36,7 @@ _OWN = {
 _PEERS = {"litdata": "litdata", "DALI": "shards"}
 _MOSAIC = {"mosaicml-streaming": "mds"}
 _FFCV = {"FFCV": "ffcv", "FFCV, 500 px": "ffcv500"}
-_FIGURES = ("images_per_s", "ratio", "cpu_ms", "first_batch_s", "peak_mb")
+_FIGURES = ("images_per_s", "ratio", "cpu_ms", "cpu_ratio", "first_batch_s", "peak_mb")
 
 Rounds = dict[str, list[dict[str, float]]]
 
@@ -128,7 +128,12 @@ def _report(arguments: Arguments, rounds: Rounds) -> None:
         f"{arguments.photos} photos, batch {arguments.batch}, {arguments.workers} workers, "
         f"{arguments.rounds} rounds, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
-    lines = [title, "medians; ratio: ours to it, in the same round (500 px: ours of 500 px)", ""]
+    lines = [
+        title,
+        "medians; ratios: images/s of ours to its, CPU time of its to ours, "
+        "in the same round (500 px: ours of 500 px)",
+        "",
+    ]
     lines.append(f"{'loader':<20}" + "".join(f"{figure:>15}" for figure in _FIGURES))
     for name, row in table.items():
         lines.append(f"{name:<20}" + "".join(f"{row[figure]:>15.2f}" for figure in _FIGURES))
@@ -155,6 +160,9 @@ def _table(rounds: Rounds) -> dict[str, dict[str, float]]:
         row["ratio"] = median(
             ours["images_per_s"] / one["images_per_s"]
             for ours, one in zip(reference, measured, strict=True)
+        )
+        row["cpu_ratio"] = median(
+            one["cpu_ms"] / ours["cpu_ms"] for ours, one in zip(reference, measured, strict=True)
         )
         table[name] = row
     return table
