@@ -18,7 +18,8 @@ import tyro
 from imagenet_rn50.errors import InputError, exit_on_input_error
 from imagenet_rn50.shards.audit import read_report
 from imagenet_rn50.shards.index import index as index_shards
-from imagenet_rn50.shards.options import PackOptions, default_restart_blocks
+from imagenet_rn50.shards.jpegtran import is_installed
+from imagenet_rn50.shards.options import PackOptions
 from imagenet_rn50.shards.packing import pack as pack_source
 from imagenet_rn50.shards.sheet import write_sheet
 from imagenet_rn50.shards.sources.detect import Layout, read_source
@@ -37,7 +38,7 @@ def pack(
     seed: int = 0,
     workers: int | None = None,
     layout: Layout | None = None,
-    restart_blocks: Literal["auto"] | int | None = "auto",
+    restart_blocks: Literal["auto", "none"] | int = "auto",
     resize: str | None = None,
     quality: int = 95,
     on_bad: Literal["stop", "skip"] = "stop",
@@ -56,14 +57,17 @@ def pack(
         seed: Decides the order in which samples are packed.
         workers: Number of processes; by default one per core. Changes no byte.
         layout: How the source is laid out; by default found out.
-        restart_blocks: MCUs between two restart markers, added without loss; None for no markers;
-            auto for 4 where jpegtran is installed.
+        restart_blocks: MCUs between two restart markers, added without loss; none for no markers;
+            auto, where jpegtran is installed, for the number that suits each picture's width.
         resize: short=256 or max=500 scales larger pictures down; by default pixels stay.
         quality: JPEG quality of pictures that are resized.
         on_bad: Whether a picture that cannot be decoded stops the run or is left out (skip).
         check: Whether every picture is decoded once, or only its header is read.
         metadata: Also pack a KEY.json beside each picture.
     """
+    if restart_blocks == "auto" and not is_installed():
+        print("jpegtran is not installed (libjpeg-turbo-progs): packing without restart markers")
+        restart_blocks = "none"
     options = PackOptions(
         dataset=dataset,
         seed=seed,
@@ -71,13 +75,11 @@ def pack(
         validation_shards=validation_shards,
         resize=resize,
         quality=quality,
-        restart_blocks=default_restart_blocks() if restart_blocks == "auto" else restart_blocks,
+        restart_blocks=None if restart_blocks == "none" else restart_blocks,
         metadata=metadata,
         check=check,
         on_bad=on_bad,
     )
-    if restart_blocks == "auto" and options.restart_blocks is None:
-        print("jpegtran is not installed (libjpeg-turbo-progs): packing without restart markers")
     packed = pack_source(read_source(source, layout), out, options, _num_workers(workers))
     samples = ", ".join(
         f"{split.num_samples:,} {name} samples in {len(split.shards):,} shards"

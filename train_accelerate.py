@@ -19,7 +19,8 @@ import tyro
 from pydantic import ValidationError
 
 from imagenet_rn50.errors import InputError, exit_on_input_error
-from imagenet_rn50.recipe import Recipe, explain, load_recipe
+from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.recipe_files import explain, load_recipe
 
 
 @dataclass(frozen=True)

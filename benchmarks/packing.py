@@ -130,10 +130,10 @@ def _contestants(
     variants = {
         "ours, headers only": (many, PackOptions(check="header")),
         "ours, each decoded once": (few, PackOptions(train_shards=8)),
-        "ours, restart markers": (few, PackOptions(train_shards=8, restart_blocks=4)),
+        "ours, restart markers": (few, PackOptions(train_shards=8, restart_blocks="auto")),
         "ours, resized short=256": (
             few,
-            PackOptions(train_shards=8, restart_blocks=4, resize="short=256"),
+            PackOptions(train_shards=8, restart_blocks="auto", resize="short=256"),
         ),
     }
     if not is_installed():

@@ -53,7 +53,7 @@ def preview(
         columns: Pictures in a row.
     """
     from imagenet_rn50.loading.preview import preview as write_preview
-    from imagenet_rn50.recipe import load_recipe
+    from imagenet_rn50.recipe_files import load_recipe
 
     write_preview(
         shards, load_recipe(recipe), out, split=split, start=start, rows=rows, columns=columns

@@ -6,19 +6,15 @@ run to the next, a recipe may not. `recipes/*.yaml` state only what differs from
 
 from __future__ import annotations
 
-import difflib
-import json
-import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from imagenet_rn50.errors import InputError
 
-RECIPES = Path(__file__).parent / "recipes"
+_SIZE_STEP = 32  # px, the stride of the network
 
 Positive: TypeAlias = Annotated[int, Field(gt=0)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
@@ -65,6 +61,10 @@ class DataRecipe(_Section):
     """Least and largest part of a picture's area that a random crop takes."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Least and largest width / height of a random crop."""
+    final_size: Positive | None = None
+    """Side of a training crop after it has grown, px; None does not grow."""
+    growth: tuple[NotNegative, NotNegative] | None = None
+    """First and last epoch of its growth, which goes in steps of 32 px (FFCV's rule)."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -82,7 +82,22 @@ class DataRecipe(_Section):
                 raise ValueError(f"{name} must be a range 0 < low <= high")
         if self.eval_size > self.eval_resize:
             raise ValueError("eval_size must not be larger than eval_resize")
+        if (self.final_size is None) != (self.growth is None):
+            raise ValueError("final_size and growth go together")
+        if self.growth is not None and self.growth[0] >= self.growth[1]:
+            raise ValueError("growth must be a range first < last")
         return self
+
+    def size_at(self, epoch: int) -> int:
+        """Returns the side of a training crop in an epoch, from 0; px."""
+        if self.final_size is None or self.growth is None:
+            return self.train_size
+        first, last = self.growth
+        part = min(max((epoch - first) / (last - first), 0.0), 1.0)
+        if part in {0.0, 1.0}:
+            return self.final_size if part else self.train_size
+        size = self.train_size + part * (self.final_size - self.train_size)
+        return round(size / _SIZE_STEP) * _SIZE_STEP
 
 
 class OptimizerRecipe(_Section):
@@ -156,6 +171,11 @@ class Recipe(_Section):
     """Softmax cross-entropy, or binary cross-entropy of each class (Wightman et al. 2021)."""
     label_smoothing: Fraction = 0.1
     """Probability mass taken from the true class and spread over all (Szegedy et al. 2016)."""
+    mixup_alpha: NotNegative = 0.0
+    """Beta distribution of mixup's weight (Zhang et al. 2018); 0 does not mix."""
+    cutmix_alpha: NotNegative = 0.0
+    """Beta distribution of CutMix's area (Yun et al. 2019); 0 does not mix. Where both are on, each
+    step takes one of them with equal chance."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay per step of the exponential moving average of the weights; None keeps none."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -197,106 +217,16 @@ class Recipe(_Section):
 
     def differences(self, other: Recipe) -> Iterator[str]:
         """Yields `key: value here -> value in other` for each field that differs."""
-        here, there = dict(_flatten(self.model_dump())), dict(_flatten(other.model_dump()))
+        here, there = dict(flatten(self.model_dump())), dict(flatten(other.model_dump()))
         for key, value in here.items():
             if there[key] != value:
                 yield f"{key}: {value} -> {there[key]}"
 
 
-def recipe_names() -> list[str]:
-    """Returns the names of the recipes that ship with the package."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def load_recipe(name_or_file: str) -> Recipe:
-    """Reads a recipe by its name, or from a YAML file.
-
-    Args:
-        name_or_file: One of `recipe_names()`, or the path of a file that ends in .yaml or .yml.
-
-    Raises:
-        InputError: When there is no such recipe, or the file has an unknown key or a wrong value.
-    """
-    is_file = name_or_file.endswith((".yaml", ".yml"))
-    path = Path(name_or_file) if is_file else RECIPES / f"{name_or_file}.yaml"
-    if not path.is_file() or not (is_file or name_or_file in recipe_names()):
-        names = recipe_names()
-        near = difflib.get_close_matches(name_or_file, names, n=1)
-        raise InputError(
-            f"there is no recipe {name_or_file!r}",
-            expected=f"one of {', '.join(names)}, or a .yaml file",
-            fix=f"did you mean {near[0]!r}?" if near else None,
-        )
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML", found=str(error)) from None
-    return parse_recipe(content or {}, source=str(path))
-
-
-def parse_recipe(content: Any, source: str) -> Recipe:
-    """Validates what a YAML or JSON file held.
-
-    Args:
-        content: A mapping of field names to values; what it leaves out keeps its default.
-        source: Where it came from, for messages.
-
-    Raises:
-        InputError: Naming each key that is unknown or wrong, its value, and the nearest valid key.
-    """
-    if not isinstance(content, dict):
-        raise InputError(
-            f"{source} is not a recipe", expected="keys and values", found=f"{content}"
-        )
-    try:
-        # Through JSON, because lists become tuples there while all else stays strict.
-        return Recipe.model_validate_json(json.dumps(content))
-    except ValidationError as error:
-        raise InputError(f"{source} is not a valid recipe: {explain(error)}") from None
-    except TypeError as error:
-        raise InputError(f"{source} is not a valid recipe", found=str(error)) from None
-
-
-def explain(error: ValidationError) -> str:
-    """Returns each wrong key with its value and what is wrong with it, in one line."""
-    return "; ".join(_describe(problem) for problem in error.errors(include_url=False))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes `1e-4` for a string; this loader takes it for the number that it is."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
-
-
-def _flatten(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields `optimizer.lr`, value for nested sections."""
     for key, value in section.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
-
-
-def _describe(problem: Any) -> str:
-    """Says what is wrong with one key, in one line."""
-    location = [str(part) for part in problem["loc"]]
-    key, value = ".".join(location), problem["input"]
-    if problem["type"] != "extra_forbidden":
-        reason = problem["msg"].removeprefix("Value error, ")
-        return f"{key} = {value!r}: {reason[0].lower()}{reason[1:]}" if key else reason
-    valid = [name for name, _ in _flatten(Recipe().model_dump())]
-    valid += [name for name, value in Recipe() if isinstance(value, BaseModel)]
-    near = max(valid, key=lambda candidate: _likeness(key, candidate))
-    return f"unknown key {key} = {value!r}; the nearest valid key is {near}"
-
-
-def _likeness(key: str, candidate: str) -> float:
-    """Returns how likely a person who wrote `key` meant `candidate`; `learning_rate` means `lr`."""
-    initials = "".join(word[0] for word in key.rpartition(".")[2].split("_") if word)
-    ratio = difflib.SequenceMatcher(None, key, candidate).ratio()
-    return ratio + (candidate.rpartition(".")[2] == initials)

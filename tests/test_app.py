@@ -6,7 +6,7 @@ from PIL import Image
 
 from app.app import build
 from imagenet_rn50.model import build_model, build_processor
-from imagenet_rn50.recipe import load_recipe
+from imagenet_rn50.recipe_files import load_recipe
 from tests.support import CLASSES, write_recipe
 
 

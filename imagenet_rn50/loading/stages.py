@@ -188,7 +188,9 @@ class TransformPicture:
         pictures = torch.empty(0)
         for sample in samples:
             if sample["row"] == 0:
-                pictures = empty_pictures(sample["rows"], self.transform.size, self.transform.size)
+                # One size a batch, also where it straddles two epochs: that of its first sample.
+                size = self.transform.size_at(sample["epoch"])
+                pictures = empty_pictures(sample["rows"], size, size)
             sample["pictures"] = pictures
             sample["picture"] = pictures[sample["row"]]
             if sample["jpg"] is None:

@@ -67,9 +67,8 @@ def random_crop_box(
 class Transform(Protocol):
     """From the bytes of a JPEG to the picture that goes into a batch."""
 
-    @property
-    def size(self) -> int:
-        """Side of the result, px."""
+    def size_at(self, epoch: int) -> int:
+        """Returns the side of the results of a batch that begins in `epoch`, px."""
 
     def __call__(self, content: bytes, epoch: int, index: int, out: Tensor | None = None) -> Tensor:
         """Transforms one sample.
@@ -78,7 +77,8 @@ class Transform(Protocol):
             content: A JPEG.
             epoch: The epoch that shows it.
             index: Its sample index.
-            out: Where to write; (3, size, size) uint8, channels last. None for new memory.
+            out: Where to write; (3, size, size) uint8, channels last, of the batch's size. None
+                for new memory, of the epoch's size.
 
         Returns:
             (3, size, size) uint8, channels last: `out` where it was given.
@@ -102,21 +102,21 @@ class TrainTransform:
     data: DataRecipe
     seed: int
 
-    @property
-    def size(self) -> int:
-        """Side of the result, px."""
-        return self.data.train_size
+    def size_at(self, epoch: int) -> int:
+        """Returns the side of the results of a batch that begins in `epoch`, px."""
+        return self.data.size_at(epoch)
 
     def __call__(self, content: bytes, epoch: int, index: int, out: Tensor | None = None) -> Tensor:
         """Returns the augmented picture of a sample in an epoch; see `Transform`."""
         draws = augmentation_draws(self.seed, epoch, index)
         layout = read_layout(content)
-        box, factor = self.draw_box(draws, layout)
+        size = self.size_at(epoch) if out is None else out.shape[-1]
+        box, factor = self.draw_box(draws, layout, size)
         crop = jpeg.decode_box(content, box, factor=factor, layout=layout)
         flip = draws.random() < self.data.flip
-        return resize(crop, (self.size, self.size), flip=flip, out=out)
+        return resize(crop, (size, size), flip=flip, out=out)
 
-    def draw_box(self, draws: np.random.Generator, layout: Layout) -> tuple[Box, int]:
+    def draw_box(self, draws: np.random.Generator, layout: Layout, size: int) -> tuple[Box, int]:
         """Draws the crop of a picture.
 
         Returns:
@@ -125,7 +125,7 @@ class TrainTransform:
         """
         scale, ratio = self.data.crop_scale, self.data.crop_ratio
         box = random_crop_box(draws, layout.height, layout.width, scale, ratio)
-        factor = jpeg.dct_factor(box, (self.size, self.size))
+        factor = jpeg.dct_factor(box, (size, size))
         top, left, height, width = (value - value % factor for value in box)
         return (top, left, height, width), factor
 
@@ -143,6 +143,10 @@ class EvalTransform:
 
     resize: int
     size: int
+
+    def size_at(self, epoch: int) -> int:
+        """Returns the side of the result, px: the same in every epoch."""
+        return self.size
 
     def __call__(self, content: bytes, epoch: int, index: int, out: Tensor | None = None) -> Tensor:
         """Returns the central crop of a picture, in any epoch; see `Transform`."""

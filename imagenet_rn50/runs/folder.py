@@ -17,7 +17,8 @@ from pathlib import Path
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import read_json, write_json, write_text
-from imagenet_rn50.recipe import Recipe, load_recipe
+from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.shards.manifest import Manifest
 
 _RECIPE = "recipe.yaml"

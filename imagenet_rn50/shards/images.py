@@ -10,17 +10,22 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
 
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from imagenet_rn50.jpeg_header import JpegError, JpegHeader, is_jpeg, read_header
+from imagenet_rn50.jpeg_layout import read_layout
+from imagenet_rn50.restart import suggested_interval, with_offset_table
 from imagenet_rn50.shards.jpegtran import JpegtranError, add_restart_markers
 from imagenet_rn50.shards.options import PackOptions
 
 # A decoded picture takes 3 bytes a pixel in every worker; a JPEG of a few KB can claim 65,535 px
 # squared, that is 13 GB.
 MAX_PIXELS = 100_000_000
+RestartBlocks: TypeAlias = int | Literal["auto"]
+_MCU_WIDTH = {"4:4:4": 8, "4:2:0": 16}  # px
 REPAIR_QUALITY = 95
 
 
@@ -56,9 +61,11 @@ def prepare(raw: bytes, options: PackOptions) -> Prepared:
         BadPictureError: When it cannot be decoded, or is too large to be.
     """
     prepared = _resized(_repaired(raw, options), options)
-    if options.restart_blocks is not None:
-        prepared = _with_restart_markers(prepared, options.restart_blocks)
-    return prepared
+    if options.restart_blocks is None:
+        return prepared
+    prepared = _with_restart_markers(prepared, options.restart_blocks)
+    # Where its segments begin, for the loader: looking for them would cost it more than reading.
+    return replace(prepared, jpeg=with_offset_table(prepared.jpeg))
 
 
 def _repaired(raw: bytes, options: PackOptions) -> Prepared:
@@ -127,10 +134,13 @@ def _rewritten(raw: bytes, options: PackOptions, reason: str) -> Prepared:
 
 
 def _encode(
-    picture: Image.Image, quality: int, restart_blocks: int | None, subsampling: str
+    picture: Image.Image, quality: int, restart_blocks: RestartBlocks | None, subsampling: str
 ) -> bytes:
     """Returns the picture as JPEG; `restart_blocks` None stands for no restart markers."""
     buffer = io.BytesIO()
+    if restart_blocks == "auto":
+        mcu_width = _MCU_WIDTH[subsampling]
+        restart_blocks = suggested_interval(-(-picture.width // mcu_width), mcu_width)
     picture.save(
         buffer,
         format="JPEG",
@@ -182,13 +192,22 @@ def _resized(prepared: Prepared, options: PackOptions) -> Prepared:
     return Prepared(jpeg, picture.width, picture.height, prepared.changes)
 
 
-def _with_restart_markers(prepared: Prepared, blocks: int) -> Prepared:
+def _with_restart_markers(prepared: Prepared, blocks: RestartBlocks) -> Prepared:
     """Adds restart markers where they are not yet; the pixels stay the same."""
-    header = _header(prepared.jpeg)
-    if header.restart_interval == blocks and not header.progressive:
-        return prepared
+    jpeg = prepared.jpeg
     try:
-        return replace(prepared, jpeg=add_restart_markers(prepared.jpeg, blocks))
+        if _header(jpeg).progressive:
+            jpeg = add_restart_markers(jpeg, 1)  # baseline from here on, with MCUs to be counted
+        wanted = _suited(jpeg) if blocks == "auto" else blocks
+        if _header(jpeg).restart_interval != wanted:
+            jpeg = add_restart_markers(jpeg, wanted)
+        return replace(prepared, jpeg=jpeg)
     except JpegtranError as error:
         change = f"no restart markers: {error}"
         return replace(prepared, changes=(*prepared.changes, change))
+
+
+def _suited(jpeg: bytes) -> int:
+    """Returns the number of MCUs between markers with which the loader can leave out most."""
+    layout = read_layout(jpeg)
+    return 1 if layout.mcu is None else suggested_interval(layout.grid[1], layout.mcu[1])

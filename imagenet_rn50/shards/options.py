@@ -7,11 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.shards.jpegtran import is_installed
 
 _DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RESIZE = re.compile(r"(short|max)=([1-9]\d{0,4})")
-DEFAULT_RESTART_BLOCKS = 4
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,8 @@ class PackOptions:
         resize: `short=256` scales the shorter side down to 256 px, `max=500` the longer side to
             500 px; smaller pictures stay as they are. None keeps every picture's pixels.
         quality: JPEG quality of pictures that are resized, 1 to 100.
-        restart_blocks: MCUs between two restart markers; None for no markers.
+        restart_blocks: MCUs between two restart markers; `auto` for the number that suits each
+            picture's width best; None for no markers.
         metadata: Whether a `<key>.json` stands beside each picture.
         check: `decode` decodes every picture once; `header` reads its markers only.
         on_bad: What to do with a picture that cannot be decoded: `stop`, or leave it out (`skip`).
@@ -38,7 +37,7 @@ class PackOptions:
     validation_shards: int | None = None
     resize: str | None = None
     quality: int = 95
-    restart_blocks: int | None = None
+    restart_blocks: int | Literal["auto"] | None = None
     metadata: bool = False
     check: Literal["decode", "header"] = "decode"
     on_bad: Literal["stop", "skip"] = "stop"
@@ -62,7 +61,7 @@ class PackOptions:
             )
         if not 1 <= self.quality <= 100:
             raise InputError(f"the quality {self.quality} is impossible", expected="1 to 100")
-        if self.restart_blocks is not None and not 1 <= self.restart_blocks <= 65535:
+        if isinstance(self.restart_blocks, int) and not 1 <= self.restart_blocks <= 65535:
             raise InputError(
                 f"{self.restart_blocks} restart blocks are impossible", expected="1 to 65535"
             )
@@ -78,8 +77,3 @@ class PackOptions:
     def as_dict(self) -> dict[str, Any]:
         """Returns the options for the manifest."""
         return asdict(self)
-
-
-def default_restart_blocks() -> int | None:
-    """Returns 4 where `jpegtran` is installed, which adds the markers without loss; else None."""
-    return DEFAULT_RESTART_BLOCKS if is_installed() else None

@@ -11,6 +11,8 @@ from torchvision.transforms.v2 import functional
 
 from imagenet_rn50 import jpeg
 from imagenet_rn50.jpeg_layout import read_layout
+from imagenet_rn50.loading.loader import Share, make_loader
+from imagenet_rn50.loading.order import TrainingOrder
 from imagenet_rn50.loading.transforms import (
     EvalTransform,
     TrainTransform,
@@ -20,6 +22,7 @@ from imagenet_rn50.loading.transforms import (
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.restart import with_offset_table
 from tests.pictures import pillow_jpeg, scene
+from tests.support import write_shards
 
 PHOTOS = Path(sklearn.__file__).parent / "datasets" / "images"
 
@@ -43,7 +46,8 @@ def differences(size: int, num_crops: int) -> dict[int, list[float]]:
     for index, content in enumerate(photos()):
         for epoch in range(num_crops):
             draws = augmentation_draws(1, epoch, index)
-            (top, left, height, width), factor = transform.draw_box(draws, read_layout(content))
+            layout = read_layout(content)
+            (top, left, height, width), factor = transform.draw_box(draws, layout, size)
             picture = Image.open(io.BytesIO(content)).convert("RGB")
             box = (left, top, left + width, top + height)
             theirs = picture.crop(box).resize((size, size), Image.Resampling.BILINEAR)
@@ -99,3 +103,27 @@ def test_the_factor_leaves_enough_for_resizing():
     assert jpeg.dct_factor((0, 0, 1008, 1008), (224, 224)) == 2
     assert jpeg.dct_factor((0, 0, 2016, 5000), (224, 224)) == 4
     assert jpeg.dct_factor((0, 0, 9000, 9000), (224, 224)) == 8
+
+
+def test_crops_grow_in_steps_of_32_px_as_ffcvs_do():
+    data = DataRecipe(train_size=160, final_size=192, growth=(11.0, 13.0))
+    # np.round(np.interp(epoch, [11, 13], [160, 192]) / 32) * 32, from ffcv-imagenet
+    sizes = [int(np.round(np.interp(e, [11, 13], [160, 192]) / 32)) * 32 for e in range(16)]
+    assert [data.size_at(epoch) for epoch in range(16)] == sizes
+    assert sizes[10] == 160
+    assert sizes[13] == 192
+
+
+def test_a_batch_across_two_epochs_has_the_size_of_its_first_sample(tmp_path):
+    manifest = write_shards(tmp_path, train=[7], validation=[1])
+    data = DataRecipe(train_size=32, final_size=64, growth=(0.0, 1.0), eval_size=32)
+    split = manifest.splits["train"]
+    order = TrainingOrder(split.shard_sizes, seed=0, window=1)
+    share = Share(start=0, stop=14, batch=4)
+    batches = make_loader(tmp_path, split, share, TrainTransform(data, 0), order=order)
+    assert [tuple(batch.pictures.shape) for batch in batches] == [
+        (4, 3, 32, 32),
+        (4, 3, 32, 32),
+        (4, 3, 64, 64),
+        (2, 3, 64, 64),
+    ]

@@ -11,7 +11,7 @@ from imagenet_rn50.errors import InputError
 from imagenet_rn50.evaluation.exported import evaluate_exported
 from imagenet_rn50.model import build_model, load_exported, logits_of
 from imagenet_rn50.publishing.export import export
-from imagenet_rn50.recipe import load_recipe
+from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.runs.checkpoints import folder_name, seal
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import VALIDATION, Journal

@@ -11,6 +11,8 @@ from PIL import Image
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.jpeg_header import read_header
+from imagenet_rn50.jpeg_layout import read_layout
+from imagenet_rn50.restart import with_offset_table
 from imagenet_rn50.shards import jpegtran
 from imagenet_rn50.shards.images import MAX_PIXELS, BadPictureError, prepare
 from imagenet_rn50.shards.jpegtran import JpegtranError, add_restart_markers
@@ -19,6 +21,7 @@ from tests.shards.helpers import jpeg
 
 PLAIN = PackOptions()
 MARKED = PackOptions(restart_blocks=4)
+AUTO = PackOptions(restart_blocks="auto")
 needs_jpegtran = pytest.mark.skipif(not jpegtran.is_installed(), reason="needs jpegtran")
 
 
@@ -65,6 +68,21 @@ def test_restart_markers_do_not_change_one_pixel(
     np.testing.assert_array_equal(
         simplejpeg.decode_jpeg(prepared.jpeg), simplejpeg.decode_jpeg(raw)
     )
+
+
+@needs_jpegtran
+@pytest.mark.parametrize("size", [(500, 375), (500, 333), (241, 160), (64, 64)])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("options", [AUTO, PackOptions(restart_blocks="auto", resize="max=200")])
+def test_markers_set_by_themselves_divide_every_row_and_are_listed(size, progressive, options):
+    raw = jpeg(size=size, progressive=progressive)
+    prepared = prepare(raw, options)
+    layout = read_layout(prepared.jpeg)
+    assert layout.grid[1] % layout.interval == 0
+    assert layout.table is not None
+    assert with_offset_table(prepared.jpeg) == prepared.jpeg
+    if options is AUTO:
+        np.testing.assert_array_equal(pixels(prepared.jpeg), pixels(raw))
 
 
 @needs_jpegtran
