@@ -27,7 +27,7 @@ from imagenet_rn50.shards.manifest import Shard, Split
 ROOT = Path(__file__).parents[1]
 NUM_SAMPLES, NUM_SHARDS, PHOTOS = 1_281_167, 1024, 64
 _POSITIONS = (0, 1_000_000, 17_000_000)
-_ROUNDS = 5
+_ROUNDS = 3
 _BATCH = 256
 
 

@@ -222,7 +222,7 @@ def test_a_box_outside_the_picture_is_refused(box):
         cut(coded(), box)
 
 
-@settings(max_examples=1500)
+@settings(max_examples=1000)
 @given(data=st.data(), subsampling=st.sampled_from(SAMPLINGS), table=st.booleans())
 def test_hostile_bytes_raise_value_error_or_give_a_picture(data, subsampling, table):
     content = coded(subsampling)

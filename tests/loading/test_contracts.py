@@ -105,7 +105,7 @@ def joined(batches):
     return tuple(torch.cat([batch[field] for batch in batches]) for field in range(4))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     sizes=sizes_of_shards,
     seed=seeds,
@@ -137,7 +137,7 @@ def test_every_epoch_shows_every_sample_once_on_any_layout(
     assert torch.equal(labels, indices % 5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     sizes=sizes_of_shards,
     seed=seeds,
@@ -173,7 +173,7 @@ def test_stopping_anywhere_and_going_on_with_another_layout_changes_nothing(
         assert torch.equal(ours, theirs)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(sizes=sizes_of_shards, batch=batch_sizes, world_size=world_sizes, num_workers=worker_counts)
 def test_evaluation_counts_every_sample_once_in_equal_batches_on_every_rank(
     sizes, batch, world_size, num_workers
