@@ -15,7 +15,9 @@ from typing import Any
 import webdataset as wds
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.loading.cache import CachedShards
 from imagenet_rn50.loading.order import Order, ShardOrder
+from imagenet_rn50.loading.prefetch import least_cache_bytes
 from imagenet_rn50.loading.stages import (
     Batch,
     OnError,
@@ -186,6 +188,7 @@ def make_loader(
     """
     store = LocalShards(folder) if isinstance(folder, Path) else folder
     order = order or ShardOrder(split.shard_sizes)
+    _warn_of_small_cache(store, split, order, num_workers)
     pipeline = wds.DataPipeline(
         SampleSource(store, split, share, order, on_error),
         TransformPicture(transform),
@@ -198,6 +201,21 @@ def make_loader(
         pin_memory=pin_memory,
         max_substitutions=max_substitutions,
     )
+
+
+def _warn_of_small_cache(store: ShardStore, split: Split, order: Order, num_workers: int) -> None:
+    """Says when shards will be downloaded again and again."""
+    if not isinstance(store, CachedShards):
+        return
+    needed = least_cache_bytes(split, order, num_workers)
+    if store.limit_bytes < needed:
+        log.warning(
+            "the cache %s may hold %d bytes, but the shards in use take up to %d: some will be "
+            "downloaded more than once",
+            store.cache,
+            store.limit_bytes,
+            needed,
+        )
 
 
 def _as_it_is(batch: Batch) -> Batch:

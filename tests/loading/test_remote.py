@@ -154,11 +154,12 @@ def test_the_cache_never_takes_more_than_its_limit_and_drops_the_oldest_first(se
     assert third.sha256 in names  # the fourth took the place of the second, used before it
 
 
-def test_a_shard_that_is_open_stays_readable_after_its_eviction(server, source, tmp_path):
+def test_a_cache_smaller_than_a_window_works_and_is_warned_of(server, source, tmp_path, caplog):
     store, split = opened(server.address, tmp_path)
     largest = max(shard.num_bytes for shard in split.shards)
     tight = CachedShards(store.remote, store.cache, limit_bytes=largest)
     assert_loads_like_local(tight, split, source)
+    assert "some will be downloaded more than once" in caplog.text
 
 
 def test_a_shard_larger_than_the_cache_is_refused(server, tmp_path):

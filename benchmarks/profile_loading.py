@@ -1,0 +1,91 @@
+"""Where the time of a training picture goes, on one core.
+
+    python -m benchmarks.profile_loading --data data/bench-loaders
+
+Reads the shards with restart markers that benchmarks.loaders wrote.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import simplejpeg
+import torch
+import tyro
+
+from imagenet_rn50.jpeg_layout import read_layout
+from imagenet_rn50.loading.memory import empty_pictures, keep_freed_memory
+from imagenet_rn50.loading.reader import ShardReader
+from imagenet_rn50.loading.store import LocalShards
+from imagenet_rn50.loading.transforms import augmentation_draws, random_crop_box, resize
+from imagenet_rn50.restart import cut
+from imagenet_rn50.shards.manifest import TRAIN, Manifest
+
+ROOT = Path(__file__).parents[1]
+_STAGES = ("read", "header", "draw", "cut", "decode", "resize and flip")
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Times the stages of loading."""
+
+    data: Path = Path("data/bench-loaders")
+    """Where benchmarks.loaders keeps its data."""
+    pictures: int = 400
+    """Pictures in a round."""
+    rounds: int = 5
+    """Rounds; medians are printed."""
+
+
+def one_round(reader: ShardReader, count: int, epoch: int) -> list[float]:
+    """Returns microseconds a picture of each stage."""
+    out = empty_pictures(1, 224, 224)[0]
+    memory = np.empty(3 * 1000 * 1000, np.uint8)
+    spent = np.zeros(len(_STAGES))
+    for index in range(count):
+        times = [time.perf_counter()]
+        content = reader.read(index)
+        times.append(time.perf_counter())
+        layout = read_layout(content)
+        times.append(time.perf_counter())
+        draws = augmentation_draws(0, epoch, index)
+        box = random_crop_box(draws, layout.height, layout.width, (0.08, 1.0), (3 / 4, 4 / 3))
+        times.append(time.perf_counter())
+        piece = cut(content, box, layout=layout)
+        times.append(time.perf_counter())
+        pixels = simplejpeg.decode_jpeg(piece.jpeg, colorspace="RGB", buffer=memory)
+        times.append(time.perf_counter())
+        (top, left), (height, width) = piece.offset, box[2:]
+        crop = pixels[top : top + height, left : left + width]
+        resize(crop, (224, 224), flip=bool(index % 2), out=out)
+        times.append(time.perf_counter())
+        spent += np.diff(times)
+    return [float(value) for value in 1e6 * spent / count]
+
+
+def main() -> None:
+    """Prints and saves the medians."""
+    arguments = tyro.cli(Arguments)
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    folder = arguments.data / "restarts"
+    split = Manifest.load(folder).split(TRAIN)
+    with ShardReader(LocalShards(folder), split) as reader:
+        rounds = [one_round(reader, arguments.pictures, epoch) for epoch in range(arguments.rounds)]
+    medians = [median(stage) for stage in zip(*rounds, strict=True)]
+    lines = [f"{arguments.pictures} pictures, medians of {arguments.rounds} rounds, one core"]
+    lines += [
+        f"{name:<16} {us:>6.0f} us  {us / sum(medians):>4.0%}"
+        for name, us in zip(_STAGES, medians, strict=True)
+    ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    (ROOT / "benchmarks" / "results" / "profile_loading.txt").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
