@@ -38,6 +38,9 @@ class Arguments:
     """Changes to the recipe."""
     recipe: str = "digits"
     """Name of a recipe that ships with the package, or a YAML file."""
+    find_lr: bool = False
+    """Instead of training, try growing learning rates and suggest a peak: lr_finder.json and .png
+    in the run folder; the weights stay as they are."""
     workers: int = min(8, os.cpu_count() or 1)
     """Loader processes of each rank."""
 
@@ -69,6 +72,7 @@ def main() -> None:
 
         # After parsing, so that --help and mistakes answer at once.
         from imagenet_rn50.training.fit import fit, open_session
+        from imagenet_rn50.training.lr_finder import find_lr
         from imagenet_rn50.training.session import make_accelerator
 
         session, learner = open_session(
@@ -77,8 +81,12 @@ def main() -> None:
             arguments.run,
             make_accelerator(),
             arguments.workers,
+            create=not arguments.find_lr,
         )
-        fit(session, learner)
+        if arguments.find_lr:
+            find_lr(session, learner)
+        else:
+            fit(session, learner)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,23 @@ def preview(
 
 
 @app.command
+def schedule(recipe: str, out: Path = Path("schedule.png")) -> None:
+    """Draw the learning rate of a recipe, and say what a run of it would leave out.
+
+    Args:
+        recipe: Name of a recipe, or a YAML file.
+        out: PNG file to write.
+    """
+    from imagenet_rn50.recipe_files import load_recipe
+    from imagenet_rn50.training.show_schedule import draw_schedule, schedule_in_words
+
+    loaded = load_recipe(recipe)
+    draw_schedule(loaded, Path(recipe).stem, out)
+    print(schedule_in_words(loaded))
+    print(f"wrote {out}")
+
+
+@app.command
 def export(run: Path, out: Path, checkpoint: Literal["best", "last"] = "best") -> None:
     """Write a trained model as a folder that needs nothing but transformers.
 

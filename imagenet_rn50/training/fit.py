@@ -32,7 +32,13 @@ _BYTES_PER_PARAMETER = 8  # weight and momentum, float32
 
 
 def open_session(
-    recipe: Recipe, shards: Path, run: Path, accelerator: Accelerator, num_workers: int
+    recipe: Recipe,
+    shards: Path,
+    run: Path,
+    accelerator: Accelerator,
+    num_workers: int,
+    *,
+    create: bool = True,
 ) -> tuple[Session, Learner]:
     """Makes sure that recipe, shards and run folder fit each other, and builds what learns.
 
@@ -44,6 +50,7 @@ def open_session(
         run: Run folder: new, or one of the same recipe and shards.
         accelerator: From `make_accelerator`.
         num_workers: Loader processes of each rank.
+        create: Whether the run folder becomes this recipe's run.
 
     Raises:
         InputError: When they do not fit.
@@ -53,7 +60,7 @@ def open_session(
     session = Session(recipe, shards, *splits, folder, accelerator, num_workers)
     folder.check(recipe, shards)
     learner = Learner(session, classes)
-    if accelerator.is_main_process:
+    if create and accelerator.is_main_process:
         require_free_space(run, _bytes_of_checkpoints(learner.bare), "checkpoints")
         folder.create(recipe, shards, manifest.dataset, classes)
     accelerator.wait_for_everyone()
@@ -88,7 +95,7 @@ def fit(session: Session, learner: Learner) -> None:
         while not progress.finished:
             epoch_end = progress.next_epoch_end
             lr = learning_rate(recipe, progress.epoch, learner.plateau.num_cuts)
-            learner.step(batches, lr, meter)
+            learner.step(batches, lr, meter, samples_seen=progress.samples_seen)
             progress = progress.after_step()
             bar.update(recipe.global_batch)
 
