@@ -95,25 +95,30 @@ def export(run: Path, out: Path, checkpoint: Literal["best", "last"] = "best") -
 @app.command
 def evaluate(
     model: Path,
-    shards: Path,
+    shards: str,
     split: Literal["validation", "train"] = "validation",
     batch: int = 128,
     workers: int = min(8, os.cpu_count() or 1),
+    cache: Path | None = None,
     out: Path | None = None,
 ) -> None:
     """Count how often an exported model is right over shards.
 
     Args:
         model: Exported folder.
-        shards: Folder that shard_imagenet.py wrote.
+        shards: Folder that shard_imagenet.py wrote, or its address: s3://, https://, hf://.
         split: Which images.
         batch: Images in a forward pass.
         workers: Loader processes.
+        cache: Folder of this machine to keep remote shards in.
         out: JSON file to write the result to.
     """
     from imagenet_rn50.evaluation.exported import evaluate_exported
+    from imagenet_rn50.loading.cache import open_shards
 
-    measured = evaluate_exported(model, shards, split=split, batch=batch, num_workers=workers)
+    measured = evaluate_exported(
+        model, open_shards(shards, cache=cache), split=split, batch=batch, num_workers=workers
+    )
     print(
         f"top-1 {measured['top1']:.2%}, top-5 {measured['top5']:.2%} "
         f"on {measured['num_images']} images of {split}"

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import train_accelerate
+from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.runs.checkpoints import newest_checkpoint
 from imagenet_rn50.runs.folder import RunFolder
@@ -211,7 +212,7 @@ def test_after_the_lr_finder_everything_is_as_before(tiny, tmp_path, monkeypatch
     recipe = load_recipe(str(tiny / "tiny.yaml"))
     accelerator = make_accelerator()
     session, learner = open_session(
-        recipe, tiny / "shards", tmp_path / "run", accelerator, 0, create=False
+        recipe, LocalShards(tiny / "shards"), tmp_path / "run", accelerator, 0, create=False
     )
     before = learner.snapshot()
     find_lr(session, learner, num_steps=12)
