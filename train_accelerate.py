@@ -13,7 +13,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from pydantic import ValidationError
@@ -30,14 +30,23 @@ class Arguments:
     Every field of the recipe can be changed on the command line: --optimizer.lr 0.1
     """
 
-    shards: Path
-    """Folder that shard_imagenet.py wrote."""
+    shards: str
+    """Folder that shard_imagenet.py wrote, or its address: s3://, https://, hf://."""
     run: Path
     """Run folder: created, or gone on with."""
     hyperparameters: Annotated[Recipe, tyro.conf.arg(name="")]
     """Changes to the recipe."""
     recipe: str = "digits"
     """Name of a recipe that ships with the package, or a YAML file."""
+    on_error: Literal["stop", "substitute"] = "stop"
+    """What a damaged sample does: stop the run, or let another one stand in for it."""
+    cache: Path | None = None
+    """Folder of this machine, best on its own NVMe, to keep remote shards in."""
+    cache_gb: float = 100.0
+    """Space that remote shards may take there, GB."""
+    find_lr: bool = False
+    """Instead of training, try growing learning rates and suggest a peak: lr_finder.json and .png
+    in the run folder; the weights stay as they are."""
     workers: int = min(8, os.cpu_count() or 1)
     """Loader processes of each rank."""
 
@@ -68,17 +77,28 @@ def main() -> None:
         arguments = parse(sys.argv[1:])
 
         # After parsing, so that --help and mistakes answer at once.
+        from imagenet_rn50.loading.cache import open_shards
         from imagenet_rn50.training.fit import fit, open_session
+        from imagenet_rn50.training.lr_finder import find_lr
         from imagenet_rn50.training.session import make_accelerator
 
         session, learner = open_session(
             arguments.hyperparameters,
-            arguments.shards,
+            open_shards(
+                arguments.shards,
+                cache=arguments.cache,
+                limit_bytes=int(arguments.cache_gb * 1e9),
+            ),
             arguments.run,
             make_accelerator(),
             arguments.workers,
+            on_error=arguments.on_error,
+            create=not arguments.find_lr,
         )
-        fit(session, learner)
+        if arguments.find_lr:
+            find_lr(session, learner)
+        else:
+            fit(session, learner)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,23 @@ def preview(
 
 
 @app.command
+def schedule(recipe: str, out: Path = Path("schedule.png")) -> None:
+    """Draw the learning rate of a recipe, and say what a run of it would leave out.
+
+    Args:
+        recipe: Name of a recipe, or a YAML file.
+        out: PNG file to write.
+    """
+    from imagenet_rn50.recipe_files import load_recipe
+    from imagenet_rn50.training.show_schedule import draw_schedule, schedule_in_words
+
+    loaded = load_recipe(recipe)
+    draw_schedule(loaded, Path(recipe).stem, out)
+    print(schedule_in_words(loaded))
+    print(f"wrote {out}")
+
+
+@app.command
 def export(run: Path, out: Path, checkpoint: Literal["best", "last"] = "best") -> None:
     """Write a trained model as a folder that needs nothing but transformers.
 
@@ -78,25 +95,30 @@ def export(run: Path, out: Path, checkpoint: Literal["best", "last"] = "best") -
 @app.command
 def evaluate(
     model: Path,
-    shards: Path,
+    shards: str,
     split: Literal["validation", "train"] = "validation",
     batch: int = 128,
     workers: int = min(8, os.cpu_count() or 1),
+    cache: Path | None = None,
     out: Path | None = None,
 ) -> None:
     """Count how often an exported model is right over shards.
 
     Args:
         model: Exported folder.
-        shards: Folder that shard_imagenet.py wrote.
+        shards: Folder that shard_imagenet.py wrote, or its address: s3://, https://, hf://.
         split: Which images.
         batch: Images in a forward pass.
         workers: Loader processes.
+        cache: Folder of this machine to keep remote shards in.
         out: JSON file to write the result to.
     """
     from imagenet_rn50.evaluation.exported import evaluate_exported
+    from imagenet_rn50.loading.cache import open_shards
 
-    measured = evaluate_exported(model, shards, split=split, batch=batch, num_workers=workers)
+    measured = evaluate_exported(
+        model, open_shards(shards, cache=cache), split=split, batch=batch, num_workers=workers
+    )
     print(
         f"top-1 {measured['top1']:.2%}, top-5 {measured['top5']:.2%} "
         f"on {measured['num_images']} images of {split}"

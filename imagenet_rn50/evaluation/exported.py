@@ -15,6 +15,7 @@ from imagenet_rn50.errors import InputError
 from imagenet_rn50.evaluation.metrics import top_classes
 from imagenet_rn50.evaluation.validate import validate
 from imagenet_rn50.loading.loader import Batch
+from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.model import load_exported
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.shards.manifest import Manifest
@@ -23,13 +24,13 @@ _NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json")
 
 
 def evaluate_exported(
-    model: Path, shards: Path, *, split: str, batch: int, num_workers: int
+    model: Path, shards: ShardStore, *, split: str, batch: int, num_workers: int
 ) -> dict[str, Any]:
     """Evaluates an exported model over a split of shards.
 
     Args:
         model: Exported folder.
-        shards: Folder with the manifest and the shards.
+        shards: Where the shards stand.
         split: Which split, `validation` or `train`.
         batch: Images in a forward pass.
         num_workers: Loader processes.
@@ -42,13 +43,13 @@ def evaluate_exported(
         RuntimeError: When the two ways of counting disagree.
     """
     data = _load_sizes(model)
-    chosen = Manifest.load(shards).split(split)
+    chosen = Manifest.load(shards.folder).split(split)
     network = load_exported(model)
-    num_classes = len(Classes.load(shards))
+    num_classes = len(Classes.load(shards.folder))
     found = network.config.num_labels
     if found != num_classes:
         raise InputError(
-            f"{model} and {shards} do not speak of the same classes",
+            f"{model} and {shards.folder} do not speak of the same classes",
             expected=f"a model of {num_classes} classes",
             found=f"one of {found}",
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from imagenet_rn50.evaluation.metrics import Accuracy, accuracy_of, count
 from imagenet_rn50.loading.loader import Batch, Share, make_loader
+from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.loading.transforms import EvalTransform, normalise
 from imagenet_rn50.model import logits_of
 from imagenet_rn50.recipe import DataRecipe
@@ -22,7 +22,7 @@ Reduce = Callable[[Tensor], Tensor]
 
 def validate(
     model: nn.Module,
-    folder: Path,
+    shards: ShardStore,
     split: Split,
     data: DataRecipe,
     *,
@@ -38,7 +38,7 @@ def validate(
 
     Args:
         model: The bare model, not wrapped for DDP: ranks run different numbers of batches.
-        folder: Where the shards stand.
+        shards: Where the shards stand.
         split: The split to evaluate.
         data: Sizes and normalisation.
         device: Where the model is.
@@ -53,7 +53,7 @@ def validate(
         The accuracy over the whole split, equal on all ranks.
     """
     loader = make_loader(
-        folder,
+        shards,
         split,
         Share(start=0, stop=split.num_samples, batch=batch, rank=rank, world_size=world_size),
         EvalTransform(resize=data.eval_resize, size=data.eval_size),

@@ -25,6 +25,11 @@ _RECIPE = "recipe.yaml"
 _SHARDS = "shards.json"
 
 
+def _is_foreign(path: Path) -> bool:
+    """Says whether a file makes a folder something else than one that a run may begin in."""
+    return not path.name.startswith("lr_finder.")  # which one looks for before the run
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """A folder that holds one run.
@@ -66,7 +71,7 @@ class RunFolder:
                 files that are no run.
         """
         if not (self.path / _RECIPE).is_file():
-            if self.path.is_dir() and any(self.path.iterdir()):
+            if self.path.is_dir() and any(map(_is_foreign, self.path.iterdir())):
                 raise InputError(
                     f"{self.path} is not a run folder",
                     expected="a new or empty folder, or one with a run in it",

@@ -12,6 +12,9 @@ from tqdm import tqdm
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.console import progress_bar, say
 from imagenet_rn50.files import require_free_space
+from imagenet_rn50.loading.loader import Loader
+from imagenet_rn50.loading.stages import OnError
+from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs import metrics
 from imagenet_rn50.runs.checkpoints import newest_checkpoint
@@ -32,7 +35,14 @@ _BYTES_PER_PARAMETER = 8  # weight and momentum, float32
 
 
 def open_session(
-    recipe: Recipe, shards: Path, run: Path, accelerator: Accelerator, num_workers: int
+    recipe: Recipe,
+    shards: ShardStore,
+    run: Path,
+    accelerator: Accelerator,
+    num_workers: int,
+    *,
+    on_error: OnError = "stop",
+    create: bool = True,
 ) -> tuple[Session, Learner]:
     """Makes sure that recipe, shards and run folder fit each other, and builds what learns.
 
@@ -40,22 +50,24 @@ def open_session(
 
     Args:
         recipe: Hyperparameters.
-        shards: Folder with the manifest and the shards.
+        shards: Where the shards stand.
         run: Run folder: new, or one of the same recipe and shards.
         accelerator: From `make_accelerator`.
         num_workers: Loader processes of each rank.
+        on_error: What a damaged sample does: stop the run, or let another one substitute for it.
+        create: Whether the run folder becomes this recipe's run.
 
     Raises:
         InputError: When they do not fit.
     """
-    manifest, classes, folder = Manifest.load(shards), Classes.load(shards), RunFolder(run)
-    splits = manifest.split(TRAIN), manifest.split(VALIDATION)
-    session = Session(recipe, shards, *splits, folder, accelerator, num_workers)
-    folder.check(recipe, shards)
+    manifest, classes = Manifest.load(shards.folder), Classes.load(shards.folder)
+    splits, folder = (manifest.split(TRAIN), manifest.split(VALIDATION)), RunFolder(run)
+    session = Session(recipe, shards, *splits, folder, accelerator, num_workers, on_error)
+    folder.check(recipe, shards.folder)
     learner = Learner(session, classes)
-    if accelerator.is_main_process:
+    if create and accelerator.is_main_process:
         require_free_space(run, _bytes_of_checkpoints(learner.bare), "checkpoints")
-        folder.create(recipe, shards, manifest.dataset, classes)
+        folder.create(recipe, shards.folder, manifest.dataset, classes)
     accelerator.wait_for_everyone()
     return session, learner
 
@@ -82,19 +94,20 @@ def fit(session: Session, learner: Learner) -> None:
     if journal:
         place = progress.samples_seen, progress.epoch
         journal.write(metrics.START, *place, **environment(accelerator))
-    batches = session.training_batches(progress.samples_seen, progress.total_samples)
+    loader = session.training_loader(progress.samples_seen, progress.total_samples)
+    batches = iter(loader)
     meter = Meter(accelerator.device, accelerator.num_processes)
     with _bar(progress, enabled=accelerator.is_main_process) as bar:
         while not progress.finished:
             epoch_end = progress.next_epoch_end
             lr = learning_rate(recipe, progress.epoch, learner.plateau.num_cuts)
-            learner.step(batches, lr, meter)
+            learner.step(batches, lr, meter, samples_seen=progress.samples_seen)
             progress = progress.after_step()
             bar.update(recipe.global_batch)
 
             # Once in a while: read the loss. All ranks take part.
             if meter.num_steps == _STEPS_PER_LINE or progress.samples_seen == epoch_end:
-                line = _read(meter, session, progress)
+                line = _read(meter, loader, session, progress)
                 bar.set_postfix_str(_postfix(line, lr), refresh=False)
                 accelerator.log(line | {"lr": lr}, step=progress.samples_seen)
                 if journal:
@@ -113,13 +126,15 @@ def fit(session: Session, learner: Learner) -> None:
     accelerator.end_training()
 
 
-def _read(meter: Meter, session: Session, progress: Progress) -> dict[str, float]:
+def _read(meter: Meter, loader: Loader, session: Session, progress: Progress) -> dict[str, float]:
     """Returns what happened since the last reading; all ranks call it.
 
     Raises:
         RuntimeError: When the loss is no longer finite.
     """
     num_steps, line = meter.num_steps, meter.read(session.add_up)
+    if substitutions := loader.rates().substitutions:
+        line["substitutions"] = substitutions
     if not math.isfinite(line["loss"]):
         last = progress.samples_seen // progress.global_batch
         newest = newest_checkpoint(session.folder.checkpoints)

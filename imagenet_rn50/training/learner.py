@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +20,9 @@ from imagenet_rn50.runs.checkpoints import STATE
 from imagenet_rn50.training import checkpoint
 from imagenet_rn50.training.batch_norm import RunningStatistics
 from imagenet_rn50.training.ema import Ema
-from imagenet_rn50.training.losses import training_loss
+from imagenet_rn50.training.losses import smooth_targets, training_loss
 from imagenet_rn50.training.meter import Meter
+from imagenet_rn50.training.mixing import mix
 from imagenet_rn50.training.optim import build_optimizer, set_learning_rate
 from imagenet_rn50.training.schedules import Plateau
 from imagenet_rn50.training.session import Session
@@ -41,6 +44,7 @@ class Learner:
     def __init__(self, session: Session, classes: Classes) -> None:
         recipe, accelerator = session.recipe, session.accelerator
         self._session = session
+        self._num_classes = len(classes)
         self._accumulation = recipe.accumulation(accelerator.num_processes)
         torch.manual_seed(recipe.seed)
         bare: nn.Module = build_model(recipe.model, classes)
@@ -54,13 +58,14 @@ class Learner:
         self.ema = Ema(self.bare, recipe.ema_decay) if recipe.ema_decay else None
         self.plateau = Plateau(recipe)
 
-    def step(self, batches: Iterator[Batch], lr: float, meter: Meter) -> None:
+    def step(self, batches: Iterator[Batch], lr: float, meter: Meter, *, samples_seen: int) -> None:
         """Takes one optimizer step over one global batch.
 
         Args:
             batches: This rank's micro batches.
             lr: Learning rate.
             meter: Told the losses, and how long data was waited for.
+            samples_seen: Where the global batch begins in the training stream.
         """
         recipe, accelerator = self._session.recipe, self._session.accelerator
         set_learning_rate(self.optimizer, lr)
@@ -72,7 +77,7 @@ class Learner:
             # Gradients are exchanged once a step, with the last micro batch.
             is_last = turn == self._accumulation - 1
             with nullcontext() if is_last else accelerator.no_sync(self._model):
-                loss = self._loss(batch)
+                loss = self._loss(batch, self._position(samples_seen, turn))
                 accelerator.backward(loss / self._accumulation)
             losses.append(loss.detach())
         if recipe.optimizer.clip_norm is not None:
@@ -111,12 +116,33 @@ class Learner:
         self.plateau.load_state_dict(read_json(found.folder / STATE)["plateau"])
         return found.samples_seen
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def snapshot(self) -> dict[str, Any]:
+        """Returns a copy of model and optimizer, for `put_back`."""
+        return copy.deepcopy(
+            {"model": self.bare.state_dict(), "optimizer": self.optimizer.state_dict()}
+        )
+
+    def put_back(self, before: dict[str, Any]) -> None:
+        """Makes model and optimizer what they were when `before` was taken."""
+        self.bare.load_state_dict(before["model"])
+        self.optimizer.load_state_dict(before["optimizer"])
+
+    def _position(self, samples_seen: int, turn: int) -> int:
+        """Returns where this rank's micro batch of a turn begins in the training stream."""
+        accelerator = self._session.accelerator
+        number: int = turn * accelerator.num_processes + accelerator.process_index
+        return samples_seen + number * self._session.recipe.micro_batch
+
+    def _loss(self, batch: Batch, position: int) -> Tensor:
         """Returns the mean loss of a micro batch, a scalar."""
         recipe, device = self._session.recipe, self._session.accelerator.device
         pictures = batch.pictures.to(device, non_blocking=True)
-        logits = logits_of(self._model, normalise(pictures, recipe.data.mean, recipe.data.std))
-        return training_loss(logits, batch.labels.to(device, non_blocking=True), recipe)
+        pictures = normalise(pictures, recipe.data.mean, recipe.data.std)
+        targets = batch.labels.to(device, non_blocking=True)
+        if recipe.mixup_alpha or recipe.cutmix_alpha:
+            soft = smooth_targets(targets, self._num_classes, recipe.label_smoothing)
+            pictures, targets = mix(pictures, soft, recipe, position)
+        return training_loss(logits_of(self._model, pictures), targets, recipe)
 
     def _add_files(self, folder: Path) -> None:
         """Writes into a checkpoint what Accelerate does not know of."""

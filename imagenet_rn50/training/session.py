@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,10 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
 import imagenet_rn50
-from imagenet_rn50.loading.loader import Batch, Share, make_loader
+from imagenet_rn50.loading.loader import Loader, Share, make_loader
 from imagenet_rn50.loading.order import TrainingOrder
+from imagenet_rn50.loading.stages import OnError
+from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.loading.transforms import TrainTransform
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.folder import RunFolder
@@ -42,28 +43,30 @@ class Session:
 
     Attributes:
         recipe: Hyperparameters.
-        shards: Folder of the shards.
+        shards: Where the shards stand.
         train: Training split.
         validation: Validation split.
         folder: Run folder.
         accelerator: From `make_accelerator`.
         num_workers: Loader processes of each rank.
+        on_error: What a damaged sample does: stop the run, or let another one substitute for it.
     """
 
     recipe: Recipe
-    shards: Path
+    shards: ShardStore
     train: Split
     validation: Split
     folder: RunFolder
     accelerator: Accelerator
     num_workers: int
+    on_error: OnError = "stop"
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """Returns the sum of a tensor over all ranks."""
         total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return total
 
-    def training_batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def training_loader(self, start: int, stop: int) -> Loader:
         """Returns this rank's micro batches, from position `start` of the stream to `stop`."""
         share = Share(
             start=start,
@@ -75,7 +78,7 @@ class Session:
         order = TrainingOrder(
             self.train.shard_sizes, seed=self.recipe.seed, window=self.recipe.data.shuffle_window
         )
-        loader = make_loader(
+        return make_loader(
             self.shards,
             self.train,
             share,
@@ -83,8 +86,8 @@ class Session:
             order=order,
             num_workers=self.num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
+            on_error=self.on_error,
         )
-        return iter(loader)
 
     def progress(self, samples_seen: int) -> Progress:
         """Returns where the run stands after `samples_seen` images."""

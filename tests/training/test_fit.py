@@ -14,8 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 import train_accelerate
+from imagenet_rn50.loading.store import LocalShards
+from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.runs.checkpoints import newest_checkpoint
+from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import read_metrics
+from imagenet_rn50.training.fit import open_session
+from imagenet_rn50.training.lr_finder import find_lr
+from imagenet_rn50.training.session import make_accelerator
 from tests.support import write_recipe, write_shards
 
 ROOT = Path(__file__).parents[2]
@@ -188,6 +194,32 @@ def test_shards_that_changed_are_refused_by_an_older_run(
     assert exit_code_of(words, monkeypatch) == 2
     digest = json.loads((finished / "shards.json").read_text())["digest"]
     assert f"the shards of tiny with digest {digest[:12]}" in capsys.readouterr().err
+
+
+def test_the_lr_finder_suggests_a_rate_and_leaves_the_folder_to_a_run(tiny, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", command(tiny, run, "--find-lr"))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    train_accelerate.main()
+    assert {path.name for path in run.iterdir()} == {"lr_finder.json", "lr_finder.png"}
+    found = json.loads((run / "lr_finder.json").read_text())
+    assert found["suggestion"] > 0
+    RunFolder(run).check(load_recipe(str(tiny / "tiny.yaml")), tiny / "shards")
+
+
+def test_after_the_lr_finder_everything_is_as_before(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    recipe = load_recipe(str(tiny / "tiny.yaml"))
+    accelerator = make_accelerator()
+    session, learner = open_session(
+        recipe, LocalShards(tiny / "shards"), tmp_path / "run", accelerator, 0, create=False
+    )
+    before = learner.snapshot()
+    find_lr(session, learner, num_steps=12)
+    after = learner.snapshot()
+    for name, tensor in before["model"].items():
+        assert torch.equal(after["model"][name], tensor)
+    assert after["optimizer"]["state"] == before["optimizer"]["state"] == {}
 
 
 def test_too_small_a_disk_is_noticed_before_anything_is_written(

@@ -24,7 +24,7 @@ WNIDS = tuple(f"n{number:08d}" for number in range(NUM_CLASSES))
 def test_a_step_equals_a_plain_step_on_torchvisions_resnet_50(accumulation, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     recipe = Recipe(
-        global_batch=8, micro_batch=8 // accumulation, optimizer=OptimizerRecipe(lr=0.1)
+        global_batch=4, micro_batch=4 // accumulation, optimizer=OptimizerRecipe(lr=0.1)
     )
     accelerator = make_accelerator()
     session = SimpleNamespace(
@@ -35,12 +35,12 @@ def test_a_step_equals_a_plain_step_on_torchvisions_resnet_50(accumulation, monk
     theirs.load_state_dict(to_torchvision(learner.bare.state_dict()), strict=True)
 
     torch.manual_seed(1)
-    pictures = torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8)
-    labels = torch.randint(0, NUM_CLASSES, (8,))
+    pictures = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.randint(0, NUM_CLASSES, (4,))
     parts = list(zip(pictures.chunk(accumulation), labels.chunk(accumulation), strict=True))
 
     meter = Meter(accelerator.device, 1)
-    learner.step(iter([Batch(x, y, y, y >= 0) for x, y in parts]), 0.05, meter)
+    learner.step(iter([Batch(x, y, y, y >= 0) for x, y in parts]), 0.05, meter, samples_seen=0)
 
     decayed = [p for p in theirs.parameters() if p.ndim > 1]
     others = [p for p in theirs.parameters() if p.ndim == 1]

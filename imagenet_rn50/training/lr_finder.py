@@ -1,0 +1,130 @@
+"""The learning rate finder: a ramp over the real model, data and ranks (Smith 2017).
+
+The rate grows exponentially, a step at a time; the smoothed loss falls, reaches its lowest and
+explodes. The rate where it is lowest is too high to train with: steps there nearly undo each other.
+A third of it is suggested as a peak.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from imagenet_rn50.console import progress_bar
+from imagenet_rn50.files import write_bytes, write_json
+from imagenet_rn50.training.learner import Learner
+from imagenet_rn50.training.meter import Meter
+from imagenet_rn50.training.session import Session
+
+LOWEST, HIGHEST = 1e-5, 10.0
+NUM_STEPS = 100
+_SMOOTHING = 0.9  # of the loss, as an exponential moving average without bias
+_EXPLODED = 4.0  # times the lowest smoothed loss
+_SAFETY = 3.0
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """What a ramp found.
+
+    Attributes:
+        rates: Learning rate of each step.
+        losses: Its loss, nats.
+        smoothed: Its smoothed loss, nats.
+        suggestion: Peak learning rate to try.
+    """
+
+    rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    suggestion: float
+
+
+def ramp(step: Callable[[float], float], num_steps: int = NUM_STEPS) -> Ramp:
+    """Takes steps at growing rates until the loss explodes.
+
+    Args:
+        step: Takes one training step at a learning rate and returns its loss, before the step.
+        num_steps: Steps from `LOWEST` to `HIGHEST`.
+
+    Returns:
+        What was found.
+    """
+    rates: list[float] = []
+    losses: list[float] = []
+    smoothed: list[float] = []
+    average = 0.0
+    for number in range(num_steps):
+        rate = LOWEST * (HIGHEST / LOWEST) ** (number / (num_steps - 1))
+        loss = step(rate)
+        if not math.isfinite(loss):
+            break
+        average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
+        rates.append(rate)
+        losses.append(loss)
+        smoothed.append(average / (1 - _SMOOTHING ** (number + 1)))
+        if smoothed[-1] > _EXPLODED * min(smoothed):
+            break
+    if not rates:
+        raise RuntimeError(f"the loss is not finite at the lowest learning rate, {LOWEST:g}")
+    best = min(range(len(rates)), key=smoothed.__getitem__)
+    return Ramp(rates, losses, smoothed, rates[best] / _SAFETY)
+
+
+def find_lr(session: Session, learner: Learner, num_steps: int = NUM_STEPS) -> Ramp:
+    """Runs the ramp from the learner's weights, and puts everything back as it was.
+
+    All ranks call it; one writes `lr_finder.json` and `lr_finder.png` into the run folder.
+
+    Args:
+        session: From `open_session`.
+        learner: From `open_session`.
+        num_steps: Steps of the ramp.
+    """
+    accelerator, recipe = session.accelerator, session.recipe
+    before = learner.snapshot()
+    meter = Meter(accelerator.device, accelerator.num_processes)
+    batches = iter(session.training_loader(0, num_steps * recipe.global_batch))
+    positions = itertools.count(0, recipe.global_batch)
+    is_main = accelerator.is_main_process
+    with progress_bar(total=num_steps, description="find lr", unit="step", enabled=is_main) as bar:
+
+        def step(rate: float) -> float:
+            learner.step(batches, rate, meter, samples_seen=next(positions))
+            bar.update()
+            return meter.read(session.add_up)["loss"]
+
+        found = ramp(step, num_steps)
+    learner.put_back(before)
+    if is_main:
+        write(found, session.folder.path)
+    return found
+
+
+def write(found: Ramp, folder: Path) -> None:
+    """Writes what a ramp found as `lr_finder.json` and draws it as `lr_finder.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "lr_finder.json", vars(found))
+    figure = Figure(figsize=(7.0, 4.0), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(found.rates, found.losses, alpha=0.3, label="loss")
+    axes.plot(found.rates, found.smoothed, label="smoothed")
+    axes.axvline(found.suggestion, linestyle="--", color="gray")
+    axes.set(
+        xscale="log",
+        xlabel="learning rate",
+        ylabel="cross-entropy, nats",
+        title=f"suggested peak: {found.suggestion:.3g}",
+    )
+    axes.set_ylim(0, 1.5 * found.smoothed[0])
+    axes.legend(frameon=False)
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    write_bytes(folder / "lr_finder.png", buffer.getvalue())

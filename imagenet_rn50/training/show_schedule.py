@@ -1,0 +1,64 @@
+"""The schedule of a recipe, drawn and in words, before hours are spent on it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from imagenet_rn50.files import write_bytes
+from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.training.schedules import concerns, decay_end, learning_rate
+
+_POINTS_PER_EPOCH = 20
+
+
+def draw_schedule(recipe: Recipe, name: str, out: Path) -> None:
+    """Draws learning rate and crop size over the run into a PNG file.
+
+    Args:
+        recipe: What is drawn.
+        name: Its name, for the title.
+        out: The file.
+    """
+    epochs = [point / _POINTS_PER_EPOCH for point in range(recipe.epochs * _POINTS_PER_EPOCH + 1)]
+    figure = Figure(figsize=(7.0, 4.0), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(epochs, [learning_rate(recipe, epoch) for epoch in epochs])
+    axes.set(title=name, xlabel="epoch", ylabel="learning rate")
+    axes.grid(alpha=0.3)
+    if recipe.data.final_size is not None:
+        sizes = axes.twinx()
+        sides = [recipe.data.size_at(int(epoch)) for epoch in epochs]
+        sizes.plot(epochs, sides, color="gray", linestyle="--")
+        sizes.set_ylabel("side of training crops, px (dashed)")
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    write_bytes(out, buffer.getvalue())
+
+
+def schedule_in_words(recipe: Recipe) -> str:
+    """Returns the course of the learning rate, and what the run would leave out of it."""
+    schedule, peak = recipe.schedule, recipe.optimizer.lr
+    lines = [
+        f"epoch 0: {learning_rate(recipe, 0):.3g}",
+        f"epoch {schedule.warmup_epochs:g}: {peak:.3g}, the peak",
+    ]
+    lines += [
+        f"epoch {milestone:g}: {learning_rate(recipe, milestone):.3g}"
+        for milestone in schedule.milestones
+    ]
+    if schedule.name not in {"step", "constant"}:
+        end = decay_end(recipe)
+        lines.append(f"epoch {end:g}: {learning_rate(recipe, end):.3g}, the end of the decay")
+    if schedule.plateau_patience is not None:
+        lines.append(
+            f"from there on x {schedule.plateau_factor:g} whenever the validation loss did not "
+            f"fall for more than {schedule.plateau_patience} evaluations"
+        )
+    lines.append(f"epoch {recipe.epochs}: the run ends")
+    found = list(concerns(recipe))
+    lines += [f"mind: {concern}" for concern in found] or ["nothing of it is left out"]
+    return "\n".join(lines)
