@@ -67,6 +67,12 @@ class DataRecipe(_Section):
     """First and last epoch of its growth, which goes in steps of 32 px (FFCV's rule)."""
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
+    auto_augment: Literal["randaugment", "trivialaugment"] | None = None
+    """RandAugment (2 operations of magnitude 9 of 31) or TrivialAugment; None for neither."""
+    color_jitter: Fraction = 0.0
+    """Largest relative change of brightness, contrast and saturation."""
+    erasing: Fraction = 0.0
+    """Probability that a random box is erased (Zhong et al. 2020)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of each RGB channel, of values in [0, 1]."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

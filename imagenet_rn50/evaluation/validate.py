@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from imagenet_rn50.evaluation.metrics import Accuracy, accuracy_of, count
+from imagenet_rn50.loading.device import on_device
 from imagenet_rn50.loading.loader import Batch, Share, make_loader
 from imagenet_rn50.loading.store import ShardStore
-from imagenet_rn50.loading.transforms import EvalTransform, normalise
+from imagenet_rn50.loading.transforms import EvalTransform
 from imagenet_rn50.model import logits_of
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.shards.manifest import Split
@@ -62,11 +63,10 @@ def validate(
     )
     counts = torch.zeros(4, dtype=torch.float64, device=device)
     with evaluation_mode(model):
-        for loaded in loader:
-            pictures = loaded.pictures.to(device, non_blocking=True)
-            logits = logits_of(model, normalise(pictures, data.mean, data.std))
-            counts += count(logits, loaded.labels.to(device, non_blocking=True))
-            on_batch(loaded, logits)
+        for moved in on_device(loader, device, data.mean, data.std):
+            logits = logits_of(model, moved.pictures)
+            counts += count(logits, moved.labels)
+            on_batch(moved.host, logits)
     return accuracy_of(reduce(counts), split.num_samples)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from imagenet_rn50 import jpeg
 from imagenet_rn50.jpeg_layout import Layout, read_layout
+from imagenet_rn50.loading.augment import augment
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.restart import Box
 
@@ -90,7 +91,7 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random resized crop and flip.
+    """Random resized crop, flip, and what other augmentations the recipe has.
 
     The crop is drawn from the size in the JPEG's layout, before anything is decoded.
 
@@ -114,7 +115,9 @@ class TrainTransform:
         box, factor = self.draw_box(draws, layout, size)
         crop = jpeg.decode_box(content, box, factor=factor, layout=layout)
         flip = draws.random() < self.data.flip
-        return resize(crop, (size, size), flip=flip, out=out)
+        picture = resize(crop, (size, size), flip=flip, out=out)
+        augmented = augment(picture, self.data, draws)
+        return augmented if out is None or augmented is picture else out.copy_(augmented)
 
     def draw_box(self, draws: np.random.Generator, layout: Layout, size: int) -> tuple[Box, int]:
         """Draws the crop of a picture.

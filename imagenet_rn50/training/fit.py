@@ -95,7 +95,7 @@ def fit(session: Session, learner: Learner) -> None:
         place = progress.samples_seen, progress.epoch
         journal.write(metrics.START, *place, **environment(accelerator))
     loader = session.training_loader(progress.samples_seen, progress.total_samples)
-    batches = iter(loader)
+    batches = session.on_device(loader)
     meter = Meter(accelerator.device, accelerator.num_processes)
     with _bar(progress, enabled=accelerator.is_main_process) as bar:
         while not progress.finished:

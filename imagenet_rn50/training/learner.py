@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.files import read_json, write_json
-from imagenet_rn50.loading.loader import Batch
-from imagenet_rn50.loading.transforms import normalise
+from imagenet_rn50.loading.device import DeviceBatch
 from imagenet_rn50.model import build_model, logits_of
 from imagenet_rn50.runs.checkpoints import STATE
 from imagenet_rn50.training import checkpoint
@@ -58,7 +57,9 @@ class Learner:
         self.ema = Ema(self.bare, recipe.ema_decay) if recipe.ema_decay else None
         self.plateau = Plateau(recipe)
 
-    def step(self, batches: Iterator[Batch], lr: float, meter: Meter, *, samples_seen: int) -> None:
+    def step(
+        self, batches: Iterator[DeviceBatch], lr: float, meter: Meter, *, samples_seen: int
+    ) -> None:
         """Takes one optimizer step over one global batch.
 
         Args:
@@ -133,12 +134,10 @@ class Learner:
         number: int = turn * accelerator.num_processes + accelerator.process_index
         return samples_seen + number * self._session.recipe.micro_batch
 
-    def _loss(self, batch: Batch, position: int) -> Tensor:
+    def _loss(self, batch: DeviceBatch, position: int) -> Tensor:
         """Returns the mean loss of a micro batch, a scalar."""
-        recipe, device = self._session.recipe, self._session.accelerator.device
-        pictures = batch.pictures.to(device, non_blocking=True)
-        pictures = normalise(pictures, recipe.data.mean, recipe.data.std)
-        targets = batch.labels.to(device, non_blocking=True)
+        recipe = self._session.recipe
+        pictures, targets = batch.pictures, batch.labels
         if recipe.mixup_alpha or recipe.cutmix_alpha:
             soft = smooth_targets(targets, self._num_classes, recipe.label_smoothing)
             pictures, targets = mix(pictures, soft, recipe, position)

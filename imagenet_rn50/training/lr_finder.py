@@ -91,7 +91,8 @@ def find_lr(session: Session, learner: Learner, num_steps: int = NUM_STEPS) -> R
     accelerator, recipe = session.accelerator, session.recipe
     before = learner.snapshot()
     meter = Meter(accelerator.device, accelerator.num_processes)
-    batches = iter(session.training_loader(0, num_steps * recipe.global_batch))
+    loader = session.training_loader(0, num_steps * recipe.global_batch)
+    batches = session.on_device(loader)
     positions = itertools.count(0, recipe.global_batch)
     is_main = accelerator.is_main_process
     with progress_bar(total=num_steps, description="find lr", unit="step", enabled=is_main) as bar:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
 import imagenet_rn50
+from imagenet_rn50.loading.device import DeviceBatch, on_device
 from imagenet_rn50.loading.loader import Loader, Share, make_loader
 from imagenet_rn50.loading.order import TrainingOrder
 from imagenet_rn50.loading.stages import OnError
@@ -88,6 +90,11 @@ class Session:
             pin_memory=self.accelerator.device.type == "cuda",
             on_error=self.on_error,
         )
+
+    def on_device(self, loader: Loader) -> Iterator[DeviceBatch]:
+        """Yields a loader's batches on this rank's device, normalised."""
+        data = self.recipe.data
+        return on_device(loader, self.accelerator.device, data.mean, data.std)
 
     def progress(self, samples_seen: int) -> Progress:
         """Returns where the run stands after `samples_seen` images."""

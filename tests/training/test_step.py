@@ -8,6 +8,7 @@ import torchvision
 from torch.nn import functional
 
 from imagenet_rn50.classes import Classes
+from imagenet_rn50.loading.device import on_device
 from imagenet_rn50.loading.loader import Batch
 from imagenet_rn50.loading.transforms import normalise
 from imagenet_rn50.model import to_torchvision
@@ -40,7 +41,13 @@ def test_a_step_equals_a_plain_step_on_torchvisions_resnet_50(accumulation, monk
     parts = list(zip(pictures.chunk(accumulation), labels.chunk(accumulation), strict=True))
 
     meter = Meter(accelerator.device, 1)
-    learner.step(iter([Batch(x, y, y, y >= 0) for x, y in parts]), 0.05, meter, samples_seen=0)
+    batches = on_device(
+        [Batch(x, y, y, y >= 0) for x, y in parts],
+        accelerator.device,
+        recipe.data.mean,
+        recipe.data.std,
+    )
+    learner.step(batches, 0.05, meter, samples_seen=0)
 
     decayed = [p for p in theirs.parameters() if p.ndim > 1]
     others = [p for p in theirs.parameters() if p.ndim == 1]
