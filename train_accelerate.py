@@ -44,6 +44,8 @@ class Arguments:
     """Folder of this machine, best on its own NVMe, to keep remote shards in."""
     cache_gb: float = 100.0
     """Space that remote shards may take there, GB."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Where else to log: Accelerate's trackers. wandb and trackio must be installed."""
     find_lr: bool = False
     """Instead of training, try growing learning rates and suggest a peak: lr_finder.json and .png
     in the run folder; the weights stay as they are."""
@@ -90,7 +92,7 @@ def main() -> None:
                 limit_bytes=int(arguments.cache_gb * 1e9),
             ),
             arguments.run,
-            make_accelerator(),
+            make_accelerator(arguments.run, arguments.trackers),
             arguments.workers,
             on_error=arguments.on_error,
             create=not arguments.find_lr,

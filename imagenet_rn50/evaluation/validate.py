@@ -67,6 +67,7 @@ def validate(
             logits = logits_of(model, moved.pictures)
             counts += count(logits, moved.labels)
             on_batch(moved.host, logits)
+    loader.close()  # its workers would live on for some seconds, beside those of training
     return accuracy_of(reduce(counts), split.num_samples)
 
 

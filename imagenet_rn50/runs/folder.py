@@ -6,6 +6,7 @@ RUN/
   classes.json          the classes, so that a model can be exported without the shards
   metrics.jsonl         the truth; see journal
   logs.md  plots/       made from it
+  tensorboard/          what Accelerate's tracker wrote
   checkpoints/          see checkpoint
 """
 

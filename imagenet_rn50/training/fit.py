@@ -15,7 +15,7 @@ from imagenet_rn50.files import require_free_space
 from imagenet_rn50.loading.loader import Loader
 from imagenet_rn50.loading.stages import OnError
 from imagenet_rn50.loading.store import ShardStore
-from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.recipe import Recipe, flatten
 from imagenet_rn50.runs import metrics
 from imagenet_rn50.runs.checkpoints import newest_checkpoint
 from imagenet_rn50.runs.folder import RunFolder
@@ -96,6 +96,8 @@ def fit(session: Session, learner: Learner) -> None:
         journal.write(metrics.START, *place, **environment(accelerator))
     loader = session.training_loader(progress.samples_seen, progress.total_samples)
     batches = session.on_device(loader)
+    hyperparameters = {key: str(value) for key, value in flatten(recipe.model_dump())}
+    accelerator.init_trackers("imagenet_rn50", config=hyperparameters)
     meter = Meter(accelerator.device, accelerator.num_processes)
     with _bar(progress, enabled=accelerator.is_main_process) as bar:
         while not progress.finished:
@@ -119,6 +121,7 @@ def fit(session: Session, learner: Learner) -> None:
                 is_best = evaluate(learner, session, progress, journal)
                 learner.save(progress.samples_seen, is_best=is_best)
                 meter.restart()
+    loader.close()
     if journal:
         journal.close()
         draw_plots(run)

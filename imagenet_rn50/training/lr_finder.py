@@ -103,6 +103,7 @@ def find_lr(session: Session, learner: Learner, num_steps: int = NUM_STEPS) -> R
             return meter.read(session.add_up)["loss"]
 
         found = ramp(step, num_steps)
+    loader.close()
     learner.put_back(before)
     if is_main:
         write(found, session.folder.path)

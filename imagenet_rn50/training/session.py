@@ -36,7 +36,11 @@ def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) ->
     """
     # BatchNorm buffers are kept equal by RunningStatistics, not by copying those of rank 0.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-    return Accelerator(kwargs_handlers=handlers, log_with=list(trackers) or None, project_dir=run)
+    return Accelerator(
+        kwargs_handlers=handlers,
+        log_with=list(trackers) or None,
+        project_dir=run / "tensorboard" if run else None,
+    )
 
 
 @dataclass(frozen=True)

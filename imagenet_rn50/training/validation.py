@@ -40,6 +40,8 @@ def evaluate(
         averaged = _accuracy(learner.ema.model, session)
         line |= {f"ema_{key}": value for key, value in averaged.as_dict().items()}
         told += f"; averaged weights: top-1 {averaged.top1:.2%}"
+    logged = {f"validation/{key}": value for key, value in line.items()}
+    session.accelerator.log(logged, step=progress.samples_seen)
     cut = learner.plateau.after_validation(progress.epoch, accuracy.loss)
     if journal is None:
         return False

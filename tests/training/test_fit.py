@@ -83,7 +83,7 @@ def test_a_run_leaves_what_its_folder_promises(finished):
     names = {path.name for path in finished.iterdir()}
     assert names == {
         *("recipe.yaml", "shards.json", "classes.json"),
-        *("metrics.jsonl", "logs.md", "plots", "checkpoints"),
+        *("metrics.jsonl", "logs.md", "plots", "checkpoints", "tensorboard"),
     }
     validations = read_metrics(finished, "validation")
     assert [line["samples_seen"] for line in validations] == [24, 48]  # 2 x 21, in steps of 8
