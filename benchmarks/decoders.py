@@ -60,6 +60,13 @@ def _torchvision(content: bytes) -> Any:
     return decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
 
 
+def _torchcodec(content: bytes) -> Any:
+    """TorchCodec's decoder, torchvision's successor."""
+    from torchcodec.decoders import decode_jpeg
+
+    return decode_jpeg(content)
+
+
 def _ours(content: bytes) -> Any:
     """Simplejpeg into memory that is used again, as loading does."""
     layout = read_layout(content)
@@ -82,6 +89,8 @@ def main() -> None:
 
         cv2.setNumThreads(1)
         decoders["opencv"] = _opencv
+    if importlib.util.find_spec("torchcodec"):
+        decoders["torchcodec"] = _torchcodec
     paths = sorted((arguments.data / "folder").glob("*/*.jpg"))[: arguments.photos]
     photos = [path.read_bytes() for path in paths]
     milliseconds: dict[str, list[float]] = {name: [] for name in decoders}
