@@ -24,6 +24,7 @@ def run_demo(folder):
 
 
 @pytest.mark.multiprocess
+@pytest.mark.timeout(900)  # two whole demos; a machine may be busy
 def test_the_demo_learns_the_digits_and_a_second_run_changes_no_result(tmp_path):
     first = run_demo(tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
