@@ -20,6 +20,7 @@ from imagenet_rn50.shards.audit import read_report
 from imagenet_rn50.shards.index import index as index_shards
 from imagenet_rn50.shards.jpegtran import is_installed
 from imagenet_rn50.shards.options import PackOptions
+from imagenet_rn50.shards.packing import Packed
 from imagenet_rn50.shards.packing import pack as pack_source
 from imagenet_rn50.shards.sheet import write_sheet
 from imagenet_rn50.shards.sources.detect import Layout, read_source
@@ -81,15 +82,19 @@ def pack(
         on_bad=on_bad,
     )
     packed = pack_source(read_source(source, layout), out, options, _num_workers(workers))
+    print(_in_words(packed, out))
+    return 0
+
+
+def _in_words(packed: Packed, out: Path) -> str:
+    """Says what stands in the output folder, and whether it was made now."""
     samples = ", ".join(
         f"{split.num_samples:,} {name} samples in {len(split.shards):,} shards"
         for name, split in packed.manifest.splits.items()
     )
     if packed.num_made:
-        print(f"packed {out}: {samples}")
-    else:
-        print(f"{out} was packed before and is whole (names and sizes): {samples}")
-    return 0
+        return f"packed {out}: {samples}"
+    return f"{out} was packed before and is whole (names and sizes): {samples}"
 
 
 def verify(shards: Path, quick: bool = False, workers: int | None = None) -> int:
