@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from imagenet_rn50.files import write_bytes, write_text
+from imagenet_rn50.figures import new_figure, save_figure
+from imagenet_rn50.files import write_text
 from imagenet_rn50.runs.metrics import TRAIN, VALIDATION, read_metrics
 
 _TABLE_HEAD = """\
@@ -17,8 +14,6 @@ _TABLE_HEAD = """\
 |---:|---:|---:|---:|---:|---:|---:|---:|
 """
 
-_SIZE_INCHES = (7.0, 4.0)
-_DPI = 120
 _DATA_BOUND = 0.1  # part of the time; below it, a faster loader would gain next to nothing
 
 
@@ -29,14 +24,14 @@ def write_logs(run: Path) -> None:
 
 def logs_markdown(run: Path) -> str:
     """Returns the log that a person reads: one line an epoch."""
-    rows, train = [], []
+    rows, train, validations = [], [], []
     for record in read_metrics(run):
         if record["kind"] == TRAIN:
             train.append(record)
         elif record["kind"] == VALIDATION:
             rows.append(_row(record, train))
+            validations.append(record)
             train = []
-    validations = read_metrics(run, VALIDATION)
     best = max(validations, key=lambda record: float(record["top1"]), default=None)
     text = f"# {run.name}\n\n" + _TABLE_HEAD + "".join(rows)
     if best:
@@ -106,7 +101,7 @@ def _draw(
     curves: list[tuple[str, list[dict[str, Any]], str, float]],
 ) -> Path:
     """Draws curves over epochs: (name, records, key, factor) each."""
-    figure = Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
+    figure = new_figure()
     axes = figure.add_subplot()
     for name, records, key, factor in curves:
         x = [record["epoch"] for record in records]
@@ -117,7 +112,5 @@ def _draw(
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend(frameon=False)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    write_bytes(path, buffer.getvalue())
+    save_figure(figure, path)
     return path

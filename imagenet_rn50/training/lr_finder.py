@@ -7,18 +7,15 @@ A third of it is suggested as a peak.
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
 from imagenet_rn50.console import progress_bar
-from imagenet_rn50.files import write_bytes, write_json
+from imagenet_rn50.figures import new_figure, save_figure
+from imagenet_rn50.files import write_json
 from imagenet_rn50.training.learner import Learner
 from imagenet_rn50.training.meter import Meter
 from imagenet_rn50.training.session import Session
@@ -114,7 +111,7 @@ def write(found: Ramp, folder: Path) -> None:
     """Writes what a ramp found as `lr_finder.json` and draws it as `lr_finder.png`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "lr_finder.json", vars(found))
-    figure = Figure(figsize=(7.0, 4.0), dpi=120, layout="constrained")
+    figure = new_figure()
     axes = figure.add_subplot()
     axes.plot(found.rates, found.losses, alpha=0.3, label="loss")
     axes.plot(found.rates, found.smoothed, label="smoothed")
@@ -127,6 +124,4 @@ def write(found: Ramp, folder: Path) -> None:
     )
     axes.set_ylim(0, 1.5 * found.smoothed[0])
     axes.legend(frameon=False)
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    write_bytes(folder / "lr_finder.png", buffer.getvalue())
+    save_figure(figure, folder / "lr_finder.png")

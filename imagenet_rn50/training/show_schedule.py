@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-
-from imagenet_rn50.files import write_bytes
+from imagenet_rn50.figures import new_figure, save_figure
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.training.schedules import concerns, decay_end, learning_rate
 
@@ -24,7 +20,7 @@ def draw_schedule(recipe: Recipe, name: str, out: Path) -> None:
         out: The file.
     """
     epochs = [point / _POINTS_PER_EPOCH for point in range(recipe.epochs * _POINTS_PER_EPOCH + 1)]
-    figure = Figure(figsize=(7.0, 4.0), dpi=120, layout="constrained")
+    figure = new_figure()
     axes = figure.add_subplot()
     axes.plot(epochs, [learning_rate(recipe, epoch) for epoch in epochs])
     axes.set(title=name, xlabel="epoch", ylabel="learning rate")
@@ -34,9 +30,7 @@ def draw_schedule(recipe: Recipe, name: str, out: Path) -> None:
         sides = [recipe.data.size_at(int(epoch)) for epoch in epochs]
         sizes.plot(epochs, sides, color="gray", linestyle="--")
         sizes.set_ylabel("side of training crops, px (dashed)")
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
-    write_bytes(out, buffer.getvalue())
+    save_figure(figure, out)
 
 
 def schedule_in_words(recipe: Recipe) -> str:
