@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,8 +21,10 @@ import tyro
 from pydantic import ValidationError
 
 from imagenet_rn50.errors import InputError, exit_on_input_error
+from imagenet_rn50.processes import launcher_words, signal_at_death_of_parent
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.recipe_files import explain, load_recipe
+from imagenet_rn50.training.persistence import DEFAULTS, Persistence
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Arguments:
     in the run folder; the weights stay as they are."""
     workers: int = min(8, os.cpu_count() or 1)
     """Loader processes of each rank."""
+    persistence: Annotated[Persistence, tyro.conf.arg(name="")] = DEFAULTS
+    """How the run is kept, gone on with and ended."""
 
 
 def parse(arguments: list[str]) -> Arguments:
@@ -75,32 +81,39 @@ def parse(arguments: list[str]) -> Arguments:
 
 def main() -> None:
     """Trains as the command line says."""
+    if launcher_words():
+        signal_at_death_of_parent(signal.SIGTERM)
     with exit_on_input_error():
         arguments = parse(sys.argv[1:])
 
         # After parsing, so that --help and mistakes answer at once.
         from imagenet_rn50.loading.cache import open_shards
+        from imagenet_rn50.runs.folder import RunFolder
         from imagenet_rn50.training.fit import fit, open_session
         from imagenet_rn50.training.lr_finder import find_lr
         from imagenet_rn50.training.session import make_accelerator
 
-        session, learner = open_session(
-            arguments.hyperparameters,
-            open_shards(
-                arguments.shards,
-                cache=arguments.cache,
-                limit_bytes=int(arguments.cache_gb * 1e9),
-            ),
-            arguments.run,
-            make_accelerator(arguments.run, arguments.trackers),
-            arguments.workers,
-            on_error=arguments.on_error,
-            create=not arguments.find_lr,
-        )
-        if arguments.find_lr:
-            find_lr(session, learner)
-        else:
-            fit(session, learner)
+        accelerator = make_accelerator(arguments.run, arguments.trackers)
+        is_main = accelerator.is_main_process
+        with RunFolder(arguments.run).claimed() if is_main else nullcontext():
+            session, learner = open_session(
+                arguments.hyperparameters,
+                open_shards(
+                    arguments.shards,
+                    cache=arguments.cache,
+                    limit_bytes=int(arguments.cache_gb * 1e9),
+                ),
+                arguments.run,
+                accelerator,
+                arguments.workers,
+                on_error=arguments.on_error,
+                persistence=arguments.persistence,
+                create=not arguments.find_lr,
+            )
+            if arguments.find_lr:
+                find_lr(session, learner)
+            else:
+                fit(session, learner)
 
 
 if __name__ == "__main__":

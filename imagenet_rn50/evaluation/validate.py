@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -62,12 +62,12 @@ def validate(
         pin_memory=device.type == "cuda",
     )
     counts = torch.zeros(4, dtype=torch.float64, device=device)
-    with evaluation_mode(model):
+    # Closed at once: its workers would live on for some seconds, beside those of training.
+    with closing(loader), evaluation_mode(model):
         for moved in on_device(loader, device, data.mean, data.std):
             logits = logits_of(model, moved.pictures)
             counts += count(logits, moved.labels)
             on_batch(moved.host, logits)
-    loader.close()  # its workers would live on for some seconds, beside those of training
     return accuracy_of(reduce(counts), split.num_samples)
 
 

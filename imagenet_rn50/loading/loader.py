@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -28,6 +29,7 @@ from imagenet_rn50.loading.stages import (
 )
 from imagenet_rn50.loading.store import LocalShards, ShardStore
 from imagenet_rn50.loading.transforms import Transform
+from imagenet_rn50.processes import children_without_signals
 from imagenet_rn50.shards.manifest import Split
 
 __all__ = ["Batch", "Loader", "Rates", "Share", "make_loader"]
@@ -103,10 +105,15 @@ class Loader:
         """
         self._start_measuring()
         batches = iter(self.web_loader)
+        forking: AbstractContextManager[None] = (
+            children_without_signals()
+        )  # the first batch starts the workers
         while True:
             asked = perf_counter()
             try:
-                batch: Batch = next(batches)
+                with forking:
+                    batch: Batch = next(batches)
+                forking = nullcontext()
             except StopIteration:
                 return
             except InputError as error:
@@ -124,8 +131,12 @@ class Loader:
         """
         data_loader = self.web_loader.pipeline[0]
         if data_loader._iterator is not None:
+            workers = getattr(data_loader._iterator, "_workers", ())
             data_loader._iterator._shutdown_workers()
             data_loader._iterator = None
+            for worker in workers:
+                if worker.is_alive():  # busy beyond torch's patience, and deaf to its SIGTERM
+                    worker.kill()
 
     def rates(self) -> Rates:
         """Returns how fast the loader was since the last call, or since the pass began."""

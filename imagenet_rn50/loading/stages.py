@@ -9,6 +9,7 @@ container, is what costs, and normalising is the device's.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -23,6 +24,7 @@ from imagenet_rn50.loading.prefetch import Prefetcher
 from imagenet_rn50.loading.reader import SampleError, ShardReader
 from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.loading.transforms import Transform
+from imagenet_rn50.processes import signal_at_death_of_parent
 from imagenet_rn50.shards.manifest import Split
 
 OnError: TypeAlias = Literal["stop", "substitute"]
@@ -120,6 +122,7 @@ class SampleSource:
         number, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         if worker is not None:
             keep_freed_memory()
+            signal_at_death_of_parent(signal.SIGKILL)
         prefetcher = Prefetcher(self.store, self.split, self.order, number, num_workers)
         with ShardReader(self.store, self.split) as reader:
             try:

@@ -1,28 +1,36 @@
 """Checkpoints on disk: folders that are what their manifest says.
 
 RUN/checkpoints/samples-000001437/
-checkpoint.json             progress, whether it was the best, files with bytes and sha256
-model.safetensors  optimizer.bin  random_states_0.pkl ...
+checkpoint.json             progress and what else identifies it, each file's bytes and sha256, and
+                            the sha256 of all that: no bit of any file can change unnoticed
+model.safetensors  optimizer.bin ...
+
+Nothing in a checkpoint is interpreted before its hash is found to be right. What says so may be
+damaged too: then the checkpoint is named, and the one before it taken.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_json, sha256_of_file, sync_folder, write_json
+from imagenet_rn50.files import TEMPORARY_SUFFIX, read_json, sha256_of_file, sync_folder, write_text
 
 MANIFEST = "checkpoint.json"
 _WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
-STATE = "state.json"
-_NAME = re.compile(r"samples-(\d{9,})")
-_KEEP_NEWEST = 2
+DAMAGED_SUFFIX = ".damaged"
+_REPLACED_SUFFIX = ".replaced"
+_NAME = re.compile(rf"samples-(\d{{9,}})({re.escape(_REPLACED_SUFFIX)})?")
+KEEP_LAST = 2
 
 
 @dataclass(frozen=True)
@@ -33,16 +41,39 @@ class Checkpoint:
         folder: Where it is.
         samples_seen: How far the run was.
         is_best: Whether its validation top-1 was the best of its run when it was saved.
+        facts: What else its manifest tells of the run that saved it.
+        files: Bytes and sha256 of each file.
+        digest: SHA-256 of its manifest, which is that of the whole checkpoint.
     """
 
     folder: Path
     samples_seen: int
     is_best: bool
+    facts: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    digest: str = ""
 
     @property
     def weights(self) -> Path:
         """The model's weights, safetensors."""
         return self.folder / _WEIGHTS
+
+    def read(self, name: str) -> bytes:
+        """Returns a file's content, which is what the manifest says at this very moment.
+
+        Raises:
+            InputError: When the file is missing or damaged.
+        """
+        path, expected = self.folder / name, self.files.get(name)
+        if expected is None:
+            raise InputError(f"{self.folder} holds no {name}", found=", ".join(self.files))
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise InputError(f"{path} is missing", expected=f"{expected['bytes']} bytes") from None
+        if hashlib.sha256(content).hexdigest() != expected["sha256"]:
+            raise InputError(f"{path} is damaged", expected=f"sha256 {expected['sha256']}")
+        return content
 
 
 def folder_name(samples_seen: int) -> str:
@@ -50,12 +81,19 @@ def folder_name(samples_seen: int) -> str:
     return f"samples-{samples_seen:09d}"
 
 
+def samples_of(folder: Path) -> int:
+    """Returns the progress that a checkpoint's name tells."""
+    match = _NAME.fullmatch(folder.name)
+    assert match is not None
+    return int(match[1])
+
+
 def checkpoint_folders(checkpoints: Path) -> list[Path]:
     """Returns the folders that are named as checkpoints are, oldest first; others are ignored."""
     if not checkpoints.is_dir():
         return []
     named = [path for path in checkpoints.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(named, key=lambda path: int(path.name.split("-")[1]))
+    return sorted(named, key=lambda path: (samples_of(path), path.suffix != _REPLACED_SUFFIX))
 
 
 def newest_checkpoint(checkpoints: Path, *, best: bool = False) -> Checkpoint | None:
@@ -88,24 +126,27 @@ def verify(folder: Path) -> Checkpoint:
     Raises:
         InputError: When a file is missing, or its size or hash differs.
     """
-    manifest = read_json(folder / MANIFEST)
-    for name, expected in manifest["files"].items():
+    checkpoint = _read_manifest(folder)
+    for name, expected in checkpoint.files.items():
         path = folder / name
         if not path.is_file():
             raise InputError(f"{path} is missing", expected=f"{expected['bytes']} bytes")
         if path.stat().st_size != expected["bytes"] or sha256_of_file(path) != expected["sha256"]:
             raise InputError(f"{path} is damaged", expected=f"sha256 {expected['sha256']}")
-    return Checkpoint(folder, manifest["samples_seen"], manifest["is_best"])
+    return checkpoint
 
 
-def seal(temporary: Path, final: Path, samples_seen: int, *, is_best: bool) -> None:
+def seal(
+    temporary: Path, final: Path, samples_seen: int, *, is_best: bool, **facts: Any
+) -> Checkpoint:
     """Makes a checkpoint of a folder of files: syncs them, writes the manifest, renames.
 
     Args:
         temporary: The folder as it was written.
-        final: The checkpoint's name; what stood there is replaced.
+        final: The checkpoint's name; one that stood there stands until this one does.
         samples_seen: How far the run is.
         is_best: Whether its validation top-1 is the best of the run so far.
+        facts: What else identifies the run and where it stands; JSON.
     """
     files = {}
     for path in sorted(temporary.iterdir()):
@@ -113,23 +154,92 @@ def seal(temporary: Path, final: Path, samples_seen: int, *, is_best: bool) -> N
         os.fsync(descriptor)
         os.close(descriptor)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
-    content = {"samples_seen": samples_seen, "is_best": is_best, "files": files}
-    write_json(temporary / MANIFEST, content)
-    shutil.rmtree(final, ignore_errors=True)
+    content = {"samples_seen": samples_seen, "is_best": is_best, "facts": facts, "files": files}
+    text, digest = _rendered(content)
+    write_text(temporary / MANIFEST, text)
+    sync_folder(temporary)
+    replaced = final.with_name(final.name + _REPLACED_SUFFIX)
+    if final.exists():
+        _remove(replaced)
+        final.rename(replaced)
     temporary.rename(final)
     sync_folder(final.parent)
+    _remove(replaced)
+    return Checkpoint(final, samples_seen, is_best, facts, files, digest)
 
 
-def prune(checkpoints: Path) -> None:
-    """Removes all but the two newest checkpoints and the newest that was the best."""
+def prune(checkpoints: Path, keep_last: int = KEEP_LAST) -> None:
+    """Removes all but the newest checkpoints and the newest that was the best.
+
+    Args:
+        checkpoints: The run's folder of checkpoints; its newest is whole.
+        keep_last: How many of the newest stay.
+    """
     folders = checkpoint_folders(checkpoints)
     best = [folder for folder in folders if _says_best(folder)][-1:]
-    for folder in folders[:-_KEEP_NEWEST]:
+    for folder in folders[:-keep_last]:
         if folder not in best:
-            shutil.rmtree(folder)
+            _remove(folder)
+
+
+def sweep(checkpoints: Path) -> None:
+    """Removes what a kill left half written or half removed."""
+    if checkpoints.is_dir():
+        for path in checkpoints.glob(f"samples-*{TEMPORARY_SUFFIX}"):
+            shutil.rmtree(path)
+
+
+def set_aside(folder: Path) -> None:
+    """Renames a damaged checkpoint, so that it is neither taken nor counted, nor lost."""
+    target = folder.with_name(folder.name + DAMAGED_SUFFIX)
+    if target.exists():
+        shutil.rmtree(target)
+    folder.rename(target)
+
+
+def _read_manifest(folder: Path) -> Checkpoint:
+    """Reads what a checkpoint says of itself.
+
+    Raises:
+        InputError: When it is missing or damaged in any byte.
+    """
+    path = folder / MANIFEST
+    content = read_json(path)
+    try:
+        digest = content.pop("sha256")
+        text, expected = _rendered(content)
+        is_whole = digest == expected and path.read_bytes() == text.encode()
+        is_sound = all(_is_entry(name, entry) for name, entry in content["files"].items())
+        if is_whole and is_sound:
+            return Checkpoint(folder=folder, digest=digest, **content)
+    except (AttributeError, KeyError, TypeError):
+        pass
+    raise InputError(f"{path} is damaged", expected="content that fits its own sha256")
+
+
+def _is_entry(name: str, entry: dict[str, Any]) -> bool:
+    """Says whether a manifest's entry names a file of its own folder, and tells what it must."""
+    return Path(name).name == name and entry.keys() == {"bytes", "sha256"}
+
+
+def _rendered(content: dict[str, Any]) -> tuple[str, str]:
+    """Returns a manifest as text that holds its own SHA-256, and that."""
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps(content | {"sha256": digest}, indent=2) + "\n", digest
+
+
+def _remove(folder: Path) -> None:
+    """Removes a checkpoint, if it is there, so that a kill leaves no half of it under its name."""
+    if folder.exists():
+        doomed = folder.with_name(folder.name + ".removed" + TEMPORARY_SUFFIX)
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
 
 
 def _says_best(folder: Path) -> bool:
     """Returns what the manifest says, without reading the files that it lists."""
-    manifest = folder / MANIFEST
-    return manifest.is_file() and bool(read_json(manifest)["is_best"])
+    try:
+        return _read_manifest(folder).is_best
+    except InputError:
+        return False

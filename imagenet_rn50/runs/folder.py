@@ -12,23 +12,34 @@ RUN/
 
 from __future__ import annotations
 
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.classes import Classes
+from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_json, write_json, write_text
+from imagenet_rn50.files import TEMPORARY_SUFFIX, read_json, write_json, write_text
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.recipe_files import load_recipe
+from imagenet_rn50.runs.continuity import SHARDS, changes_of_recipe, refuse
 from imagenet_rn50.shards.manifest import Manifest
 
 _RECIPE = "recipe.yaml"
 _SHARDS = "shards.json"
+_WAIT_FOR_LOCK_S = 60
 
 
 def _is_foreign(path: Path) -> bool:
     """Says whether a file makes a folder something else than one that a run may begin in."""
-    return not path.name.startswith("lr_finder.")  # which one looks for before the run
+    is_unfinished = path.name in {_SHARDS, CLASSES_FILE} or path.name.endswith(TEMPORARY_SUFFIX)
+    is_before = path.name.startswith("lr_finder.")  # which one looks for before the run
+    return not is_unfinished and not is_before
 
 
 @dataclass(frozen=True)
@@ -64,8 +75,13 @@ class RunFolder:
         """Returns the classes that the run's model tells apart."""
         return Classes.load(self.path)
 
-    def check(self, recipe: Recipe, shards: Path) -> None:
+    def check(self, recipe: Recipe, shards: Path, allowed: tuple[str, ...] = ()) -> None:
         """Makes sure that a run of `recipe` over `shards` may begin or go on here; writes nothing.
+
+        Args:
+            recipe: Hyperparameters.
+            shards: Folder of the shards' manifest.
+            allowed: What may have changed, as --allow-change names it.
 
         Raises:
             InputError: When the folder holds another recipe's run, a run over other shards, or
@@ -80,29 +96,74 @@ class RunFolder:
                     fix="name another folder with --run",
                 )
             return
-        differences = list(self.recipe().differences(recipe))
-        if differences:
-            raise InputError(
-                f"{self.path} already holds the run of another recipe",
-                expected="the recipe in its recipe.yaml",
-                found="; ".join(differences) + "  (there -> asked for)",
-                fix="name another folder with --run, or drop the changes",
-            )
+        refuse(
+            changes_of_recipe(self.recipe(), recipe),
+            allowed,
+            subject=f"{self.path} already holds the run of another recipe",
+        )
         there, digest = read_json(self.path / _SHARDS), Manifest.digest_of(shards)
-        if there["digest"] != digest:
+        if there["digest"] != digest and SHARDS not in allowed:
             raise InputError(
                 f"{self.path} holds a run over other shards",
                 expected=f"the shards of {there['dataset']} with digest {there['digest'][:12]}",
                 found=f"digest {digest[:12]} in {shards}",
-                fix="name those shards, or another folder with --run",
+                fix="name those shards, or another folder with --run, or say that you mean it: "
+                f"--allow-change {SHARDS}",
             )
 
     def create(self, recipe: Recipe, shards: Path, dataset: str, classes: Classes) -> None:
-        """Writes what identifies a run, once; `recipe.yaml` comes last and makes it a run."""
-        if (self.path / _RECIPE).is_file():
+        """Writes what identifies a run, where it is not written yet or was allowed to change.
+
+        `recipe.yaml` comes last and makes it a run.
+        """
+        is_run = (self.path / _RECIPE).is_file()
+        identity = {"dataset": dataset, "digest": Manifest.digest_of(shards)}
+        if is_run and self.recipe() == recipe and read_json(self.path / _SHARDS) == identity:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         classes.save(self.path)
-        digest = Manifest.digest_of(shards)
-        write_json(self.path / _SHARDS, {"dataset": dataset, "digest": digest})
+        write_json(self.path / _SHARDS, identity)
         write_text(self.path / _RECIPE, recipe.to_yaml())
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Makes this process the only one that trains in the folder while the body runs.
+
+        The lock ends with the process, however it ends. One that is just saving after a signal is
+        waited for, a minute at most. The folder is made, and removed if nothing comes into it.
+
+        Raises:
+            InputError: When another process trains there and does not end.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise InputError(f"{self.path} is not a folder", fix="name another one with --run")
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            _lock(descriptor, self.path)
+            yield
+        finally:
+            os.close(descriptor)
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    """Takes the lock of a folder, waiting for who holds it."""
+    for second in range(_WAIT_FOR_LOCK_S + 1):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if second == 0:
+                say(f"another process trains in {path}; waiting until it has ended")
+            time.sleep(1)
+        except OSError:  # a network file system without locks
+            return
+        else:
+            return
+    raise InputError(
+        f"another process trains in {path}",
+        expected="one training process a run folder",
+        found=f"its lock still held after {_WAIT_FOR_LOCK_S} s",
+        fix="stop that process, or name another folder with --run",
+    )

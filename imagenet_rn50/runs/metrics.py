@@ -2,17 +2,23 @@
 
 Each line is one JSON object with a `kind` and the `samples_seen` and `epoch` that it speaks of:
 
-    start        this process began or went on: versions, device, ranks, precision
+    start        this process began or went on: versions, device, ranks, precision; changes, what
+                 was allowed to differ from before; checkpoint, where it went on
     train        since the last such line: mean loss, num_images, images_per_second, seconds, and
                  data_wait, the part of them spent waiting for the loader; learning rate, lr;
-                 substitutions, this rank's damaged samples that others stood in for, if any
+                 substitutions, this rank's damaged samples that others stood in for, if any;
+                 samples_hash, of all sample indices that the run has seen, each at its position
     validation   top1 and top5 in [0, 1], loss, num_images, seconds, is_best; the same with ema_
                  in front for averaged weights, where the recipe keeps them
+    checkpoint   saved, or failed and why; stall_seconds that training stood still for it, seconds
+                 until it was on disk, bytes
+    stop         why this process ended before the run did
 """
 
 from __future__ import annotations
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +28,7 @@ from imagenet_rn50.files import write_text
 
 FILE_NAME = "metrics.jsonl"
 START, TRAIN, VALIDATION = "start", "train", "validation"
+CHECKPOINT, STOP = "checkpoint", "stop"
 
 
 def read_metrics(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
@@ -60,13 +67,20 @@ class Journal:
         run: The run folder.
         samples_seen: Where the run goes on. Lines of steps after that, which a kill left behind
             and which will now be run again, are removed.
+        evaluation_due: Whether it goes on with the evaluation of that very place; what an earlier
+            one left behind is removed.
     """
 
-    def __init__(self, run: Path, samples_seen: int) -> None:
+    def __init__(self, run: Path, samples_seen: int, *, evaluation_due: bool = False) -> None:
         self._run = run
         path = run / FILE_NAME
         if path.is_file():
-            kept = [r for r in read_metrics(run) if r["samples_seen"] <= samples_seen]
+            lines = [r for r in read_metrics(run) if r["samples_seen"] <= samples_seen]
+            kept = [
+                line
+                for line in lines
+                if not (evaluation_due and _is_validation_at(line, samples_seen))
+            ]
             write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
 
@@ -77,6 +91,10 @@ class Journal:
         self._file.write(json.dumps(record | values) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Brings all lines to the disk; may be called from another thread."""
+        os.fsync(self._file.fileno())
+
     def best_score(self) -> float:
         """Returns the best `score` of a validation so far, in [0, 1]; -1 before the first."""
         return max((score(line) for line in read_metrics(self._run, VALIDATION)), default=-1.0)
@@ -84,3 +102,8 @@ class Journal:
     def close(self) -> None:
         """Closes metrics.jsonl."""
         self._file.close()
+
+
+def _is_validation_at(line: dict[str, Any], samples_seen: int) -> bool:
+    """Says whether a line is the validation of a place."""
+    return bool(line["kind"] == VALIDATION and line["samples_seen"] == samples_seen)

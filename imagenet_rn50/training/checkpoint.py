@@ -1,75 +1,92 @@
-"""Saving and restoring the state of all ranks: Accelerate's state, made safe.
+"""What a checkpoint holds: taken to host memory in a moment, written later, read after its hashes.
 
-`Accelerator.save_state` writes file by file into the final folder. Here it writes into a temporary
-one; when all ranks are done, a manifest is added, everything is synced, and the folder gets its
-name by one rename. Only then are older ones pruned. Restoring takes the newest that is whole.
+The files have Accelerate's names and formats, so `accelerator.load_state(folder)` reads them too.
+There is no random state among them: pixels and mixing are drawn from the position in the stream.
+
+Nothing here unpickles freely: weights are safetensors, and the optimizer's state is read by torch's
+`weights_only` unpickler, which makes tensors and plain values and calls nothing else.
 """
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable
+import io
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any, TypeAlias
 
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
-from imagenet_rn50.files import TEMPORARY_SUFFIX
-from imagenet_rn50.runs.checkpoints import (
-    Checkpoint,
-    folder_name,
-    newest_checkpoint,
-    prune,
-    seal,
-)
+from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS
+
+MODEL, OPTIMIZER, SCALER = "model.safetensors", "optimizer.bin", "scaler.pt"
+
+State: TypeAlias = dict[str, Any]
+"""What each file of a checkpoint will hold: tensors in host memory and plain values."""
 
 
-def save(
-    accelerator: Accelerator,
-    checkpoints: Path,
-    samples_seen: int,
-    *,
-    is_best: bool,
-    add_files: Callable[[Path], None],
-) -> None:
-    """Saves model and optimizer under the name of the progress; every rank calls it.
+def take_to_host(value: Any) -> Any:
+    """Returns a copy of tensors in dicts, lists and tuples that training no longer changes.
+
+    From a GPU all copies are begun at once, into page-locked memory, and waited for together.
 
     Args:
-        accelerator: Has prepared what is to be saved.
-        checkpoints: The run's folder of checkpoints.
-        samples_seen: How far the run is.
-        is_best: Whether to keep it, until a better one comes, when older ones are pruned.
-        add_files: Writes into the given folder what belongs to the checkpoint besides; called on
-            the main process.
+        value: A tensor, a container of such, or a plain value.
     """
-    final = checkpoints / folder_name(samples_seen)
-    temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
-    if accelerator.is_main_process:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        add_files(temporary)
-        seal(temporary, final, samples_seen, is_best=is_best)
-        prune(checkpoints)
-    accelerator.wait_for_everyone()
+    copied = _copied(value)
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()
+    return copied
 
 
-def restore(accelerator: Accelerator, checkpoints: Path) -> Checkpoint | None:
-    """Loads the newest whole checkpoint into what the accelerator prepared; every rank calls it.
+def write_state(folder: Path, state: State) -> None:
+    """Writes the files of a checkpoint."""
+    # As Accelerate marks it, and transformers asks for.
+    save_file(_contiguous(state[MODEL]), folder / MODEL, metadata={"format": "pt"})
+    torch.save(state[OPTIMIZER], folder / OPTIMIZER)
+    if SCALER in state:
+        torch.save(state[SCALER], folder / SCALER)
+    if EMA_WEIGHTS in state:
+        tensors, metadata = state[EMA_WEIGHTS]
+        save_file(_contiguous(tensors), folder / EMA_WEIGHTS, metadata=metadata)
 
-    Args:
-        accelerator: Has prepared model and optimizer.
-        checkpoints: The run's folder of checkpoints.
 
-    Returns:
-        What was loaded, equal on all ranks; None, with nothing changed, when there is none.
-    """
-    found = [newest_checkpoint(checkpoints) if accelerator.is_main_process else None]
-    broadcast_object_list(found)  # one rank reads and hashes, all load the same
-    checkpoint = found[0]
-    if checkpoint is not None:
-        accelerator.load_state(str(checkpoint.folder))
-    return checkpoint
+def read_plain(content: bytes) -> Any:
+    """Returns what `torch.save` wrote, if it is nothing but tensors and plain values."""
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def num_bytes(state: State) -> int:
+    """Returns how much memory the tensors of a state take."""
+    return sum(tensor.nbytes for tensor in _tensors(state))
+
+
+def _copied(value: Any) -> Any:
+    """Begins to copy every tensor of nested containers."""
+    if isinstance(value, Tensor):
+        source = value.detach()
+        copy = torch.empty_like(source, device="cpu", pin_memory=source.is_cuda)
+        return copy.copy_(source, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _copied(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(entry) for entry in value)
+    return value
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns tensors as safetensors wants them, channels no longer last."""
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _tensors(value: Any) -> Iterable[Tensor]:
+    """Yields every tensor of nested containers."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for entry in value.values():
+            yield from _tensors(entry)
+    elif isinstance(value, list | tuple):
+        for entry in value:
+            yield from _tensors(entry)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import nn
+from safetensors.torch import load
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS
 
 _NUM_UPDATES = "n_averaged"
 
@@ -35,17 +33,28 @@ class Ema:
         """Takes a step's new weights into the average; the first ones become the average."""
         self._averaged.update_parameters(model)
 
-    def save(self, folder: Path) -> None:
-        """Writes the average into a checkpoint."""
-        state = {name: tensor.contiguous() for name, tensor in self.model.state_dict().items()}
-        counted = {_NUM_UPDATES: str(self._averaged.n_averaged.item())}
-        save_file(state, folder / EMA_WEIGHTS, metadata=counted)
+    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Returns what a checkpoint must hold: the averages, and what else to know of them."""
+        return self.model.state_dict(), {_NUM_UPDATES: str(self._averaged.n_averaged.item())}
 
-    def load(self, folder: Path) -> None:
-        """Takes up the average of a checkpoint."""
-        from safetensors import safe_open
+    def load(self, content: bytes) -> None:
+        """Takes up the average of a checkpoint.
 
-        path = folder / EMA_WEIGHTS
-        self.model.load_state_dict(load_file(path))
-        with safe_open(path, framework="pt") as file:
-            self._averaged.n_averaged.copy_(torch.tensor(int(file.metadata()[_NUM_UPDATES])))
+        Args:
+            content: Its ema.safetensors.
+        """
+        self.model.load_state_dict(load(content))
+        num_updates = int(metadata_of(content)[_NUM_UPDATES])
+        self._averaged.n_averaged.copy_(torch.tensor(num_updates))
+
+    def begin_with(self, model: nn.Module) -> None:
+        """Begins anew with a model's weights."""
+        self.model.load_state_dict(model.state_dict())
+        self._averaged.n_averaged.zero_()
+
+
+def metadata_of(content: bytes) -> dict[str, str]:
+    """Returns the metadata of a safetensors file: a length, then JSON of that length."""
+    length = int.from_bytes(content[:8], "little")
+    metadata: dict[str, str] = json.loads(content[8 : 8 + length])["__metadata__"]
+    return metadata

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from pathlib import Path
+from typing import Any, NoReturn
 
 from accelerate import Accelerator
 from torch import nn
@@ -15,6 +17,7 @@ from imagenet_rn50.files import require_free_space
 from imagenet_rn50.loading.loader import Loader
 from imagenet_rn50.loading.stages import OnError
 from imagenet_rn50.loading.store import ShardStore
+from imagenet_rn50.processes import typed_command
 from imagenet_rn50.recipe import Recipe, flatten
 from imagenet_rn50.runs import metrics
 from imagenet_rn50.runs.checkpoints import newest_checkpoint
@@ -22,15 +25,25 @@ from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import Journal
 from imagenet_rn50.runs.report import bottleneck, draw_plots
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
+from imagenet_rn50.training.interruption import (
+    EXIT_INTERRUPTED,
+    Agreement,
+    Interrupted,
+    Interruption,
+)
 from imagenet_rn50.training.learner import Learner
 from imagenet_rn50.training.meter import Meter
+from imagenet_rn50.training.persistence import DEFAULTS, Persistence
+from imagenet_rn50.training.preemption import listening
 from imagenet_rn50.training.progress import Progress
+from imagenet_rn50.training.saver import Saver
 from imagenet_rn50.training.schedules import concerns, learning_rate
 from imagenet_rn50.training.session import Session, environment
+from imagenet_rn50.training.start import Asked, Start, find_start
 from imagenet_rn50.training.validation import evaluate
 
 _STEPS_PER_LINE = 20  # of metrics.jsonl; reading the loss waits for the device, so not every step
-_CHECKPOINTS_ON_DISK = 4  # two newest, the best, and the one being written
+_CHECKPOINTS_BESIDES = 2  # the newest: the best, and the one being written
 _BYTES_PER_PARAMETER = 8  # weight and momentum, float32
 
 
@@ -42,6 +55,7 @@ def open_session(
     num_workers: int,
     *,
     on_error: OnError = "stop",
+    persistence: Persistence = DEFAULTS,
     create: bool = True,
 ) -> tuple[Session, Learner]:
     """Makes sure that recipe, shards and run folder fit each other, and builds what learns.
@@ -55,81 +69,191 @@ def open_session(
         accelerator: From `make_accelerator`.
         num_workers: Loader processes of each rank.
         on_error: What a damaged sample does: stop the run, or let another one substitute for it.
-        create: Whether the run folder becomes this recipe's run.
+        persistence: How the run is kept, and where it goes on.
+        create: Whether the run folder becomes this recipe's run, and its checkpoint is taken up.
 
     Raises:
         InputError: When they do not fit.
     """
     manifest, classes = Manifest.load(shards.folder), Classes.load(shards.folder)
     splits, folder = (manifest.split(TRAIN), manifest.split(VALIDATION)), RunFolder(run)
-    session = Session(recipe, shards, *splits, folder, accelerator, num_workers, on_error)
-    folder.check(recipe, shards.folder)
+    persistence.check()
+    folder.check(recipe, shards.folder, persistence.allow_change)
+    identity = {"dataset": manifest.dataset, "digest": Manifest.digest_of(shards.folder)}
+    start = Start()
+    if create:
+        asked = Asked(recipe, identity, splits[0].num_samples, accelerator.mixed_precision)
+        start = find_start(accelerator, folder.checkpoints, persistence, asked)
+    session = Session(
+        *(recipe, shards, *splits, folder, accelerator, num_workers, on_error),
+        persistence=persistence,
+        start=start,
+        identity=identity,
+    )
     learner = Learner(session, classes)
+    if start.checkpoint:
+        learner.restore(start.checkpoint)
     if create and accelerator.is_main_process:
-        require_free_space(run, _bytes_of_checkpoints(learner.bare), "checkpoints")
+        num_checkpoints = persistence.keep_last + _CHECKPOINTS_BESIDES
+        num_bytes = num_checkpoints * _bytes_of_checkpoint(learner.bare)
+        require_free_space(run, num_bytes, "checkpoints")
         folder.create(recipe, shards.folder, manifest.dataset, classes)
     accelerator.wait_for_everyone()
     return session, learner
 
 
 def fit(session: Session, learner: Learner) -> None:
-    """Trains until the recipe's epochs are done, going on where the run folder stands.
+    """Trains until the recipe's epochs are done, or until it is told to save and end.
 
     Args:
         session: From `open_session`.
         learner: From `open_session`.
 
     Raises:
-        RuntimeError: When the loss is no longer finite.
+        RuntimeError: When the loss is no longer finite, or the last checkpoint is not saved.
+        SystemExit: With code `EXIT_INTERRUPTED` when it was told to end, 0 when it was to stop at
+            this step; after saving.
     """
     recipe, accelerator, run = session.recipe, session.accelerator, session.folder.path
-    progress = session.progress(learner.restore())
-    if progress.finished:
+    start, plan, is_main = session.start, session.persistence, accelerator.is_main_process
+    progress, evaluation_due = session.progress(start.samples_seen), start.evaluation_due
+    if progress.finished and not evaluation_due:
         accelerator.print(f"{run} is finished: {recipe.epochs} epochs. Nothing to train.")
         return
-    for concern in concerns(recipe):
-        accelerator.print(f"mind the schedule: {concern}")
 
-    journal = Journal(run, progress.samples_seen) if accelerator.is_main_process else None
-    if journal:
-        place = progress.samples_seen, progress.epoch
-        journal.write(metrics.START, *place, **environment(accelerator))
+    journal = _begin(session, progress)
     loader = session.training_loader(progress.samples_seen, progress.total_samples)
     batches = session.on_device(loader)
+    meter = Meter(accelerator.device, accelerator.num_processes, start.samples_hash)
+    with (
+        Interruption(talks=is_main) as interruption,
+        listening(interruption.request, enabled=session.listens),
+        closing(Agreement(accelerator.num_processes)) as agreement,
+        closing(Saver(session, learner, journal)) as saver,
+        closing(loader),
+        _bar(progress, enabled=is_main) as bar,
+    ):
+
+        def heed() -> bool:
+            """Says whether it is time to save. All ranks call it, and all end where any must."""
+            wishes = agreement.exchange(stop=interruption.is_requested, save=saver.is_time())
+            if wishes.stop:
+                raise Interrupted
+            return wishes.save
+
+        try:
+            while evaluation_due or not progress.finished:
+                # At the end of each epoch, even of an earlier process: evaluate, tell, save.
+                if evaluation_due:
+                    is_best = evaluate(learner, session, progress, journal, heed)
+                    evaluation_due = False
+                    saver.save(progress, meter.samples_hash, is_best=is_best)
+                    meter.restart()
+                    continue
+
+                lr = learning_rate(recipe, progress.epoch, learner.plateau.num_cuts)
+                learner.step(batches, lr, meter, samples_seen=progress.samples_seen)
+                evaluation_due = progress.next_epoch_end == progress.after_step().samples_seen
+                progress = progress.after_step()
+                bar.update(recipe.global_batch)
+                is_time = heed() or plan.saves_after(progress.step)
+                if progress.step == plan.stop_at_step:
+                    raise Interrupted
+
+                # Once in a while: read the loss, and save.
+                if meter.num_steps == _STEPS_PER_LINE or evaluation_due or is_time:
+                    _tell(meter, loader, learner, session, progress, bar, journal)
+                    saver.report()
+                if is_time and not evaluation_due:
+                    saver.save(progress, meter.samples_hash)
+        except Interrupted:
+            _tell(meter, loader, learner, session, progress, bar, journal)
+            saver.save(progress, meter.samples_hash, evaluation_due=evaluation_due)
+            _end_early(session, progress, interruption, saver, journal)
+        is_saved = saver.finish()
+    _end(session, journal, is_saved=is_saved)
+
+
+def _begin(session: Session, progress: Progress) -> Journal | None:
+    """Opens the trackers and, on the one rank that writes, the journal; all ranks call it."""
+    recipe, accelerator, start = session.recipe, session.accelerator, session.start
+    for concern in concerns(recipe):
+        accelerator.print(f"mind the schedule: {concern}")
     hyperparameters = {key: str(value) for key, value in flatten(recipe.model_dump())}
     accelerator.init_trackers("imagenet_rn50", config=hyperparameters)
-    meter = Meter(accelerator.device, accelerator.num_processes)
-    with _bar(progress, enabled=accelerator.is_main_process) as bar:
-        while not progress.finished:
-            epoch_end = progress.next_epoch_end
-            lr = learning_rate(recipe, progress.epoch, learner.plateau.num_cuts)
-            learner.step(batches, lr, meter, samples_seen=progress.samples_seen)
-            progress = progress.after_step()
-            bar.update(recipe.global_batch)
+    if not accelerator.is_main_process:
+        return None
+    place = progress.samples_seen, progress.epoch
+    journal = Journal(session.folder.path, place[0], evaluation_due=start.evaluation_due)
+    journal.write(metrics.START, *place, **environment(accelerator), **start.as_dict())
+    return journal
 
-            # Once in a while: read the loss. All ranks take part.
-            if meter.num_steps == _STEPS_PER_LINE or progress.samples_seen == epoch_end:
-                line = _read(meter, loader, session, progress)
-                bar.set_postfix_str(_postfix(line, lr), refresh=False)
-                accelerator.log(line | {"lr": lr}, step=progress.samples_seen)
-                if journal:
-                    place = progress.samples_seen, progress.epoch
-                    journal.write(metrics.TRAIN, *place, lr=lr, **line)
 
-            # At the end of each epoch: evaluate, tell, save. All ranks take part.
-            if progress.samples_seen == epoch_end:
-                is_best = evaluate(learner, session, progress, journal)
-                learner.save(progress.samples_seen, is_best=is_best)
-                meter.restart()
-    loader.close()
+def _tell(
+    meter: Meter,
+    loader: Loader,
+    learner: Learner,
+    session: Session,
+    progress: Progress,
+    bar: tqdm,  # type: ignore[type-arg]
+    journal: Journal | None,
+) -> None:
+    """Reads what happened since the last time and writes it down; all ranks call it."""
+    if not meter.num_steps:
+        return
+    line, lr = _read(meter, loader, session, progress), learner.lr
+    bar.set_postfix_str(_postfix(line, lr), refresh=False)
+    numbers = {key: value for key, value in line.items() if not isinstance(value, str)}
+    session.accelerator.log(numbers | {"lr": lr}, step=progress.samples_seen)
+    if journal:
+        journal.write(metrics.TRAIN, progress.samples_seen, progress.epoch, lr=lr, **line)
+
+
+def _end(session: Session, journal: Journal | None, *, is_saved: bool) -> None:
+    """Draws what a finished run is looked at by; all ranks call it.
+
+    Raises:
+        RuntimeError: When the last checkpoint is not saved.
+    """
     if journal:
         journal.close()
-        draw_plots(run)
-        say(bottleneck(run))
-    accelerator.end_training()
+        draw_plots(session.folder.path)
+        say(bottleneck(session.folder.path))
+    session.accelerator.wait_for_everyone()
+    session.accelerator.end_training()
+    if not is_saved:
+        raise RuntimeError("the last checkpoint could not be saved; the one before it stands")
 
 
-def _read(meter: Meter, loader: Loader, session: Session, progress: Progress) -> dict[str, float]:
+def _end_early(
+    session: Session,
+    progress: Progress,
+    interruption: Interruption,
+    saver: Saver,
+    journal: Journal | None,
+) -> NoReturn:
+    """Ends this process once what was begun is saved, and says how to go on; all ranks call it.
+
+    Raises:
+        SystemExit: Always.
+    """
+    is_planned = progress.step == session.persistence.stop_at_step
+    is_saved = saver.finish()
+    if journal:
+        asked = "a signal to another rank" if not is_planned else f"--stop-at-step {progress.step}"
+        reason = interruption.reason or asked
+        place = progress.samples_seen, progress.epoch
+        journal.write(metrics.STOP, *place, reason=reason, saved=is_saved)
+        journal.sync()
+        what = "saved and ended" if is_saved else "ended, and only the last checkpoint stands:"
+        command = typed_command(without="--stop-at-step" if is_planned else None)
+        say(f"{what} after step {progress.step} ({reason}). To go on:\n  {command}")
+    session.accelerator.wait_for_everyone()  # a rank that ends first would have the others killed
+    session.accelerator.end_training()
+    raise SystemExit(0 if is_planned and is_saved else EXIT_INTERRUPTED)
+
+
+def _read(meter: Meter, loader: Loader, session: Session, progress: Progress) -> dict[str, Any]:
     """Returns what happened since the last reading; all ranks call it.
 
     Raises:
@@ -154,13 +278,12 @@ def _bar(progress: Progress, *, enabled: bool) -> tqdm:  # type: ignore[type-arg
     return progress_bar(total=total, initial=seen, description="train", enabled=enabled)
 
 
-def _postfix(line: dict[str, float], lr: float) -> str:
+def _postfix(line: dict[str, Any], lr: float) -> str:
     """Returns what stands at the end of the bar."""
     text = f"loss {line['loss']:.3f}, lr {lr:.3g}, data wait {line['data_wait']:.0%}"
     return text + (f", {line['gpu_gib']:.1f} GiB" if "gpu_gib" in line else "")
 
 
-def _bytes_of_checkpoints(model: nn.Module) -> int:
-    """Returns the disk space that a run's checkpoints take, roughly."""
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    return _CHECKPOINTS_ON_DISK * _BYTES_PER_PARAMETER * num_parameters
+def _bytes_of_checkpoint(model: nn.Module) -> int:
+    """Returns the disk space that a checkpoint takes, roughly."""
+    return _BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters())

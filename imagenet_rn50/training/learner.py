@@ -5,19 +5,26 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.files import read_json, write_json
+from imagenet_rn50.errors import InputError
 from imagenet_rn50.loading.device import DeviceBatch
 from imagenet_rn50.model import build_model, logits_of
-from imagenet_rn50.runs.checkpoints import STATE
-from imagenet_rn50.training import checkpoint
+from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS, Checkpoint
 from imagenet_rn50.training.batch_norm import RunningStatistics
+from imagenet_rn50.training.checkpoint import (
+    MODEL,
+    OPTIMIZER,
+    SCALER,
+    State,
+    read_plain,
+    take_to_host,
+)
 from imagenet_rn50.training.ema import Ema
 from imagenet_rn50.training.losses import smooth_targets, training_loss
 from imagenet_rn50.training.meter import Meter
@@ -57,6 +64,12 @@ class Learner:
         self.ema = Ema(self.bare, recipe.ema_decay) if recipe.ema_decay else None
         self.plateau = Plateau(recipe)
 
+    @property
+    def lr(self) -> float:
+        """Learning rate of the last step."""
+        rate: float = self.optimizer.param_groups[0]["lr"]
+        return rate
+
     def step(
         self, batches: Iterator[DeviceBatch], lr: float, meter: Meter, *, samples_seen: int
     ) -> None:
@@ -78,7 +91,9 @@ class Learner:
             # Gradients are exchanged once a step, with the last micro batch.
             is_last = turn == self._accumulation - 1
             with nullcontext() if is_last else accelerator.no_sync(self._model):
-                loss = self._loss(batch, self._position(samples_seen, turn))
+                position = self._position(samples_seen, turn)
+                meter.saw(position, batch.host.indices)
+                loss = self._loss(batch, position)
                 accelerator.backward(loss / self._accumulation)
             losses.append(loss.detach())
         if recipe.optimizer.clip_norm is not None:
@@ -91,31 +106,39 @@ class Learner:
             self.ema.update(self.bare)
         meter.after_step(losses, recipe.global_batch, skipped=skipped)
 
-    def save(self, samples_seen: int, *, is_best: bool) -> None:
-        """Saves a checkpoint; every rank calls it."""
-        session = self._session
-        checkpoint.save(
-            session.accelerator,
-            session.folder.checkpoints,
-            samples_seen,
-            is_best=is_best,
-            add_files=self._add_files,
-        )
-
-    def restore(self) -> int:
-        """Takes up the newest whole checkpoint, where there is one; every rank calls it.
-
-        Returns:
-            Its `samples_seen`, or 0.
-        """
-        session = self._session
-        found = checkpoint.restore(session.accelerator, session.folder.checkpoints)
-        if found is None:
-            return 0
+    def capture(self) -> State:
+        """Returns a copy of all that changes, in host memory, for a checkpoint's files."""
+        state: State = {MODEL: self.bare.state_dict(), OPTIMIZER: self.optimizer.state_dict()}
+        if (scaler := self._session.accelerator.scaler) is not None:
+            state[SCALER] = scaler.state_dict()
         if self.ema:
-            self.ema.load(found.folder)
-        self.plateau.load_state_dict(read_json(found.folder / STATE)["plateau"])
-        return found.samples_seen
+            state[EMA_WEIGHTS] = self.ema.state()
+        captured: State = take_to_host(state)
+        return captured
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Takes up a checkpoint; every rank calls it.
+
+        Args:
+            checkpoint: Verified; every file is compared with its hash once more as it is read.
+
+        Raises:
+            InputError: When it is damaged, or is not of this model.
+        """
+        try:
+            self.bare.load_state_dict(load(checkpoint.read(MODEL)))
+        except RuntimeError as error:
+            problem = f"{checkpoint.folder} holds another model's weights"
+            raise InputError(problem, found=str(error)) from None
+        self._restore_optimizer(read_plain(checkpoint.read(OPTIMIZER)))
+        scaler = self._session.accelerator.scaler
+        if scaler is not None and SCALER in checkpoint.files:  # bf16 and float32 save none
+            scaler.load_state_dict(read_plain(checkpoint.read(SCALER)))
+        if self.ema and EMA_WEIGHTS in checkpoint.files:
+            self.ema.load(checkpoint.read(EMA_WEIGHTS))
+        elif self.ema:
+            self.ema.begin_with(self.bare)
+        self.plateau.load_state_dict(checkpoint.facts["plateau"])
 
     def snapshot(self) -> dict[str, Any]:
         """Returns a copy of model and optimizer, for `put_back`."""
@@ -143,8 +166,11 @@ class Learner:
             pictures, targets = mix(pictures, soft, recipe, position)
         return training_loss(logits_of(self._model, pictures), targets, recipe)
 
-    def _add_files(self, folder: Path) -> None:
-        """Writes into a checkpoint what Accelerate does not know of."""
-        if self.ema:
-            self.ema.save(folder)
-        write_json(folder / STATE, {"plateau": self.plateau.state_dict()})
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        """Takes up an optimizer's momenta, but the recipe's own hyperparameters.
+
+        torch would take up those of the checkpoint, and a change that was asked for were lost.
+        """
+        for saved, group in zip(state["param_groups"], self.optimizer.param_groups, strict=True):
+            saved.update({key: value for key, value in group.items() if key != "params"})
+        self.optimizer.load_state_dict(state)

@@ -97,7 +97,7 @@ def find_lr(session: Session, learner: Learner, num_steps: int = NUM_STEPS) -> R
         def step(rate: float) -> float:
             learner.step(batches, rate, meter, samples_seen=next(positions))
             bar.update()
-            return meter.read(session.add_up)["loss"]
+            return float(meter.read(session.add_up)["loss"])
 
         found = ramp(step, num_steps)
     loader.close()

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from imagenet_rn50.evaluation.validate import Reduce
+from imagenet_rn50.training.seen import as_int64, hash_of_samples, wrapped
 
 
 class Meter:
@@ -18,11 +20,17 @@ class Meter:
     Args:
         device: Where the losses are.
         world_size: Number of ranks.
+        samples_hash: Of the samples that the run has seen before.
+
+    Attributes:
+        samples_hash: Of those that it has seen until the last reading, by all ranks.
     """
 
-    def __init__(self, device: torch.device, world_size: int) -> None:
+    def __init__(self, device: torch.device, world_size: int, samples_hash: int = 0) -> None:
         self._device = device
         self._world_size = world_size
+        self.samples_hash = samples_hash
+        self._hash_since = 0
         self.restart()
 
     def restart(self) -> None:
@@ -41,6 +49,10 @@ class Meter:
         yield
         self._waited += time.perf_counter() - began
 
+    def saw(self, position: int, indices: Tensor) -> None:
+        """Notes which samples this rank trains on; `indices` is (B,) int64, on the host."""
+        self._hash_since += hash_of_samples(position, indices)
+
     def after_step(self, losses: list[Tensor], num_images: int, *, skipped: bool) -> None:
         """Adds one optimizer step.
 
@@ -54,7 +66,7 @@ class Meter:
         self.num_steps += 1
         self._num_images += num_images
 
-    def read(self, reduce: Reduce) -> dict[str, float]:
+    def read(self, reduce: Reduce) -> dict[str, Any]:
         """Returns what happened since the last reading; every rank calls it.
 
         Args:
@@ -62,17 +74,22 @@ class Meter:
 
         Returns:
             Mean `loss` over all ranks, nats; `num_images` and `images_per_second`, all ranks
-            together; `data_wait`, part of this rank's time, in [0, 1]; `seconds`; where they are
-            not zero, `skipped_steps` and `gpu_gib`, the peak of this rank's GPU memory.
+            together; `data_wait`, part of this rank's time, in [0, 1]; `seconds`; `samples_hash`,
+            16 hexadecimal digits; where they are not zero, `skipped_steps` and `gpu_gib`, the peak
+            of this rank's GPU memory.
         """
         loss = reduce(self._loss).item() / (self.num_steps * self._world_size)  # waits for device
         seconds = time.perf_counter() - self._began
-        line = {
+        since = torch.tensor(as_int64(wrapped(self._hash_since)), device=self._device)
+        self.samples_hash = wrapped(self.samples_hash + int(reduce(since).item()))
+        self._hash_since = 0
+        line: dict[str, Any] = {
             "loss": loss,
             "num_images": self._num_images,
             "images_per_second": self._num_images / seconds,
             "data_wait": self._waited / seconds,
             "seconds": seconds,
+            "samples_hash": f"{self.samples_hash:016x}",
         }
         if self._num_skipped:
             line["skipped_steps"] = self._num_skipped

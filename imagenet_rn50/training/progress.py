@@ -42,6 +42,11 @@ class Progress:
         return min(self.samples_seen / self.samples_per_epoch, float(self.epochs))
 
     @property
+    def step(self) -> int:
+        """Optimizer steps done, if all were of this global batch."""
+        return self.samples_seen // self.global_batch
+
+    @property
     def finished(self) -> bool:
         """Whether the run is complete."""
         return self.samples_seen >= self.epochs * self.samples_per_epoch

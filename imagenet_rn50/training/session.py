@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,10 @@ from imagenet_rn50.loading.transforms import TrainTransform
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.shards.manifest import Split
+from imagenet_rn50.training.persistence import DEFAULTS, Persistence
+from imagenet_rn50.training.preemption import listens
 from imagenet_rn50.training.progress import Progress
+from imagenet_rn50.training.start import Start
 
 
 def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) -> Accelerator:
@@ -56,6 +59,9 @@ class Session:
         accelerator: From `make_accelerator`.
         num_workers: Loader processes of each rank.
         on_error: What a damaged sample does: stop the run, or let another one substitute for it.
+        persistence: How the run is kept.
+        start: Where this process begins or goes on.
+        identity: Name of the data set and digest of its manifest.
     """
 
     recipe: Recipe
@@ -66,6 +72,14 @@ class Session:
     accelerator: Accelerator
     num_workers: int
     on_error: OnError = "stop"
+    persistence: Persistence = DEFAULTS
+    start: Start = Start()
+    identity: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def listens(self) -> bool:
+        """Whether this rank listens for the notice that its machine will be taken away."""
+        return bool(self.accelerator.is_local_main_process) and listens(self.persistence.spot)
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """Returns the sum of a tensor over all ranks."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from imagenet_rn50.console import say
 from imagenet_rn50.evaluation.metrics import Accuracy
 from imagenet_rn50.evaluation.validate import validate
+from imagenet_rn50.loading.loader import Batch
 from imagenet_rn50.runs import metrics
 from imagenet_rn50.runs.metrics import Journal
 from imagenet_rn50.runs.report import write_logs
@@ -19,7 +21,11 @@ from imagenet_rn50.training.session import Session
 
 
 def evaluate(
-    learner: Learner, session: Session, progress: Progress, journal: Journal | None
+    learner: Learner,
+    session: Session,
+    progress: Progress,
+    journal: Journal | None,
+    between_batches: Callable[[], object],
 ) -> bool:
     """Evaluates after an epoch, tells the plateau rule, and writes it down; all ranks call it.
 
@@ -28,16 +34,18 @@ def evaluate(
         session: What stays the same.
         progress: Where the run stands.
         journal: On the one rank that writes.
+        between_batches: Called by every rank equally often; what it raises ends the evaluation, of
+            which nothing is written down then.
 
     Returns:
         Whether this is the best of the run so far; only the answer of the rank that writes counts.
     """
     began = time.perf_counter()
-    accuracy = _accuracy(learner.bare, session)
+    accuracy = _accuracy(learner.bare, session, between_batches)
     line: dict[str, Any] = accuracy.as_dict()
     told = f"epoch {progress.epoch:.2f}: {accuracy}"
     if learner.ema:
-        averaged = _accuracy(learner.ema.model, session)
+        averaged = _accuracy(learner.ema.model, session, between_batches)
         line |= {f"ema_{key}": value for key, value in averaged.as_dict().items()}
         told += f"; averaged weights: top-1 {averaged.top1:.2%}"
     logged = {f"validation/{key}": value for key, value in line.items()}
@@ -56,18 +64,29 @@ def evaluate(
     return is_best
 
 
-def _accuracy(model: nn.Module, session: Session) -> Accuracy:
+def _accuracy(
+    model: nn.Module, session: Session, between_batches: Callable[[], object]
+) -> Accuracy:
     """Evaluates one set of weights on all ranks together."""
-    accelerator = session.accelerator
+    accelerator, batch = session.accelerator, session.recipe.micro_batch
+    # Ranks differ by one batch; those that all of them have are the last rank's.
+    num_batches = -(-session.validation.num_samples // batch)
+    remaining = iter(range(num_batches // accelerator.num_processes))
+
+    def on_batch(host: Batch, logits: Tensor) -> None:
+        if next(remaining, None) is not None:
+            between_batches()
+
     return validate(
         model,
         session.shards,
         session.validation,
         session.recipe.data,
         device=accelerator.device,
-        batch=session.recipe.micro_batch,
+        batch=batch,
         num_workers=session.num_workers,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
         reduce=session.add_up,
+        on_batch=on_batch,
     )

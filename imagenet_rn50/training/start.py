@@ -1,0 +1,236 @@
+"""Where a run goes on: the newest whole checkpoint, and the proof that it is this run's.
+
+Nothing is taken up that differs from what is asked for, and nothing is destroyed: a damaged
+checkpoint is set aside, and a folder whose checkpoints would be abandoned is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from imagenet_rn50.console import say
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.recipe_files import parse_recipe
+from imagenet_rn50.runs.checkpoints import Checkpoint, checkpoint_folders, set_aside, verify
+from imagenet_rn50.runs.continuity import (
+    LEARNING_RATE,
+    PRECISION,
+    SHARDS,
+    Change,
+    changes_of_recipe,
+    refuse,
+)
+from imagenet_rn50.training.persistence import AUTO, NONE, Persistence
+from imagenet_rn50.training.progress import Progress
+from imagenet_rn50.training.schedules import learning_rate
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run is asked to be; a checkpoint tells the same of the run that saved it.
+
+    Attributes:
+        recipe: Hyperparameters.
+        shards: Name of the data set and digest of its manifest.
+        samples_per_epoch: Size of the training split.
+        mixed_precision: Accelerate's word for it: no, fp16, bf16.
+    """
+
+    recipe: Recipe
+    shards: dict[str, str]
+    samples_per_epoch: int
+    mixed_precision: str
+
+    def learning_rate(self, samples_seen: int, num_cuts: int) -> float:
+        """Returns the rate of the step that follows."""
+        progress = Progress.of(self.recipe, self.samples_per_epoch, samples_seen)
+        return learning_rate(self.recipe, progress.epoch, num_cuts)
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run begins or goes on.
+
+    Attributes:
+        checkpoint: What to take up; None at the very beginning.
+        origin: Digest of the other run's checkpoint that this run began with, if it did.
+        changes: What was allowed to differ.
+    """
+
+    checkpoint: Checkpoint | None = None
+    origin: str | None = None
+    changes: tuple[str, ...] = ()
+
+    @property
+    def samples_seen(self) -> int:
+        """How far the run is."""
+        return self.checkpoint.samples_seen if self.checkpoint else 0
+
+    @property
+    def evaluation_due(self) -> bool:
+        """Whether an epoch has ended that was not evaluated."""
+        return bool(self.checkpoint and self.checkpoint.facts["evaluation_due"])
+
+    @property
+    def samples_hash(self) -> int:
+        """Hash of all samples seen so far."""
+        return int(self.checkpoint.facts["samples_hash"], 16) if self.checkpoint else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns what a journal's start line says of it."""
+        if self.checkpoint is None:
+            return {}
+        return {"checkpoint": self.checkpoint.folder.name, "changes": list(self.changes)}
+
+
+def find_start(
+    accelerator: Accelerator, checkpoints: Path, persistence: Persistence, asked: Asked
+) -> Start:
+    """Finds where to go on; every rank calls it and gets the same answer.
+
+    Args:
+        accelerator: Its main process looks and hashes.
+        checkpoints: The run's folder of checkpoints.
+        persistence: What the user wants.
+        asked: What the run shall be.
+
+    Raises:
+        InputError: When that cannot be, or would not be the same run; on every rank.
+    """
+    found: list[Start | InputError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            found[0] = _find(checkpoints, persistence, asked)
+        except InputError as error:
+            found[0] = error
+    broadcast_object_list(found)
+    if isinstance(found[0], InputError):
+        raise found[0]
+    assert found[0] is not None
+    return found[0]
+
+
+def _find(checkpoints: Path, persistence: Persistence, asked: Asked) -> Start:
+    """Finds where to go on, on one rank."""
+    persistence.check()
+    whole, damaged = _newest(checkpoints)
+    given = persistence.resume
+    if given == NONE:
+        _require_none(checkpoints)
+        return Start()
+    checkpoint, origin = whole, whole.facts.get("origin") if whole else None
+    if given != AUTO:
+        named = _verified(Path(given))
+        if whole is None:
+            checkpoint, origin = named, named.digest
+        elif named.digest not in {whole.digest, origin}:
+            raise InputError(
+                f"{checkpoints} holds checkpoints that do not come from {given}",
+                expected="a run without checkpoints, or one that began with that one",
+                found=f"{whole.folder.name}, which going on from {given} would abandon",
+                fix="name another folder with --run, or leave out --resume",
+            )
+    if checkpoint is None:
+        return Start()
+    changes = _changes(checkpoint, asked, persistence.allow_change)
+    for folder in damaged:
+        set_aside(folder)
+    return Start(checkpoint, origin, tuple(map(str, changes)))
+
+
+def _newest(checkpoints: Path) -> tuple[Checkpoint | None, list[Path]]:
+    """Returns the newest whole checkpoint, and the damaged folders that are newer.
+
+    Raises:
+        InputError: When there are checkpoints and all are damaged.
+    """
+    damaged: list[Path] = []
+    for folder in reversed(checkpoint_folders(checkpoints)):
+        try:
+            return verify(folder), damaged
+        except InputError as error:
+            say(f"passing over a damaged checkpoint: {error}")
+            damaged.append(folder)
+    if damaged:
+        raise InputError(
+            f"every checkpoint in {checkpoints} is damaged",
+            expected="a whole one among them",
+            found=", ".join(folder.name for folder in damaged),
+            fix="begin another run with --run, or move them away to begin anew",
+        )
+    return None, []
+
+
+def _verified(folder: Path) -> Checkpoint:
+    """Verifies a checkpoint that the user named."""
+    if not folder.is_dir():
+        raise InputError(
+            f"--resume {folder}: there is no such folder",
+            expected=f"{AUTO}, {NONE}, or the folder of a checkpoint: RUN/checkpoints/samples-...",
+        )
+    return verify(folder)
+
+
+def _require_none(checkpoints: Path) -> None:
+    """Refuses to begin anew over what is there."""
+    folders = checkpoint_folders(checkpoints)
+    if folders:
+        raise InputError(
+            f"--resume none: {checkpoints} holds checkpoints",
+            expected="a run folder without any, for a run that begins anew",
+            found=", ".join(folder.name for folder in folders),
+            fix="name another folder with --run, or move these away",
+        )
+
+
+def _changes(checkpoint: Checkpoint, asked: Asked, allowed: tuple[str, ...]) -> list[Change]:
+    """Returns what differs between a checkpoint's run and what is asked for, if it may.
+
+    Raises:
+        InputError: With both values of what may not.
+    """
+    facts = _facts(checkpoint)
+    then = parse_recipe(facts["recipe"], source=f"the recipe in {checkpoint.folder}")
+    changes = changes_of_recipe(then, asked.recipe)
+    for key, before, now in (
+        (SHARDS, facts["shards"]["digest"], asked.shards["digest"]),
+        (PRECISION, facts["mixed_precision"], asked.mixed_precision),
+    ):
+        if before != now:
+            changes.append(Change(key, before, now))
+    subject = f"{checkpoint.folder} was saved by a run that differs from what is asked for"
+    refuse(changes, allowed, subject=subject)
+    rate = asked.learning_rate(checkpoint.samples_seen, facts["plateau"]["num_cuts"])
+    if math.isclose(rate, facts["next_lr"], rel_tol=1e-9):
+        return changes
+    other_rate = Change(LEARNING_RATE, facts["next_lr"], rate)
+    if all(change.key == PRECISION for change in changes):  # nothing that was named explains it
+        refuse([other_rate], allowed, subject=subject)
+    return [*changes, other_rate]
+
+
+def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Returns what a checkpoint tells of its run.
+
+    Raises:
+        InputError: When it does not tell enough.
+    """
+    needed = {
+        *("recipe", "shards", "mixed_precision", "next_lr", "plateau"),
+        *("evaluation_due", "samples_hash"),
+    }
+    missing = needed - checkpoint.facts.keys()
+    if missing:
+        raise InputError(
+            f"{checkpoint.folder} does not say what it was saved by",
+            expected=", ".join(sorted(needed)),
+            found=f"no {', '.join(sorted(missing))}",
+        )
+    return checkpoint.facts
