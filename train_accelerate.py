@@ -21,7 +21,7 @@ import tyro
 from pydantic import ValidationError
 
 from imagenet_rn50.errors import InputError, exit_on_input_error
-from imagenet_rn50.processes import launcher_words, signal_at_death_of_parent
+from imagenet_rn50.processes import launcher, signal_at_death_of_parent
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.recipe_files import explain, load_recipe
 from imagenet_rn50.training.persistence import DEFAULTS, Persistence
@@ -81,7 +81,7 @@ def parse(arguments: list[str]) -> Arguments:
 
 def main() -> None:
     """Trains as the command line says."""
-    if launcher_words():
+    if launcher().words:
         signal_at_death_of_parent(signal.SIGTERM)
     with exit_on_input_error():
         arguments = parse(sys.argv[1:])

@@ -9,6 +9,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
@@ -49,14 +51,26 @@ def children_without_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def launcher_words() -> list[str]:
-    """Returns the command line of the launcher that is this process's parent, or nothing."""
-    try:
-        content = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
-    except OSError:
-        return []
-    words = [word.decode(errors="replace") for word in content.split(b"\0")[:-1]]
-    return words if any(Path(word).name in _LAUNCHERS for word in words[:4]) else []
+@dataclass(frozen=True)
+class Launcher:
+    """What started this process, if that was `accelerate launch` or torchrun.
+
+    Attributes:
+        words: Its command line; empty when nothing of the kind is the parent.
+        variables: Variables that choose devices, as it was given them.
+    """
+
+    words: tuple[str, ...]
+    variables: tuple[tuple[str, str], ...]
+
+
+@cache
+def launcher() -> Launcher:
+    """Returns the launcher, as it was at the first call: it may end before this process does."""
+    words = [word for word in _strings(os.getppid(), "cmdline") if word]
+    if not any(Path(word).name in _LAUNCHERS for word in words[:4]):
+        return Launcher((), _telling(_strings(os.getpid(), "environ")))
+    return Launcher(tuple(words), _telling(_strings(os.getppid(), "environ")))
 
 
 def typed_command(without: str | None = None) -> str:
@@ -67,25 +81,29 @@ def typed_command(without: str | None = None) -> str:
     Args:
         without: An option to leave out, with its value: `--stop-at-step`.
     """
-    launcher = launcher_words()
-    words = launcher or [sys.executable, *sys.argv]
+    words = list(launcher().words) or [sys.executable, *sys.argv]
     if Path(words[0]).name.startswith("python"):
         is_script = len(words) > 1 and Path(words[1]).name in _LAUNCHERS
         words = [Path(words[1]).name, *words[2:]] if is_script else ["python", *words[1:]]
     if without:
         words = _without_option(words, without)
-    told = _variables_of(os.getppid() if launcher else os.getpid())
-    return " ".join([f"{name}={shlex.quote(value)}" for name, value in told] + [shlex.join(words)])
+    told = [f"{name}={shlex.quote(value)}" for name, value in launcher().variables]
+    return " ".join([*told, shlex.join(words)])
 
 
-def _variables_of(process: int) -> list[tuple[str, str]]:
-    """Returns the variables that choose devices, as a process was given them."""
+def _strings(process: int, name: str) -> list[str]:
+    """Returns what the kernel tells of a process: its `cmdline` or `environ`; nothing elsewhere."""
     try:
-        content = Path(f"/proc/{process}/environ").read_bytes().decode(errors="replace")
+        content = Path(f"/proc/{process}/{name}").read_bytes()
     except OSError:
         return []
-    pairs = [entry.partition("=")[::2] for entry in content.split("\0")]
-    return [(name, value) for name, value in pairs if name in _TELLING]
+    return content.decode(errors="replace").split("\0")
+
+
+def _telling(environment: list[str]) -> tuple[tuple[str, str], ...]:
+    """Returns the variables that choose devices."""
+    pairs = [entry.partition("=")[::2] for entry in environment]
+    return tuple((name, value) for name, value in pairs if name in _TELLING)
 
 
 def _without_option(words: list[str], option: str) -> list[str]:

@@ -215,14 +215,14 @@ def _end(session: Session, journal: Journal | None, *, is_saved: bool) -> None:
     Raises:
         RuntimeError: When the last checkpoint is not saved.
     """
+    if not is_saved:
+        raise RuntimeError("the last checkpoint could not be saved; the one before it stands")
     if journal:
         journal.close()
         draw_plots(session.folder.path)
         say(bottleneck(session.folder.path))
     session.accelerator.wait_for_everyone()
     session.accelerator.end_training()
-    if not is_saved:
-        raise RuntimeError("the last checkpoint could not be saved; the one before it stands")
 
 
 def _end_early(

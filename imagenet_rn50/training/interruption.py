@@ -19,7 +19,7 @@ import torch
 from torch import distributed
 
 from imagenet_rn50.console import say
-from imagenet_rn50.processes import ENDING_SIGNALS, launcher_words, signal_at_death_of_parent
+from imagenet_rn50.processes import ENDING_SIGNALS, launcher, signal_at_death_of_parent
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 _ECHO_SECONDS = 1.0  # launchers and terminals send the same signal along several ways
@@ -61,13 +61,14 @@ class Interruption:
             say(f"{reason}: saving and ending at the next step. A second signal ends at once.")
 
     def __enter__(self) -> Self:
+        self._parent = os.getppid()
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         self._before = {number: signal.signal(number, _ignore) for number in ENDING_SIGNALS}
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
-        if launcher_words():
+        if launcher().words:
             # A launcher of one process dies of its SIGTERM and tells the trainer nothing.
             signal_at_death_of_parent(signal.SIGUSR1)
         return self
@@ -95,7 +96,9 @@ class Interruption:
                 continue
             if first is None:
                 first = time.monotonic()
-                self.request(f"received {signal.Signals(number).name}")
+                is_orphan = os.getppid() != self._parent
+                name = signal.Signals(number).name
+                self.request("the launcher has ended" if is_orphan else f"received {name}")
             elif number != signal.SIGUSR1 and time.monotonic() - first > _ECHO_SECONDS:
                 os._exit(128 + number)
 

@@ -1,0 +1,180 @@
+"""Trainers that start at once: forked from a process that has imported everything.
+
+They are processes of their own, with their own signals and exit codes, and run the whole script;
+what they do not repeat is the seconds that importing takes.
+"""
+
+import contextlib
+import importlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+
+from imagenet_rn50.runs.checkpoints import checkpoint_folders, newest_checkpoint
+from imagenet_rn50.runs.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 120
+
+
+@dataclass
+class Trainer:
+    """One process that trains."""
+
+    server: "Trainers"
+    pid: int
+    log: Path
+    run: Path
+
+    def send(self, number):
+        os.kill(self.pid, number)
+
+    def kill(self):
+        """Kills it and its loader workers, as a machine that vanishes does."""
+        os.killpg(self.pid, signal.SIGKILL)
+        self.wait()
+
+    def wait(self):
+        """Returns its exit code; minus the signal, where one killed it."""
+        return os.waitstatus_to_exitcode(self.server.ask({"wait": self.pid}))
+
+    def until(self, happened):
+        """Waits until something is so."""
+        wait_until(lambda: happened() or not Path(f"/proc/{self.pid}").exists(), self.said)
+        return self
+
+    def until_trained(self):
+        return self.until(lambda: lines_of(self.run, "train"))
+
+    def said(self):
+        return self.log.read_text(encoding="utf-8")
+
+
+class Trainers:
+    """Starts trainers; a context manager."""
+
+    def __init__(self, folder):
+        self._folder = folder
+        self._count = 0
+
+    def __enter__(self):
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.training.trainers"],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self
+
+    def __exit__(self, *error):
+        self._process.communicate()
+
+    def ask(self, order):
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def start(self, tiny, run, *more, largest_file=None, **environment):
+        """Starts a trainer on the tiny shards and recipe."""
+        self._count += 1
+        log = self._folder / f"trainer-{self._count}.log"
+        log.touch()
+        words = ["train_accelerate.py", "--recipe", str(tiny / "tiny.yaml"), "--run", str(run)]
+        words += ["--shards", str(tiny / "shards"), "--workers", "1", *more]
+        order = {"words": words, "log": str(log), "limit": largest_file}
+        return Trainer(self, self.ask(order | {"environment": environment}), log, run)
+
+    def train(self, tiny, run, *more, code=0, **options):
+        """Lets a trainer run to its end; returns what it said."""
+        trainer = self.start(tiny, run, *more, **options)
+        ended = trainer.wait()
+        assert ended == code, trainer.said()
+        return trainer.said()
+
+
+def lines_of(run, kind):
+    """Returns lines of a run's journal, maybe none yet."""
+    return read_metrics(run, kind) if (run / "metrics.jsonl").is_file() else []
+
+
+def hashes(run):
+    """Returns the SHA-256 of each file of a run's newest checkpoint."""
+    checkpoint = newest_checkpoint(run / "checkpoints")
+    assert checkpoint is not None
+    return {name: entry["sha256"] for name, entry in checkpoint.files.items()}
+
+
+def steps_saved(run):
+    """Returns the progress of each checkpoint of a run."""
+    return [int(folder.name.split("-")[1]) for folder in checkpoint_folders(run / "checkpoints")]
+
+
+def measured(run):
+    """Returns what a run wrote down, apart from what each process tells of itself and its speed."""
+    keys = ("kind", "samples_seen", "lr", "samples_hash", "top1", "loss", "is_best")
+    validations = [{key: line.get(key) for key in keys} for line in read_metrics(run, "validation")]
+    return validations, read_metrics(run, "train")[-1]["samples_hash"]
+
+
+def wait_until(happened, said=lambda: ""):
+    """Waits until something is so, patiently, for the machine may be busy."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < deadline, said()
+        time.sleep(0.005)
+
+
+def _serve():
+    """Forks a trainer for each order on stdin, and tells how those that are asked for ended."""
+    for name in ("matplotlib.figure", "torch.utils.tensorboard", "imagenet_rn50.training.fit"):
+        importlib.import_module(name)
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            _, answer = os.waitpid(order["wait"], 0)
+        else:
+            answer = os.fork()
+            if answer == 0:
+                _be_trainer(order)
+        print(answer, flush=True)
+
+
+def _be_trainer(order):
+    """Runs the script in this process."""
+    import train_accelerate
+
+    os.setsid()
+    log = os.open(order["log"], os.O_WRONLY | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(order["environment"])
+    if order["limit"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
+    sys.argv = order["words"]
+    code = 1
+    try:
+        train_accelerate.main()
+        code = 0
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve()
