@@ -15,6 +15,9 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> Optimizer:
     Convolution and linear weights decay; norms and biases, all parameters of one dimension, do not
     (He et al. 2019, "Bag of Tricks", section 3.1), unless the recipe says so.
 
+    LAMB scales the update of each decayed weight by its norm (You et al. 2020); parameters without
+    decay take Adam's step. timm's form, as "ResNet strikes back" used it.
+
     Args:
         model: The model.
         recipe: Hyperparameters.
@@ -31,6 +34,11 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe) -> Optimizer:
     fused = torch.cuda.is_available()
     if recipe.name == "adamw":
         return AdamW(groups, lr=recipe.lr, betas=recipe.betas, fused=fused)
+    if recipe.name == "lamb":
+        from timm.optim import Lamb  # timm registers all of its models first, which takes seconds
+
+        lamb: Optimizer = Lamb(groups, lr=recipe.lr, betas=recipe.betas)
+        return lamb
     # Plain SGD cannot look ahead without momentum.
     nesterov = recipe.nesterov and recipe.momentum > 0
     return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
