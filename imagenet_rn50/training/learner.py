@@ -52,7 +52,8 @@ class Learner:
         self._statistics = RunningStatistics(
             self.bare, self._accumulation, accelerator.num_processes
         )
-        optimizer = build_optimizer(self.bare, recipe.optimizer)
+        fused = accelerator.device.type == "cuda" and accelerator.scaler is None
+        optimizer = build_optimizer(self.bare, recipe.optimizer, fused=fused)
         self._model, self.optimizer = accelerator.prepare(self.bare, optimizer)
         self.ema = Ema(self.bare, recipe.ema_decay) if recipe.ema_decay else None
         self.plateau = Plateau(recipe)

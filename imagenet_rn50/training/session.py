@@ -112,6 +112,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     return {
         "world_size": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
+        "compile": accelerator.state.dynamo_plugin.backend.value.lower(),
         "device": f"{device.type} ({name})",
         "python": platform.python_version(),
         "versions": {

@@ -206,7 +206,7 @@ def test_optimizer_and_decay_of_each_parameter_are_the_sources(name, resnet50):
     source, recipe = SOURCES[name], load_recipe(name)
     optimizer = build_optimizer(model, recipe.optimizer)
     assert type(optimizer) is (Lamb if name == "a3-100ep" else SGD)
-    decay = {}
+    decay: dict[str, float] = {}
     for group in optimizer.param_groups:
         assert {key: group[key] for key in source.group} == source.group
         decay |= {names[id(p)]: group["weight_decay"] for p in group["params"]}
