@@ -95,6 +95,7 @@ def test_a_compiled_run_goes_on_compiled_or_not(launched, backend, tmp_path, mon
     assert found is not None
     assert learner.restore() == found.samples_seen
     assert isinstance(learner._model, torch._dynamo.OptimizedModule) == (backend == "eager")
+    assert learner.ema is not None
     for model, name in ((learner.bare, "model"), (learner.ema.model, "ema")):
         for key, tensor in load_file(found.folder / f"{name}.safetensors").items():
             assert torch.equal(model.state_dict()[key], tensor)
