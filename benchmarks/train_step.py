@@ -19,50 +19,31 @@ import gc
 import itertools
 import os
 import platform
-import shutil
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Literal
 
 import torch
-import torchvision
 import tyro
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from torch import Tensor, nn
-from torch.nn import functional
 
-from imagenet_rn50.classes import Classes
-from imagenet_rn50.loading.device import DeviceBatch
-from imagenet_rn50.loading.stages import Batch
-from imagenet_rn50.loading.store import LocalShards
-from imagenet_rn50.recipe import DataRecipe, Recipe
-from imagenet_rn50.runs.folder import RunFolder
-from imagenet_rn50.shards.manifest import TRAIN, Manifest
-from imagenet_rn50.training.learner import Learner
-from imagenet_rn50.training.meter import Meter
-from imagenet_rn50.training.schedules import learning_rate
-from imagenet_rn50.training.session import Session, make_accelerator
+from benchmarks.train_step_contenders import (
+    Case,
+    Data,
+    Layout,
+    Mode,
+    Precision,
+    Step,
+    make_session,
+    ours,
+    plain,
+)
+from imagenet_rn50.training.session import Session
 
 ROOT = Path(__file__).parents[1]
-_NUM_CLASSES = 1000
-_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-_LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-_ENDLESS = 10**9  # samples that the loader may be asked for
 _LINE = "{:>4} {:<8} {:<14} {:<5} {:<9} {:>9} {:>9}   {}"
-
-Mode = Literal["eager", "compile"]
-Layout = Literal["channels_last", "contiguous"]
-Precision = Literal["fp32", "bf16", "fp16"]
-Data = Literal["synthetic", "loader"]
-Step = Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -102,23 +83,6 @@ class Arguments:
     """Where the results go, as printed."""
 
 
-@dataclass(frozen=True)
-class Case:
-    """One line of the table."""
-
-    size: int
-    mode: Mode
-    layout: Layout
-    precision: Precision
-    data: Data
-
-    def arrange(self, batches: Iterator[DeviceBatch]) -> Iterator[DeviceBatch]:
-        """Yields the batches in the order of memory that is asked for."""
-        for batch in batches:
-            contiguous = self.layout == "contiguous"
-            yield batch._replace(pictures=batch.pictures.contiguous()) if contiguous else batch
-
-
 def main() -> None:
     """Prints and saves images/s of both, and the ratio of their times, case by case."""
     arguments = for_this_machine(tyro.cli(Arguments))
@@ -141,14 +105,14 @@ def main() -> None:
             continue
         name = (case.size, case.mode, case.layout, case.precision, case.data)
         try:
-            ours, plain = _times(case, arguments)
+            our, their = _times(case, arguments)
         except torch.OutOfMemoryError:
             tell(_LINE.format(*name, "-", "-", "out of memory"))
             continue
-        ratio = [a / b for a, b in zip(ours.costs, plain.costs, strict=True)]
+        ratio = [a / b for a, b in zip(our.costs, their.costs, strict=True)]
         ratios.append(median(ratio))
         spread = f"{median(ratio):.3f}  ({min(ratio):.3f} to {max(ratio):.3f})"
-        speeds = (f"{ours.images_per_second:.1f}", f"{plain.images_per_second:.1f}")
+        speeds = (f"{our.images_per_second:.1f}", f"{their.images_per_second:.1f}")
         tell(_LINE.format(*name, *speeds, spread))
     if ratios:
         tell(
@@ -213,8 +177,8 @@ class Times:
 def _times(case: Case, arguments: Arguments) -> tuple[Times, Times]:
     """Returns what the rounds of ours and of the plain loop cost."""
     with tempfile.TemporaryDirectory() as run:
-        session = _session(case, arguments, Path(run))
-        steps: list[Step] = [_ours(case, session), _plain(case, session)]
+        session = _session_of(case, arguments, Path(run))
+        steps: list[Step] = [ours(case, session), plain(case, session)]
         costs: list[list[float]] = [[], []]
         for turn in range(arguments.rounds + 1):
             for number in (0, 1) if turn % 2 else (1, 0):
@@ -244,103 +208,16 @@ def _cost(step: Step, count: int, device: torch.device) -> float:
     return clock() - began
 
 
-def _session(case: Case, arguments: Arguments, run: Path) -> Session:
-    """Makes the session that training would have, for a launcher that asks for the case."""
-    os.environ["ACCELERATE_MIXED_PRECISION"] = case.precision.replace("fp32", "no")
-    os.environ["ACCELERATE_DYNAMO_BACKEND"] = "INDUCTOR" if case.mode == "compile" else "NO"
-    os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "False"
-    AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator: Accelerator = make_accelerator()
-    recipe = Recipe(
-        global_batch=arguments.batch,
-        micro_batch=arguments.batch,
-        data=DataRecipe(train_size=case.size, shuffle_window=2),
-    )
-    folder = _shards(arguments.photos)
-    split = Manifest.load(folder).split(TRAIN)
-    shards = LocalShards(folder)
-    return Session(recipe, shards, split, split, RunFolder(run), accelerator, arguments.workers)
-
-
-def _shards(photos: Path) -> Path:
-    """Writes some hundred photos as shards, once; with restart markers where that is possible."""
-    kind = "restarts" if shutil.which("jpegtran") else "shards"
-    for words in (["photos", str(photos), "640"], [kind, str(photos)]):
-        command = [sys.executable, "-m", "benchmarks.loader_data", *words]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return photos / kind
-
-
-def _batches(case: Case, session: Session) -> Iterator[DeviceBatch]:
-    """Yields batches as the session gives them to training, with fresh workers for each caller."""
-    if case.data == "loader":
-        return case.arrange(session.on_device(session.training_loader(0, _ENDLESS)))
-    size, number = case.size, session.recipe.micro_batch
-    pictures = torch.randint(0, 256, (number, 3, size, size), dtype=torch.uint8)
-    pictures = pictures.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, _NUM_CLASSES, (number,))
-    if session.accelerator.device.type == "cuda":
-        pictures, labels = pictures.pin_memory(), labels.pin_memory()
-    batch = Batch(pictures, labels, labels, labels >= 0)
-    return case.arrange(session.on_device(itertools.repeat(batch)))
-
-
-def _ours(case: Case, session: Session) -> Step:
-    """Returns our step: `Learner.step` at the rate that the loop would give it."""
-    wnids = tuple(f"n{number:08d}" for number in range(_NUM_CLASSES))
-    learner = Learner(session, Classes(wnids, wnids))
-    if case.layout == "contiguous":
-        learner.bare.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    meter = Meter(session.accelerator.device, session.accelerator.num_processes)
-    batches, positions = _batches(case, session), itertools.count(0, session.recipe.global_batch)
-
-    def step() -> None:
-        position = next(positions)
-        rate = learning_rate(session.recipe, session.progress(position).epoch)
-        learner.step(batches, rate, meter, samples_seen=position)
-
-    return step
-
-
-def _plain(case: Case, session: Session) -> Step:
-    """Returns the step of a plain loop, as torchvision's reference script has it."""
-    device, dtype = session.accelerator.device, _DTYPES[case.precision]
-    theirs: nn.Module = torchvision.models.resnet50()
-    theirs.to(device, memory_format=_LAYOUTS[case.layout]).train()  # type: ignore[call-overload]
-    model: Callable[[Tensor], Tensor]
-    model = torch.compile(theirs) if case.mode == "compile" else theirs
-    scaler = torch.amp.GradScaler(device.type) if case.precision == "fp16" else None
-    fused = device.type == "cuda" and scaler is None
-    optimizer = torch.optim.SGD(
-        theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=fused
-    )
-    batches = _batches(case, session)
-
-    def loss_of(batch: DeviceBatch) -> Tensor:
-        with torch.autocast(device.type, dtype) if dtype else nullcontext():
-            return functional.cross_entropy(
-                model(batch.pictures), batch.labels, label_smoothing=0.1
-            )
-
-    def step() -> None:
-        loss = loss_of(next(batches))
-        if scaler is None:
-            loss.backward()
-            optimizer.step()
-        else:
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step
+def _session_of(case: Case, arguments: Arguments, run: Path) -> Session:
+    """Makes the session of a case."""
+    return make_session(case, arguments.batch, arguments.workers, arguments.photos, run)
 
 
 def _profile(case: Case, arguments: Arguments) -> str:
     """Returns torch.profiler's table of some of our steps."""
     with tempfile.TemporaryDirectory() as run:
-        session = _session(case, arguments, Path(run))
-        step = _ours(case, session)
+        session = _session_of(case, arguments, Path(run))
+        step = ours(case, session)
         _cost(step, 3, session.accelerator.device)
         with torch.profiler.profile() as profiler:
             _cost(step, arguments.steps, session.accelerator.device)

@@ -45,6 +45,7 @@ class Learner:
         self._session = session
         self._num_classes = len(classes)
         self._accumulation = recipe.accumulation(accelerator.num_processes)
+        torch.backends.cudnn.benchmark = True  # few sizes, each often: cuDNN tries its kernels once
         torch.manual_seed(recipe.seed)
         bare: nn.Module = build_model(recipe.model, classes)
         bare.to(memory_format=torch.channels_last)
