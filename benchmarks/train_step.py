@@ -51,7 +51,7 @@ class Arguments:
     """Times training steps of ours and of a plain loop in turn.
 
     What is left out is chosen for the machine: on a GPU everything, in batches of 256; on a CPU
-    what takes minutes, in batches of 8.
+    what takes minutes, in batches of 4.
     """
 
     sizes: tuple[int, ...] = (224, 192, 160)
@@ -133,7 +133,7 @@ def for_this_machine(arguments: Arguments) -> Arguments:
         arguments,
         modes=arguments.modes or modes,
         precisions=arguments.precisions or precisions,
-        batch=arguments.batch or (256 if cuda else 8),
+        batch=arguments.batch or (256 if cuda else 4),
         steps=arguments.steps or (20 if cuda else 1),
     )
 

@@ -121,7 +121,8 @@ def _draw(
     for name, records, key, factor in curves:
         x = [record["epoch"] for record in records]
         y = [record[key] * factor for record in records]
-        axes.plot(x, y, label=name, linewidth=1.5, marker="." if len(x) < 50 else "")
+        style = "--" if name.endswith("EMA") else "-"
+        axes.plot(x, y, style, label=name, linewidth=1.5, marker="." if len(x) < 50 else "")
     axes.set(title=title, xlabel="epoch", ylabel=unit)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

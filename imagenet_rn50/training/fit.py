@@ -97,7 +97,8 @@ def fit(session: Session, learner: Learner) -> None:
     loader = session.training_loader(progress.samples_seen, progress.total_samples)
     batches = session.on_device(loader)
     hyperparameters = {key: str(value) for key, value in flatten(recipe.model_dump())}
-    accelerator.init_trackers("imagenet_rn50", config=hyperparameters)
+    into_run = {"wandb": {"dir": str(run), "group": run.name}}
+    accelerator.init_trackers("imagenet_rn50", config=hyperparameters, init_kwargs=into_run)
     meter = Meter(accelerator.device, accelerator.num_processes)
     with _bar(progress, enabled=accelerator.is_main_process) as bar:
         while not progress.finished:
