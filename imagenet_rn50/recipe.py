@@ -68,7 +68,12 @@ class DataRecipe(_Section):
     flip: Fraction = 0.5
     """Probability of a horizontal flip."""
     auto_augment: Literal["randaugment", "trivialaugment"] | None = None
-    """RandAugment (2 operations of magnitude 9 of 31) or TrivialAugment; None for neither."""
+    """RandAugment (Cubuk et al. 2020) or TrivialAugment (Mueller and Hutter 2021); None for
+    neither."""
+    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = 9
+    """Strength of RandAugment's operations, of at most 30 as torchvision counts them."""
+    randaugment_probability: Fraction = 1.0
+    """Probability of each of RandAugment's two operations."""
     color_jitter: Fraction = 0.0
     """Largest relative change of brightness, contrast and saturation."""
     erasing: Fraction = 0.0
@@ -109,8 +114,8 @@ class DataRecipe(_Section):
 class OptimizerRecipe(_Section):
     """The update rule; norms and biases are never decayed."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    """Update rule."""
+    name: Literal["sgd", "adamw", "lamb"] = "sgd"
+    """Update rule; `lamb` is timm's, which also clips the whole gradient to a norm of 1."""
     lr: Annotated[float, Field(gt=0)] = 0.5
     """Peak learning rate, for the whole global batch."""
     momentum: Fraction = 0.9
@@ -118,7 +123,7 @@ class OptimizerRecipe(_Section):
     nesterov: bool = True
     """Nesterov's form of momentum."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
-    """Decay rates of AdamW's moments."""
+    """Decay rates of the moments of AdamW and LAMB."""
     weight_decay: NotNegative = 1e-4
     """Weight decay of convolution and linear weights."""
     decay_norms_and_biases: bool = False
@@ -175,6 +180,9 @@ class Recipe(_Section):
     """Images in one forward pass: the group that BatchNorm sees, on any number of ranks."""
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     """Softmax cross-entropy, or binary cross-entropy of each class (Wightman et al. 2021)."""
+    bce_threshold: Fraction | None = None
+    """Probability from which `bce` takes a class of a mixed picture for present, as 1, and all
+    others for absent, as 0; None keeps the probabilities."""
     label_smoothing: Fraction = 0.1
     """Probability mass taken from the true class and spread over all (Szegedy et al. 2016)."""
     mixup_alpha: NotNegative = 0.0
@@ -198,6 +206,8 @@ class Recipe(_Section):
                 f"global_batch {self.global_batch} must be a multiple of "
                 f"micro_batch {self.micro_batch}"
             )
+        if self.bce_threshold is not None and self.loss != "bce":
+            raise ValueError("bce_threshold goes with loss bce")
         return self
 
     def accumulation(self, world_size: int) -> int:

@@ -34,6 +34,8 @@ def test_the_defaults_are_resnet_50():
         ({"global_batch": 100, "micro_batch": 64}, "100 must be a multiple of micro_batch 64"),
         ({"schedule": {"name": "step"}}, "step needs them"),
         ({"schedule": {"decay_until": 4.0}}, "decay_until must be later than warmup_epochs"),
+        ({"bce_threshold": 0.2}, "bce_threshold goes with loss bce"),
+        ({"data": {"randaugment_magnitude": 31}}, "less than or equal to 30"),
         ([1, 2], "is not a recipe"),
     ],
 )

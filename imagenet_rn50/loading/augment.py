@@ -46,7 +46,12 @@ def _operations(data: DataRecipe) -> tuple[v2.Transform, ...]:
     """Returns the augmentations of a recipe, in the order of torchvision's reference script."""
     operations: list[v2.Transform] = []
     if data.auto_augment == "randaugment":
-        operations.append(v2.RandAugment(interpolation=v2.InterpolationMode.BILINEAR))
+        one = v2.RandAugment(
+            num_ops=1,
+            magnitude=data.randaugment_magnitude,
+            interpolation=v2.InterpolationMode.BILINEAR,
+        )
+        operations += [v2.RandomApply([one], data.randaugment_probability)] * 2
     elif data.auto_augment == "trivialaugment":
         operations.append(v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR))
     if data.color_jitter:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from imagenet_rn50.figures import new_figure, save_figure
 from imagenet_rn50.files import write_text
-from imagenet_rn50.runs.metrics import TRAIN, VALIDATION, read_metrics
+from imagenet_rn50.runs.metrics import TRAIN, VALIDATION, read_metrics, score
 
-_TABLE_HEAD = """\
-| epoch | train loss | val loss | top-1 | top-5 | lr | images/s | waiting for data |
-|---:|---:|---:|---:|---:|---:|---:|---:|
-"""
+_BEFORE_EMA = ("epoch", "train loss", "val loss", "top-1", "top-5")
+_EMA = ("EMA top-1", "EMA top-5")
+_AFTER_EMA = ("lr", "images/s", "waiting for data")
 
 _DATA_BOUND = 0.1  # part of the time; below it, a faster loader would gain next to nothing
 
@@ -23,7 +23,10 @@ def write_logs(run: Path) -> None:
 
 
 def logs_markdown(run: Path) -> str:
-    """Returns the log that a person reads: one line an epoch."""
+    """Returns the log that a person reads: one line an epoch.
+
+    Where the recipe keeps averaged weights (EMA), they have columns of their own.
+    """
     rows, train, validations = [], [], []
     for record in read_metrics(run):
         if record["kind"] == TRAIN:
@@ -32,28 +35,37 @@ def logs_markdown(run: Path) -> str:
             rows.append(_row(record, train))
             validations.append(record)
             train = []
-    best = max(validations, key=lambda record: float(record["top1"]), default=None)
-    text = f"# {run.name}\n\n" + _TABLE_HEAD + "".join(rows)
+    averaged = any("ema_top1" in record for record in validations)
+    head = (*_BEFORE_EMA, *(_EMA if averaged else ()), *_AFTER_EMA)
+    text = f"# {run.name}\n\n" + _line(head) + "|" + "---:|" * len(head) + "\n" + "".join(rows)
+    best = max(validations, key=score, default=None)
     if best:
         text += (
-            f"\nBest: {best['top1']:.2%} top-1 after epoch {best['epoch']:.2f}, "
-            f"on {best['num_images']} images.\n"
+            f"\nBest: {score(best):.2%} top-1{' of averaged weights' * averaged} after epoch "
+            f"{best['epoch']:.2f}, on {best['num_images']} images.\n"
         )
     return text
+
+
+def _line(cells: Iterable[str]) -> str:
+    """Returns a line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |\n"
 
 
 def _row(validation: dict[str, Any], train: list[dict[str, Any]]) -> str:
     """Returns one epoch's line, from its validation and the training records that led there."""
     cells = [f"{validation['epoch']:.2f}", "", f"{validation['loss']:.4f}"]
-    cells += [f"{validation['top1']:.2%}", f"{validation['top5']:.2%}", "", "", ""]
+    keys = ("top1", "top5", "ema_top1", "ema_top5")
+    cells += [f"{validation[key]:.2%}" for key in keys if key in validation]
+    trained = ["", "", ""]
     if train:
         num_images = sum(record["num_images"] for record in train)
         seconds = sum(record["seconds"] for record in train)
         loss = sum(record["loss"] * record["num_images"] for record in train) / num_images
         waited = sum(record["data_wait"] * record["seconds"] for record in train) / seconds
         cells[1] = f"{loss:.4f}"
-        cells[5:] = [f"{train[-1]['lr']:.3g}", f"{num_images / seconds:.0f}", f"{waited:.0%}"]
-    return "| " + " | ".join(cells) + " |\n"
+        trained = [f"{train[-1]['lr']:.3g}", f"{num_images / seconds:.0f}", f"{waited:.0%}"]
+    return _line(cells + trained)
 
 
 def bottleneck(run: Path) -> str:
@@ -78,10 +90,13 @@ def draw_plots(run: Path) -> list[Path]:
     train, validation = read_metrics(run, TRAIN), read_metrics(run, VALIDATION)
     folder = run / "plots"
     folder.mkdir(exist_ok=True)
+    averaged = [record for record in validation if "ema_top1" in record]
     loss = [("training", train, "loss", 1.0), ("validation", validation, "loss", 1.0)]
-    accuracy = [
-        (name, validation, key, 100.0) for name, key in (("top-1", "top1"), ("top-5", "top5"))
-    ]
+    accuracy = [("top-1", validation, "top1", 100.0), ("top-5", validation, "top5", 100.0)]
+    if averaged:
+        loss.append(("validation, EMA", averaged, "ema_loss", 1.0))
+        accuracy.append(("top-1, EMA", averaged, "ema_top1", 100.0))
+        accuracy.append(("top-5, EMA", averaged, "ema_top5", 100.0))
     rate = [("learning rate", train, "lr", 1.0)]
     speed = [("images/s", train, "images_per_second", 1.0)]
     waiting = [("waiting for data", train, "data_wait", 100.0)]
@@ -106,7 +121,8 @@ def _draw(
     for name, records, key, factor in curves:
         x = [record["epoch"] for record in records]
         y = [record[key] * factor for record in records]
-        axes.plot(x, y, label=name, linewidth=1.5, marker="." if len(x) < 50 else "")
+        style = "--" if name.endswith("EMA") else "-"
+        axes.plot(x, y, style, label=name, linewidth=1.5, marker="." if len(x) < 50 else "")
     axes.set(title=title, xlabel="epoch", ylabel=unit)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)

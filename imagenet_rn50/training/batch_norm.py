@@ -6,9 +6,11 @@ many. Here every global batch moves them exactly once, by the mean over its micr
 
     r  <-  (1 - m) r + m mean(b_1, ..., b_n)
 
-On a rank that runs a micro batches in turn, the momentum of turn i (from 1) is
-(m / a) / (1 - (a - i) m / a), under which the a steps add up to that formula. Over ranks, buffers
-are averaged after each step; the update is linear, so the average is the formula's too.
+On a rank that runs several micro batches in turn, the layers run with momentum 1, so that each
+leaves its own statistics b_i, which are added up; momentum m is applied once, after the step. (A
+momentum that changes from turn to turn would do without the sum, but under torch.compile each value
+of it is another graph to compile.) Over ranks, buffers are averaged after each step; the update is
+linear, so the average is the formula's too.
 """
 
 from __future__ import annotations
@@ -21,43 +23,56 @@ from imagenet_rn50.evaluation.validate import Reduce
 
 
 class RunningStatistics:
-    """The running statistics of a model's BatchNorm layers.
+    """The running statistics of a model's BatchNorm layers, all of one momentum.
 
     Args:
-        model: The bare model, on its device.
+        model: The bare model.
         accumulation: Micro batches that this rank runs in a step.
         world_size: Number of ranks.
     """
 
     def __init__(self, model: nn.Module, accumulation: int, world_size: int) -> None:
         self._layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
-        self._momenta = [layer.momentum or 0.0 for layer in self._layers]
-        self._accumulation = accumulation
-        self._world_size = world_size
+        self._accumulation = accumulation if self._layers else 1
+        self._world_size = world_size if self._layers else 1
+        self._before = self._sum = torch.empty(0)
+        if self._accumulation > 1:
+            (self._momentum,) = {layer.momentum or 0.0 for layer in self._layers}
+            for layer in self._layers:
+                layer.momentum = 1.0
 
     def before_micro_batch(self, turn: int) -> None:
-        """Sets each layer's momentum for a micro batch; `turn` counts from 0 within the step."""
+        """Takes note of the micro batch before; `turn` counts from 0 within the step."""
         if self._accumulation == 1:
             return
-        later = self._accumulation - 1 - turn
-        for layer, momentum in zip(self._layers, self._momenta, strict=True):
-            share = momentum / self._accumulation
-            layer.momentum = share / (1 - later * share)
+        if turn == 0:
+            self._before = self._read()
+            self._sum = torch.zeros_like(self._before)
+        else:
+            self._sum += self._read()
 
     def after_step(self, reduce: Reduce) -> None:
-        """Averages the statistics over the ranks; every rank calls it after every step."""
-        if self._world_size == 1 or not self._layers:
+        """Moves the statistics by one step; every rank calls it after every step."""
+        if self._accumulation == 1 and self._world_size == 1:
             return
+        now = self._read()
+        if self._accumulation > 1:
+            now = self._before.lerp((self._sum + now) / self._accumulation, self._momentum)
+        if self._world_size > 1:
+            now = reduce(now) / self._world_size
+        self._write(now)
+
+    def _buffers(self) -> list[Tensor]:
+        """Returns running means and variances, where they are now."""
         buffers = [b for layer in self._layers for b in (layer.running_mean, layer.running_var)]
-        tensors = [buffer for buffer in buffers if buffer is not None]
-        flat = reduce(torch.cat([tensor.flatten() for tensor in tensors])) / self._world_size
-        parts = torch.split(flat, [tensor.numel() for tensor in tensors])
-        _copy_all(tensors, parts)
+        return [buffer for buffer in buffers if buffer is not None]
 
+    def _read(self) -> Tensor:
+        """Returns a copy of all statistics in one tensor, in one launch on a GPU."""
+        return torch.cat(self._buffers())
 
-@torch.no_grad()
-def _copy_all(targets: list[Tensor], sources: tuple[Tensor, ...]) -> None:
-    """Copies each source into its target, whatever its shape, in one launch on a GPU."""
-    torch._foreach_copy_(
-        targets, [s.view_as(target) for target, s in zip(targets, sources, strict=True)]
-    )
+    @torch.no_grad()
+    def _write(self, values: Tensor) -> None:
+        """Sets all statistics, in one launch on a GPU."""
+        buffers = self._buffers()
+        torch._foreach_copy_(buffers, torch.split(values, [b.numel() for b in buffers]))

@@ -180,11 +180,13 @@ def _begin(session: Session, progress: Progress) -> Journal | None:
     for concern in concerns(recipe):
         accelerator.print(f"mind the schedule: {concern}")
     hyperparameters = {key: str(value) for key, value in flatten(recipe.model_dump())}
-    accelerator.init_trackers("imagenet_rn50", config=hyperparameters)
+    run = session.folder.path
+    into_run = {"wandb": {"dir": str(run), "group": run.name}}
+    accelerator.init_trackers("imagenet_rn50", config=hyperparameters, init_kwargs=into_run)
     if not accelerator.is_main_process:
         return None
     place = progress.samples_seen, progress.epoch
-    journal = Journal(session.folder.path, place[0], evaluation_due=start.evaluation_due)
+    journal = Journal(run, place[0], evaluation_due=start.evaluation_due)
     journal.write(metrics.START, *place, **environment(accelerator), **start.as_dict())
     return journal
 

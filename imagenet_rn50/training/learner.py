@@ -52,6 +52,7 @@ class Learner:
         self._session = session
         self._num_classes = len(classes)
         self._accumulation = recipe.accumulation(accelerator.num_processes)
+        torch.backends.cudnn.benchmark = True  # few sizes, each often: cuDNN tries its kernels once
         torch.manual_seed(recipe.seed)
         bare: nn.Module = build_model(recipe.model, classes)
         bare.to(memory_format=torch.channels_last)
@@ -59,7 +60,8 @@ class Learner:
         self._statistics = RunningStatistics(
             self.bare, self._accumulation, accelerator.num_processes
         )
-        optimizer = build_optimizer(self.bare, recipe.optimizer)
+        fused = accelerator.device.type == "cuda" and accelerator.scaler is None
+        optimizer = build_optimizer(self.bare, recipe.optimizer, fused=fused)
         self._model, self.optimizer = accelerator.prepare(self.bare, optimizer)
         self.ema = Ema(self.bare, recipe.ema_decay) if recipe.ema_decay else None
         self.plateau = Plateau(recipe)

@@ -38,6 +38,8 @@ def training_loss(logits: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:
     if recipe.loss == "bce":
         if targets.ndim == 1:
             targets = smooth_targets(targets, logits.shape[1], recipe.label_smoothing)
+        if recipe.bce_threshold is not None:
+            targets = (targets > recipe.bce_threshold).to(targets.dtype)
         return functional.binary_cross_entropy_with_logits(logits, targets)
     smoothing = recipe.label_smoothing if targets.ndim == 1 else 0.0
     return functional.cross_entropy(logits, targets, label_smoothing=smoothing)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 from torch import Tensor
 
 import imagenet_rn50
+from imagenet_rn50.errors import InputError
 from imagenet_rn50.loading.device import DeviceBatch, on_device
 from imagenet_rn50.loading.loader import Loader, Share, make_loader
 from imagenet_rn50.loading.order import TrainingOrder
@@ -36,7 +38,13 @@ def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) ->
     Args:
         run: Run folder, for trackers that write files.
         trackers: Names of Accelerate's trackers: tensorboard, wandb, trackio.
+
+    Raises:
+        InputError: When a tracker is not installed; Accelerate would go on without it.
     """
+    for name in trackers:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"the tracker {name} is not installed", fix=f"pip install {name}")
     # BatchNorm buffers are kept equal by RunningStatistics, not by copying those of rank 0.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     return Accelerator(
@@ -126,6 +134,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     return {
         "world_size": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
+        "compile": accelerator.state.dynamo_plugin.backend.value.lower(),
         "device": f"{device.type} ({name})",
         "python": platform.python_version(),
         "versions": {

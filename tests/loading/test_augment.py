@@ -54,6 +54,31 @@ def test_an_erased_box_is_as_good_as_zero_for_the_model():
         assert set(channel.unique().tolist()) == {int(255 * mean), 255}
 
 
+def randaugmented(**settings):
+    """A noisy picture, and what RandAugment makes of it for 200 samples."""
+    torch.manual_seed(0)
+    picture = torch.randint(0, 200, (3, 16, 16), dtype=torch.uint8)
+    data = DataRecipe(auto_augment="randaugment", **settings)
+    return picture, [augment(picture, data, augmentation_draws(0, 0, k)) for k in range(200)]
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
+def test_randaugment_takes_each_of_two_operations_with_its_probability(probability):
+    """Of 14 operations one does nothing, so 1 - (1 - 13 / 14 p)^2 of the pictures change."""
+    picture, augmented = randaugmented(randaugment_probability=probability)
+    changed = sum(not torch.equal(one, picture) for one in augmented) / len(augmented)
+    assert changed == pytest.approx(1 - (1 - 13 / 14 * probability) ** 2, abs=0.08)
+
+
+def test_randaugment_changes_pictures_the_more_the_higher_its_magnitude():
+    changes = []
+    for magnitude in (0, 9, 18, 30):
+        picture, augmented = randaugmented(randaugment_magnitude=magnitude)
+        changes.append(sum((a.float() - picture.float()).abs().mean().item() for a in augmented))
+    assert changes == sorted(changes)
+    assert changes[0] < 0.2 * changes[1]
+
+
 def test_without_augmentations_the_picture_itself_comes_back():
     picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
     assert augment(picture, DataRecipe(), augmentation_draws(0, 0, 0)) is picture

@@ -1,11 +1,14 @@
 import pytest
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.figures import save_figure
+from imagenet_rn50.runs import report
 from imagenet_rn50.runs.metrics import TRAIN, VALIDATION, Journal, read_metrics
-from imagenet_rn50.runs.report import draw_plots, logs_markdown
+from imagenet_rn50.runs.report import logs_markdown
 
 
-def write_two_epochs(run):
+def write_two_epochs(run, **averaged):
+    """A run of two epochs; `averaged` is what validation says of averaged weights."""
     journal = Journal(run, 0)
     for epoch, top1 in ((1, 0.5), (2, 0.75)):
         for part, (images, seconds) in enumerate(((30, 1.0), (10, 3.0))):
@@ -20,7 +23,7 @@ def write_two_epochs(run):
                 data_wait=0.5 * part,
                 lr=0.1,
             )
-        values = {"top1": top1, "top5": 1.0, "loss": 1.5, "num_images": 8}
+        values = {"top1": top1, "top5": 1.0, "loss": 1.5, "num_images": 8} | averaged
         journal.write(VALIDATION, epoch * 40, float(epoch), **values)
     return journal
 
@@ -63,7 +66,44 @@ def test_an_epochs_line_weighs_by_images_and_by_seconds(tmp_path):
     assert expected in logs_markdown(tmp_path)
 
 
-def test_plots_are_pictures(tmp_path):
+AVERAGED = {"ema_top1": 0.625, "ema_top5": 0.875, "ema_loss": 1.25}
+
+
+def test_averaged_weights_have_columns_of_their_own_and_name_the_best(tmp_path):
+    write_two_epochs(tmp_path, **AVERAGED).close()
+    text = logs_markdown(tmp_path)
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert "| top-1 | top-5 | EMA top-1 | EMA top-5 | lr |" in text
+    assert "| 75.00% | 100.00% | 62.50% | 87.50% | 0.1 |" in text
+    assert "Best: 62.50% top-1 of averaged weights after epoch 1.00, on 8 images." in text
+
+
+def test_without_averaged_weights_nothing_is_said_of_them(tmp_path):
     write_two_epochs(tmp_path).close()
-    for path in draw_plots(tmp_path):
+    assert "EMA" not in logs_markdown(tmp_path)
+    assert "Best: 75.00% top-1 after epoch 2.00, on 8 images." in logs_markdown(tmp_path)
+
+
+@pytest.mark.parametrize("averaged", [{}, AVERAGED])
+def test_plots_are_pictures_with_a_curve_for_each_series(tmp_path, averaged, monkeypatch):
+    figures = {}
+
+    def keep(figure, path):
+        figures[path.stem] = figure
+        save_figure(figure, path)
+
+    monkeypatch.setattr(report, "save_figure", keep)
+    write_two_epochs(tmp_path, **averaged).close()
+    for path in report.draw_plots(tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")
+    drawn = {
+        (name, line.get_label()): list(line.get_ydata())
+        for name, figure in figures.items()
+        for line in figure.axes[0].lines
+    }
+    assert drawn["accuracy", "top-1"] == [50.0, 75.0]
+    assert drawn["loss", "validation"] == [1.5, 1.5]
+    assert drawn.get(("accuracy", "top-1, EMA"), []) == [62.5, 62.5] * bool(averaged)
+    assert drawn.get(("accuracy", "top-5, EMA"), []) == [87.5, 87.5] * bool(averaged)
+    assert drawn.get(("loss", "validation, EMA"), []) == [1.25, 1.25] * bool(averaged)

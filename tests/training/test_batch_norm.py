@@ -22,19 +22,19 @@ def buffers_after(steps, world_size):
             for number, rank in enumerate(ranks):
                 statistics[number].before_micro_batch(turn)
                 rank(micro_batches[turn * world_size + number])
-        all_reduce(statistics, world_size)
+        all_reduce(statistics)
     return [dict(rank.named_buffers()) for rank in ranks]
 
 
-def all_reduce(statistics, world_size):
+def all_reduce(statistics):
     """Does for models side by side what an all-reduce does for ranks."""
     contributions = []
 
     def contribute(flat):
         contributions.append(flat)
-        return flat * world_size  # averages to what it was
+        return flat
 
-    for rank in statistics:
+    for rank in copy.deepcopy(statistics):  # a rehearsal, to learn what each rank contributes
         rank.after_step(contribute)
     for rank in statistics:
         rank.after_step(lambda _: torch.stack(contributions).sum(0))
@@ -58,6 +58,7 @@ def test_one_global_batch_moves_the_statistics_by_the_mean_over_its_micro_batche
     for turn, batch in enumerate(micro_batches):
         statistics.before_micro_batch(turn)
         model(batch)
+    statistics.after_step(lambda flat: flat)
     expected = 0.1 * torch.stack([batch.mean((0, 2, 3)) for batch in micro_batches]).mean(0)
     torch.testing.assert_close(model[0].running_mean, expected)
 
@@ -72,3 +73,22 @@ def test_a_single_micro_batch_is_plain_batch_norm():
     plain(pictures)
     for ours, theirs in zip(model.buffers(), plain.buffers(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_all_micro_batches_of_a_step_are_one_graph_to_the_compiler():
+    """Dynamo guards on a layer's momentum; after 8 graphs it would fall back to eager silently."""
+    graphs = []
+
+    def count(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    model = model_with_norms()
+    statistics = RunningStatistics(model, accumulation=4, world_size=1)
+    compiled = torch.compile(model, backend=count)
+    for _ in range(2):
+        for turn in range(4):
+            statistics.before_micro_batch(turn)
+            compiled(torch.randn(5, 3, 8, 8))
+        statistics.after_step(lambda flat: flat)
+    assert len(graphs) == 1

@@ -1,5 +1,6 @@
 """Whole runs of the training script, as processes, seen from outside."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_accelerate
 from imagenet_rn50.loading.store import LocalShards
@@ -90,6 +92,25 @@ def test_a_run_leaves_what_its_folder_promises(finished):
     assert all(line["num_images"] == 11 for line in validations)
     last = validations[-1]
     assert f"| {last['top1']:.2%} | {last['top5']:.2%} |" in (finished / "logs.md").read_text()
+
+
+def test_tensorboard_has_what_metrics_jsonl_says(finished):
+    events = EventAccumulator(str(finished / "tensorboard" / "imagenet_rn50")).Reload()
+    tags = [("train", "loss", "loss"), ("train", "lr", "lr")]
+    tags += [("validation", key, f"validation/{key}") for key in ("top1", "top5", "loss")]
+    for kind, key, tag in tags:
+        told = [(line["samples_seen"], line[key]) for line in read_metrics(finished, kind)]
+        logged = [(event.step, event.value) for event in events.Scalars(tag)]
+        assert [step for step, _ in logged] == [step for step, _ in told]
+        assert [value for _, value in logged] == pytest.approx([value for _, value in told])
+
+
+def test_a_tracker_that_is_not_installed_is_named(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    words = command(tiny, tmp_path / "run", "--trackers", "wandb")
+    assert exit_code_of(words, monkeypatch) == 2
+    assert "pip install wandb" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_two_ranks_give_the_weights_of_one_rank_that_accumulates(tiny, finished):

@@ -26,6 +26,19 @@ def test_cross_entropy_is_the_formula_written_out():
     torch.testing.assert_close(training_loss(logits, labels, Recipe(label_smoothing=0.1)), expected)
 
 
+def test_bce_takes_every_class_above_the_threshold_for_present():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4)
+    mixed = torch.tensor([[0.75, 0.25, 0.0, 0.0], [0.1, 0.0, 0.9, 0.0]])
+    present = torch.tensor([[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0]])
+    recipe = Recipe(loss="bce", bce_threshold=0.2)
+    expected = functional.binary_cross_entropy_with_logits(logits, present)
+    torch.testing.assert_close(training_loss(logits, mixed, recipe), expected)
+    labels = torch.tensor([0, 2])
+    alone = functional.binary_cross_entropy_with_logits(logits, torch.eye(4)[labels])
+    torch.testing.assert_close(training_loss(logits, labels, recipe), alone)
+
+
 def test_bce_is_the_formula_written_out():
     torch.manual_seed(0)
     logits, labels = torch.randn(6, 5), torch.randint(0, 5, (6,))

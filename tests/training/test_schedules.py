@@ -1,7 +1,6 @@
 import json
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -104,30 +103,6 @@ def test_a_run_that_stops_before_its_decay_is_said_so_in_words():
     (concern,) = concerns(Recipe(epochs=67, schedule=schedule))
     assert "before its decay does at epoch 250" in concern
     assert list(concerns(Recipe())) == []
-
-
-@pytest.mark.parametrize("epochs", [16, 32, 88])
-def test_ffcvs_recipes_follow_ffcvs_own_line(epochs):
-    recipe = load_recipe(f"rn50-{epochs}ep")
-    peak = 1.7 * recipe.global_batch / 4096
-    for tenth in range(10 * epochs + 1):
-        epoch = tenth / 10
-        theirs = np.interp([epoch], [0, 2, epochs], [1e-4 * peak, peak, 0])[0]
-        assert learning_rate(recipe, epoch) == pytest.approx(theirs, abs=1e-12)
-
-
-def test_the_classic_recipe_is_torchs_step_rule():
-    recipe = load_recipe("classic-90ep")
-    for epoch in range(90):
-        assert learning_rate(recipe, epoch) == pytest.approx(0.1 * 0.1 ** (epoch // 30))
-
-
-def test_nvidias_recipe_is_its_own_cosine():
-    recipe = load_recipe("nvidia-90ep")
-    for epoch in range(90):
-        warm = 2.048 * epoch / 8
-        cosine = 2.048 * 0.5 * (1 + math.cos(math.pi * (epoch - 8) / 82))
-        assert learning_rate(recipe, epoch) == pytest.approx(warm if epoch < 8 else cosine)
 
 
 @pytest.mark.parametrize("name", recipe_names())

@@ -1,0 +1,219 @@
+"""Precision and compilation, really run: bf16, fp16 with its GradScaler, torch.compile."""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.utils import TorchDynamoPlugin
+from safetensors.torch import load_file
+from torch import nn
+
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.loading.device import DeviceBatch
+from imagenet_rn50.loading.store import LocalShards
+from imagenet_rn50.model import build_model, logits_of
+from imagenet_rn50.publishing.export import export
+from imagenet_rn50.recipe import ModelRecipe, OptimizerRecipe, Recipe
+from imagenet_rn50.runs.checkpoints import newest_checkpoint
+from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.runs.metrics import read_metrics
+from imagenet_rn50.training.fit import open_session
+from imagenet_rn50.training.learner import Learner
+from imagenet_rn50.training.meter import Meter
+from imagenet_rn50.training.persistence import Persistence
+from imagenet_rn50.training.session import make_accelerator
+from tests.support import CLASSES, write_recipe, write_shards
+
+ROOT = Path(__file__).parents[2]
+NUM_CLASSES = 5
+WNIDS = tuple(f"n{number:08d}" for number in range(NUM_CLASSES))
+TINY = ModelRecipe(embedding_size=8, hidden_sizes=(8, 8), depths=(1, 1), layer_type="basic")
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """A run in bf16, compiled, that keeps averages: launched as a person would launch it."""
+    folder = tmp_path_factory.mktemp("bf16")
+    write_shards(folder / "shards", train=[8, 6, 7], validation=[6, 5])
+    recipe = write_recipe(folder)
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
+    launcher += ["--config_file", "accelerate_configs/cpu.yaml"]
+    launcher += ["--mixed_precision", "bf16", "--dynamo_backend", "aot_eager"]
+    script = ["train_accelerate.py", "--recipe", str(recipe), "--shards", str(folder / "shards")]
+    script += ["--run", str(folder / "run"), "--workers", "0", "--trackers", "tensorboard"]
+    script += ["--epochs", "12", "--ema-decay", "0.5", "--label-smoothing", "0.0"]
+    script += ["--optimizer.lr", "0.1", "--data.flip", "0.0", "--data.crop-scale", "0.9", "1.0"]
+    done = subprocess.run(
+        [*launcher, *script],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.multiprocess
+def test_bf16_and_compile_are_what_the_launcher_asked_for_and_learn(launched):
+    (start,) = read_metrics(launched / "run", "start")
+    assert (start["mixed_precision"], start["compile"]) == ("bf16", "aot_eager")
+    train = read_metrics(launched / "run", "train")
+    assert train[-1]["loss"] < 0.9 * train[0]["loss"]
+    validation = read_metrics(launched / "run", "validation")
+    assert all(line["loss"] != line["ema_loss"] for line in validation)
+
+
+@pytest.mark.multiprocess
+def test_a_compiled_runs_checkpoint_is_a_plain_one(launched, tmp_path):
+    found = newest_checkpoint(launched / "run" / "checkpoints")
+    assert found is not None
+    plain = build_model(RunFolder(launched / "run").recipe().model, CLASSES).state_dict()
+    for name in ("model.safetensors", "ema.safetensors"):
+        state = load_file(found.folder / name)
+        assert state.keys() == plain.keys()
+        assert {tensor.dtype for tensor in state.values()} <= {torch.float32, torch.int64}
+    export(launched / "run", tmp_path / "exported")
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("backend", ["no", "eager"])
+def test_a_compiled_run_goes_on_compiled_or_not(launched, backend, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    shutil.copytree(launched / "run", tmp_path / "run")
+    accelerator = make_accelerator()
+    monkeypatch.setattr(accelerator.state, "dynamo_plugin", TorchDynamoPlugin(backend=backend))
+    recipe, shards = RunFolder(tmp_path / "run").recipe(), LocalShards(launched / "shards")
+    plan = Persistence(allow_change=("mixed_precision",))
+    run = tmp_path / "run"
+    session, learner = open_session(recipe, shards, run, accelerator, 0, persistence=plan)
+    found = newest_checkpoint(run / "checkpoints")
+    assert found is not None
+    assert session.start.samples_seen == found.samples_seen
+    assert isinstance(learner._model, torch._dynamo.OptimizedModule) == (backend == "eager")
+    assert learner.ema is not None
+    for model, name in ((learner.bare, "model"), (learner.ema.model, "ema")):
+        for key, tensor in load_file(found.folder / f"{name}.safetensors").items():
+            assert torch.equal(model.state_dict()[key], tensor)
+
+
+def learner_of(recipe, accelerator):
+    session = SimpleNamespace(
+        recipe=recipe, accelerator=accelerator, add_up=lambda tensor: tensor, folder=None
+    )
+    return Learner(session, Classes(WNIDS, WNIDS))  # type: ignore[arg-type]
+
+
+def endless_batches(size=4):
+    """The same batch again and again."""
+    torch.manual_seed(1)
+    pictures = torch.randn(size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    labels = torch.randint(0, NUM_CLASSES, (size,))
+    while True:
+        yield DeviceBatch(pictures, labels, None)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def fp16(monkeypatch):
+    """An Accelerator in fp16 with a GradScaler; on a CPU it would quietly stay in fp32."""
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    accelerator = make_accelerator()
+    monkeypatch.setattr(accelerator.state, "_mixed_precision", "fp16")
+    accelerator.native_amp = True
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=1000)
+    return accelerator
+
+
+def tiny_recipe(**optimizer):
+    return Recipe(
+        global_batch=8,
+        micro_batch=4,
+        ema_decay=0.5,
+        model=TINY,
+        optimizer=OptimizerRecipe(weight_decay=0.0, **optimizer),
+    )
+
+
+def test_fp16_computes_in_fp16_and_learns(fp16):
+    learner, meter = learner_of(tiny_recipe(), fp16), Meter(fp16.device, 1)
+    kinds = set()
+    convolution = next(m for m in learner.bare.modules() if isinstance(m, nn.Conv2d))
+    convolution.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
+    losses, batches = [], endless_batches()
+    for _ in range(15):
+        learner.step(batches, 0.05, meter, samples_seen=0)
+        line = meter.read(lambda tensor: tensor)
+        losses.append(line["loss"])
+        assert "skipped_steps" not in line
+    assert kinds == {torch.float16}
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(p.dtype == torch.float32 for p in learner.bare.parameters())
+
+
+def test_an_overflow_changes_nothing_is_counted_and_the_next_steps_are_taken(fp16):
+    fp16.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    learner, meter = learner_of(tiny_recipe(), fp16), Meter(fp16.device, 1)
+    batches = endless_batches()
+    weights = copy.deepcopy(dict(learner.bare.named_parameters()))
+    learner.step(batches, 0.05, meter, samples_seen=0)
+    line = meter.read(lambda tensor: tensor)
+    assert line["skipped_steps"] == 1
+    assert 1.0 < line["loss"] < 3.0  # the loss itself, not scaled
+    assert fp16.scaler.get_scale() == 2.0**39
+    assert learner.optimizer.state_dict()["state"] == {}
+    assert learner.ema._averaged.n_averaged == 0
+    for name, parameter in learner.bare.named_parameters():
+        assert torch.equal(parameter, weights[name])
+    for _ in range(40):
+        learner.step(batches, 0.05, meter, samples_seen=0)
+        if learner.ema._averaged.n_averaged == 2:
+            break
+    assert meter.read(lambda tensor: tensor)["skipped_steps"] > 1
+    for name, tensor in learner.bare.state_dict().items():
+        assert tensor.isfinite().all()
+        assert name not in weights or not torch.equal(tensor, weights[name])
+
+
+def test_gradients_are_clipped_after_they_were_unscaled(fp16):
+    recipe = tiny_recipe(clip_norm=0.01, momentum=0.0)
+    learner, meter = learner_of(recipe, fp16), Meter(fp16.device, 1)
+    before = torch.cat([p.detach().flatten() for p in learner.bare.parameters()])
+    learner.step(endless_batches(), 0.5, meter, samples_seen=0)
+    after = torch.cat([p.detach().flatten() for p in learner.bare.parameters()])
+    assert (after - before).norm().item() == pytest.approx(0.5 * 0.01, rel=1e-2)
+
+
+def test_averaged_weights_are_evaluated_in_mixed_precision_as_themselves(fp16):
+    """Accelerate replaces the model's forward; the average's copy must not call the original's."""
+    learner = learner_of(tiny_recipe(), fp16)
+    last = learner.ema.model.get_submodule("classifier.1")
+    nn.init.zeros_(last.weight)
+    nn.init.constant_(last.bias, 3.0)
+    pictures = next(endless_batches()).pictures
+    logits = logits_of(learner.ema.model, pictures)
+    assert torch.equal(logits, torch.full((4, NUM_CLASSES), 3.0))
+    assert logits.dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_inductor_takes_the_steps_of_eager(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    weights = []
+    for backend in ("no", "inductor"):
+        accelerator = make_accelerator()
+        monkeypatch.setattr(accelerator.state, "dynamo_plugin", TorchDynamoPlugin(backend=backend))
+        learner, batches = learner_of(tiny_recipe(), accelerator), endless_batches()
+        for _ in range(3):
+            learner.step(batches, 0.05, Meter(accelerator.device, 1), samples_seen=0)
+        weights.append(learner.bare.state_dict())
+    eager, compiled = weights
+    assert eager.keys() == compiled.keys()
+    for name, tensor in eager.items():
+        torch.testing.assert_close(compiled[name], tensor, rtol=1e-3, atol=1e-5)
