@@ -84,7 +84,7 @@ def prove_resume(proof: Proof, folder: Path | None) -> bool:
         _train(proof.command(interrupted))
         went_on = read_metrics(interrupted, START)[-1].get("checkpoint", "the very beginning")
         say(f"It went on from {went_on}.\n")
-        return _compare(undisturbed, interrupted)
+        return compare(undisturbed, interrupted)
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def _steps_told(run: Path) -> int:
     return lines[-1]["samples_seen"] // RunFolder(run).recipe().global_batch if lines else 0
 
 
-def _compare(undisturbed: Path, interrupted: Path) -> bool:
+def compare(undisturbed: Path, interrupted: Path) -> bool:
     """Prints what both runs saved, side by side; returns whether it is the same."""
     ours, theirs = _saved(interrupted), _saved(undisturbed)
     say(f"{'':>8}  {'undisturbed':<48}    {'interrupted':<48}")

@@ -6,22 +6,26 @@ import os
 import shutil
 import signal
 import time
+from contextlib import closing
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.loading.store import LocalShards
+from imagenet_rn50.prove_resume import compare
 from imagenet_rn50.recipe_files import load_recipe
-from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint, verify
-from imagenet_rn50.runs.metrics import read_metrics
+from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint, seal, verify
+from imagenet_rn50.runs.metrics import Journal, read_metrics
 from imagenet_rn50.training import fit as fitting
 from imagenet_rn50.training import validation
 from imagenet_rn50.training.interruption import EXIT_INTERRUPTED
 from imagenet_rn50.training.learner import Learner
 from imagenet_rn50.training.persistence import Persistence
+from imagenet_rn50.training.saver import Saver
 from imagenet_rn50.training.session import make_accelerator
 from tests.support import write_recipe, write_shards
 from tests.training.trainers import hashes, measured, steps_saved
@@ -391,8 +395,6 @@ def test_a_pickle_that_would_run_something_is_not_run(tiny, stopped, tmp_path):
         def __reduce__(self):
             return os.system, (f"touch {tmp_path / 'owned'}",)
 
-    from imagenet_rn50.runs.checkpoints import seal
-
     checkpoint = verify(stopped / "checkpoints" / folder_name(40))
     made = tmp_path / "made.partial"
     shutil.copytree(checkpoint.folder, made)
@@ -418,3 +420,66 @@ def test_weights_of_another_model_are_named(tiny, stopped, tmp_path):
     )
     with pytest.raises(InputError, match="another model's weights"):
         learner.restore(lying)
+
+
+def test_the_loss_scale_of_fp16_is_kept_and_begins_anew_after_bf16(tiny, tmp_path):
+    accelerator = make_accelerator()
+    session, learner = fitting.open_session(
+        recipe_of(tiny), LocalShards(tiny / "shards"), tmp_path / "run", accelerator, 0
+    )
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    saver = Saver(session, learner, Journal(tmp_path / "run", 0))
+    with closing(saver):
+        saver.save(session.progress(8), 0)
+        assert saver.finish()
+        accelerator.scaler = None  # bf16
+        learner.restore(verify(session.folder.checkpoints / folder_name(8)))
+        saver.save(session.progress(16), 0)
+        assert saver.finish()
+    assert saver._journal is not None
+    saver._journal.close()
+    for samples_seen, scale in ((8, 512.0), (16, 1024.0)):
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        learner.restore(verify(session.folder.checkpoints / folder_name(samples_seen)))
+        assert accelerator.scaler.get_scale() == scale
+
+
+def test_what_follows_a_save_is_given_it_and_cannot_harm_it(tiny, tmp_path, capsys):
+    session, learner = fitting.open_session(
+        recipe_of(tiny), LocalShards(tiny / "shards"), tmp_path / "run", make_accelerator(), 0
+    )
+    given = []
+
+    def upload(checkpoint):
+        given.append(verify(checkpoint.folder))
+        raise ConnectionError("the bucket is away")
+
+    journal = Journal(tmp_path / "run", 0)
+    with closing(Saver(session, learner, journal, upload)) as saver:
+        saver.save(session.progress(8), 0)
+        assert saver.finish()
+    journal.close()
+    assert [checkpoint.samples_seen for checkpoint in given] == [8]
+    assert "is saved, but then: ConnectionError: the bucket is away" in capsys.readouterr().out
+
+
+def test_the_proof_shows_a_difference(tiny, finished, stopped, tmp_path, capsys):
+    train(tiny, tmp_path / "twin", stop_at_step=5, checkpoint_steps=1, keep_last=3)
+    assert compare(stopped, tmp_path / "twin")
+    assert "to the last bit" in capsys.readouterr().out
+    learner_differs = tmp_path / "differs"
+    train(tiny, learner_differs, stop_at_step=4, checkpoint_steps=1, keep_last=3)
+    weights = verify(learner_differs / "checkpoints" / folder_name(32)).weights
+    state = load_file(weights)
+    state["classifier.1.bias"][0] += 1e-7
+    state_again = learner_differs / "checkpoints" / "made.partial"
+    shutil.copytree(weights.parent, state_again)
+    facts = verify(weights.parent).facts
+    (state_again / "checkpoint.json").unlink()
+    save_file(state, state_again / weights.name)
+    seal(state_again, weights.parent, 32, is_best=False, **facts)
+    train(tiny, learner_differs, stop_at_step=5, checkpoint_steps=1, keep_last=3)
+    assert not compare(stopped, learner_differs)
+    said = capsys.readouterr().out
+    assert said.count("DIFFERENT") == 2
+    assert "The samples and learning rates are the same, the weights are not" in said
