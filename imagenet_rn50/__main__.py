@@ -7,6 +7,8 @@ at once.
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -76,6 +78,35 @@ def schedule(recipe: str, out: Path = Path("schedule.png")) -> None:
     draw_schedule(loaded, Path(recipe).stem, out)
     print(schedule_in_words(loaded))
     print(f"wrote {out}")
+
+
+@app.command(name="prove-resume")
+def prove_resume(
+    recipe: str,
+    shards: str,
+    steps: int = 10,
+    run: Path | None = None,
+    launcher: str = sys.executable,
+    options: str = "",
+) -> None:
+    """Kill a training of yours with kill -9, resume it, and compare it with one left in peace.
+
+    Exit code 1 when they differ. In real processes, with whatever this machine trains on.
+
+    Args:
+        recipe: Name of a recipe, or a YAML file.
+        shards: Folder that shard_imagenet.py wrote, or its address: s3://, https://, hf://.
+        steps: Optimizer steps before the kill, and again after it.
+        run: New folder to leave both runs in; None removes them.
+        launcher: What starts the script: "accelerate launch --config_file ...".
+        options: More options of train_accelerate.py: --options="--workers 4 --optimizer.lr 0.1".
+    """
+    from imagenet_rn50.prove_resume import Proof
+    from imagenet_rn50.prove_resume import prove_resume as prove
+
+    words, more = tuple(shlex.split(launcher)), tuple(shlex.split(options))
+    if not prove(Proof(recipe, shards, steps, words, more), run):
+        raise SystemExit(1)
 
 
 @app.command

@@ -10,6 +10,7 @@ Nothing here unpickles freely: weights are safetensors, and the optimizer's stat
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from imagenet_rn50.errors import InputError
 from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS
 
 MODEL, OPTIMIZER, SCALER = "model.safetensors", "optimizer.bin", "scaler.pt"
@@ -53,8 +55,18 @@ def write_state(folder: Path, state: State) -> None:
 
 
 def read_plain(content: bytes) -> Any:
-    """Returns what `torch.save` wrote, if it is nothing but tensors and plain values."""
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    """Returns what `torch.save` wrote, if it is nothing but tensors and plain values.
+
+    Raises:
+        InputError: When it is anything else; nothing of it is called.
+    """
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            "a checkpoint's state holds something else than tensors and plain values",
+            found=str(error).partition("\n")[0],
+        ) from None
 
 
 def num_bytes(state: State) -> int:

@@ -247,6 +247,7 @@ def _end_early(
         place = progress.samples_seen, progress.epoch
         journal.write(metrics.STOP, *place, reason=reason, saved=is_saved)
         journal.sync()
+        journal.close()
         what = "saved and ended" if is_saved else "ended, and only the last checkpoint stands:"
         command = typed_command(without="--stop-at-step" if is_planned else None)
         say(f"{what} after step {progress.step} ({reason}). To go on:\n  {command}")

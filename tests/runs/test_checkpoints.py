@@ -1,11 +1,15 @@
-import pytest
+from pathlib import Path
 
-from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint, prune, seal
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint, prune, seal, sweep
 
 
 def save(checkpoints, samples_seen, *, is_best=False):
     temporary = checkpoints / f"{samples_seen}.partial"
-    temporary.mkdir(parents=True)
+    temporary.mkdir(parents=True, exist_ok=True)
     (temporary / "model.safetensors").write_bytes(b"weights %d" % samples_seen)
     (temporary / "optimizer.bin").write_bytes(b"momentum %d" % samples_seen)
     seal(temporary, checkpoints / folder_name(samples_seen), samples_seen, is_best=is_best)
@@ -53,3 +57,56 @@ def test_any_damage_to_any_file_makes_the_one_before_the_newest(tmp_path, name, 
     assert newest is not None
     assert newest.samples_seen == 10
     assert "damaged" in capsys.readouterr().out
+
+
+@given(st.data())
+def test_no_bit_of_a_manifest_can_change_unnoticed(tmp_path_factory, data):
+    checkpoints = tmp_path_factory.mktemp("checkpoints")
+    save(checkpoints, 20, is_best=True)
+    path = checkpoints / folder_name(20) / "checkpoint.json"
+    content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    if data.draw(st.booleans()):
+        content[place] ^= 1 << data.draw(st.integers(0, 7))
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[:place])
+    assert newest_checkpoint(checkpoints) is None
+
+
+def test_one_of_the_same_place_is_replaced_and_stands_until_then(tmp_path, monkeypatch):
+    save(tmp_path, 20)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(folder, target):
+        if target.name == folder_name(20):
+            raise Killed
+        return plain(folder, target)
+
+    plain = Path.rename
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(Killed):
+        save(tmp_path, 20, is_best=True)
+    monkeypatch.undo()
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert (newest.samples_seen, newest.is_best) == (20, False)
+    sweep(tmp_path)
+    save(tmp_path, 20, is_best=True)
+    prune(tmp_path, keep_last=1)
+    newest = newest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.is_best
+    assert [path.name for path in tmp_path.iterdir()] == [folder_name(20)]
+
+
+def test_what_a_kill_left_half_written_or_half_removed_is_swept(tmp_path):
+    save(tmp_path, 10)
+    for name in ("samples-000000020.partial", "samples-000000005.removed.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    (tmp_path / "notes.partial").mkdir()
+    sweep(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {folder_name(10), "notes.partial"}

@@ -32,6 +32,7 @@ class Trainer:
     pid: int
     log: Path
     run: Path
+    num_before: int
 
     def send(self, number):
         os.kill(self.pid, number)
@@ -51,7 +52,8 @@ class Trainer:
         return self
 
     def until_trained(self):
-        return self.until(lambda: lines_of(self.run, "train"))
+        """Waits for a line about this trainer's own steps."""
+        return self.until(lambda: len(lines_of(self.run, "train")) > self.num_before)
 
     def said(self):
         return self.log.read_text(encoding="utf-8")
@@ -93,7 +95,9 @@ class Trainers:
         words = ["train_accelerate.py", "--recipe", str(tiny / "tiny.yaml"), "--run", str(run)]
         words += ["--shards", str(tiny / "shards"), "--workers", "1", *more]
         order = {"words": words, "log": str(log), "limit": largest_file}
-        return Trainer(self, self.ask(order | {"environment": environment}), log, run)
+        num_before = len(lines_of(run, "train"))
+        pid = self.ask(order | {"environment": environment})
+        return Trainer(self, pid, log, run, num_before)
 
     def train(self, tiny, run, *more, code=0, **options):
         """Lets a trainer run to its end; returns what it said."""

@@ -1,0 +1,158 @@
+"""How long training stands still for a checkpoint, and what it costs ranks to agree on one.
+
+    python -m benchmarks.checkpoint_stall
+
+A ResNet-50 with momenta and averaged weights is saved again and again, in turn as training does it
+(copied to host memory, then written, hashed and synced by a thread) and all at once. Between the
+saves a loop takes steps of a fixed length, so that what the thread takes from it shows, too. Then
+two processes agree after each step, as ranks do.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+import tyro
+from torch import distributed, multiprocessing
+
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.runs.checkpoints import folder_name, seal
+from imagenet_rn50.training.checkpoint import num_bytes, write_state
+from imagenet_rn50.training.interruption import Agreement
+from imagenet_rn50.training.learner import Learner
+from imagenet_rn50.training.session import make_accelerator
+
+_NUM_CLASSES = 1000
+_STEP_SECONDS = 0.1  # of one GPU at about 2,500 images/s and 256 images in a step
+_NUM_STEPS = 30
+_NUM_EXCHANGES = 200
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Times saves of a ResNet-50."""
+
+    rounds: int = 5
+    """Saves of each kind."""
+    folder: Path | None = None
+    """Where to save; None: the system's temporary folder."""
+
+
+def main() -> None:
+    """Prints medians and the slowest of each."""
+    arguments = tyro.cli(Arguments)
+    torch.set_num_threads(1)
+    learner = _learner()
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+        _time_saves(learner, Path(name), arguments.rounds)
+    _time_agreement()
+
+
+def _time_saves(learner: Learner, folder: Path, rounds: int) -> None:
+    """Prints what a save costs the loop, either way."""
+    stalls: list[float] = []
+    whole: list[float] = []
+    beside: list[float] = []
+    alone = _steps()
+    state = learner.capture()
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        for turn in range(rounds):
+            began = time.perf_counter()
+            state = learner.capture()
+            stalls.append(time.perf_counter() - began)
+            writing = thread.submit(_write, state, folder, 2 * turn)
+            beside += _steps(writing.done)
+            writing.result()
+
+            began = time.perf_counter()
+            _write(learner.capture(), folder, 2 * turn + 1)
+            whole.append(time.perf_counter() - began)
+    print(f"a ResNet-50 with momenta and averaged weights: {num_bytes(state) / 1e6:.0f} MB, CPU")
+    _print("training stands still, copying", stalls)
+    _print("training would stand still, writing", whole)
+    _print("a step, nothing else going on", alone)
+    _print("a step while a thread writes", beside or [float("nan")])
+
+
+def _write(state: dict[str, Any], folder: Path, number: int) -> None:
+    """Writes, hashes and syncs a checkpoint."""
+    final = folder / folder_name(number)
+    temporary = final.with_suffix(".partial")
+    temporary.mkdir()
+    write_state(temporary, state)
+    seal(temporary, final, number, is_best=False)
+
+
+def _steps(until: Callable[[], bool] | None = None) -> list[float]:
+    """Takes steps that wait for a device and then do some Python; returns the seconds of each."""
+    seconds: list[float] = []
+    while not until() if until else len(seconds) < _NUM_STEPS:
+        began = time.perf_counter()
+        time.sleep(_STEP_SECONDS)
+        sum(range(10_000))
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def _learner() -> Learner:
+    """Makes a ResNet-50 that has taken a step, so that its momenta are there."""
+    session = SimpleNamespace(recipe=Recipe(ema_decay=0.999), accelerator=make_accelerator())
+    wnids = tuple(f"n{number:08d}" for number in range(_NUM_CLASSES))
+    learner = Learner(session, Classes(wnids, wnids))  # type: ignore[arg-type]
+    for parameter in learner.bare.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    learner.optimizer.step()
+    return learner
+
+
+def _time_agreement() -> None:
+    """Prints what agreeing costs two processes after each step."""
+    with tempfile.TemporaryDirectory() as name:
+        context = multiprocessing.get_context("spawn")
+        queue = context.SimpleQueue()
+        address = f"file://{name}/meeting"
+        ranks = [context.Process(target=_agree, args=(r, address, queue)) for r in range(2)]
+        for rank in ranks:
+            rank.start()
+        seconds = queue.get()
+        for rank in ranks:
+            rank.join()
+    _print("agreeing, of two processes, a step", seconds)
+    share = statistics.median(seconds) / _STEP_SECONDS
+    print(f"that is {share:.3%} of a step of {_STEP_SECONDS:g} s")
+
+
+def _agree(rank: int, address: str, queue: Any) -> None:
+    """Is one rank."""
+    distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    agreement, seconds = Agreement(2), []
+    for _ in range(_NUM_EXCHANGES):
+        time.sleep(_STEP_SECONDS / 10)
+        began = time.perf_counter()
+        agreement.exchange(stop=False)
+        seconds.append(time.perf_counter() - began)
+    agreement.close()
+    if rank == 0:
+        queue.put(seconds)
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def _print(what: str, seconds: list[float]) -> None:
+    """Prints a median and the slowest."""
+    median, slowest = statistics.median(seconds), max(seconds)
+    print(f"{what:<36} {1e3 * median:9.2f} ms (median), {1e3 * slowest:9.2f} ms (slowest)")
+
+
+if __name__ == "__main__":
+    main()
