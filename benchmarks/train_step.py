@@ -147,6 +147,7 @@ def _title(arguments: Arguments, *, cuda: bool) -> str:
         clock = "CPU time"
     return (
         f"{machine}, torch {torch.__version__}, ResNet-50, batch {arguments.batch}\n"
+        f"load of the machine before the first round: {os.getloadavg()[0]:.1f}\n"
         f"images/s: median of {arguments.rounds} rounds of {arguments.steps} steps, by {clock}; "
         "ours / plain: ratio of it, median and range over the rounds"
     )

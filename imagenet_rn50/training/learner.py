@@ -143,15 +143,20 @@ class Learner:
         self.plateau.load_state_dict(checkpoint.facts["plateau"])
 
     def snapshot(self) -> dict[str, Any]:
-        """Returns a copy of model and optimizer, for `put_back`."""
+        """Returns a copy of model, optimizer and average, for `put_back`."""
         return copy.deepcopy(
-            {"model": self.bare.state_dict(), "optimizer": self.optimizer.state_dict()}
+            {
+                "model": self.bare.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "ema": self.ema,
+            }
         )
 
     def put_back(self, before: dict[str, Any]) -> None:
-        """Makes model and optimizer what they were when `before` was taken."""
+        """Makes model, optimizer and average what they were when `before` was taken."""
         self.bare.load_state_dict(before["model"])
         self.optimizer.load_state_dict(before["optimizer"])
+        self.ema = before["ema"]
 
     def _position(self, samples_seen: int, turn: int) -> int:
         """Returns where this rank's micro batch of a turn begins in the training stream."""

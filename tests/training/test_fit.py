@@ -75,6 +75,18 @@ def train(launcher, tiny, run, *more):
     return done.stdout
 
 
+def train_here(monkeypatch, tiny, run, *more):
+    """Trains in this process, on one thread as `train` does; starting a new one takes seconds."""
+    monkeypatch.setattr(sys, "argv", command(tiny, run, *more))
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train_accelerate.main()
+    finally:
+        torch.set_num_threads(num_threads)
+
+
 def weights(run):
     checkpoint = newest_checkpoint(run / "checkpoints")
     assert checkpoint is not None
@@ -113,16 +125,26 @@ def test_a_tracker_that_is_not_installed_is_named(tiny, tmp_path, monkeypatch, c
     assert not (tmp_path / "run").exists()
 
 
-def test_two_ranks_give_the_weights_of_one_rank_that_accumulates(tiny, finished):
-    run = tiny / "two-ranks"
-    train(TWO_RANKS, tiny, run)
+def test_two_ranks_give_the_weights_of_one_rank_that_accumulates(tiny, tmp_path, monkeypatch):
+    train_here(monkeypatch, tiny, tmp_path / "one-rank", "--epochs", "8")
+    run = tmp_path / "two-ranks"
+    train(TWO_RANKS, tiny, run, "--epochs", "8")
     assert read_metrics(run, "start")[0]["world_size"] == 2
-    ours, alone = weights(run), weights(finished)
+    assert read_metrics(run)[-1]["samples_seen"] == 21 * 8  # 21 steps
+    ours, alone = weights(run), weights(tmp_path / "one-rank")
     assert ours.keys() == alone.keys()
     for name, tensor in alone.items():
         if "num_batches_tracked" not in name:  # counts a rank's micro batches; nothing reads it
             torch.testing.assert_close(ours[name], tensor, rtol=1e-5, atol=1e-5)
     assert read_metrics(run, "validation")[-1]["num_images"] == 11
+
+
+@pytest.mark.parametrize("num_workers", ["0", "2"])
+def test_the_number_of_workers_changes_nothing(tiny, finished, num_workers, tmp_path, monkeypatch):
+    train_here(monkeypatch, tiny, tmp_path / "run", "--workers", num_workers)
+    ours, one_worker = weights(tmp_path / "run"), weights(finished)
+    assert ours.keys() == one_worker.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in one_worker.items())
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(tiny, finished):
@@ -226,7 +248,7 @@ def test_the_lr_finder_suggests_a_rate_and_leaves_the_folder_to_a_run(tiny, tmp_
 
 def test_after_the_lr_finder_everything_is_as_before(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    recipe = load_recipe(str(tiny / "tiny.yaml"))
+    recipe = load_recipe(str(tiny / "tiny.yaml")).model_copy(update={"ema_decay": 0.9})
     accelerator = make_accelerator()
     session, learner = open_session(
         recipe, LocalShards(tiny / "shards"), tmp_path / "run", accelerator, 0, create=False
@@ -236,6 +258,9 @@ def test_after_the_lr_finder_everything_is_as_before(tiny, tmp_path, monkeypatch
     after = learner.snapshot()
     for name, tensor in before["model"].items():
         assert torch.equal(after["model"][name], tensor)
+    assert learner.ema is not None
+    for name, tensor in before["ema"].model.state_dict().items():
+        assert torch.equal(learner.ema.model.state_dict()[name], tensor)
     assert after["optimizer"]["state"] == before["optimizer"]["state"] == {}
 
 

@@ -44,7 +44,7 @@ def launched(tmp_path_factory):
     recipe = write_recipe(folder)
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
     launcher += ["--config_file", "accelerate_configs/cpu.yaml"]
-    launcher += ["--mixed_precision", "bf16", "--dynamo_backend", "aot_eager"]
+    launcher += ["--mixed_precision", "bf16", "--dynamo_backend", "eager"]
     script = ["train_accelerate.py", "--recipe", str(recipe), "--shards", str(folder / "shards")]
     script += ["--run", str(folder / "run"), "--workers", "0", "--trackers", "tensorboard"]
     script += ["--epochs", "12", "--ema-decay", "0.5", "--label-smoothing", "0.0"]
@@ -64,7 +64,7 @@ def launched(tmp_path_factory):
 @pytest.mark.multiprocess
 def test_bf16_and_compile_are_what_the_launcher_asked_for_and_learn(launched):
     (start,) = read_metrics(launched / "run", "start")
-    assert (start["mixed_precision"], start["compile"]) == ("bf16", "aot_eager")
+    assert (start["mixed_precision"], start["compile"]) == ("bf16", "eager")
     train = read_metrics(launched / "run", "train")
     assert train[-1]["loss"] < 0.9 * train[0]["loss"]
     validation = read_metrics(launched / "run", "validation")
