@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from imagenet_rn50.console import progress_bar
 from imagenet_rn50.errors import InputError
@@ -72,7 +73,11 @@ def evaluate(
     subject.network.to(ranks.device)
     results, details = [], None
     for name, prepare in _transforms(subject, transform).items():
-        tables = _pass(subject, images, prepare, ranks, flip=flip, batch=batch, workers=num_workers)
+        bar = progress_bar(total=len(images.labels), description=name, enabled=ranks.is_first)
+        with bar:
+            tables = _pass(
+                subject, images, prepare, ranks, bar, flip=flip, batch=batch, workers=num_workers
+            )
         for is_averaged, table in zip((False, True), tables, strict=False):
             records = Records.of(table)
             details = details or records
@@ -109,6 +114,7 @@ def _pass(
     images: ImageSet,
     transform: Transform,
     ranks: Ranks,
+    bar: tqdm[Any],
     *,
     flip: bool,
     batch: int,
@@ -128,8 +134,7 @@ def _pass(
     table = torch.zeros(1 + flip, num_images, 3 + num_named, dtype=torch.float64)
     data = subject.data or DataRecipe()  # floats of the processor are normalised already
     problem = None
-    bar = progress_bar(total=num_images, description="evaluate", enabled=ranks.is_first)
-    with bar, evaluation_mode(subject.network):
+    with evaluation_mode(subject.network):
         try:
             for moved in on_device(loader, ranks.device, data.mean, data.std):
                 for variant, logits in enumerate(_logits(subject.network, moved.pictures, flip)):

@@ -42,11 +42,11 @@ def reliability_plot(calibration: Calibration) -> Plot:
             "o",
             color=_GAPS,
             markersize=5,
-            label="accuracy at the bin's mean confidence",
+            label="at the bin's mean confidence",
         )
         above.plot([0, 1], [0, 1], "--", color="gray", label="perfectly calibrated")
-        above.set(ylabel="accuracy", ylim=(0, 1), xlim=(0, 1))
-        above.legend(loc="upper left", frameon=False)
+        above.set(ylabel="accuracy", ylim=(0, 1.02), xlim=(0, 1))
+        above.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False)
         below.bar(left, calibration.num_images / calibration.num_images.sum(), color=_BARS, **bars)
         below.set(xlabel="confidence", ylabel="images")
         below.yaxis.set_major_formatter("{x:.0%}")
