@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import socket
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_counts_equal_a_brute_force_reference_through_both_transforms_and_flippe
 
 
 def on_rank(rank, folder, ports):
-    """What each of three processes does: evaluate on three ranks, then on two, then meet an error."""
+    """What each of three processes does: evaluate on three ranks, on two, then meet an error."""
     torch.set_num_threads(1)
     subject = open_subject(str(folder / "model"))
     for world_size, port in zip((3, 2, 2), ports, strict=True):
@@ -112,7 +113,8 @@ def on_rank(rank, folder, ports):
 @pytest.mark.multiprocess
 def test_two_and_three_ranks_count_what_one_counts_and_all_raise_what_one_meets(folder):
     ports = free_ports(3)
-    multiprocessing.spawn(on_rank, (folder, ports), nprocs=3)
+    # Forked as loader workers are: what is imported already need not be imported three times.
+    multiprocessing.start_processes(on_rank, (folder, ports), nprocs=3, start_method="fork")
     images, subject = images_in(folder / "shards"), open_subject(str(folder / "model"))
     alone = evaluate(subject, images, ranks=ALONE, batch=5)
     expected = metrics_of(subject, images, alone)["results"]
@@ -127,8 +129,6 @@ def test_two_and_three_ranks_count_what_one_counts_and_all_raise_what_one_meets(
 
 def free_ports(count):
     """Ports that nobody listens on."""
-    import socket
-
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in sockets]
     for server in sockets:
