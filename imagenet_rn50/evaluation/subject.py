@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -37,7 +39,7 @@ Which = Literal["best", "last"]
 Weights = Literal["raw", "ema"]
 
 _EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json")
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
 _BILINEAR = 2
 _STEPS = ("resize", "center_crop", "rescale", "normalize")
 
@@ -70,7 +72,7 @@ def open_subject(model: str, which: Which = "best", weights: Weights | None = No
     """Loads the model of a run folder, an exported folder or the Hub.
 
     Args:
-        model: A folder, or a Hub id such as `microsoft/resnet-50`.
+        model: A folder, or a Hub id: `microsoft/resnet-50`, or `user/name@revision`.
         which: Of a run: the checkpoint with the best validation top-1, or the newest.
         weights: Of a run: `raw`, or averaged (`ema`); None for averaged ones where there are any,
             by which the best is chosen, too.
@@ -80,11 +82,11 @@ def open_subject(model: str, which: Which = "best", weights: Weights | None = No
     """
     path = Path(model)
     if any((path / name).is_file() for name in _EXPORTED):
-        subject = _exported(path)
+        subject = _exported(path, model)
     elif path.is_dir():
         subject = _of_run(path, which, weights)
-    elif _HUB_ID.fullmatch(model):
-        subject = _published(model)
+    elif hub_id := _HUB_ID.fullmatch(model):
+        subject = _published(model, *hub_id.groups())
     else:
         raise InputError(
             f"there is no model {model}",
@@ -159,50 +161,58 @@ def _checkpoint(run: RunFolder, which: Which) -> Checkpoint:
         ) from None
 
 
-def _exported(path: Path) -> Subject:
+def _published(model: str, repository: str, revision: str | None) -> Subject:
+    """Loads a model of the Hub, of which only the files of an exported folder are fetched."""
+    wanted = [*_EXPORTED, CLASSES_FILE]
+    try:
+        path = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+    except (OSError, HFValidationError) as error:
+        first, *_ = str(error).splitlines()
+        raise InputError(
+            f"there is no folder {model}, and the Hub does not give a model of that name",
+            found=first,
+            fix="check the spelling, the network, and HF_TOKEN where the model is private",
+        ) from None
+    subject = _exported(path, model)
+    return replace(subject, checkpoint={"hub_commit": path.name})
+
+
+def _exported(path: Path, name: str) -> Subject:
     """Loads an exported folder as anybody would."""
-    missing = [name for name in _EXPORTED if not (path / name).is_file()]
+    missing = [file for file in _EXPORTED if not (path / file).is_file()]
     if missing:
         raise InputError(
-            f"{path} is not an exported model",
+            f"{name} is not an exported model",
             expected=", ".join(_EXPORTED),
             found=f"no {', no '.join(missing)}",
             fix="python -m imagenet_rn50 export --run RUN --out DIR",
         )
-    classes = Classes.load(path) if (path / CLASSES_FILE).is_file() else None
-    return replace(_published(str(path)), classes=classes)
-
-
-def _published(model: str) -> Subject:
-    """Loads what transformers can, from a folder or the Hub."""
     logging.disable_progress_bar()  # it is read in a moment
     try:
         network, info = AutoModelForImageClassification.from_pretrained(
-            model, use_safetensors=True, output_loading_info=True
+            path, use_safetensors=True, output_loading_info=True
         )
-        processor = AutoImageProcessor.from_pretrained(model)
+        processor = AutoImageProcessor.from_pretrained(path)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
         first, *_ = str(error).splitlines() or [type(error).__name__]
         raise InputError(
-            f"the model {model} cannot be loaded",
-            expected="config.json, model.safetensors and preprocessor_config.json, whole",
+            f"the model {name} cannot be loaded",
+            expected=f"{', '.join(_EXPORTED)}, whole",
             found=first,
-            fix=None if Path(model).is_dir() else "check the spelling, the network and HF_TOKEN",
         ) from None
     if wrong := sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]):
         raise InputError(
-            f"the weights of {model} are not those of its config.json",
+            f"the weights of {name} are not those of its config.json",
             found=f"{len(wrong)} missing or surplus tensors, such as {wrong[0]}",
         )
-    commit = getattr(network.config, "_commit_hash", None)  # of a folder there is none
     return Subject(
-        name=model,
+        name=name,
         network=network,
         labels=_labels_of(network),
         processor=processor,
         data=_data_of(processor),
-        classes=None,
-        checkpoint={"hub_commit": commit} if commit else {},
+        classes=Classes.load(path) if (path / CLASSES_FILE).is_file() else None,
+        checkpoint={},
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
-from torch import multiprocessing
+from torch.multiprocessing.spawn import start_processes
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.evaluation.evaluate import evaluate
@@ -114,7 +114,7 @@ def on_rank(rank, folder, ports):
 def test_two_and_three_ranks_count_what_one_counts_and_all_raise_what_one_meets(folder):
     ports = free_ports(3)
     # Forked as loader workers are: what is imported already need not be imported three times.
-    multiprocessing.start_processes(on_rank, (folder, ports), nprocs=3, start_method="fork")
+    start_processes(on_rank, (folder, ports), nprocs=3, start_method="fork")
     images, subject = images_in(folder / "shards"), open_subject(str(folder / "model"))
     alone = evaluate(subject, images, ranks=ALONE, batch=5)
     expected = metrics_of(subject, images, alone)["results"]
@@ -154,7 +154,7 @@ def test_an_image_that_was_counted_twice_or_never_is_an_error():
 def test_a_model_that_diverged_is_named(folder):
     subject = open_subject(str(folder / "model"))
     with torch.no_grad():
-        subject.network.classifier[1].bias.fill_(float("nan"))
+        subject.network.get_parameter("classifier.1.bias").fill_(float("nan"))
     with pytest.raises(InputError, match="not finite"):
         evaluate(subject, images_in(folder / "shards"), ranks=ALONE)
 

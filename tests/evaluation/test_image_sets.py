@@ -55,6 +55,7 @@ def test_a_set_of_some_classes_lets_only_these_be_named(tmp_path, layout):
     # Painted 7: class 7 lies nearest of all, and of 2, 5, 9 the nearest is 9.
     root = write_set(tmp_path, {2: [2, 3], 5: [5], 9: [7, 9, 5]}, by_wnid)
     images = read_folder(root, NUM_CLASSES, CLASSES, layout)
+    assert images.subset is not None
     assert images.subset.tolist() == [2, 5, 9]
     evaluation = evaluate(painted_subject(NUM_CLASSES), images, ranks=ALONE, batch=4)
     for row in evaluation.results:
@@ -191,7 +192,9 @@ def test_a_list_of_another_length_is_refused(tmp_path, shuffled, num_lists):
         read_real(write_real(tmp_path, [[1]] * num_lists), shuffled, NUM_CLASSES)
 
 
-@pytest.mark.parametrize("content", [{"a": 1}, [1, 2, 3, 4, 5], [[1], [2], [3], [4], [12]], [["a"]]])
+@pytest.mark.parametrize(
+    "content", [{"a": 1}, [1, 2, 3, 4, 5], [[1], [2], [3], [4], [12]], [["a"]]]
+)
 def test_a_file_that_is_no_list_of_classes_is_refused(tmp_path, shuffled, content):
     with pytest.raises(InputError, match="does not list reassessed labels"):
         read_real(write_real(tmp_path, content), shuffled, NUM_CLASSES)

@@ -79,7 +79,7 @@ def test_a_damaged_checkpoint_is_refused_and_no_other_taken_instead(tmp_path, sh
     run = write_run(tmp_path / "run", shards, NUM_CLASSES)
     weights = run / "checkpoints" / "samples-000000048" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
-    with pytest.raises(InputError, match="the last checkpoint of .* is not whole"):
+    with pytest.raises(InputError, match=r"the last checkpoint of .* is not whole"):
         open_subject(str(run), "last")
     assert open_subject(str(run), "best").checkpoint["samples_seen"] == 24
 
@@ -132,9 +132,10 @@ def test_a_model_of_the_hub_is_loaded_from_its_cache(model, tmp_path, monkeypatc
     (hub / "refs" / "main").write_text(commit, encoding="utf-8")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    subject = open_subject("someone/some-model")
-    assert subject.checkpoint == {"hub_commit": commit, "weights_sha256": digest_of(0)}
-    with pytest.raises(InputError, match="the model someone/nothing cannot be loaded"):
+    for name in ("someone/some-model", f"someone/some-model@{commit}"):
+        expected = {"hub_commit": commit, "weights_sha256": digest_of(0)}
+        assert open_subject(name).checkpoint == expected
+    with pytest.raises(InputError, match="there is no folder someone/nothing, and the Hub"):
         open_subject("someone/nothing")
 
 
@@ -156,9 +157,7 @@ def test_a_model_whose_labels_are_in_another_order_is_refused(model, shards):
     assert "expected: class 1 to be n00000010 'name1'" in str(caught.value)
 
 
-KAGGLE = Classes(
-    ("n01440764", "n02012849", "n03126707"), ("tench, Tinca tinca", "crane", "crane")
-)
+KAGGLE = Classes(("n01440764", "n02012849", "n03126707"), ("tench, Tinca tinca", "crane", "crane"))
 
 
 @pytest.mark.parametrize(
