@@ -70,8 +70,12 @@ def evaluate(
         InputError: When a picture cannot be decoded, or the model's logits are not finite.
         RuntimeError: When an image was not counted exactly once.
     """
+    if not len(images.labels):
+        raise InputError(f"{images.name} holds no images", expected="one or more to count over")
     subject.network.to(ranks.device)
-    results, details = [], None
+    truths = [(images.name, images.labels)] + ([("real", real)] if real is not None else [])
+    results: list[Result] = []
+    passes: list[Records] = []
     for name, prepare in _transforms(subject, transform).items():
         bar = progress_bar(total=len(images.labels), description=name, enabled=ranks.is_first)
         with bar:
@@ -79,16 +83,13 @@ def evaluate(
                 subject, images, prepare, ranks, bar, flip=flip, batch=batch, workers=num_workers
             )
         for is_averaged, table in zip((False, True), tables, strict=False):
-            records = Records.of(table)
-            details = details or records
-            truths = [(images.name, images.labels)] + ([("real", real)] if real else [])
+            passes.append(Records.of(table))
             results += [
-                result_of(what, name, flip=is_averaged, records=records, truths=truth)
+                result_of(what, name, flip=is_averaged, records=passes[-1], truths=truth)
                 for what, truth in truths
             ]
-    assert details is not None
     results.sort(key=lambda row: row.name != images.name)  # stable: ReaL's rows come last
-    return Evaluation(tuple(results), details)
+    return Evaluation(tuple(results), passes[0])
 
 
 def _transforms(subject: Subject, wanted: TransformName) -> dict[str, Transform]:

@@ -29,7 +29,8 @@ def read_real(path: Path, images: ImageSet, num_classes: int) -> list[frozenset[
         The classes that fit, image by image in the order of `images`; empty where none does.
 
     Raises:
-        InputError: When the file lists other images or classes, or keys are not ImageNet's.
+        InputError: When the file lists other images or classes, or none that fit, or keys are not
+            ImageNet's.
     """
     lists = read_json(path)
     if not _is_list_of_classes(lists, num_classes):
@@ -47,7 +48,10 @@ def read_real(path: Path, images: ImageSet, num_classes: int) -> list[frozenset[
             expected=f"{highest} lists, one for each image up to the last one's number",
             found=f"{len(lists)} lists",
         )
-    return [frozenset(lists[number - 1]) for number in numbers]
+    fitting = [frozenset(lists[number - 1]) for number in numbers]
+    if not any(fitting):
+        raise InputError(f"{path} has only empty lists for these images")
+    return fitting
 
 
 def _is_list_of_classes(value: Any, num_classes: int) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
+from PIL.Image import Resampling
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
@@ -40,7 +41,6 @@ Weights = Literal["raw", "ema"]
 
 _EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json")
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
-_BILINEAR = 2
 _STEPS = ("resize", "center_crop", "rescale", "normalize")
 
 
@@ -145,7 +145,11 @@ def _checkpoint(run: RunFolder, which: Which) -> Checkpoint:
     """Returns the one checkpoint that was asked for: here, unlike in training, no other will do."""
     folders = checkpoint_folders(run.checkpoints)
     if which == "best":
-        folders = [folder for folder in folders if read_json(folder / MANIFEST)["is_best"]]
+        folders = [
+            folder
+            for folder in folders
+            if (folder / MANIFEST).is_file() and read_json(folder / MANIFEST)["is_best"]
+        ]
     if not folders:
         raise InputError(
             f"{run.path} holds no checkpoint to evaluate",
@@ -228,7 +232,7 @@ def _data_of(processor: BaseImageProcessor) -> DataRecipe | None:
     resize = (settings.get("size") or {}).get("shortest_edge")
     crop = settings.get("crop_size") or {}
     is_ours = (
-        settings.get("resample") == _BILINEAR
+        settings.get("resample") == Resampling.BILINEAR
         and crop.get("height") == crop.get("width") is not None
         and all(settings.get(f"do_{step}") for step in _STEPS)
     )

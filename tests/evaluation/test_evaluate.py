@@ -159,6 +159,12 @@ def test_a_model_that_diverged_is_named(folder):
         evaluate(subject, images_in(folder / "shards"), ranks=ALONE)
 
 
+def test_a_split_without_images_is_named(folder, tmp_path):
+    label_shards(tmp_path / "empty", [0], NUM_CLASSES)
+    with pytest.raises(InputError, match="validation holds no images"):
+        evaluate(open_subject(str(folder / "model")), images_in(tmp_path / "empty"), ranks=ALONE)
+
+
 def test_one_transform_can_be_asked_for(folder):
     subject = open_subject(str(folder / "model"))
     images = images_in(folder / "shards")
