@@ -15,7 +15,6 @@ from typing import Literal
 import tyro
 
 from imagenet_rn50.errors import exit_on_input_error
-from imagenet_rn50.files import write_json
 
 app = tyro.extras.SubcommandApp()
 
@@ -125,37 +124,70 @@ def export(run: Path, out: Path, checkpoint: Literal["best", "last"] = "best") -
 
 @app.command
 def evaluate(
-    model: Path,
-    shards: str,
+    model: str,
+    shards: str | None = None,
     split: Literal["validation", "train"] = "validation",
+    real: Path | None = None,
+    images: Path | None = None,
+    layout: Literal["imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch"] | None = None,
+    classes: Path | None = None,
+    checkpoint: Literal["best", "last"] = "best",
+    weights: Literal["raw", "ema"] | None = None,
+    transform: Literal["both", "training", "processor"] = "both",
+    flip: bool = False,
     batch: int = 128,
     workers: int = min(8, os.cpu_count() or 1),
     cache: Path | None = None,
     out: Path | None = None,
 ) -> None:
-    """Count how often an exported model is right over shards.
+    """Count how often a model is right, over shards or a test set of files, on any number of ranks.
 
     Args:
-        model: Exported folder.
+        model: Run folder, exported folder, or Hub id.
         shards: Folder that shard_imagenet.py wrote, or its address: s3://, https://, hf://.
-        split: Which images.
+        split: Which images of the shards.
+        real: ImageNet-ReaL's real.json, to count the validation images by its labels, too.
+        images: Folder of ImageNet-V2, -A, -R or -Sketch, instead of shards.
+        layout: How that is laid out; found out by itself.
+        classes: classes.json or LOC_synset_mapping.txt, where folders are named by wnid and neither
+            the model nor the shards say its classes.
+        checkpoint: Of a run: the one with the best validation top-1, or the newest.
+        weights: Of a run: raw or averaged; averaged where there are any.
+        transform: Training's evaluation transform, the processor shipped with the model, or both.
+        flip: Also average with the logits of the mirrored picture, and report that apart.
         batch: Images in a forward pass.
-        workers: Loader processes.
+        workers: Loader processes of each rank.
         cache: Folder of this machine to keep remote shards in.
-        out: JSON file to write the result to.
+        out: Folder to write metrics.json, per_class.csv and report.html to.
     """
-    from imagenet_rn50.evaluation.exported import evaluate_exported
-    from imagenet_rn50.loading.cache import open_shards
+    from imagenet_rn50.console import say
+    from imagenet_rn50.evaluation.evaluate import evaluate as evaluate_model
+    from imagenet_rn50.evaluation.output import results_table, write_evaluation
+    from imagenet_rn50.evaluation.ranks import joined_ranks
+    from imagenet_rn50.evaluation.real import read_real
+    from imagenet_rn50.evaluation.subject import open_subject
+    from imagenet_rn50.evaluation.target import open_target
 
-    measured = evaluate_exported(
-        model, open_shards(shards, cache=cache), split=split, batch=batch, num_workers=workers
-    )
-    print(
-        f"top-1 {measured['top1']:.2%}, top-5 {measured['top5']:.2%} "
-        f"on {measured['num_images']} images of {split}"
-    )
-    if out:
-        write_json(out, measured)
+    with joined_ranks() as ranks:
+        subject = open_subject(model, checkpoint, weights)
+        target, known = open_target(
+            subject, shards, images, split=split, layout=layout, classes=classes, cache=cache
+        )
+        evaluation = evaluate_model(
+            subject,
+            target,
+            ranks=ranks,
+            transform=transform,
+            flip=flip,
+            batch=batch,
+            num_workers=workers,
+            real=read_real(real, target, len(subject.labels)) if real else None,
+        )
+        if ranks.is_first:
+            say(results_table(evaluation.results))
+            if out:
+                write_evaluation(out, subject, target, evaluation, known)
+                say(f"wrote {out}: metrics.json, per_class.csv, report.html")
 
 
 def main() -> None:

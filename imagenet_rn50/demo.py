@@ -48,7 +48,7 @@ def run_demo(run: Path, data: Path) -> None:
     run, data = (Path(os.path.relpath(path, _ROOT)) for path in (run, data))
     os.chdir(_ROOT)  # so that every command below can be typed as it is shown
     source, shards = write_ilsvrc(data / "source"), data / "shards"
-    exported, evaluation = run / "exported", run / "evaluation.json"
+    exported, evaluation = run / "exported", run / "evaluation"
     say(f"1,797 scans of handwritten digits stand in {source}, laid out as ImageNet is.")
 
     say("\n== Pack them into tar shards")
@@ -71,9 +71,11 @@ def run_demo(run: Path, data: Path) -> None:
     say(f"The truth: {' | '.join(names)}")
 
     seconds = round(time.perf_counter() - began, 1)
-    summary = read_json(evaluation) | {"seconds": seconds}
+    first, *_ = read_json(evaluation / "metrics.json")["results"]
+    summary = {key: first[key] for key in ("top1", "top5", "loss", "num_images")}
+    summary["seconds"] = seconds
     write_json(run / "summary.json", summary)
-    say(_summary(run, exported, summary))
+    say(_summary(run, exported, evaluation, summary))
 
 
 def _call(command: str) -> None:
@@ -101,7 +103,7 @@ def _held_out(source: Path, shards: Path) -> tuple[list[str], list[str]]:
     return pictures, [classes.labels[classes.index_of[wnid]] for wnid in wnids]
 
 
-def _summary(run: Path, exported: Path, summary: dict[str, float]) -> str:
+def _summary(run: Path, exported: Path, evaluation: Path, summary: dict[str, float]) -> str:
     """Returns what a person wants to know at the end."""
     return f"""
 Done in {summary["seconds"]:.0f} s: top-1 {summary["top1"]:.2%}, top-5 {summary["top5"]:.2%} \
@@ -111,6 +113,7 @@ on {summary["num_images"]} held-out pictures.
   log          {run / "logs.md"}
   plots        {run / "plots"}
   model        {exported}
+  evaluation   {evaluation / "report.html"}
 
 Next:
   make app                                        show the model a picture, in the browser

@@ -19,8 +19,13 @@ def new_figure() -> Figure:
     return Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG, whole or not at all."""
+def png_of(figure: Figure) -> bytes:
+    """Returns a figure as PNG."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
-    write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, whole or not at all."""
+    write_bytes(path, png_of(figure))

@@ -3,6 +3,9 @@
 import evaluate
 metric = evaluate.load("imagenet_rn50/evaluation/topk_accuracy.py")
 metric.compute(predictions=[[3, 1, 0, 2, 4]], references=[1])
+
+`evaluate.evaluator("image-classification")` takes it, too; its predictions are one class an image,
+of which top-5 cannot be known.
 """
 
 from __future__ import annotations
@@ -15,11 +18,14 @@ import evaluate
 _DESCRIPTION = "Part of the images whose true class is the first, or among the first five, named."
 _INPUTS = """
 Args:
-    predictions: for each image its most likely classes, best first, at most five: (n, k) int.
-    references: true classes: (n,) int.
+    predictions: for each image its most likely classes, best first: (n, k) int; or one: (n,) int.
+    references: true classes: (n,) int; or several that are true, of each image: a list of lists.
 Returns:
-    top1, top5: in [0, 1]; num_images.
+    top1, and where more than one class is named top5: in [0, 1]; num_images.
 """
+
+_ONE = datasets.Value("int64")
+_SEVERAL = datasets.Sequence(datasets.Value("int64"))
 
 
 class TopKAccuracy(evaluate.Metric):  # type: ignore[misc]
@@ -30,19 +36,22 @@ class TopKAccuracy(evaluate.Metric):  # type: ignore[misc]
             description=_DESCRIPTION,
             citation="",
             inputs_description=_INPUTS,
-            features=datasets.Features(
-                {
-                    "predictions": datasets.Sequence(datasets.Value("int64")),
-                    "references": datasets.Value("int64"),
-                }
-            ),
+            features=[
+                datasets.Features({"predictions": predictions, "references": references})
+                for predictions in (_SEVERAL, _ONE)
+                for references in (_ONE, _SEVERAL)
+            ],
         )
 
-    def _compute(self, predictions: list[list[int]], references: list[int]) -> dict[str, Any]:
+    def _compute(
+        self, predictions: list[list[int]] | list[int], references: list[int] | list[list[int]]
+    ) -> dict[str, Any]:
         num_images = len(references)
-        pairs = list(zip(predictions, references, strict=True))
-        return {
-            "top1": sum(classes[0] == truth for classes, truth in pairs) / num_images,
-            "top5": sum(truth in classes[:5] for classes, truth in pairs) / num_images,
-            "num_images": num_images,
-        }
+        named = [p if isinstance(p, list) else [p] for p in predictions]
+        truths = [{*r} if isinstance(r, list) else {r} for r in references]
+        pairs = list(zip(named, truths, strict=True))
+        top1 = sum(classes[0] in truth for classes, truth in pairs) / num_images
+        if not isinstance(predictions[0], list):
+            return {"top1": top1, "num_images": num_images}
+        top5 = sum(not truth.isdisjoint(classes[:5]) for classes, truth in pairs) / num_images
+        return {"top1": top1, "top5": top5, "num_images": num_images}

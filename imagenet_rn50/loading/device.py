@@ -45,7 +45,9 @@ def on_device(
     """
 
     def move(batch: Batch) -> DeviceBatch:
-        pictures = normalise(batch.pictures.to(device, non_blocking=True), mean, std)
+        pictures = batch.pictures.to(device, non_blocking=True)
+        if pictures.dtype == torch.uint8:  # floats were normalised by their transform
+            pictures = normalise(pictures, mean, std)
         return DeviceBatch(pictures, batch.labels.to(device, non_blocking=True), batch)
 
     if device.type == "cuda":

@@ -30,18 +30,18 @@ def keep_freed_memory() -> None:
     mallopt(_M_TOP_PAD, 16 << 20)
 
 
-def empty_pictures(count: int, height: int, width: int) -> Tensor:
-    """Returns memory for pictures; (count, 3, height, width) uint8, channels last.
+def empty_pictures(count: int, height: int, width: int, dtype: torch.dtype = torch.uint8) -> Tensor:
+    """Returns memory for pictures; (count, 3, height, width) of `dtype`, channels last.
 
     Channels last is how decoders write and how the model reads, so pixels are never transposed. In
     a loader worker the memory is shared with the process that trains.
     """
     shape = (count, height, width, 3)
     if get_worker_info() is None:
-        pictures = torch.empty(shape, dtype=torch.uint8)
+        pictures = torch.empty(shape, dtype=dtype)
     else:
-        num_bytes = count * height * width * 3
+        num_bytes = count * height * width * 3 * dtype.itemsize
         # What torch's own collate function allocates, too.
         storage: torch.UntypedStorage = torch.UntypedStorage._new_shared(num_bytes)
-        pictures = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+        pictures = torch.empty(0, dtype=dtype).set_(storage).view(shape)
     return pictures.permute(0, 3, 1, 2)

@@ -37,7 +37,7 @@ class Batch(NamedTuple):
     """Consecutive samples of the order.
 
     Attributes:
-        pictures: (B, 3, H, W) uint8, channels last.
+        pictures: (B, 3, H, W), channels last; uint8, or float32 where the transform normalises.
         labels: Class indices; (B,) int64, -1 for a filler.
         indices: Sample indices; (B,) int64, -1 for a filler.
         mask: Which rows count, being no fillers; (B,) bool.
@@ -193,7 +193,7 @@ class TransformPicture:
             if sample["row"] == 0:
                 # One size a batch, also where it straddles two epochs: that of its first sample.
                 size = self.transform.size_at(sample["epoch"])
-                pictures = empty_pictures(sample["rows"], size, size)
+                pictures = empty_pictures(sample["rows"], size, size, self.transform.dtype)
             sample["pictures"] = pictures
             sample["picture"] = pictures[sample["row"]]
             if sample["jpg"] is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -68,6 +68,10 @@ def random_crop_box(
 class Transform(Protocol):
     """From the bytes of a JPEG to the picture that goes into a batch."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the results: uint8, or float32 of pixels that are normalised already."""
+
     def size_at(self, epoch: int) -> int:
         """Returns the side of the results of a batch that begins in `epoch`, px."""
 
@@ -78,11 +82,11 @@ class Transform(Protocol):
             content: A JPEG.
             epoch: The epoch that shows it.
             index: Its sample index.
-            out: Where to write; (3, size, size) uint8, channels last, of the batch's size. None
-                for new memory, of the epoch's size.
+            out: Where to write; (3, size, size) of `dtype`, channels last, of the batch's size.
+                None for new memory, of the epoch's size.
 
         Returns:
-            (3, size, size) uint8, channels last: `out` where it was given.
+            (3, size, size) of `dtype`: `out` where it was given.
 
         Raises:
             ValueError: When the JPEG cannot be decoded.
@@ -102,6 +106,7 @@ class TrainTransform:
 
     data: DataRecipe
     seed: int
+    dtype: ClassVar[torch.dtype] = torch.uint8
 
     def size_at(self, epoch: int) -> int:
         """Returns the side of the results of a batch that begins in `epoch`, px."""
@@ -146,6 +151,7 @@ class EvalTransform:
 
     resize: int
     size: int
+    dtype: ClassVar[torch.dtype] = torch.uint8
 
     def size_at(self, epoch: int) -> int:
         """Returns the side of the result, px: the same in every epoch."""

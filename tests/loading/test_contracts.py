@@ -56,6 +56,8 @@ class FakeReader:
 class FakeTransform:
     """Paints a picture with numbers that depend on what a transform may depend on."""
 
+    dtype = torch.uint8
+
     def size_at(self, epoch):
         return 2
 

@@ -8,8 +8,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.evaluation.exported import evaluate_exported
-from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.model import build_model, load_exported, logits_of
 from imagenet_rn50.publishing.export import export
 from imagenet_rn50.recipe_files import load_recipe
@@ -116,20 +114,3 @@ def test_a_run_without_checkpoints_or_no_run_at_all_is_named(tmp_path, shards):
     with pytest.raises(InputError, match="holds no checkpoint"):
         export(run.path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_an_exported_model_is_evaluated_over_every_image(run, shards, tmp_path):
-    export(run.path, tmp_path / "out")
-    measured = evaluate_exported(
-        tmp_path / "out", LocalShards(shards), split="validation", batch=4, num_workers=0
-    )
-    assert measured["num_images"] == 11
-    assert measured["top5"] == 1.0  # there are three classes
-
-
-def test_a_folder_that_is_no_exported_model_says_what_it_lacks(run, shards, tmp_path):
-    out = tmp_path / "out"
-    export(run.path, out)
-    (out / "preprocessor_config.json").unlink()
-    with pytest.raises(InputError, match=r"found:    no preprocessor_config\.json"):
-        evaluate_exported(out, LocalShards(shards), split="validation", batch=4, num_workers=0)

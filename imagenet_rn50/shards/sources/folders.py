@@ -37,7 +37,7 @@ def read_kaggle(root: Path) -> Source:
         InputError: When `val/` has no CSV, or the CSV, the mapping and the folders disagree.
     """
     pictures = root / _KAGGLE_PICTURES
-    train = list(_class_folders(root, pictures / TRAIN))
+    train = list(class_folders(root, pictures / TRAIN))
     val_folder = pictures / "val"
     validation = list(_files(root, val_folder, wnid="")) if val_folder.is_dir() else []
     wnid_of: dict[str, str] = {}
@@ -60,9 +60,9 @@ def read_imagefolder(root: Path) -> Source:
     Raises:
         InputError: When validation has a class that training lacks, or a mapping disagrees.
     """
-    train = list(_class_folders(root, root / TRAIN))
+    train = list(class_folders(root, root / TRAIN))
     val_folder = root / ("val" if (root / "val").is_dir() else VALIDATION)
-    validation = list(_class_folders(root, val_folder))
+    validation = list(class_folders(root, val_folder))
     classes = classes_of(root, {row.wnid for row in train}, {row.wnid for row in validation})
     splits = {
         name: with_keys(rows, classes)
@@ -159,7 +159,7 @@ def _require_same_pictures(pictures: set[str], solved: set[str], path: Path) -> 
     )
 
 
-def _class_folders(root: Path, folder: Path) -> Iterator[Listed]:
+def class_folders(root: Path, folder: Path) -> Iterator[Listed]:
     """Lists `folder`/<wnid>/ by wnid and file name."""
     if not folder.is_dir():
         return

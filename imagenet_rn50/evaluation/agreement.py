@@ -1,0 +1,61 @@
+"""Whether a model and the data speak of the same classes, in the same order.
+
+Names of ImageNet's classes differ from model to model ("tench, Tinca tinca" or "tench"), so only
+the first of a class's names is compared, and only a contradiction is an error: a label that is the
+name of another class, or labels of which none is known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from imagenet_rn50.classes import WNID, Classes
+from imagenet_rn50.errors import InputError
+
+_NAMELESS = re.compile(r"LABEL_\d+|\d+")
+
+
+def require_same_classes(model: str, labels: Sequence[str], where: str, classes: Classes) -> None:
+    """Stops where a model's classes are not those of the data.
+
+    Args:
+        model: The model, for the message.
+        labels: Its names for class indices 0, 1, ...
+        where: Where the classes come from, for the message.
+        classes: The classes of the data.
+
+    Raises:
+        InputError: When they differ in number, or a label contradicts the class of its index.
+    """
+    if len(labels) != len(classes):
+        raise InputError(
+            f"{model} and {where} do not speak of the same classes",
+            expected=f"a model of {len(classes)} classes",
+            found=f"one of {len(labels)}",
+        )
+    if all(_NAMELESS.fullmatch(label) for label in labels):
+        return
+    by_wnid = all(WNID.fullmatch(label) for label in labels)
+    names = [_first_name(name) for name in (classes.wnids if by_wnid else classes.names)]
+    if not by_wnid and all(WNID.fullmatch(name) for name in names):
+        return  # shards without names: words and wnids cannot be compared
+    counts = Counter(names)
+    index_of = {name: i for i, name in enumerate(names) if counts[name] == 1}
+    found = [index_of.get(_first_name(label)) for label in labels]
+    wrong = next((i for i, index in enumerate(found) if index not in {None, i}), None)
+    if wrong is None and any(index is not None for index in found):
+        return
+    example = wrong or 0
+    raise InputError(
+        f"the classes of {model} are not those of {where}, or not in their order",
+        expected=f"class {example} to be {classes.wnids[example]} {names[example]!r}",
+        found=f"{labels[example]!r}",
+        fix="evaluate it over the data of its own classes, or correct id2label in its config.json",
+    )
+
+
+def _first_name(label: str) -> str:
+    """Returns the first of a class's names, without a wnid in parentheses that may follow it."""
+    return label.partition(",")[0].partition(" (")[0].strip()

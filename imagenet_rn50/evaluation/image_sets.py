@@ -1,0 +1,258 @@
+"""The labelled pictures that are counted over: a split of shards, or a test set of files.
+
+Test sets come as one folder a class. ImageNet-V2 names them by class index, "0" to "999", which
+must be read as numbers: sorted as text, class 10 would come before class 2. ImageNet-A, -R and
+-Sketch name them by wnid. -A and -R have 200 of the 1,000 classes, and count as their authors
+count: all other logits are left out, so that a model cannot name a class that is not in the set.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagenet_rn50.classes import WNID, Classes
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.loading.folder import make_file_loader, read_picture
+from imagenet_rn50.loading.loader import Loader, Share, make_loader
+from imagenet_rn50.loading.reader import ShardReader
+from imagenet_rn50.loading.store import ShardStore
+from imagenet_rn50.loading.transforms import Transform
+from imagenet_rn50.shards.manifest import Manifest
+from imagenet_rn50.shards.sources.base import Picture
+from imagenet_rn50.shards.sources.folders import class_folders
+
+Layout = Literal["imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch"]
+_NUMBERED, _COMPLETE, _BY_WNID = "imagenetv2", "imagenet-sketch", "wnids"
+
+
+class ImageSet(Protocol):
+    """Labelled pictures in a fixed order."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in results."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class indices; (n,) int64."""
+
+    @property
+    def subset(self) -> NDArray[np.int64] | None:
+        """The class indices that a model may name, sorted; None for all."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What identifies it, for metrics.json."""
+
+    def key_of(self, index: int) -> str:
+        """Returns the name of a picture."""
+
+    def read(self, index: int) -> bytes:
+        """Returns a picture, a JPEG."""
+
+    def loader(
+        self, share: Share, transform: Transform, num_workers: int, pin_memory: bool
+    ) -> Loader:
+        """Makes the loader of one rank; `Batch.indices` are positions in `labels`."""
+
+
+@dataclass(frozen=True)
+class ShardImages:
+    """A split of packed shards.
+
+    Args:
+        store: Where they stand.
+        name: Which split: `validation` or `train`.
+    """
+
+    store: ShardStore
+    name: str
+    subset: None = None
+
+    @cached_property
+    def _manifest(self) -> Manifest:
+        return Manifest.load(self.store.folder)
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Class indices; (n,) int64."""
+        return self._manifest.split(self.name).labels.astype(np.int64)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Name and digest of the shards."""
+        digest = Manifest.digest_of(self.store.folder)
+        return {"name": self._manifest.dataset, "split": self.name, "digest": digest}
+
+    def key_of(self, index: int) -> str:
+        """Returns a sample's key."""
+        return self._manifest.split(self.name).key_of(index)
+
+    def read(self, index: int) -> bytes:
+        """Returns a sample's JPEG."""
+        with ShardReader(self.store, self._manifest.split(self.name)) as reader:
+            return reader.read(index)
+
+    def loader(
+        self, share: Share, transform: Transform, num_workers: int, pin_memory: bool
+    ) -> Loader:
+        """Makes the loader of one rank."""
+        return make_loader(
+            self.store,
+            self._manifest.split(self.name),
+            share,
+            transform,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+        )
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """A test set of files, one folder a class; see `read_folder`.
+
+    Args:
+        root: The folder of the class folders.
+        layout: How they are named: a `Layout`, or just `wnids`.
+        pictures: The pictures, by class index and file name.
+        subset: The class indices that a model may name, sorted; None for all.
+    """
+
+    root: Path
+    layout: str
+    pictures: tuple[Picture, ...]
+    subset: NDArray[np.int64] | None
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.root.resolve().name
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Class indices; (n,) int64."""
+        return np.array([picture.label for picture in self.pictures], dtype=np.int64)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Name and layout of the folder."""
+        return {"name": self.name, "split": "test", "layout": self.layout}
+
+    def key_of(self, index: int) -> str:
+        """Returns a picture's path below the folder."""
+        return self.pictures[index].path
+
+    def read(self, index: int) -> bytes:
+        """Returns a picture as RGB or gray JPEG."""
+        return read_picture(self.root, self.pictures[index])
+
+    def loader(
+        self, share: Share, transform: Transform, num_workers: int, pin_memory: bool
+    ) -> Loader:
+        """Makes the loader of one rank."""
+        return make_file_loader(
+            self.root,
+            self.pictures,
+            share,
+            transform,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+        )
+
+
+def read_folder(
+    root: Path, num_classes: int, classes: Classes | None, layout: Layout | None = None
+) -> FolderImages:
+    """Lists a test set of files.
+
+    Args:
+        root: The folder of the class folders.
+        num_classes: How many classes the model tells apart.
+        classes: Translates wnids into class indices; needed where folders are named by wnid.
+        layout: How it is laid out; None to find out.
+
+    Raises:
+        InputError: When it is laid out in no way that is known, or its classes are not the model's.
+    """
+    folders = _folders(root)
+    found = layout or _detect(root, folders)
+    if found == _NUMBERED:
+        label_of = _numbered(root, folders, num_classes)
+    else:
+        label_of = _by_wnid(root, folders, classes, num_classes, complete=found == _COMPLETE)
+    listed = sorted(class_folders(root, root), key=lambda row: (label_of[row.wnid], row.path))
+    pictures = tuple(
+        Picture(row.path, label_of[row.wnid], row.path, 0, row.length) for row in listed
+    )
+    if not pictures:
+        raise InputError(f"{root} holds no pictures", expected="JPEG or PNG files in its folders")
+    present = np.array(sorted(label_of.values()), dtype=np.int64)
+    return FolderImages(root, found, pictures, present if len(present) < num_classes else None)
+
+
+def _folders(root: Path) -> list[str]:
+    """Returns the names of the class folders."""
+    if not root.is_dir():
+        raise InputError(f"there is no folder {root}", expected="one folder a class")
+    entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+    return sorted(entry.name for entry in entries if entry.is_dir())
+
+
+def _detect(root: Path, folders: list[str]) -> str:
+    """Finds out how a test set is laid out."""
+    if folders and all(name.isdecimal() for name in folders):
+        return _NUMBERED
+    if folders and all(WNID.fullmatch(name) for name in folders):
+        return _BY_WNID
+    found = ", ".join(folders[:5]) or "no folders"
+    raise InputError(
+        f"{root} is laid out in no way that is known",
+        expected="one folder a class, named 0 to 999 (ImageNet-V2) or by wnid (-A, -R, -Sketch)",
+        found=found,
+        fix="give the folder that holds the class folders",
+    )
+
+
+def _numbered(root: Path, folders: list[str], num_classes: int) -> dict[str, int]:
+    """Returns the class index by folder name, where that is a number."""
+    label_of = {name: int(name) for name in folders if name.isdecimal()}
+    if sorted(label_of.values()) != list(range(num_classes)) or len(label_of) != len(folders):
+        others = [name for name in folders if not name.isdecimal() or int(name) >= num_classes]
+        raise InputError(
+            f"{root} is not laid out as ImageNet-V2 for this model",
+            expected=f"a folder for each of its classes, named 0 to {num_classes - 1}",
+            found=f"{len(folders)} folders" + (f", such as {others[0]}" if others else ""),
+        )
+    return label_of
+
+
+def _by_wnid(
+    root: Path, folders: list[str], classes: Classes | None, num_classes: int, *, complete: bool
+) -> dict[str, int]:
+    """Returns the class index by folder name, where that is a wnid."""
+    if classes is None:
+        raise InputError(
+            f"the folders of {root} are named by wnid, and the model does not say its classes'",
+            expected="a classes.json, or Kaggle's LOC_synset_mapping.txt",
+            fix="give one with --classes, or the shards with --shards",
+        )
+    if surplus := [name for name in folders if name not in classes.index_of]:
+        raise InputError(
+            f"{root} has folders that are no class of the model",
+            expected=f"wnids among its {num_classes} classes",
+            found=f"{len(surplus)} others, such as {surplus[0]}",
+        )
+    if complete and len(folders) != num_classes:
+        raise InputError(
+            f"{root} is not laid out as {_COMPLETE} for this model",
+            expected=f"a folder for each of its {num_classes} classes",
+            found=f"{len(folders)} folders",
+        )
+    return {name: classes.index_of[name] for name in folders}

@@ -1,0 +1,120 @@
+"""What an evaluation leaves behind: metrics.json, per_class.csv, report.html, and a table to read.
+
+OUT/
+  metrics.json      every row of results; see docs/evaluation.md for each field
+  per_class.csv     how each class fared, in the first of these rows
+  report.html       both to look at, with plots, confusions and the most confident mistakes
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import platform
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from imagenet_rn50 import __version__
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.evaluation.evaluate import Evaluation
+from imagenet_rn50.evaluation.image_sets import ImageSet
+from imagenet_rn50.evaluation.report import render_report
+from imagenet_rn50.evaluation.results import Result
+from imagenet_rn50.evaluation.statistics import NUM_BINS, ClassCount, class_counts, wilson
+from imagenet_rn50.evaluation.subject import Subject
+from imagenet_rn50.files import write_json, write_text
+
+SCHEMA = 1
+METRICS, PER_CLASS, REPORT = "metrics.json", "per_class.csv", "report.html"
+
+_PACKAGES = ("torch", "transformers", "torchvision", "pillow", "simplejpeg")
+
+
+def write_evaluation(
+    out: Path, subject: Subject, images: ImageSet, evaluation: Evaluation, classes: Classes | None
+) -> None:
+    """Writes the files of an evaluation; what stood there of an earlier one is replaced.
+
+    Args:
+        out: The folder.
+        subject: The model.
+        images: What was counted over.
+        evaluation: What came of it.
+        classes: Give per_class.csv its wnids, where they are known.
+    """
+    metrics = metrics_of(subject, images, evaluation)
+    counted = class_counts(images.labels, evaluation.records.top)
+    page = render_report(subject, images, evaluation, counted, metrics)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / PER_CLASS, _per_class(subject, counted, classes))
+    write_text(out / REPORT, page)
+    write_json(out / METRICS, metrics)  # last: where it is, the rest is
+
+
+def metrics_of(subject: Subject, images: ImageSet, evaluation: Evaluation) -> dict[str, Any]:
+    """Returns what stands in metrics.json."""
+    num_classes = len(subject.labels)
+    num_named = num_classes if images.subset is None else len(images.subset)
+    return {
+        "schema": SCHEMA,
+        "model": subject.name,
+        "checkpoint": subject.checkpoint,
+        "dataset": images.description,
+        "split": images.description["split"],
+        "num_classes": num_classes,
+        "num_classes_counted": num_named,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "interval": "Wilson score, 95%",
+        "ece_bins": NUM_BINS,
+        "results": [row.as_dict() for row in evaluation.results],
+        "versions": _versions(),
+    }
+
+
+def results_table(results: tuple[Result, ...]) -> str:
+    """Returns the results as people read them in a terminal, a line a row."""
+    head = ("images", "transform", "flip", "number", "top-1 (95% interval)", "top-5", "loss", "ECE")
+    rows = [head]
+    for row in results:
+        low, high = row.top1_interval
+        rows.append(
+            (
+                row.name,
+                row.transform,
+                "yes" if row.flip else "no",
+                f"{row.num_images:,}",
+                f"{row.top1:.2%} ({low:.2%} - {high:.2%})",
+                f"{row.top5:.2%}",
+                "-" if row.loss is None else f"{row.loss:.4f}",
+                f"{row.calibration.ece:.4f}",
+            )
+        )
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _per_class(subject: Subject, counted: list[ClassCount], classes: Classes | None) -> str:
+    """Returns per_class.csv; accuracies are parts in [0, 1]."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        ["index", "wnid", "label", "num_images", "top1", "top1_low", "top1_high", "top5"]
+        + ["taken_for", "taken_for_label", "times"]
+    )
+    for row in counted:
+        writer.writerow(
+            [row.label, classes.wnids[row.label] if classes else "", subject.labels[row.label]]
+            + [row.num_images, row.top1 / row.num_images, *wilson(row.top1, row.num_images)]
+            + [row.top5 / row.num_images, row.taken_for]
+            + ["" if row.taken_for is None else subject.labels[row.taken_for], row.times]
+        )
+    return buffer.getvalue()
+
+
+def _versions() -> dict[str, str]:
+    """Returns the versions of what computes a result."""
+    ours = {"imagenet_rn50": __version__, "python": platform.python_version()}
+    return ours | {package: version(package) for package in _PACKAGES}

@@ -1,0 +1,161 @@
+"""report.html: an evaluation to look at, in one file that needs no other and no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from imagenet_rn50.evaluation.evaluate import Evaluation
+from imagenet_rn50.evaluation.image_sets import ImageSet
+from imagenet_rn50.evaluation.plots import class_plot, reliability_plot
+from imagenet_rn50.evaluation.statistics import NUM_BINS, ClassCount, Interval, confusions, wilson
+from imagenet_rn50.evaluation.subject import Subject
+
+_NUM_CLASSES_SHOWN = 10  # at either end
+_NUM_PAIRS = 20
+_NUM_MISTAKES = 24
+_THUMBNAIL = 224  # px
+_THUMBNAIL_QUALITY = 80
+
+
+class ShownClass(NamedTuple):
+    """A row of the tables of best and worst classes."""
+
+    label: str
+    num_images: int
+    top1: float
+    interval: Interval
+    taken_for: str
+    times: int
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A picture of the gallery.
+
+    Args:
+        key: The image's name.
+        picture: A JPEG.
+        width: In px.
+        height: In px.
+        truth: Its class.
+        named: What the model took it for.
+        confidence: How sure it was, in [0, 1].
+    """
+
+    key: str
+    picture: bytes
+    width: int
+    height: int
+    truth: str
+    named: str
+    confidence: float
+
+
+def render_report(
+    subject: Subject,
+    images: ImageSet,
+    evaluation: Evaluation,
+    counted: list[ClassCount],
+    metrics: dict[str, Any],
+) -> str:
+    """Returns the page.
+
+    Args:
+        subject: The model.
+        images: What was counted over.
+        evaluation: What came of it.
+        counted: How each class fared.
+        metrics: What stands in metrics.json.
+    """
+    first, records, labels = evaluation.results[0], evaluation.records, subject.labels
+    ranked = sorted(counted, key=lambda row: (row.top1 / row.num_images, row.label))
+    num_shown = min(_NUM_CLASSES_SHOWN, (len(ranked) + 1) // 2)
+    accuracies = np.array([row.top1 / row.num_images for row in counted])
+    environment = Environment(
+        loader=PackageLoader("imagenet_rn50.evaluation", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"percent": _percent, "base64": _base64}
+    return environment.get_template("report.html.j2").render(
+        metrics=metrics,
+        results=evaluation.results,
+        first=first,
+        num_bins=NUM_BINS,
+        reliability=reliability_plot(first.calibration),
+        classes=class_plot(accuracies),
+        num_classes=len(counted),
+        subset=images.subset,
+        num_labels=len(labels),
+        worst=[_shown(row, labels) for row in ranked[:num_shown]],
+        best=[_shown(row, labels) for row in ranked[::-1][:num_shown]],
+        pairs=[
+            (labels[pair.truth], labels[pair.named], pair.times)
+            for pair in confusions(images.labels, records.top[:, 0], _NUM_PAIRS)
+        ],
+        mistakes=_mistakes(images, evaluation, labels),
+        num_wrong=first.num_images - first.hits1,
+    )
+
+
+def _shown(row: ClassCount, labels: tuple[str, ...]) -> ShownClass:
+    """Returns a class as tables show it."""
+    return ShownClass(
+        label=labels[row.label],
+        num_images=row.num_images,
+        top1=row.top1 / row.num_images,
+        interval=wilson(row.top1, row.num_images),
+        taken_for="" if row.taken_for is None else labels[row.taken_for],
+        times=row.times,
+    )
+
+
+def _mistakes(images: ImageSet, evaluation: Evaluation, labels: tuple[str, ...]) -> list[Mistake]:
+    """Returns the mistakes of which the model was most confident."""
+    records = evaluation.records
+    wrong = np.flatnonzero(records.top[:, 0] != images.labels)
+    order = np.argsort(-records.confidence[wrong], kind="stable")
+    shown = []
+    for index in wrong[order][:_NUM_MISTAKES].tolist():
+        picture, width, height = _thumbnail(images.read(index))
+        shown.append(
+            Mistake(
+                key=images.key_of(index),
+                picture=picture,
+                width=width,
+                height=height,
+                truth=labels[images.labels[index]],
+                named=labels[records.top[index, 0]],
+                confidence=float(records.confidence[index]),
+            )
+        )
+    return shown
+
+
+def _thumbnail(content: bytes) -> tuple[bytes, int, int]:
+    """Returns a picture small enough to be put into the page, with its size in px."""
+    with Image.open(io.BytesIO(content)) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, format="JPEG", quality=_THUMBNAIL_QUALITY)
+    return buffer.getvalue(), small.width, small.height
+
+
+def _percent(part: float) -> str:
+    """Returns a part of 1 in percent, with two digits behind the point."""
+    return f"{100 * part:.2f}%"
+
+
+def _base64(content: bytes) -> str:
+    """Returns bytes as a data URL holds them."""
+    return base64.b64encode(content).decode("ascii")

@@ -1,0 +1,163 @@
+"""What is said about an accuracy besides its value: how sure it is, where it fails, calibration.
+
+Everything here is computed from what is kept of each image: its true class, the classes that the
+model named, and how confident it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+NUM_BINS = 15
+"""Bins of confidence, as Guo et al. 2017 take."""
+
+_Z = 1.959963984540054  # of a two-sided 95% interval: the normal quantile of 0.975
+
+
+class Interval(NamedTuple):
+    """Bounds of a 95% confidence interval, in [0, 1]."""
+
+    low: float
+    high: float
+
+
+def wilson(hits: int, num_images: int) -> Interval:
+    """Returns the 95% score interval of a proportion (Wilson 1927).
+
+    With p = hits / n and z = 1.96:  (p + z^2/2n  -+  z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
+    Unlike p -+ z sqrt(p(1-p)/n) it stays in [0, 1] and is not empty where p is 0 or 1.
+
+    Args:
+        hits: How many images were right.
+        num_images: Of how many, at least 1.
+    """
+    p, n = hits / num_images, num_images
+    middle = p + _Z**2 / (2 * n)
+    spread = _Z * np.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    low, high = ((middle + sign * spread) / (1 + _Z**2 / n) for sign in (-1, 1))
+    # At the ends the formula gives 0 and 1 but for rounding.
+    return Interval(0.0 if hits == 0 else float(low), 1.0 if hits == n else float(high))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How confidence and accuracy agree, in bins of equal width.
+
+    Bin m of M holds the images with a confidence in ((m-1)/M, m/M].
+
+    Args:
+        num_images: Images in each bin; (M,) int64.
+        confidence: Their mean confidence, in [0, 1]; (M,) float64, 0 where the bin is empty.
+        accuracy: Part of them that was right, in [0, 1]; (M,) float64, 0 where it is empty.
+    """
+
+    num_images: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error, in [0, 1] (Naeini et al. 2015; Guo et al. 2017, eq. 3).
+
+        The sum over bins of (images of the bin / all images) |accuracy - confidence|.
+        """
+        weights = self.num_images / self.num_images.sum()
+        return float((weights * np.abs(self.accuracy - self.confidence)).sum())
+
+
+def calibration(
+    confidence: NDArray[np.float64], right: NDArray[np.bool_], num_bins: int = NUM_BINS
+) -> Calibration:
+    """Sorts images into bins by confidence.
+
+    Args:
+        confidence: Probability of the first class named, in [0, 1]; (n,) float64.
+        right: Whether that was the true class; (n,) bool.
+        num_bins: Number of bins.
+    """
+    edges = np.arange(1, num_bins) / num_bins
+    bins = np.searchsorted(edges, confidence, side="left")
+    count = np.bincount(bins, minlength=num_bins)
+    divisor = np.maximum(count, 1)
+    return Calibration(
+        num_images=count,
+        confidence=np.bincount(bins, weights=confidence, minlength=num_bins) / divisor,
+        accuracy=np.bincount(bins, weights=right, minlength=num_bins) / divisor,
+    )
+
+
+class ClassCount(NamedTuple):
+    """How one class fared.
+
+    Attributes:
+        label: Class index.
+        num_images: Images of the class.
+        top1: How many of them were right at first.
+        top5: How many were right among the first five.
+        taken_for: The other class that they were most often taken for; None where all were right.
+        times: How often that was.
+    """
+
+    label: int
+    num_images: int
+    top1: int
+    top5: int
+    taken_for: int | None
+    times: int
+
+
+class Confusion(NamedTuple):
+    """How many images of class `truth` were taken for class `named`."""
+
+    truth: int
+    named: int
+    times: int
+
+
+def class_counts(labels: NDArray[np.int64], top: NDArray[np.int64]) -> list[ClassCount]:
+    """Counts each class that has images, in the order of their indices.
+
+    Args:
+        labels: True classes; (n,) int64.
+        top: Classes that the model named, best first; (n, k) int64.
+    """
+    hits = top == labels[:, None]
+    order = np.argsort(labels, kind="stable")
+    present, starts = np.unique(labels[order], return_index=True)
+    counted = []
+    for label, rows in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
+        wrong = top[rows, 0][~hits[rows, 0]]
+        others, times = np.unique(wrong, return_counts=True)
+        most = int(times.argmax()) if len(wrong) else None
+        counted.append(
+            ClassCount(
+                label=label,
+                num_images=len(rows),
+                top1=int(hits[rows, 0].sum()),
+                top5=int(hits[rows].any(1).sum()),
+                taken_for=None if most is None else int(others[most]),
+                times=0 if most is None else int(times[most]),
+            )
+        )
+    return counted
+
+
+def confusions(labels: NDArray[np.int64], named: NDArray[np.int64], limit: int) -> list[Confusion]:
+    """Returns the most frequent confusions, most frequent first, then by class index.
+
+    Args:
+        labels: True classes; (n,) int64.
+        named: The first class that the model named; (n,) int64.
+        limit: How many to return at most.
+    """
+    wrong = named != labels
+    pairs = np.stack([labels[wrong], named[wrong]], axis=1)
+    distinct, times = np.unique(pairs, axis=0, return_counts=True)
+    order = np.argsort(-times, kind="stable")[:limit]
+    return [
+        Confusion(int(distinct[row, 0]), int(distinct[row, 1]), int(times[row])) for row in order
+    ]

@@ -1,0 +1,246 @@
+"""The model that is evaluated: of a run, of an exported folder, or of the Hub.
+
+Nothing that is loaded is executed: weights are safetensors, and a model's own code is not run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from PIL.Image import Resampling
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.utils import logging
+
+from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import read_json
+from imagenet_rn50.model import build_model, build_processor
+from imagenet_rn50.recipe import DataRecipe
+from imagenet_rn50.runs.checkpoints import (
+    EMA_WEIGHTS,
+    MANIFEST,
+    Checkpoint,
+    checkpoint_folders,
+    verify,
+)
+from imagenet_rn50.runs.folder import RunFolder
+
+Which = Literal["best", "last"]
+Weights = Literal["raw", "ema"]
+
+_EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json")
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
+_STEPS = ("resize", "center_crop", "rescale", "normalize")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, ready to be evaluated.
+
+    Args:
+        name: The folder or Hub id as it was given.
+        network: Takes (B, 3, H, W) float32, normalised.
+        labels: Its name for each class index.
+        processor: The one that is, or will be, shipped with it.
+        data: Sizes and normalisation for training's evaluation transform; None where the processor
+            does something that this transform cannot.
+        classes: Its classes with their wnids, where they stand beside it.
+        checkpoint: Which weights these are, for metrics.json.
+    """
+
+    name: str
+    network: nn.Module
+    labels: tuple[str, ...]
+    processor: BaseImageProcessor
+    data: DataRecipe | None
+    classes: Classes | None
+    checkpoint: dict[str, Any]
+
+
+def open_subject(model: str, which: Which = "best", weights: Weights | None = None) -> Subject:
+    """Loads the model of a run folder, an exported folder or the Hub.
+
+    Args:
+        model: A folder, or a Hub id: `microsoft/resnet-50`, or `user/name@revision`.
+        which: Of a run: the checkpoint with the best validation top-1, or the newest.
+        weights: Of a run: `raw`, or averaged (`ema`); None for averaged ones where there are any,
+            by which the best is chosen, too.
+
+    Raises:
+        InputError: When there is no such model, or it is incomplete or damaged.
+    """
+    path = Path(model)
+    if any((path / name).is_file() for name in _EXPORTED):
+        subject = _exported(path, model)
+    elif path.is_dir():
+        subject = _of_run(path, which, weights)
+    elif hub_id := _HUB_ID.fullmatch(model):
+        subject = _published(model, *hub_id.groups())
+    else:
+        raise InputError(
+            f"there is no model {model}",
+            expected="a run folder, an exported folder, or a Hub id like microsoft/resnet-50",
+            found="no such folder",
+        )
+    identity = subject.checkpoint | {"weights_sha256": weights_digest(subject.network)}
+    return replace(subject, checkpoint=identity)
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Returns a SHA-256 over names, types, shapes and values of all weights and buffers.
+
+    Equal for a checkpoint and for what was exported from it, whose files differ.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _of_run(path: Path, which: Which, weights: Weights | None) -> Subject:
+    """Loads the model of a run, as training's evaluation sees it."""
+    run = RunFolder(path)
+    recipe, classes = run.recipe(), run.classes()
+    checkpoint = _checkpoint(run, which)
+    averaged = checkpoint.folder / EMA_WEIGHTS
+    if weights == "ema" and not averaged.is_file():
+        raise InputError(
+            f"{checkpoint.folder} holds no averaged weights",
+            expected=f"{EMA_WEIGHTS}, of a recipe with an EMA",
+            fix="leave --weights out, or give --weights raw",
+        )
+    use_average = averaged.is_file() and weights != "raw"
+    network = build_model(recipe.model, classes)
+    network.load_state_dict(load_file(averaged if use_average else checkpoint.weights))
+    return Subject(
+        name=str(path),
+        network=network,
+        labels=classes.labels,
+        processor=build_processor(recipe.data),
+        data=recipe.data,
+        classes=classes,
+        checkpoint={
+            "name": checkpoint.folder.name,
+            "which": which,
+            "weights": "ema" if use_average else "raw",
+            "samples_seen": checkpoint.samples_seen,
+            "is_best": checkpoint.is_best,
+        },
+    )
+
+
+def _checkpoint(run: RunFolder, which: Which) -> Checkpoint:
+    """Returns the one checkpoint that was asked for: here, unlike in training, no other will do."""
+    folders = checkpoint_folders(run.checkpoints)
+    if which == "best":
+        folders = [
+            folder
+            for folder in folders
+            if (folder / MANIFEST).is_file() and read_json(folder / MANIFEST)["is_best"]
+        ]
+    if not folders:
+        raise InputError(
+            f"{run.path} holds no checkpoint to evaluate",
+            expected="at least one epoch of training",
+            fix="train first, with the same --run",
+        )
+    try:
+        return verify(folders[-1])
+    except InputError as error:
+        raise InputError(
+            f"the {which} checkpoint of {run.path} is not whole: {error}",
+            fix="restore the file, or evaluate the other one of --checkpoint best and last",
+        ) from None
+
+
+def _published(model: str, repository: str, revision: str | None) -> Subject:
+    """Loads a model of the Hub, of which only the files of an exported folder are fetched."""
+    wanted = [*_EXPORTED, CLASSES_FILE]
+    try:
+        path = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
+    except (OSError, HFValidationError) as error:
+        first, *_ = str(error).splitlines()
+        raise InputError(
+            f"there is no folder {model}, and the Hub does not give a model of that name",
+            found=first,
+            fix="check the spelling, the network, and HF_TOKEN where the model is private",
+        ) from None
+    subject = _exported(path, model)
+    return replace(subject, checkpoint={"hub_commit": path.name})
+
+
+def _exported(path: Path, name: str) -> Subject:
+    """Loads an exported folder as anybody would."""
+    missing = [file for file in _EXPORTED if not (path / file).is_file()]
+    if missing:
+        raise InputError(
+            f"{name} is not an exported model",
+            expected=", ".join(_EXPORTED),
+            found=f"no {', no '.join(missing)}",
+            fix="python -m imagenet_rn50 export --run RUN --out DIR",
+        )
+    logging.disable_progress_bar()  # it is read in a moment
+    try:
+        network, info = AutoModelForImageClassification.from_pretrained(
+            path, use_safetensors=True, output_loading_info=True
+        )
+        processor = AutoImageProcessor.from_pretrained(path)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        raise InputError(
+            f"the model {name} cannot be loaded",
+            expected=f"{', '.join(_EXPORTED)}, whole",
+            found=first,
+        ) from None
+    if wrong := sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]):
+        raise InputError(
+            f"the weights of {name} are not those of its config.json",
+            found=f"{len(wrong)} missing or surplus tensors, such as {wrong[0]}",
+        )
+    return Subject(
+        name=name,
+        network=network,
+        labels=_labels_of(network),
+        processor=processor,
+        data=_data_of(processor),
+        classes=Classes.load(path) if (path / CLASSES_FILE).is_file() else None,
+        checkpoint={},
+    )
+
+
+def _labels_of(network: PreTrainedModel) -> tuple[str, ...]:
+    """Returns the model's names in the order of class indices."""
+    names = {int(index): str(name) for index, name in (network.config.id2label or {}).items()}
+    return tuple(names[index] for index in sorted(names))
+
+
+def _data_of(processor: BaseImageProcessor) -> DataRecipe | None:
+    """Returns a processor's settings as training states them; None where training has no such."""
+    settings = processor.to_dict()
+    resize = (settings.get("size") or {}).get("shortest_edge")
+    crop = settings.get("crop_size") or {}
+    is_ours = (
+        settings.get("resample") == Resampling.BILINEAR
+        and crop.get("height") == crop.get("width") is not None
+        and all(settings.get(f"do_{step}") for step in _STEPS)
+    )
+    if resize is None or not is_ours:
+        return None
+    return DataRecipe(
+        eval_resize=resize,
+        eval_size=crop["height"],
+        mean=tuple(settings["image_mean"]),
+        std=tuple(settings["image_std"]),
+    )

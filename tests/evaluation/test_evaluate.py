@@ -1,0 +1,173 @@
+import io
+import json
+import os
+import socket
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
+from torch.multiprocessing.spawn import start_processes
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.evaluation.evaluate import evaluate
+from imagenet_rn50.evaluation.image_sets import ShardImages
+from imagenet_rn50.evaluation.output import metrics_of
+from imagenet_rn50.evaluation.ranks import Ranks, joined_ranks
+from imagenet_rn50.evaluation.records import Records, rows_of
+from imagenet_rn50.evaluation.statistics import class_counts
+from imagenet_rn50.evaluation.subject import open_subject
+from imagenet_rn50.loading.store import LocalShards
+from imagenet_rn50.model import build_processor, logits_of
+from tests.evaluation.models import DATA, export_model, label_shards, random_model
+
+NUM_CLASSES = 9
+SIZES = [7, 1, 0, 12, 3]  # 23 images: no multiple of any batch below
+ALONE = Ranks(torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Uneven shards, shards with a damaged picture, and an exported model."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    label_shards(folder / "shards", SIZES, NUM_CLASSES)
+    label_shards(folder / "damaged", SIZES, NUM_CLASSES)
+    tar = folder / "damaged" / "tiny-validation-4.tar"
+    content = bytearray(tar.read_bytes())
+    content[512:516] = b"oops"
+    tar.write_bytes(content)
+    export_model(folder / "model", random_model(NUM_CLASSES))
+    return folder
+
+
+def images_in(folder):
+    return ShardImages(LocalShards(folder), "validation")
+
+
+def brute_force_logits(model, images, *, mirrored=False):
+    """Logits of all images, through Pillow and the processor, one at a time."""
+    processor, logits = build_processor(DATA), []
+    for index in range(len(images.labels)):
+        picture = Image.open(io.BytesIO(images.read(index))).convert("RGB")
+        pixels = processor(picture, return_tensors="pt").pixel_values
+        with torch.inference_mode():
+            logits.append(logits_of(model, pixels.flip(-1) if mirrored else pixels)[0].double())
+    return torch.stack(logits).numpy()
+
+
+def matches(row, logits, labels):
+    """Whether a row of results says what sklearn says of the logits."""
+    probabilities = np.exp(logits - np.logaddexp.reduce(logits, axis=1, keepdims=True))
+    known = range(NUM_CLASSES)
+    assert row["num_images"] == len(labels)
+    assert row["top1"] == top_k_accuracy_score(labels, logits, k=1, labels=known)
+    assert row["top5"] == top_k_accuracy_score(labels, logits, k=5, labels=known)
+    assert row["loss"] == pytest.approx(log_loss(labels, probabilities, labels=known), abs=1e-5)
+
+
+def test_counts_equal_a_brute_force_reference_through_both_transforms_and_flipped(folder):
+    images = images_in(folder / "shards")
+    subject = open_subject(str(folder / "model"))
+    evaluation = evaluate(subject, images, ranks=ALONE, flip=True, batch=5)
+    plain = brute_force_logits(subject.network, images)
+    averaged = (plain + brute_force_logits(subject.network, images, mirrored=True)) / 2
+    rows = metrics_of(subject, images, evaluation)["results"]
+    assert [(row["transform"], row["flip"]) for row in rows] == [
+        ("training", False),
+        ("training", True),
+        ("processor", False),
+        ("processor", True),
+    ]
+    for row in rows:
+        matches(row, averaged if row["flip"] else plain, images.labels)
+    assert rows[0]["loss"] != pytest.approx(rows[1]["loss"], abs=1e-3)
+    assert rows[0]["top1"] not in {0.0, 1.0}
+
+    matrix = confusion_matrix(images.labels, plain.argmax(1), labels=range(NUM_CLASSES))
+    counted = class_counts(images.labels, evaluation.records.top)
+    assert [row.top1 for row in counted] == [matrix[row.label, row.label] for row in counted]
+
+
+def on_rank(rank, folder, ports):
+    """What each of three processes does: evaluate on three ranks, on two, then meet an error."""
+    torch.set_num_threads(1)
+    subject = open_subject(str(folder / "model"))
+    for world_size, port in zip((3, 2, 2), ports, strict=True):
+        if rank >= world_size:
+            continue
+        os.environ |= {"WORLD_SIZE": str(world_size), "RANK": str(rank)}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        is_last = port == ports[-1]
+        images = images_in(folder / ("damaged" if is_last else "shards"))
+        with joined_ranks() as ranks:
+            try:
+                evaluation = evaluate(subject, images, ranks=ranks, batch=5, num_workers=rank % 2)
+                answer = metrics_of(subject, images, evaluation)["results"]
+            except InputError as error:
+                answer = str(error)
+        name = "damaged" if is_last else str(world_size)
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(answer), encoding="utf-8")
+
+
+@pytest.mark.multiprocess
+def test_two_and_three_ranks_count_what_one_counts_and_all_raise_what_one_meets(folder):
+    ports = free_ports(3)
+    # Forked as loader workers are: what is imported already need not be imported three times.
+    start_processes(on_rank, (folder, ports), nprocs=3, start_method="fork")
+    images, subject = images_in(folder / "shards"), open_subject(str(folder / "model"))
+    alone = evaluate(subject, images, ranks=ALONE, batch=5)
+    expected = metrics_of(subject, images, alone)["results"]
+    assert [row["num_images"] for row in expected] == [sum(SIZES)] * 2
+    for world_size in (2, 3):
+        for rank in range(world_size):
+            answer = json.loads((folder / f"{world_size}-{rank}.json").read_text())
+            assert answer == expected
+    for rank in range(2):
+        assert "sample sample_00020" in json.loads((folder / f"damaged-{rank}.json").read_text())
+
+
+def free_ports(count):
+    """Ports that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports
+
+
+def table_of(num_images):
+    torch.manual_seed(3)
+    return rows_of(torch.randn(num_images, 7), torch.randint(0, 7, (num_images,)))
+
+
+def test_an_image_that_was_counted_twice_or_never_is_an_error():
+    table = table_of(6)
+    assert len(Records.of(table).top) == 6
+    for times in (0, 2):
+        wrong = table.clone()
+        wrong[4] *= times
+        with pytest.raises(RuntimeError, match=f"image 4 was counted {times} times"):
+            Records.of(wrong)
+
+
+def test_a_model_that_diverged_is_named(folder):
+    subject = open_subject(str(folder / "model"))
+    with torch.no_grad():
+        subject.network.get_parameter("classifier.1.bias").fill_(float("nan"))
+    with pytest.raises(InputError, match="not finite"):
+        evaluate(subject, images_in(folder / "shards"), ranks=ALONE)
+
+
+def test_a_split_without_images_is_named(folder, tmp_path):
+    label_shards(tmp_path / "empty", [0], NUM_CLASSES)
+    with pytest.raises(InputError, match="validation holds no images"):
+        evaluate(open_subject(str(folder / "model")), images_in(tmp_path / "empty"), ranks=ALONE)
+
+
+def test_one_transform_can_be_asked_for(folder):
+    subject = open_subject(str(folder / "model"))
+    images = images_in(folder / "shards")
+    for name in ("training", "processor"):
+        evaluation = evaluate(subject, images, ranks=ALONE, transform=name)
+        assert [row.transform for row in evaluation.results] == [name]

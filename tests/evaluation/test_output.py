@@ -1,0 +1,195 @@
+"""What the command writes and prints, and that its page can stand alone."""
+
+import csv
+import json
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from datasets import Dataset, Features, Image, Value
+
+from imagenet_rn50.__main__ import main
+from imagenet_rn50.evaluation.evaluate import evaluate
+from imagenet_rn50.evaluation.image_sets import ShardImages, read_folder
+from imagenet_rn50.evaluation.output import metrics_of, write_evaluation
+from imagenet_rn50.evaluation.ranks import Ranks
+from imagenet_rn50.evaluation.statistics import wilson
+from imagenet_rn50.evaluation.subject import open_subject
+from imagenet_rn50.loading.store import LocalShards
+from tests.evaluation.models import (
+    classes_of,
+    export_model,
+    label_shards,
+    painted_subject,
+    picture_of,
+    random_model,
+    write_run,
+)
+
+NUM_CLASSES = 8
+ALONE = Ranks(torch.device("cpu"))
+
+
+class Page(HTMLParser):
+    """Collects what a page shows and refers to."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, name):
+        return [attributes for tag, attributes in self.tags if tag == name]
+
+
+def evaluate_by_command(monkeypatch, *arguments):
+    command = ["imagenet_rn50", "evaluate", "--workers", "0", *map(str, arguments)]
+    monkeypatch.setattr(sys, "argv", command)
+    main()
+
+
+def test_the_command_writes_metrics_classes_and_a_report_of_a_run(tmp_path, monkeypatch, capsys):
+    keys = [f"ILSVRC2012_val_{number:08d}" for number in range(1, 12)]
+    shards = label_shards(tmp_path / "shards", [4, 7], NUM_CLASSES, keys=keys)
+    run, out = write_run(tmp_path / "run", shards, NUM_CLASSES, ema=True), tmp_path / "a" / "b"
+    real = tmp_path / "real.json"
+    real.write_text(json.dumps([[0, 1, 2]] * 10 + [[]]), encoding="utf-8")
+    evaluate_by_command(
+        monkeypatch,
+        *("--model", run, "--shards", shards, "--checkpoint", "last", "--weights", "raw"),
+        *("--flip", "--real", real, "--out", out),
+    )
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["schema"] == 1
+    assert metrics["split"] == "validation"
+    assert metrics["checkpoint"]["samples_seen"] == 48
+    assert metrics["checkpoint"]["weights"] == "raw"
+    rows = [(row["name"], row["transform"], row["flip"]) for row in metrics["results"]]
+    ways = [(name, flip) for name in ("training", "processor") for flip in (False, True)]
+    assert rows == [(name, *way) for name in ("validation", "real") for way in ways]
+    for row in metrics["results"]:
+        assert row["num_images"] == (11 if row["name"] == "validation" else 10)
+        assert 0 <= row["top1_low"] <= row["top1"] <= row["top1_high"] <= 1
+        assert 0 <= row["top5_low"] <= row["top5"] <= row["top5_high"] <= 1
+        assert row["top1"] <= row["top5"]
+        assert (row["loss"] is None) == (row["name"] == "real")
+
+    with (out / "per_class.csv").open(newline="", encoding="utf-8") as file:
+        classes = list(csv.DictReader(file))
+    right = sum(float(row["top1"]) * int(row["num_images"]) for row in classes)
+    assert right / 11 == pytest.approx(metrics["results"][0]["top1"])
+    known = classes_of(NUM_CLASSES)
+    for row in classes:
+        index = int(row["index"])
+        assert (row["wnid"], row["label"]) == (known.wnids[index], known.labels[index])
+        hits = round(float(row["top1"]) * int(row["num_images"]))
+        assert float(row["top1_low"]) == wilson(hits, int(row["num_images"])).low
+    printed = capsys.readouterr().out
+    assert f"{metrics['results'][0]['top1']:.2%}" in printed
+    assert len(re.findall(r"^(validation|real) ", printed, re.MULTILINE)) == 8
+
+
+@pytest.fixture
+def report(tmp_path):
+    """The page of a set with known mistakes, whose names try to be markup."""
+    classes = classes_of(NUM_CLASSES)
+    markup = [f"name{i} <b>&\"'" for i in range(NUM_CLASSES)]
+    classes = type(classes)(classes.wnids, tuple(markup))
+    for label in range(NUM_CLASSES):
+        folder = tmp_path / "set" / classes.wnids[label]
+        folder.mkdir(parents=True)
+        (folder / "right.JPEG").write_bytes(picture_of(label))
+    (tmp_path / "set" / classes.wnids[3] / "wrong.JPEG").write_bytes(picture_of(6))
+    subject = painted_subject(NUM_CLASSES, classes)
+    images = read_folder(tmp_path / "set", NUM_CLASSES, classes)
+    evaluation = evaluate(subject, images, ranks=ALONE)
+    write_evaluation(tmp_path / "out", subject, images, evaluation, classes)
+    return (tmp_path / "out" / "report.html").read_text(encoding="utf-8"), metrics_of(
+        subject, images, evaluation
+    )
+
+
+def test_the_report_refers_to_nothing_outside_itself(report):
+    page, _ = report
+    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
+    assert "//" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", page)
+    for _, attributes in Page(page).tags:
+        for name in ("src", "srcset", "href", "data", "poster"):
+            assert (attributes.get(name) or "data:").startswith(("data:", "#"))
+    assert "url(" not in page
+    assert "@import" not in page
+
+
+def test_the_report_shows_the_mistakes_with_their_pictures_and_the_numbers_of_the_metrics(report):
+    page, metrics = report
+    parsed = Page(page)
+    first = metrics["results"][0]
+    assert first["top1"] == 8 / 9
+    assert f"{first['top1']:.2%}" in parsed.text
+    assert f"{first['top1_low']:.2%} to {first['top1_high']:.2%}" in parsed.text
+    pictures = [image for image in parsed.all("img") if "jpeg" in image["src"]]
+    assert len(pictures) == 1
+    assert "wrong.JPEG" in pictures[0]["alt"]
+    assert "taken for name6" in pictures[0]["alt"]
+
+
+def test_the_report_can_be_read_without_seeing_it_and_keeps_names_as_text(report):
+    page, _ = report
+    parsed = Page(page)
+    assert not parsed.all("b")
+    assert "name6 <b>&\"'" in parsed.text
+    assert parsed.all("html") == [{"lang": "en"}]
+    assert all(image["alt"] for image in parsed.all("img"))
+    assert all(cell["scope"] in {"col", "row"} for cell in parsed.all("th"))
+    assert len(parsed.all("table")) == 4
+
+
+def test_a_model_without_mistakes_has_a_report(tmp_path):
+    for label in range(NUM_CLASSES):
+        (tmp_path / "set" / str(label)).mkdir(parents=True)
+        (tmp_path / "set" / str(label) / "0.JPEG").write_bytes(picture_of(label))
+    subject = painted_subject(NUM_CLASSES)
+    images = read_folder(tmp_path / "set", NUM_CLASSES, None)
+    evaluation = evaluate(subject, images, ranks=ALONE, transform="training")
+    write_evaluation(tmp_path, subject, images, evaluation, None)
+    assert "every image was right" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_mistake_of_the_user_is_one_message_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as caught:
+        evaluate_by_command(monkeypatch, "--model", tmp_path / "nothing", "--images", tmp_path)
+    assert caught.value.code == 2
+    assert "there is no model" in capsys.readouterr().err
+
+
+def test_the_evaluators_workflow_counts_what_the_command_counts(tmp_path):
+    import evaluate as hugging_face
+
+    export_model(tmp_path / "model", random_model(NUM_CLASSES))
+    shards = label_shards(tmp_path / "shards", [9, 8], NUM_CLASSES)
+    images = ShardImages(LocalShards(shards), "validation")
+    subject = open_subject(str(tmp_path / "model"))
+    rows = evaluate(subject, images, ranks=ALONE, transform="processor").results
+    assert 0 < rows[0].top1 < 1
+
+    paths = [tmp_path / f"{index}.jpg" for index in range(17)]
+    for index, path in enumerate(paths):
+        path.write_bytes(images.read(index))
+    features = Features({"image": Image(), "label": Value("int64")})
+    columns = {"image": [str(path) for path in paths], "label": images.labels.tolist()}
+    measured = hugging_face.evaluator("image-classification").compute(
+        model_or_pipeline=str(tmp_path / "model"),
+        data=Dataset.from_dict(columns, features=features),
+        metric=hugging_face.load("imagenet_rn50/evaluation/topk_accuracy.py"),
+        label_mapping={name: index for index, name in enumerate(subject.labels)},
+    )
+    assert measured["top1"] == rows[0].top1
+    assert measured["num_images"] == 17

@@ -1,0 +1,205 @@
+"""Which model is evaluated, and what is said of one that cannot be."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.evaluation.agreement import require_same_classes
+from imagenet_rn50.evaluation.evaluate import evaluate
+from imagenet_rn50.evaluation.image_sets import ShardImages
+from imagenet_rn50.evaluation.ranks import Ranks
+from imagenet_rn50.evaluation.subject import open_subject, weights_digest
+from imagenet_rn50.evaluation.target import open_target
+from imagenet_rn50.loading.store import LocalShards
+from tests.evaluation.models import (
+    classes_of,
+    export_model,
+    label_shards,
+    random_model,
+    write_run,
+)
+
+NUM_CLASSES = 6
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return label_shards(tmp_path_factory.mktemp("shards"), [4], NUM_CLASSES)
+
+
+@pytest.fixture
+def model(tmp_path):
+    export_model(tmp_path / "model", random_model(NUM_CLASSES))
+    return tmp_path / "model"
+
+
+def digest_of(seed):
+    return weights_digest(random_model(NUM_CLASSES, seed=seed))
+
+
+@pytest.mark.parametrize(
+    ("ema", "which", "weights", "seed"),
+    [
+        (False, "best", None, 24),
+        (False, "last", None, 48),
+        (True, "best", None, 25),
+        (True, "last", "ema", 49),
+        (True, "last", "raw", 48),
+    ],
+)
+def test_a_run_offers_best_and_last_raw_and_averaged(tmp_path, shards, ema, which, weights, seed):
+    run = write_run(tmp_path / "run", shards, NUM_CLASSES, ema=ema)
+    subject = open_subject(str(run), which, weights)
+    assert weights_digest(subject.network) == digest_of(seed)
+    assert subject.checkpoint == {
+        "name": f"samples-{24 if which == 'best' else 48:09d}",
+        "which": which,
+        "weights": "ema" if seed % 2 else "raw",
+        "samples_seen": 24 if which == "best" else 48,
+        "is_best": which == "best",
+        "weights_sha256": digest_of(seed),
+    }
+
+
+def test_a_run_without_averages_or_checkpoints_says_so(tmp_path, shards):
+    run = write_run(tmp_path / "run", shards, NUM_CLASSES)
+    with pytest.raises(InputError, match="holds no averaged weights"):
+        open_subject(str(run), weights="ema")
+    shutil.rmtree(run / "checkpoints")
+    with pytest.raises(InputError, match="holds no checkpoint"):
+        open_subject(str(run))
+
+
+def test_a_damaged_checkpoint_is_refused_and_no_other_taken_instead(tmp_path, shards):
+    run = write_run(tmp_path / "run", shards, NUM_CLASSES)
+    weights = run / "checkpoints" / "samples-000000048" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(InputError, match=r"the last checkpoint of .* is not whole"):
+        open_subject(str(run), "last")
+    assert open_subject(str(run), "best").checkpoint["samples_seen"] == 24
+
+
+def test_a_checkpoint_and_its_export_have_the_same_digest_and_other_weights_another(model):
+    network = random_model(NUM_CLASSES)
+    assert open_subject(str(model)).checkpoint == {"weights_sha256": weights_digest(network)}
+    with torch.no_grad():
+        network.classifier[1].bias[2] += 1e-6
+    assert weights_digest(network) != digest_of(0)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json"])
+def test_an_exported_folder_that_lacks_a_file_is_named_with_it(model, name):
+    (model / name).unlink()
+    with pytest.raises(InputError, match=f"found:    no {name}"):
+        open_subject(str(model))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json"])
+def test_an_exported_folder_with_a_damaged_file_cannot_be_loaded(model, name):
+    content = (model / name).read_bytes()
+    (model / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match="cannot be loaded"):
+        open_subject(str(model))
+
+
+def test_weights_that_do_not_fill_the_model_are_refused(model):
+    state = load_file(model / "model.safetensors")
+    state.pop("classifier.1.bias")
+    save_file(state, model / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"such as classifier\.1\.bias"):
+        open_subject(str(model))
+
+
+@pytest.mark.parametrize("name", ["nothing", "no/such/folder/here"])
+def test_a_model_that_is_nowhere_is_named(tmp_path, name):
+    with pytest.raises(InputError, match="there is no model"):
+        open_subject(name)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no run"):
+        open_subject(str(tmp_path / "empty"))
+
+
+def test_a_model_of_the_hub_is_loaded_from_its_cache(model, tmp_path, monkeypatch):
+    hub = tmp_path / "hub" / "models--someone--some-model"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(model, hub / "snapshots" / commit)
+    (hub / "refs").mkdir()
+    (hub / "refs" / "main").write_text(commit, encoding="utf-8")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name in ("someone/some-model", f"someone/some-model@{commit}"):
+        expected = {"hub_commit": commit, "weights_sha256": digest_of(0)}
+        assert open_subject(name).checkpoint == expected
+    with pytest.raises(InputError, match="there is no folder someone/nothing, and the Hub"):
+        open_subject("someone/nothing")
+
+
+def test_a_model_of_another_number_of_classes_is_refused(shards, tmp_path):
+    export_model(tmp_path / "other", random_model(NUM_CLASSES + 1))
+    subject = open_subject(str(tmp_path / "other"))
+    with pytest.raises(InputError, match="expected: a model of 6 classes") as caught:
+        open_target(subject, str(shards), None)
+    assert "found:    one of 7" in str(caught.value)
+
+
+def test_a_model_whose_labels_are_in_another_order_is_refused(model, shards):
+    config = json.loads((model / "config.json").read_text())
+    names = config["id2label"]
+    names["1"], names["4"] = names["4"], names["1"]
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(InputError, match="or not in their order") as caught:
+        open_target(open_subject(str(model)), str(shards), None)
+    assert "expected: class 1 to be n00000010 'name1'" in str(caught.value)
+
+
+KAGGLE = Classes(("n01440764", "n02012849", "n03126707"), ("tench, Tinca tinca", "crane", "crane"))
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        KAGGLE.labels,
+        ("tench", "crane bird", "crane"),  # torchvision's
+        ("tench, Tinca tinca", "crane", "crane, machine"),
+        KAGGLE.wnids,
+        ("LABEL_0", "LABEL_1", "LABEL_2"),
+    ],
+)
+def test_labels_may_be_worded_differently(labels):
+    require_same_classes("model", labels, "shards", KAGGLE)
+
+
+@pytest.mark.parametrize("labels", [("cat", "dog", "bird"), ("crane", "tench", "x")])
+def test_labels_of_other_classes_are_refused(labels):
+    with pytest.raises(InputError, match="are not those of shards"):
+        require_same_classes("model", labels, "shards", KAGGLE)
+
+
+def test_shards_without_names_take_any_model():
+    nameless = Classes(KAGGLE.wnids, KAGGLE.wnids)
+    require_same_classes("model", ("tench", "crane", "crane"), "shards", nameless)
+    require_same_classes("model", nameless.wnids, "shards", nameless)
+    with pytest.raises(InputError, match="are not those of"):
+        require_same_classes("model", nameless.wnids[::-1], "shards", nameless)
+
+
+def test_a_processor_that_training_cannot_imitate_is_used_alone(model, shards):
+    path = model / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"resample": 3}), encoding="utf-8")
+    subject, images = open_subject(str(model)), ShardImages(LocalShards(shards), "validation")
+    ranks = Ranks(torch.device("cpu"))
+    rows = evaluate(subject, images, ranks=ranks).results
+    assert [row.transform for row in rows] == ["processor"]
+    with pytest.raises(InputError, match="--transform processor"):
+        evaluate(subject, images, ranks=ranks, transform="training")
+
+
+def test_the_classes_beside_an_exported_model_are_found(model):
+    assert open_subject(str(model)).classes is None
+    classes_of(NUM_CLASSES).save(model)
+    assert open_subject(str(model)).classes == classes_of(NUM_CLASSES)
