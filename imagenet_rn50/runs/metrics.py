@@ -2,7 +2,8 @@
 
 Each line is one JSON object with a `kind` and the `samples_seen` and `epoch` that it speaks of:
 
-    start        this process began or went on: versions, device, ranks, precision
+    start        this process began or went on: versions, device, ranks, precision; init_from, name
+                 and sha256 of the weights that it was told to begin with, if any
     train        since the last such line: mean loss, num_images, images_per_second, seconds, and
                  data_wait, the part of them spent waiting for the loader; learning rate, lr;
                  substitutions, this rank's damaged samples that others stood in for, if any

@@ -43,6 +43,7 @@ def open_session(
     *,
     on_error: OnError = "stop",
     create: bool = True,
+    init_from: str | None = None,
 ) -> tuple[Session, Learner]:
     """Makes sure that recipe, shards and run folder fit each other, and builds what learns.
 
@@ -56,13 +57,16 @@ def open_session(
         num_workers: Loader processes of each rank.
         on_error: What a damaged sample does: stop the run, or let another one substitute for it.
         create: Whether the run folder becomes this recipe's run.
+        init_from: Whose weights a new run begins with; None for fresh ones.
 
     Raises:
         InputError: When they do not fit.
     """
     manifest, classes = Manifest.load(shards.folder), Classes.load(shards.folder)
     splits, folder = (manifest.split(TRAIN), manifest.split(VALIDATION)), RunFolder(run)
-    session = Session(recipe, shards, *splits, folder, accelerator, num_workers, on_error)
+    session = Session(
+        recipe, shards, *splits, folder, accelerator, num_workers, on_error, init_from
+    )
     folder.check(recipe, shards.folder)
     learner = Learner(session, classes)
     if create and accelerator.is_main_process:
@@ -93,7 +97,7 @@ def fit(session: Session, learner: Learner) -> None:
     journal = Journal(run, progress.samples_seen) if accelerator.is_main_process else None
     if journal:
         place = progress.samples_seen, progress.epoch
-        journal.write(metrics.START, *place, **environment(accelerator))
+        journal.write(metrics.START, *place, **environment(accelerator), **learner.origin)
     loader = session.training_loader(progress.samples_seen, progress.total_samples)
     batches = session.on_device(loader)
     hyperparameters = {key: str(value) for key, value in flatten(recipe.model_dump())}

@@ -56,6 +56,8 @@ class Session:
         accelerator: From `make_accelerator`.
         num_workers: Loader processes of each rank.
         on_error: What a damaged sample does: stop the run, or let another one substitute for it.
+        init_from: Whose weights a new run begins with, as `read_pretrained` takes it; None for
+            fresh ones.
     """
 
     recipe: Recipe
@@ -66,6 +68,7 @@ class Session:
     accelerator: Accelerator
     num_workers: int
     on_error: OnError = "stop"
+    init_from: str | None = None
 
     def add_up(self, tensor: Tensor) -> Tensor:
         """Returns the sum of a tensor over all ranks."""
