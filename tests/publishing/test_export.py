@@ -73,9 +73,9 @@ def test_transformers_loads_the_folder_in_a_process_without_our_code(run, tmp_pa
     assert {answer["label"] for answer in answers} == set(CLASSES.labels)
 
 
-@pytest.mark.parametrize(("best", "samples_seen"), [(True, 48), (False, 72)])
-def test_the_chosen_checkpoint_is_exported_to_the_last_bit(run, tmp_path, best, samples_seen):
-    export(run.path, tmp_path / "out", best=best)
+@pytest.mark.parametrize(("checkpoint", "samples_seen"), [("best", 48), ("last", 72)])
+def test_the_chosen_checkpoint_is_exported_to_the_last_bit(run, tmp_path, checkpoint, samples_seen):
+    export(run.path, tmp_path / "out", checkpoint=checkpoint)
     trained = build_model(run.recipe().model, CLASSES)
     trained.load_state_dict(
         load_file(run.checkpoints / folder_name(samples_seen) / "model.safetensors")
@@ -97,8 +97,8 @@ def test_the_card_gives_the_accuracy_that_metrics_jsonl_gives(run, tmp_path):
 
 def test_exporting_again_replaces_the_export_and_nothing_else(run, tmp_path):
     out = tmp_path / "out"
-    export(run.path, out, best=False)
-    export(run.path, out, best=True)
+    export(run.path, out, checkpoint="last")
+    export(run.path, out, checkpoint="best")
     assert "`samples_seen` 48" in (out / "README.md").read_text(encoding="utf-8")
     other = tmp_path / "holiday-pictures"
     other.mkdir()

@@ -1,0 +1,153 @@
+"""The formats of an exported model: each is written, and read back as those who use it do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models import resnet50
+from transformers import ResNetForImageClassification
+from transformers.utils import logging
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.model import load_exported, logits_of, to_torchvision
+from imagenet_rn50.publishing.wording import Format
+
+Dtype = Literal["float32", "float16"]
+Logits = Callable[[Tensor], Tensor]
+"""From normalised pictures, (B, 3, H, W) float32, to logits, (B, num_classes) float32."""
+
+TORCHVISION_WEIGHTS, ONNX_MODEL = "resnet50.safetensors", "model.onnx"
+_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+
+def require_format(model: nn.Module, form: Format, dtype: Dtype) -> None:
+    """Makes sure that a model can be written in a format, before anything is.
+
+    Raises:
+        InputError: When it cannot: another architecture, another type, packages that are missing.
+    """
+    if form == "torchvision":
+        num_classes = model.get_submodule("classifier.1").get_parameter("weight").shape[0]
+        with torch.device("meta"):
+            theirs = {n: t.shape for n, t in resnet50(num_classes=num_classes).state_dict().items()}
+        ours = {n: t.shape for n, t in to_torchvision(model.state_dict()).items()}
+        if theirs != ours:
+            raise InputError(
+                "torchvision has no such network",
+                expected="the recipe's model to be ResNet-50: torchvision.models.resnet50",
+                found=f"{len(ours.items() - theirs.items())} of {len(ours)} tensors are not its",
+                fix="export with --format transformers, or onnx",
+            )
+    if form == "onnx":
+        missing = [package for package in _ONNX_PACKAGES if find_spec(package) is None]
+        if missing:
+            raise InputError(
+                f"--format onnx needs {', '.join(missing)}",
+                fix="pip install -r requirements-onnx.txt",
+            )
+        if dtype != "float32":
+            raise InputError(
+                "an ONNX model is written in float32 alone",
+                expected="--dtype float32",
+                found=f"--dtype {dtype}",
+                fix="onnxruntime's own tools convert it for the hardware that it will run on",
+            )
+
+
+def write_model(
+    model: ResNetForImageClassification, folder: Path, form: Format, dtype: Dtype
+) -> Logits:
+    """Writes configuration and weights, and loads them back.
+
+    Args:
+        model: Float32, on the CPU, in evaluation mode; it stays as it is.
+        folder: Where to.
+        form: Format of the weights.
+        dtype: Type of the weights.
+
+    Returns:
+        The model that was written, as its users load it, computing in float32.
+    """
+    logging.disable_progress_bar()  # it is written in a moment
+    if form == "transformers":
+        return _write_transformers(model, folder, dtype)
+    model.config.save_pretrained(folder)
+    if form == "torchvision":
+        return _write_torchvision(model, folder, dtype)
+    return _write_onnx(model, folder)
+
+
+def _write_transformers(model: ResNetForImageClassification, folder: Path, dtype: Dtype) -> Logits:
+    kind = getattr(torch, dtype)
+    state = {name: _as(tensor, kind) for name, tensor in model.state_dict().items()}
+    model.config.dtype = kind
+    model.save_pretrained(folder, state_dict=state)
+    exported = load_exported(folder)
+    return lambda pictures: logits_of(exported, pictures)
+
+
+def _write_torchvision(model: nn.Module, folder: Path, dtype: Dtype) -> Logits:
+    """Writes torchvision's state dict, as safetensors: a .pth is a pickle, which can run code."""
+    kind = getattr(torch, dtype)
+    state = to_torchvision(model.state_dict())
+    state = {name: _as(tensor, kind).contiguous() for name, tensor in state.items()}
+    save_file(state, folder / TORCHVISION_WEIGHTS, metadata={"format": "pt"})
+    exported = resnet50(num_classes=len(state["fc.bias"])).eval()
+    exported.load_state_dict(load_file(folder / TORCHVISION_WEIGHTS), strict=True)
+    return lambda pictures: exported(pictures)
+
+
+def _write_onnx(model: nn.Module, folder: Path) -> Logits:
+    """Writes an ONNX graph for batches of any size."""
+    import onnxruntime
+
+    size = (2, 3, 64, 64)
+    program = torch.onnx.export(
+        _LogitsOnly(model).eval(),
+        (torch.zeros(size),),
+        input_names=["pixel_values"],
+        output_names=["logits"],
+        dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.save(folder / ONNX_MODEL)
+    session = onnxruntime.InferenceSession(folder / ONNX_MODEL, providers=["CPUExecutionProvider"])
+
+    def logits(pictures: Tensor) -> Tensor:
+        (computed,) = session.run(["logits"], {"pixel_values": pictures.contiguous().numpy()})
+        return torch.from_numpy(computed)
+
+    return logits
+
+
+class _LogitsOnly(nn.Module):
+    """The model with one tensor as its answer, for a graph with one output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return logits_of(self.model, pixel_values)
+
+
+def _as(tensor: Tensor, kind: torch.dtype) -> Tensor:
+    """Returns a tensor in another floating type; counters stay integers.
+
+    Raises:
+        InputError: When a value is too large for it.
+    """
+    if not tensor.is_floating_point():
+        return tensor
+    converted = tensor.to(kind)
+    if not converted.isfinite().all():
+        raise InputError(f"the weights do not fit into {kind}", fix="export in float32")
+    return converted
