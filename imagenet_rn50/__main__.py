@@ -165,6 +165,32 @@ def evaluate(
         write_json(out, measured)
 
 
+@app.command
+def push(
+    model: Path,
+    to: str,
+    space: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Put an exported model on the Hugging Face Hub, and the Space that shows it.
+
+    The token is HF_TOKEN, or that of `hf auth login`. A push that broke off goes on when it is run
+    again.
+
+    Args:
+        model: Exported folder.
+        to: Its id on the Hub, user/name; created where it is new.
+        space: Id of a Space to show it in, user/name, pinned to the model's commit.
+        private: Make new repositories private.
+        dry_run: Only list what would be sent, with sizes.
+    """
+    from imagenet_rn50.publishing.hub import Target
+    from imagenet_rn50.publishing.hub import push as push_model
+
+    push_model(model, Target(to, space, private=private), dry_run=dry_run)
+
+
 def main() -> None:
     """Runs the verb that the command line names."""
     with exit_on_input_error():

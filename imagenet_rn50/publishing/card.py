@@ -99,7 +99,7 @@ def _results(evidence: Evidence, facts: Facts, dataset: str | None) -> str:
         cells += [evidence.cite(place, ".2%") for place in places]
         cells.append(evidence.cite(Place(METRICS, f"{prefix}num_images", line), ","))
         rows.append(_row([*cells, places[0].in_words()]))
-    return "".join(rows) if len(rows) > 1 else "Nothing was measured of these weights.\n"
+    return "".join(rows).rstrip() if len(rows) > 1 else "Nothing was measured of these weights."
 
 
 def _published(evidence: Evidence, dataset: str | None) -> str:
@@ -117,18 +117,18 @@ def _published(evidence: Evidence, dataset: str | None) -> str:
         ]
         where = f"[its authors]({entry['url']}), {Place(PUBLISHED, key).in_words()}"
         rows.append(_row([evidence.cite(Place(PUBLISHED, f"{key}.name")), *scores, where]))
-    return "\n" + head + "".join(rows)
+    return f"\n{head}{''.join(rows)}"
 
 
 def _training(evidence: Evidence, facts: Facts) -> str:
     """Returns the resolved recipe, and on what and for how long it ran."""
     if facts.choice is None:
-        return "Not here; see the original.\n"
+        return "Not here; see the original."
     recipe = (evidence.folder / RECIPE).read_text(encoding="utf-8")
     table = "".join(_row(cells) for cells in _circumstances(evidence, facts.choice))
     return (
         f"| | | source |\n|---|---:|---|\n{table}\nThe recipe as resolved, `{RECIPE}`:\n\n"
-        f"```yaml\n{recipe}```\n"
+        f"```yaml\n{recipe}```"
     )
 
 
@@ -190,7 +190,7 @@ def _reproduce(evidence: Evidence, facts: Facts) -> str:
         digest = evidence.cite(Place(ORIGIN, "sha256"))
         return (
             f"```bash\npython -m imagenet_rn50 export --from WEIGHTS --out MODEL{form}\n```\n\n"
-            f"The file of weights has the sha256 {digest} (`{ORIGIN}`).\n"
+            f"The file of weights has the sha256 {digest} (`{ORIGIN}`)."
         )
     digest = evidence.cite(Place(SHARDS, "digest"))
     return f"""\
@@ -204,8 +204,7 @@ accelerate launch --config_file CONFIG train_accelerate.py \\
 python -m imagenet_rn50 export --run RUN --out MODEL \\
     --checkpoint {facts.choice.which} --weights {facts.choice.kind}{form}
 python -m imagenet_rn50 evaluate --model MODEL --shards SHARDS
-```
-"""
+```"""
 
 
 def _with_interval(evidence: Evidence, field: str) -> str:

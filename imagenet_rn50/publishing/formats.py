@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,42 +76,38 @@ def write_model(
         The model that was written, as its users load it, computing in float32.
     """
     logging.disable_progress_bar()  # it is written in a moment
-    if form == "transformers":
-        return _write_transformers(model, folder, dtype)
-    model.config.save_pretrained(folder)
-    if form == "torchvision":
-        return _write_torchvision(model, folder, dtype)
-    return _write_onnx(model, folder)
+    if form == "onnx":
+        return _write_onnx(model, folder)
+    converted = _converted(model, dtype)
+    return (_write_transformers if form == "transformers" else _write_torchvision)(
+        converted, folder
+    )
 
 
-def _write_transformers(model: ResNetForImageClassification, folder: Path, dtype: Dtype) -> Logits:
-    kind = getattr(torch, dtype)
-    state = {name: _as(tensor, kind) for name, tensor in model.state_dict().items()}
-    model.config.dtype = kind
-    model.save_pretrained(folder, state_dict=state)
+def _write_transformers(model: ResNetForImageClassification, folder: Path) -> Logits:
+    model.save_pretrained(folder)
     exported = load_exported(folder)
     return lambda pictures: logits_of(exported, pictures)
 
 
-def _write_torchvision(model: nn.Module, folder: Path, dtype: Dtype) -> Logits:
+def _write_torchvision(model: ResNetForImageClassification, folder: Path) -> Logits:
     """Writes torchvision's state dict, as safetensors: a .pth is a pickle, which can run code."""
-    kind = getattr(torch, dtype)
+    model.config.save_pretrained(folder)
     state = to_torchvision(model.state_dict())
-    state = {name: _as(tensor, kind).contiguous() for name, tensor in state.items()}
     save_file(state, folder / TORCHVISION_WEIGHTS, metadata={"format": "pt"})
     exported = resnet50(num_classes=len(state["fc.bias"])).eval()
     exported.load_state_dict(load_file(folder / TORCHVISION_WEIGHTS), strict=True)
     return lambda pictures: exported(pictures)
 
 
-def _write_onnx(model: nn.Module, folder: Path) -> Logits:
-    """Writes an ONNX graph for batches of any size."""
+def _write_onnx(model: ResNetForImageClassification, folder: Path) -> Logits:
+    """Writes an ONNX graph for any number of pictures of any size."""
     import onnxruntime
 
-    size = (2, 3, 64, 64)
+    model.config.save_pretrained(folder)
     program = torch.onnx.export(
         _LogitsOnly(model).eval(),
-        (torch.zeros(size),),
+        (torch.zeros(2, 3, 64, 64),),
         input_names=["pixel_values"],
         output_names=["logits"],
         dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
@@ -139,15 +136,15 @@ class _LogitsOnly(nn.Module):
         return logits_of(self.model, pixel_values)
 
 
-def _as(tensor: Tensor, kind: torch.dtype) -> Tensor:
-    """Returns a tensor in another floating type; counters stay integers.
+def _converted(model: ResNetForImageClassification, dtype: Dtype) -> ResNetForImageClassification:
+    """Returns a copy with floating values of another type; counters stay integers.
 
     Raises:
         InputError: When a value is too large for it.
     """
-    if not tensor.is_floating_point():
-        return tensor
-    converted = tensor.to(kind)
-    if not converted.isfinite().all():
-        raise InputError(f"the weights do not fit into {kind}", fix="export in float32")
+    converted: ResNetForImageClassification = copy.deepcopy(model)
+    converted.to(getattr(torch, dtype))  # type: ignore[arg-type]  # a decorator hides its self
+    infinite = [name for name, t in converted.state_dict().items() if not t.isfinite().all()]
+    if infinite:
+        raise InputError(f"{infinite[0]} does not fit into {dtype}", fix="export in float32")
     return converted

@@ -65,12 +65,11 @@ print(labels[str(logits.argmax())])""",
 LIMITS = """\
 The model names one of its classes for any picture, also for one that shows none of them, and its
 probabilities are no measure of truth. It was neither tested nor meant for decisions about people.
-How it does on other pictures than those it was evaluated on is not known until it is measured.
-"""
+How it does on other pictures than those it was evaluated on is not known until it is measured."""
 
 IMAGENET_LIMITS = """
+
 ImageNet's pictures come from the web, and most of them from few countries ([Shankar et
 al.](https://arxiv.org/abs/1711.08536)). Some of its labels are wrong, and many pictures show more
 than the one thing that they are labelled with ([Beyer et al.](https://arxiv.org/abs/2006.07159)).
-Its terms allow research and education, no commercial use.
-"""
+Its terms allow research and education, no commercial use."""
