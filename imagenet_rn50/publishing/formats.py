@@ -143,7 +143,7 @@ def _converted(model: ResNetForImageClassification, dtype: Dtype) -> ResNetForIm
         InputError: When a value is too large for it.
     """
     converted: ResNetForImageClassification = copy.deepcopy(model)
-    converted.to(getattr(torch, dtype))  # type: ignore[arg-type]  # a decorator hides its self
+    converted.to(getattr(torch, dtype))
     infinite = [name for name, t in converted.state_dict().items() if not t.isfinite().all()]
     if infinite:
         raise InputError(f"{infinite[0]} does not fit into {dtype}", fix="export in float32")

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
@@ -133,7 +133,7 @@ def stage_space(app: Path, hub_id: str, revision: str, stage: Path) -> None:
     shutil.rmtree(stage, ignore_errors=True)
     _link(app, stage)
     card = SpaceCard((app / CARD).read_text(encoding="utf-8"))
-    card.data.models = [hub_id]
+    card.data["models"] = [hub_id]
     (stage / CARD).unlink()
     (stage / CARD).write_text(str(card), encoding="utf-8")
     pinned = {"model_id": hub_id, "revision": revision}
@@ -153,10 +153,15 @@ def _list(stage: Path, repository: str, *, private: bool) -> None:
     """Says which files go where, and how large they are."""
     files = [path for path in sorted(stage.rglob("*")) if path.is_file()]
     sizes = [path.stat().st_size for path in files]
-    kind = "private" if private else "public"
-    say(f"{repository} ({kind}, where it is new): {len(files)} files, {_size(sum(sizes))}")
+    kind = ", private where it is new" if private else ""
+    say(f"{repository}{kind}: {len(files)} files, {_size(sum(sizes))}")
     for path, size in zip(files, sizes, strict=True):
         say(f"  {_size(size):>9}  {path.relative_to(stage).as_posix()}")
+
+
+def _size(num_bytes: int) -> str:
+    """Returns a size for people."""
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
 
 
 def _upload(api: HfApi, stage: Path, hub_id: str, kind: str, *, private: bool) -> str:
