@@ -12,15 +12,9 @@ from typing import Any
 import yaml
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.publishing.layout import CONFIG, EVALUATION, METRICS, ORIGIN, RECIPE, SHARDS
 from imagenet_rn50.runs.metrics import START, TRAIN, VALIDATION
 
-METRICS = "metrics.jsonl"
-"""What was measured while the model was trained."""
-EVALUATION = "metrics.json"
-"""What was measured of the model as it is published."""
-RECIPE, SHARDS, CONFIG = "recipe.yaml", "shards.json", "config.json"
-ORIGIN = "origin.json"
-"""Name and sha256 of weights that were not trained here."""
 PUBLISHED = "published.yaml"
 """Figures of others, with their sources; it belongs to this package, not to a model."""
 

@@ -27,11 +27,11 @@ from imagenet_rn50.files import (
 from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.publishing.card import model_card
 from imagenet_rn50.publishing.choice import Weights, Which
-from imagenet_rn50.publishing.evidence import CONFIG, EVALUATION, ORIGIN
 from imagenet_rn50.publishing.formats import Dtype, require_format, write_model
+from imagenet_rn50.publishing.layout import CARD, CONFIG, EVALUATION, ORIGIN
 from imagenet_rn50.publishing.metadata import Facts
 from imagenet_rn50.publishing.source import Source, source_of_run, source_of_weights
-from imagenet_rn50.publishing.trace import CARD, untraced
+from imagenet_rn50.publishing.trace import untraced
 from imagenet_rn50.publishing.verify import (
     compare_logits,
     compare_on_shards,

@@ -17,13 +17,13 @@ from transformers.utils import logging
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.model import load_exported, logits_of, to_torchvision
+from imagenet_rn50.publishing.layout import ONNX_MODEL, TORCHVISION_WEIGHTS
 from imagenet_rn50.publishing.wording import Format
 
 Dtype = Literal["float32", "float16"]
 Logits = Callable[[Tensor], Tensor]
 """From normalised pictures, (B, 3, H, W) float32, to logits, (B, num_classes) float32."""
 
-TORCHVISION_WEIGHTS, ONNX_MODEL = "resnet50.safetensors", "model.onnx"
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 

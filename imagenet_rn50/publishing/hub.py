@@ -24,17 +24,22 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.publishing.evidence import CONFIG
-from imagenet_rn50.publishing.formats import ONNX_MODEL, TORCHVISION_WEIGHTS
-from imagenet_rn50.publishing.source import PROCESSOR
-from imagenet_rn50.publishing.trace import CARD, untraced
+from imagenet_rn50.publishing.layout import (
+    CARD,
+    CONFIG,
+    ONNX_MODEL,
+    PROCESSOR,
+    TORCHVISION_WEIGHTS,
+    TRANSFORMERS_WEIGHTS,
+)
+from imagenet_rn50.publishing.trace import untraced
 from imagenet_rn50.publishing.wording import HERE
 
 APP = Path(__file__).parents[2] / "app"
 PINNED = "model.json"
 """In the Space: which model it shows, and the commit of it."""
 
-_WEIGHTS = ("model.safetensors", TORCHVISION_WEIGHTS, ONNX_MODEL)
+_WEIGHTS = (TRANSFORMERS_WEIGHTS, TORCHVISION_WEIGHTS, ONNX_MODEL)
 _TOKEN = re.compile(r"[\x21-\x7e]+")  # whatever else a header cannot carry is quoted in errors
 _LEFT_OUT = ("__pycache__", ".")  # how names begin that stay here
 _SEARCHED_BYTES = 2**22  # of a file in which a token could have been left

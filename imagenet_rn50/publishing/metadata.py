@@ -9,7 +9,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from imagenet_rn50.publishing.choice import Choice
-from imagenet_rn50.publishing.evidence import EVALUATION, METRICS, Evidence, Place
+from imagenet_rn50.publishing.evidence import Evidence, Place
+from imagenet_rn50.publishing.layout import EVALUATION, METRICS
 from imagenet_rn50.publishing.trace import place_arguments
 from imagenet_rn50.publishing.wording import Format
 

@@ -15,9 +15,8 @@ from typing import Any
 import yaml
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.publishing.evidence import RECIPE, Evidence, Place, marks
-
-CARD = "README.md"
+from imagenet_rn50.publishing.evidence import Evidence, Place, marks
+from imagenet_rn50.publishing.layout import CARD, RECIPE
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\.?\d[\d.,]*(?:[eE][-+]?\d+)?%?")
 _SHOWN = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?$")
