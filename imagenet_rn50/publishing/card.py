@@ -80,7 +80,8 @@ def _results(evidence: Evidence, facts: Facts, dataset: str | None) -> str:
         scores = [_with_interval(evidence, at + key) for key in ("top1", "top5")]
         images = evidence.cite(Place(EVALUATION, f"{at}num_images"), ",")
         flip = ", averaged with its mirror image" if result["flip"] else ""
-        cells = [f"as published, {result['transform']} transform{flip}", *scores, images]
+        name = evidence.cite(Place(EVALUATION, f"{at}name"))
+        cells = [f"{name}, as published, {result['transform']} transform{flip}", *scores, images]
         rows.append(_row([*cells, Place(EVALUATION, f"{at}top1").in_words()]))
     choice = facts.choice
     if choice and choice.line is not None:

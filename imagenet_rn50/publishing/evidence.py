@@ -110,6 +110,12 @@ class Evidence:
         """Returns the name of the data that the model was trained on, where it is known."""
         return str(self.value(Place(SHARDS, "dataset"))) if self.has(SHARDS) else None
 
+    def names(self) -> list[str]:
+        """Returns the names of data sets, in which digits are no claim."""
+        results = self.value(Place(EVALUATION, "results")) if self.has(EVALUATION) else []
+        trained_on = self.dataset()
+        return [str(result["name"]) for result in results] + ([trained_on] if trained_on else [])
+
     def summary(self) -> dict[str, Any]:
         """Returns the figures about all lines of metrics.jsonl."""
         return summary(self._content(METRICS))

@@ -25,9 +25,10 @@ from imagenet_rn50.files import (
     write_text,
 )
 from imagenet_rn50.loading.store import ShardStore
+from imagenet_rn50.model import weights_digest
 from imagenet_rn50.publishing.card import model_card
 from imagenet_rn50.publishing.choice import Weights, Which
-from imagenet_rn50.publishing.formats import Dtype, require_format, write_model
+from imagenet_rn50.publishing.formats import Dtype, converted, require_format, write_model
 from imagenet_rn50.publishing.layout import CARD, CONFIG, EVALUATION, ORIGIN
 from imagenet_rn50.publishing.metadata import Facts
 from imagenet_rn50.publishing.source import Source, source_of_run, source_of_weights
@@ -40,6 +41,8 @@ from imagenet_rn50.publishing.verify import (
 )
 from imagenet_rn50.publishing.wording import Format
 from imagenet_rn50.recipe import DataRecipe
+
+_SCHEMA = 1  # of metrics.json
 
 
 @dataclass(frozen=True)
@@ -145,9 +148,11 @@ def _fill(source: Source, folder: Path, wanted: Wanted) -> str:
         RuntimeError: When something in it is not as it should be.
     """
     model = source.model.eval()
-    exported = write_model(model, folder, wanted.form, wanted.dtype)
+    written = converted(model, wanted.dtype)
+    exported = write_model(written, folder, wanted.form)
     source.processor.save_pretrained(folder)
     _copy_evidence(source, folder)
+    _check_evaluation(folder, weights_digest(written.float()), insist=wanted.metrics is not None)
     facts = Facts(source.name, wanted.form, wanted.dtype, source.choice)
     write_text(folder / CARD, model_card(folder, facts))
     if problems := untraced(folder):
@@ -168,30 +173,48 @@ def _copy_evidence(source: Source, folder: Path) -> None:
     """Copies what the card's numbers come from.
 
     Raises:
-        InputError: When a file is missing, or metrics.json is none of `evaluate`.
+        InputError: When a file is missing.
     """
     for name, path in source.evidence.items():
         if not path.is_file():
             raise InputError(f"there is no file {path}", expected=f"a {name}, for the card")
         (folder / name).parent.mkdir(exist_ok=True)
         write_bytes(folder / name, path.read_bytes())
-    if EVALUATION in source.evidence:
-        require_evaluation(folder / EVALUATION)
     if source.origin:
         origin = {"name": source.origin.name, "sha256": source.origin.sha256}
         write_json(folder / ORIGIN, origin)
 
 
-def require_evaluation(path: Path) -> None:
-    """Makes sure that a metrics.json is one that `evaluate` wrote.
+def _check_evaluation(folder: Path, weights: str, *, insist: bool) -> None:
+    """Makes sure that metrics.json speaks of these very weights.
+
+    Args:
+        folder: Where it was copied to, if there is one.
+        weights: Digest of what is exported.
+        insist: Whether it was asked for, or else found in the run, and left out when it does not.
 
     Raises:
-        InputError: When it is not.
+        InputError: When it does not.
     """
+    path = folder / EVALUATION
+    if not path.is_file():
+        return
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("schema") != 1:
+    if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
         raise InputError(
-            f"{path} was not written by evaluate",
-            expected='{"schema": 1, "results": [...]}',
+            "that metrics.json was not written by evaluate",
+            expected=f'{{"schema": {_SCHEMA}, "results": [...]}}',
             fix="python -m imagenet_rn50 evaluate --model MODEL --shards SHARDS --out FOLDER",
         )
+    measured = content.get("checkpoint", {}).get("weights_sha256", weights)
+    if measured == weights:
+        return
+    if insist:
+        raise InputError(
+            "that metrics.json speaks of other weights",
+            expected=f"weights_sha256 {weights}",
+            found=str(measured),
+            fix="evaluate the exported folder, and export again with its metrics.json",
+        )
+    say("the run's metrics.json speaks of other weights: it is left out of the card")
+    path.unlink()

@@ -61,16 +61,13 @@ def require_format(model: nn.Module, form: Format, dtype: Dtype) -> None:
             )
 
 
-def write_model(
-    model: ResNetForImageClassification, folder: Path, form: Format, dtype: Dtype
-) -> Logits:
+def write_model(model: ResNetForImageClassification, folder: Path, form: Format) -> Logits:
     """Writes configuration and weights, and loads them back.
 
     Args:
-        model: Float32, on the CPU, in evaluation mode; it stays as it is.
+        model: From `converted`.
         folder: Where to.
         form: Format of the weights.
-        dtype: Type of the weights.
 
     Returns:
         The model that was written, as its users load it, computing in float32.
@@ -78,10 +75,8 @@ def write_model(
     logging.disable_progress_bar()  # it is written in a moment
     if form == "onnx":
         return _write_onnx(model, folder)
-    converted = _converted(model, dtype)
-    return (_write_transformers if form == "transformers" else _write_torchvision)(
-        converted, folder
-    )
+    write = _write_transformers if form == "transformers" else _write_torchvision
+    return write(model, folder)
 
 
 def _write_transformers(model: ResNetForImageClassification, folder: Path) -> Logits:
@@ -136,15 +131,15 @@ class _LogitsOnly(nn.Module):
         return logits_of(self.model, pixel_values)
 
 
-def _converted(model: ResNetForImageClassification, dtype: Dtype) -> ResNetForImageClassification:
-    """Returns a copy with floating values of another type; counters stay integers.
+def converted(model: ResNetForImageClassification, dtype: Dtype) -> ResNetForImageClassification:
+    """Returns a copy with floating values of a type; counters stay integers.
 
     Raises:
         InputError: When a value is too large for it.
     """
-    converted: ResNetForImageClassification = copy.deepcopy(model)
-    converted.to(getattr(torch, dtype))
-    infinite = [name for name, t in converted.state_dict().items() if not t.isfinite().all()]
+    other: ResNetForImageClassification = copy.deepcopy(model)
+    other.to(getattr(torch, dtype))
+    infinite = [name for name, t in other.state_dict().items() if not t.isfinite().all()]
     if infinite:
         raise InputError(f"{infinite[0]} does not fit into {dtype}", fix="export in float32")
-    return converted
+    return other

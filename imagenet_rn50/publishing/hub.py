@@ -1,16 +1,13 @@
 """Push: an exported model, and the Space that shows it, to the Hub through huggingface_hub.
 
-What goes up is staged in a folder of its own first: the card with the model's Hub id in its
-snippet, the Space with its metadata and model.json, which pins it to the model's commit. Each
-repository gets one commit, and a push that broke off is taken up by the same command: what the Hub
-has already is not sent again.
+What goes up is laid out in a folder of its own first (staging), and compared with what stands there
+afterwards. Each repository gets one commit, and a push that broke off is taken up by the same
+command: what the Hub has already is not sent again.
 """
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +15,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 
-from huggingface_hub import HfApi, SpaceCard, get_token
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -32,16 +29,11 @@ from imagenet_rn50.publishing.layout import (
     TORCHVISION_WEIGHTS,
     TRANSFORMERS_WEIGHTS,
 )
+from imagenet_rn50.publishing.staging import APP, stage_model, stage_space
 from imagenet_rn50.publishing.trace import untraced
-from imagenet_rn50.publishing.wording import HERE
-
-APP = Path(__file__).parents[2] / "app"
-PINNED = "model.json"
-"""In the Space: which model it shows, and the commit of it."""
 
 _WEIGHTS = (TRANSFORMERS_WEIGHTS, TORCHVISION_WEIGHTS, ONNX_MODEL)
 _TOKEN = re.compile(r"[\x21-\x7e]+")  # whatever else a header cannot carry is quoted in errors
-_LEFT_OUT = ("__pycache__", ".")  # how names begin that stay here
 _SEARCHED_BYTES = 2**22  # of a file in which a token could have been left
 _NO_COMMIT = "0" * 40
 
@@ -101,57 +93,6 @@ def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
                 _upload(api, space, target.space, "space", private=target.private)
     if target.space and target.private:
         say("a private model is shown by a Space that has a secret HF_TOKEN which may read it")
-
-
-def stage_model(folder: Path, hub_id: str, stage: Path) -> None:
-    """Lays out what goes into the model's repository.
-
-    Args:
-        folder: Exported folder.
-        hub_id: What its card calls it instead of "this folder".
-        stage: New folder; large files are linked.
-    """
-    _link(folder, stage)
-    card = (folder / CARD).read_text(encoding="utf-8").replace(HERE, f'model="{hub_id}"')
-    (stage / CARD).unlink()
-    (stage / CARD).write_text(card, encoding="utf-8")
-
-
-def stage_space(app: Path, hub_id: str, revision: str, stage: Path) -> None:
-    """Lays out what goes into the Space's repository.
-
-    Args:
-        app: Folder of the Space.
-        hub_id: The model that it shows.
-        revision: The commit of it, 40 hexadecimal digits.
-        stage: Folder; what stands there is replaced.
-
-    Raises:
-        InputError: When there is no such app.
-    """
-    if not (app / "app.py").is_file():
-        raise InputError(
-            f"there is no Space in {app}",
-            expected="app.py, README.md, requirements.txt",
-            fix="push from a checkout of the repository",
-        )
-    shutil.rmtree(stage, ignore_errors=True)
-    _link(app, stage)
-    card = SpaceCard((app / CARD).read_text(encoding="utf-8"))
-    card.data["models"] = [hub_id]
-    (stage / CARD).unlink()
-    (stage / CARD).write_text(str(card), encoding="utf-8")
-    pinned = {"model_id": hub_id, "revision": revision}
-    (stage / PINNED).write_text(json.dumps(pinned, indent=2) + "\n", encoding="utf-8")
-
-
-def _link(source: Path, stage: Path) -> None:
-    """Puts links to all files of a folder into another one, hidden files left out."""
-    for path in sorted(source.rglob("*")):
-        name = path.relative_to(source)
-        if path.is_file() and not any(part.startswith(_LEFT_OUT) for part in name.parts):
-            (stage / name).parent.mkdir(parents=True, exist_ok=True)
-            (stage / name).symlink_to(path.resolve())
 
 
 def _list(stage: Path, repository: str, *, private: bool) -> None:

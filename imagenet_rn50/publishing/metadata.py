@@ -17,6 +17,8 @@ from imagenet_rn50.publishing.wording import Format
 _LICENSE = "apache-2.0"
 HUB_DATASETS = {"imagenet1k": "ILSVRC/imagenet-1k"}
 """Where data sets stand on the Hub, by the names of their shards."""
+_METRICS = (("top-1", "top1"), ("top-5", "top5"))
+_SPLITS = ("train", "validation")
 _LIBRARIES: dict[Format, str] = {
     "transformers": "transformers",
     "torchvision": "torchvision",
@@ -43,20 +45,25 @@ class Facts:
 
 
 def metadata(evidence: Evidence, facts: Facts, dataset: str | None) -> ModelCardData:
-    """Returns what the Hub reads."""
+    """Returns what the Hub reads.
+
+    Args:
+        evidence: Where the results stand.
+        facts: What else is known.
+        dataset: Name of the data that it was trained on, where it is known.
+    """
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=HUB_DATASETS.get(dataset or "", dataset or "unknown"),
-            dataset_name=dataset or "unknown",
-            dataset_split="validation",
-            dataset_args=arguments or None,
+            dataset_type=HUB_DATASETS.get(data, data),
+            dataset_name=data,
+            dataset_split=split,
             metric_type="accuracy",
             metric_name=name,
             metric_value=evidence.value(place),
             metric_args=place_arguments(place),
         )
-        for name, place, arguments in _scores(evidence, facts)
+        for data, split, name, place in _scores(evidence, facts, dataset or "unknown")
     ]
     hub_dataset = HUB_DATASETS.get(dataset or "")
     return ModelCardData(
@@ -71,16 +78,29 @@ def metadata(evidence: Evidence, facts: Facts, dataset: str | None) -> ModelCard
     )
 
 
-def _scores(evidence: Evidence, facts: Facts) -> Iterator[tuple[str, Place, dict[str, Any]]]:
-    """Yields the metadata's results: name, place, and how the pictures were prepared."""
+def _scores(
+    evidence: Evidence, facts: Facts, dataset: str
+) -> Iterator[tuple[str, str, str, Place]]:
+    """Yields data, split, metric and place of each result.
+
+    Of every set of pictures the Hub takes one figure, so it is the one that people will get:
+    through the published processor, not averaged with mirror images. Where nothing was evaluated,
+    what was validated while training stands for it.
+    """
+    best: dict[str, tuple[tuple[bool, bool], int]] = {}
     for number, result in enumerate(evaluations(evidence)):
-        prepared = {"transform": result["transform"], "flip": result["flip"]}
-        for name, key in (("top-1", "top1"), ("top-5", "top5")):
-            yield name, Place(EVALUATION, f"results.{number}.{key}"), prepared
+        rank = (not result["flip"], result["transform"] == "processor")
+        if result["name"] not in best or rank > best[result["name"]][0]:
+            best[result["name"]] = (rank, number)
     choice = facts.choice
-    if choice and choice.line is not None:
-        for name, key in (("top-1", "top1"), ("top-5", "top5")):
-            yield name, Place(METRICS, choice.prefix + key, choice.line), {}
+    for name, (_, number) in best.items():
+        data, split = (dataset, name) if name in _SPLITS else (name, "test")
+        for metric, key in _METRICS:
+            yield data, split, metric, Place(EVALUATION, f"results.{number}.{key}")
+    if not best and choice and choice.line is not None:
+        for metric, key in _METRICS:
+            place = Place(METRICS, choice.prefix + key, choice.line)
+            yield dataset, "validation", metric, place
 
 
 def evaluations(evidence: Evidence) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, BaseImageProcessor, ResNetForImageClassification
 
+from imagenet_rn50.classes import FILE_NAME as CLASSES
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
@@ -34,7 +35,7 @@ class Source:
         model: Float32, on the CPU.
         processor: Prepares pictures for it.
         data: Sizes and normalisation, as the processor has them.
-        evidence: Files that its card speaks of, by their names beside it.
+        evidence: Files to lie beside it, for its card and for evaluation, by their names there.
         choice: Which weights of a run they are; None for weights of others.
         origin: Weights of others; None for a run's.
     """
@@ -66,6 +67,7 @@ def source_of_run(run: Path, which: Which, weights: Weights, metrics: Path | Non
     choice = choose(folder, which, weights)
     say(f"exporting {choice}")
     files = {name: run / name for name in (METRICS, RECIPE, SHARDS)}
+    files[CLASSES] = run / CLASSES
     files |= {f"plots/{path.name}": path for path in sorted((run / "plots").glob("*.png"))}
     found = metrics or run / _EVALUATION_OF_RUN
     if metrics or found.is_file():
@@ -102,13 +104,16 @@ def source_of_weights(
     model = build_labelled(pretrained.shape(), _labels(pretrained, classes))
     take_weights(model, pretrained)
     processor = _processor(pretrained, data)
+    files = {EVALUATION: metrics} if metrics else {}
+    if classes:
+        files[CLASSES] = classes / CLASSES
     return Source(
         name=pretrained.name if pretrained.folder else Path(pretrained.name).stem,
         described=weights,
         model=model.eval(),
         processor=processor,
         data=data or data_of(processor),
-        evidence={EVALUATION: metrics} if metrics else {},
+        evidence=files,
         origin=pretrained,
     )
 

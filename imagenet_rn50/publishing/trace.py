@@ -47,8 +47,7 @@ def untraced(folder: Path) -> list[str]:
         raise InputError(f"{path} has no metadata", expected="YAML between two lines of ---")
     evidence, metadata = Evidence(folder), yaml.safe_load(front[1])
     title = _TITLE.search(text)
-    # Digits in the names of model and data are no claims.
-    names = [name for name in (title and title[1], evidence.dataset()) if name]
+    names = evidence.names() + ([title[1]] if title else [])
     problems = list(_in_metadata(metadata, evidence, names))
     blank = "\n" * front[0].count("\n")
     body = blank + _without_recipe(text[front.end() :], evidence)
