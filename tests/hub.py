@@ -100,6 +100,8 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/whoami-v2":
             answer = {"name": "user", "type": "user", "orgs": []}
             self.answer(200, answer) if signed_in else self.answer(401, {"error": "Invalid"})
+        elif path == "/api/agent-harnesses":
+            self.answer(200, {})
         elif path.startswith("/api/"):
             parts = path.removeprefix("/api/").split("/")
             self.describe("/".join(parts[:3]), *parts[3:])

@@ -160,13 +160,11 @@ def _fill(source: Source, folder: Path, wanted: Wanted) -> str:
 
     allowed = tolerance(wanted.form, wanted.dtype)
     difference = compare_logits(model, exported, source.data.eval_size, allowed)
-    told = "it computes the same logits"
-    if allowed:
-        told += f" within {difference:.1g} of the largest"
+    told = f"it computes the same logits within {difference:.1g} of the largest"
     if wanted.shards is None:
         return f"{told} (not compared on pictures: no --shards)"
-    compared = compare_on_shards(model, exported, wanted.shards, source.data, allowed)
-    return f"{told}, and names the same class first for {compared} of {compared} pictures"
+    same, compared = compare_on_shards(model, exported, wanted.shards, source.data, allowed)
+    return f"{told}, and names the same class first for {same} of {compared} pictures"
 
 
 def _copy_evidence(source: Source, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -82,6 +82,7 @@ def write_model(model: ResNetForImageClassification, folder: Path, form: Format)
 def _write_transformers(model: ResNetForImageClassification, folder: Path) -> Logits:
     model.save_pretrained(folder)
     exported = load_exported(folder)
+    _require_same(model.state_dict(), exported.state_dict())
     return lambda pictures: logits_of(exported, pictures)
 
 
@@ -92,6 +93,7 @@ def _write_torchvision(model: ResNetForImageClassification, folder: Path) -> Log
     save_file(state, folder / TORCHVISION_WEIGHTS, metadata={"format": "pt"})
     exported = resnet50(num_classes=len(state["fc.bias"])).eval()
     exported.load_state_dict(load_file(folder / TORCHVISION_WEIGHTS), strict=True)
+    _require_same(state, exported.state_dict())
     return lambda pictures: exported(pictures)
 
 
@@ -118,6 +120,18 @@ def _write_onnx(model: ResNetForImageClassification, folder: Path) -> Logits:
         return torch.from_numpy(computed)
 
     return logits
+
+
+def _require_same(written: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
+    """Compares weights bit by bit.
+
+    Raises:
+        RuntimeError: When something was lost on the way.
+    """
+    pairs = ((name, tensor.to(loaded[name].dtype)) for name, tensor in written.items())
+    wrong = [name for name, tensor in pairs if not torch.equal(tensor, loaded[name])]
+    if wrong:
+        raise RuntimeError(f"the exported weights differ: {', '.join(wrong[:3])}")
 
 
 class _LogitsOnly(nn.Module):

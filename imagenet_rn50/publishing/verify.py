@@ -28,12 +28,13 @@ def tolerance(form: Format, dtype: Dtype) -> float:
     """Returns how far logits may differ, as a part of the largest one.
 
     Returns:
-        Zero where the same kernels see the same numbers; 1e-4 where another runtime fuses
-        them; 2e-2 where weights have 11 bits instead of 24.
+        1e-5 where the same numbers are computed with, though by kernels that torch may choose
+        otherwise where they lie otherwise in memory; 1e-4 where another runtime fuses them; 2e-2
+        where weights have 11 bits instead of 24.
     """
     if dtype == "float16":
         return 2e-2
-    return 1e-4 if form == "onnx" else 0.0
+    return 1e-4 if form == "onnx" else 1e-5
 
 
 @torch.inference_mode()
@@ -78,22 +79,22 @@ def require_same_classes(model: ResNetForImageClassification, shards: ShardStore
 @torch.inference_mode()
 def compare_on_shards(
     model: nn.Module, exported: Logits, shards: ShardStore, data: DataRecipe, allowed: float
-) -> int:
-    """Compares which class comes first, on the first images of the validation split.
+) -> tuple[int, int]:
+    """Compares logits and first classes, on the first images of the validation split.
 
     Args:
         model: What was trained, in evaluation mode.
         exported: What was written.
         shards: Where the pictures stand.
         data: Sizes and normalisation.
-        allowed: From `tolerance`; pictures whose first two classes lie closer together than that
-            may change places.
+        allowed: From `tolerance`.
 
     Returns:
-        Number of images compared.
+        For how many images the same class comes first, and how many there were. Where logits may
+        differ, two classes that lie closer together than that may change places.
 
     Raises:
-        RuntimeError: When another class comes first.
+        RuntimeError: When logits differ by more than is allowed.
     """
     split = Manifest.load(shards.folder).split(VALIDATION)
     num_images = min(_SAMPLE, split.num_samples)
@@ -105,19 +106,13 @@ def compare_on_shards(
         num_workers=0,
         pin_memory=False,
     )
-    compared = 0
+    same = 0
     for batch in on_device(loader, torch.device("cpu"), data.mean, data.std):
         ours, theirs = logits_of(model, batch.pictures), exported(batch.pictures)
         _difference(ours, theirs, allowed)
-        two = ours.topk(min(2, ours.shape[1])).values
-        is_tie = two[:, 0] - two[:, -1] <= 2 * allowed * ours.abs().max()
-        differs = (ours.argmax(1) != theirs.argmax(1)) & ~is_tie
-        if differs.any():
-            where = compared + int(differs.nonzero()[0, 0])
-            raise RuntimeError(f"the exported model names another class first for image {where}")
-        compared += len(ours)
+        same += int((ours.argmax(1) == theirs.argmax(1)).sum())
     loader.close()
-    return compared
+    return same, num_images
 
 
 def _difference(ours: Tensor, theirs: Tensor, allowed: float) -> float:
