@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from PIL import Image
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.model import build_model
+from imagenet_rn50.publishing import evidence
 from imagenet_rn50.publishing.export import Wanted, export
 from imagenet_rn50.publishing.trace import untraced
 from tests.publishing.runs import (
@@ -185,7 +187,7 @@ def test_so_do_the_snippets_of_the_other_formats(tmp_path, shards, form):
 def run_snippet(folder):
     """Runs the Python of a card, in its folder, where none of our code can be found."""
     text = (folder / "README.md").read_text(encoding="utf-8")
-    snippet = re.search("```python\n(.*?)```", text, re.S)[1]
+    [snippet] = re.findall("```python\n(.*?)```", text, re.S)
     Image.new("RGB", (50, 40), (200, 30, 30)).save(folder / "picture.jpg")
     done = subprocess.run(
         [sys.executable, "-c", snippet + "\nimport sys; assert 'imagenet_rn50' not in sys.modules"],
@@ -201,9 +203,7 @@ def run_snippet(folder):
 
 
 def test_the_published_figures_all_have_an_address():
-    from imagenet_rn50.publishing import evidence
-
-    path = evidence.Path(evidence.__file__).with_name("published.yaml")
+    path = Path(evidence.__file__).with_name("published.yaml")
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert len(entries) >= 3
     assert all(entry["url"].startswith("https://") for entry in entries.values())
