@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -201,6 +202,23 @@ def test_a_card_with_a_number_from_nowhere_is_pointed_out(exported, tmp_path, ca
     card.write_text(card.read_text().replace("## Limits", "99.9% right\n\n## Limits"))
     push(tmp_path / "model", Target("user/model"), dry_run=True)
     assert "mind the card: line" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_whatever_breaks_shows_no_token(exported, monkeypatch, wrapped):
+    def broken(self, **options):
+        try:
+            raise ConnectionError(f"Illegal header value b'Bearer {TOKEN}'")
+        except ConnectionError as error:
+            if not wrapped:
+                raise
+            raise RuntimeError("Error while uploading") from error
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", broken)
+    with pytest.raises(InputError, match=r"Bearer \*\*\*'") as caught:
+        push(exported, Target("user/model"))
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_token_in_a_file_stays_here(exported, tmp_path, monkeypatch):
