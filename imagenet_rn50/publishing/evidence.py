@@ -155,7 +155,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         counts once.
     """
     train = [record for record in records if record["kind"] == TRAIN]
-    seconds = sum(r["seconds"] for r in records if r["kind"] in {TRAIN, VALIDATION})
+    seconds = sum(r.get("seconds", 0.0) for r in records if r["kind"] in {TRAIN, VALIDATION})
     trained = sum(record["seconds"] for record in train)
     figures = {
         "hours": seconds / 3600,

@@ -46,7 +46,7 @@ def save_checkpoint(run, samples_seen, top1, *, ema_top1=None, is_best=False):
     journal.close()
 
 
-def make_run(folder, shards, *, recipe=None, classes=CLASSES, dataset="tiny"):
+def make_run(folder, shards, *, recipe=None, classes=CLASSES, dataset="tiny", init_from=None):
     """A run with nothing but its first line."""
     run = RunFolder(folder / "a-run-50")
     path = write_recipe(folder, recipe) if recipe else write_recipe(folder)
@@ -54,7 +54,8 @@ def make_run(folder, shards, *, recipe=None, classes=CLASSES, dataset="tiny"):
     journal = Journal(run.path, 0)
     versions = {"imagenet_rn50": "0.1.0", "torch": "2.14.1"}
     machine = {"device": "cuda (NVIDIA L4)", "world_size": 4, "mixed_precision": "bf16"}
-    journal.write(START, 0, 0.0, **machine, python="3.11.7", versions=versions)
+    began = {"init_from": init_from} if init_from else {}
+    journal.write(START, 0, 0.0, **machine, python="3.11.7", versions=versions, **began)
     journal.close()
     return run
 
@@ -73,7 +74,7 @@ def write_evaluation(path, model, *, weights_sha256=None):
     through = row | {"transform": "processor", "top1": 0.76541}
     content = {
         "schema": 1,
-        "model": "a-model",
+        "model": "/home/somebody/a-model",
         "checkpoint": {"weights_sha256": weights_sha256 or weights_digest(model)},
         "split": "validation",
         "results": [row, row | {"flip": True, "top1": 0.7712}, through],

@@ -32,7 +32,9 @@ from tests.support import CLASSES
 def imagenet_export(tmp_path_factory, shards):
     """An export with all that a card can have: evaluated, ImageNet's classes, averaged, drawn."""
     folder = tmp_path_factory.mktemp("imagenet")
-    run = make_run(folder, shards, classes=thousand_classes(), dataset="imagenet1k")
+    origin = {"name": "resnet50-0676ba61.pth", "sha256": "0676ba61" * 8, "classifier": "kept"}
+    names = {"classes": thousand_classes(), "dataset": "imagenet1k"}
+    run = make_run(folder, shards, **names, init_from=origin)
     save_checkpoint(run, 48, 0.625, ema_top1=0.7654321, is_best=True)
     (run.path / "plots").mkdir()
     for name in ("accuracy", "loss"):
@@ -66,12 +68,14 @@ def test_the_card_says_what_the_files_beside_it_say(imagenet_export):
     assert "| `imagenet1k`, validation while training | 76.54% | 100.00% | 11 |" in text
     assert "| device | cuda (NVIDIA L4) | metrics.jsonl line 1 |" in text
     assert "| minutes of training and validation | 0.1 | metrics.jsonl, all lines |" in text
+    assert "| began with the weights | resnet50-0676ba61.pth | metrics.jsonl line 1 |" in text
     assert "1,000 classes" in text
     assert "| torchvision, IMAGENET1K_V2 | 80.86% | 95.43% | [its authors](https://" in text
     assert text.count("not reproduced here") == 3
     assert "--checkpoint best --weights ema" in text
     assert "![loss over epochs](plots/loss.png)" in text
     assert (imagenet_export / "plots" / "loss.png").is_file()
+    assert "somebody" not in (imagenet_export / "metrics.json").read_text(encoding="utf-8")
     recipe = (imagenet_export / "recipe.yaml").read_text(encoding="utf-8")
     assert f"```yaml\n{recipe}```" in text
 
