@@ -69,7 +69,7 @@ def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
     """
     for hub_id in filter(None, (target.model, target.space)):
         _require_id(hub_id)
-    _require_exported(folder)
+    _require_exported(folder, for_space=target.space is not None)
     for problem in untraced(folder):
         say(f"mind the card: {problem}")
     with tempfile.TemporaryDirectory(prefix="push-") as temporary:
@@ -172,8 +172,8 @@ def _require_id(hub_id: str) -> None:
     raise InputError(f"{hub_id!r} is no id on the Hub", expected="user/name", found=found)
 
 
-def _require_exported(folder: Path) -> None:
-    """Raises `InputError` unless a folder holds all of an exported model."""
+def _require_exported(folder: Path, *, for_space: bool) -> None:
+    """Raises `InputError` unless a folder holds all of an exported model that can be shown."""
     missing = [name for name in (CONFIG, PROCESSOR, CARD) if not (folder / name).is_file()]
     if not any((folder / name).is_file() for name in _WEIGHTS):
         missing.append(" or ".join(_WEIGHTS))
@@ -183,6 +183,12 @@ def _require_exported(folder: Path) -> None:
             expected=f"{CONFIG}, {PROCESSOR}, {CARD} and weights",
             found=f"no {', no '.join(missing)}" if folder.is_dir() else "no such folder",
             fix="python -m imagenet_rn50 export --run RUN --out DIR",
+        )
+    if for_space and not (folder / TRANSFORMERS_WEIGHTS).is_file():
+        raise InputError(
+            "the Space shows models that transformers loads",
+            expected=f"{folder / TRANSFORMERS_WEIGHTS}",
+            fix="leave --space out, or export with --format transformers",
         )
 
 
@@ -214,8 +220,8 @@ def _hub_answers(target: Target, token: str) -> Iterator[None]:
 
 def _as_input_error(error: Exception, target: Target, token: str) -> InputError:
     """Says what went wrong, and what to do about it."""
-    found = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
-    said = found[0].replace(token, "***")
+    lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    said = " ".join(lines[:2] or [type(error).__name__]).replace(token, "***")
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if status == HTTPStatus.UNAUTHORIZED:
         return InputError(

@@ -187,6 +187,11 @@ def test_what_is_no_exported_model_or_no_id_is_not_pushed(exported, tmp_path):
         push(copy("preprocessor_config.json"), model, dry_run=True)
     with pytest.raises(InputError, match=r"no model\.safetensors or resnet50"):
         push(copy("model.safetensors"), model, dry_run=True)
+    other = copy("model.safetensors", "recipe.yaml")
+    (other / "model.onnx").write_bytes(b"a graph")
+    push(other, model, dry_run=True)
+    with pytest.raises(InputError, match="models that transformers loads"):
+        push(other, Target("user/model", "user/show"), dry_run=True)
     with pytest.raises(InputError, match="no such folder"):
         push(tmp_path / "nowhere", model, dry_run=True)
     for wrong in ("model", "a/b/c", "user/mo del"):
