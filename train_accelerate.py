@@ -42,6 +42,9 @@ class Arguments:
     """Changes to the recipe."""
     recipe: str = "digits"
     """Name of a recipe that ships with the package, or a YAML file."""
+    init_from: str | None = None
+    """Weights that a new run begins with, to fine-tune them: a .safetensors or .pth file of
+    torchvision's, timm's or ours, an exported folder, or a Hub id."""
     on_error: Literal["stop", "substitute"] = "stop"
     """What a damaged sample does: stop the run, or let another one stand in for it."""
     cache: Path | None = None
@@ -109,6 +112,7 @@ def main() -> None:
                 on_error=arguments.on_error,
                 persistence=arguments.persistence,
                 create=not arguments.find_lr,
+                init_from=arguments.init_from,
             )
             if arguments.find_lr:
                 find_lr(session, learner)

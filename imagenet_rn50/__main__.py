@@ -10,11 +10,11 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
-from imagenet_rn50.errors import exit_on_input_error
+from imagenet_rn50.errors import InputError, exit_on_input_error
 
 app = tyro.extras.SubcommandApp()
 
@@ -109,17 +109,55 @@ def prove_resume(
 
 
 @app.command
-def export(run: Path, out: Path, checkpoint: Literal["best", "last"] = "best") -> None:
-    """Write a trained model as a folder that needs nothing but transformers.
+def export(
+    out: Path,
+    run: Path | None = None,
+    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None,
+    checkpoint: Literal["best", "last"] = "best",
+    weights: Literal["auto", "ema", "raw"] = "auto",
+    format: Literal["transformers", "torchvision", "onnx"] = "transformers",
+    dtype: Literal["float32", "float16"] = "float32",
+    shards: str | None = None,
+    cache: Path | None = None,
+    metrics: Path | None = None,
+    classes: Path | None = None,
+    eval_resize: int | None = None,
+    eval_size: int | None = None,
+) -> None:
+    """Write a model as a folder that others load: of a run, or from weights of others.
 
     Args:
-        run: Run folder of the training.
         out: Folder to write.
-        checkpoint: The one with the best validation top-1, or the newest.
+        run: Run folder of the training.
+        from_: Instead of a run: a .safetensors or .pth file of torchvision's, timm's or ours, an
+            exported folder, or a Hub id.
+        checkpoint: The run's checkpoint with the best validation top-1, or its newest.
+        weights: The run's averaged weights, its raw ones, or whichever scored better.
+        format: Who loads it.
+        dtype: Type of the weights.
+        shards: Pictures to compare original and export on: a folder of shards, or its address.
+        cache: Folder of this machine to keep remote shards in.
+        metrics: metrics.json of `evaluate`, for the card; by default that of the run.
+        classes: With --from: folder with a classes.json, where the weights do not name them.
+        eval_resize: With --from: shorter side to resize pictures to, px, where nothing says it.
+        eval_size: With --from: side of the central crop, px, where nothing says it.
     """
+    from imagenet_rn50.loading.cache import open_shards
+    from imagenet_rn50.publishing.export import Wanted, convert
     from imagenet_rn50.publishing.export import export as export_run
+    from imagenet_rn50.recipe_files import parse_recipe
 
-    export_run(run, out, best=checkpoint == "best")
+    if (run is None) == (from_ is None):
+        raise InputError("one thing is exported at a time", expected="either --run or --from")
+    store = open_shards(shards, cache=cache) if shards else None
+    wanted = Wanted(form=format, dtype=dtype, shards=store, metrics=metrics)
+    if run is not None:
+        export_run(run, out, checkpoint=checkpoint, weights=weights, wanted=wanted)
+        return
+    sizes = {"eval_resize": eval_resize, "eval_size": eval_size}
+    given = {name: size for name, size in sizes.items() if size is not None}
+    data = parse_recipe({"data": given}, " and ".join(sizes)).data if given else None
+    convert(str(from_), out, classes=classes, data=data, wanted=wanted)
 
 
 @app.command
@@ -188,6 +226,32 @@ def evaluate(
             if out:
                 write_evaluation(out, subject, target, evaluation, known)
                 say(f"wrote {out}: metrics.json, per_class.csv, report.html")
+
+
+@app.command
+def push(
+    model: Path,
+    to: str,
+    space: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Put an exported model on the Hugging Face Hub, and the Space that shows it.
+
+    The token is HF_TOKEN, or that of `hf auth login`. A push that broke off goes on when it is run
+    again.
+
+    Args:
+        model: Exported folder.
+        to: Its id on the Hub, user/name; created where it is new.
+        space: Id of a Space to show it in, user/name, pinned to the model's commit.
+        private: Make new repositories private.
+        dry_run: Only list what would be sent, with sizes.
+    """
+    from imagenet_rn50.publishing.hub import Target
+    from imagenet_rn50.publishing.hub import push as push_model
+
+    push_model(model, Target(to, space, private=private), dry_run=dry_run)
 
 
 def main() -> None:

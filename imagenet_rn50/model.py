@@ -5,10 +5,13 @@ It is the ResNet v1.5 of torchvision (stride on the 3x3), with the same initiali
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from transformers import (
     AutoModelForImageClassification,
@@ -46,13 +49,25 @@ def build_model(recipe: ModelRecipe, classes: Classes) -> ResNetForImageClassifi
         A model on the CPU, in training mode. It takes (B, 3, H, W) float32 and its `logits` are
         (B, num_classes).
     """
+    return build_labelled(recipe, classes.labels)
+
+
+def build_labelled(recipe: ModelRecipe, labels: Sequence[str]) -> ResNetForImageClassification:
+    """Builds a model as `build_model` does, for classes of which only names are known.
+
+    Args:
+        recipe: Shape of the network.
+        labels: One name a class; a repeated one gets its index, or classes would fall together.
+    """
+    counts = Counter(labels)
+    names = [name if counts[name] == 1 else f"{name} ({i})" for i, name in enumerate(labels)]
     config = ResNetConfig(
         embedding_size=recipe.embedding_size,
         hidden_sizes=list(recipe.hidden_sizes),
         depths=list(recipe.depths),
         layer_type=recipe.layer_type,
-        id2label=dict(enumerate(classes.labels)),
-        label2id={label: index for index, label in enumerate(classes.labels)},
+        id2label=dict(enumerate(names)),
+        label2id={label: index for index, label in enumerate(names)},
     )
     model: ResNetForImageClassification = ResNetForImageClassification(config)
     if recipe.zero_init_last_norm:
@@ -75,9 +90,11 @@ def build_processor(data: DataRecipe) -> BitImageProcessor:
 
 
 def load_exported(folder: Path) -> PreTrainedModel:
-    """Loads an exported folder as anybody would, in evaluation mode."""
+    """Loads an exported folder as anybody would, in evaluation mode and float32."""
     logging.disable_progress_bar()  # it is read in a moment
-    model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(folder)
+    model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(
+        folder, dtype=torch.float32
+    )
     model.eval()
     return model
 
@@ -96,6 +113,18 @@ def logits_of(model: nn.Module, pictures: Tensor) -> Tensor:
     return logits
 
 
+def weights_digest(network: nn.Module) -> str:
+    """Returns a SHA-256 over names, types, shapes and values of all weights and buffers.
+
+    Equal for a checkpoint and for what was exported from it, whose files differ.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Renames a state dict of transformers' ResNet to torchvision's; the tensors are the same.
 
@@ -106,6 +135,20 @@ def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         What `torchvision.models.resnet50().load_state_dict` takes, strictly.
     """
     return {_torchvision_name(name): tensor for name, tensor in state.items()}
+
+
+def from_torchvision(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """Renames a state dict of torchvision's or timm's ResNet to transformers' names.
+
+    Args:
+        state: Under torchvision's names; timm uses the same.
+        names: The names that the transformers model has.
+
+    Returns:
+        What its `load_state_dict` takes. A name that it has no place for stays as it is.
+    """
+    ours = {_torchvision_name(name): name for name in names}
+    return {ours.get(name, name): tensor for name, tensor in state.items()}
 
 
 def _torchvision_name(name: str) -> str:

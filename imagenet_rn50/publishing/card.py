@@ -1,93 +1,213 @@
-"""The model card: every number comes from metrics.jsonl (contract 8)."""
+"""The model card: made of what stands beside it, each number with its place (contract 8).
+
+`evidence` says what a place is, `trace` checks that a card keeps to it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+import yaml
 
-from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_json
-from imagenet_rn50.recipe import Recipe
-from imagenet_rn50.runs.checkpoints import Checkpoint
-from imagenet_rn50.runs.metrics import VALIDATION, read_metrics
+from imagenet_rn50.publishing.choice import Choice
+from imagenet_rn50.publishing.evidence import PUBLISHED, Evidence, Place
+from imagenet_rn50.publishing.layout import CONFIG, EVALUATION, METRICS, ORIGIN, RECIPE, SHARDS
+from imagenet_rn50.publishing.metadata import HUB_DATASETS, Facts, evaluations, metadata
+from imagenet_rn50.publishing.wording import IMAGENET_LIMITS, LIMITS, LOADING, SNIPPETS
+from imagenet_rn50.runs.metrics import START
 
-_BODY = """\
-# {name}
-
-A `ResNetForImageClassification` that tells {num_classes} classes apart, trained on `{dataset}`
-with imagenet_rn50 and the recipe below.
-
-| data | top-1 | top-5 | images | after epoch |
-|---|---:|---:|---:|---:|
-| {dataset}, validation | {top1:.2%} | {top5:.2%} | {num_images} | {epoch:.2f} of {epochs} |
-
-From the `validation` line with `samples_seen` {samples_seen} of the run's `metrics.jsonl`.
-
-## Use
-
-```python
-from transformers import pipeline
-
-classify = pipeline("image-classification", model="{name}")  # a folder or a Hub id
-print(classify("picture.jpg", top_k=5))
-```
-
-## Recipe
-
-```yaml
-{recipe}```
-"""
+_TEMPLATE = Path(__file__).with_name("card.md")
+_RESNET50 = {
+    "embedding_size": 64,
+    "hidden_sizes": [256, 512, 1024, 2048],
+    "depths": [3, 4, 6, 3],
+    "layer_type": "bottleneck",
+}
+_MACHINE = {"device": "device", "world_size": "ranks", "mixed_precision": "mixed precision"}
+_CURVES = ("accuracy", "loss", "learning_rate")
 
 
-def model_card(run: Path, checkpoint: Checkpoint, recipe: Recipe, classes: Classes) -> str:
+def model_card(folder: Path, facts: Facts) -> str:
     """Returns the README.md of an exported model.
 
     Args:
-        run: The run folder.
-        checkpoint: What is exported.
-        recipe: The run's recipe.
-        classes: The classes that the model tells apart.
-
-    Raises:
-        InputError: When metrics.jsonl has no validation of that checkpoint.
+        folder: Where the export is written: weights, configuration and evidence stand there.
+        facts: What else is known.
     """
-    validations = {r["samples_seen"]: r for r in read_metrics(run, VALIDATION)}
-    if checkpoint.samples_seen not in validations:
-        raise InputError(
-            f"{run} has no validation of the checkpoint {checkpoint.folder.name}",
-            expected=f'a line with "samples_seen": {checkpoint.samples_seen} in metrics.jsonl',
-            found=f"validations after {sorted(validations)} samples",
+    evidence = Evidence(folder)
+    dataset = evidence.dataset()
+    body = _TEMPLATE.read_text(encoding="utf-8").format(
+        name=facts.name,
+        what=_what(evidence, facts, dataset),
+        results=_results(evidence, facts, dataset),
+        published=_published(evidence, dataset),
+        loading=LOADING[facts.form],
+        snippet=SNIPPETS[facts.form],
+        training=_training(evidence, facts),
+        curves=_curves(folder),
+        limits=_limits(dataset),
+        reproduce=_reproduce(evidence, facts),
+    )
+    return f"---\n{metadata(evidence, facts, dataset).to_yaml()}\n---\n\n{body}"
+
+
+def _what(evidence: Evidence, facts: Facts, dataset: str | None) -> str:
+    """Says what the model is, in two or three sentences."""
+    is_resnet50 = all(evidence.value(Place(CONFIG, key)) == v for key, v in _RESNET50.items())
+    kind = "ResNet-50 (v1.5: stride in the middle convolution)" if is_resnet50 else "small ResNet"
+    count = evidence.cite(Place(CONFIG, "id2label"), ",")
+    text = f"A {kind} that tells {count} classes of pictures apart (`{CONFIG}`)."
+    if facts.choice is None:
+        name = evidence.cite(Place(ORIGIN, "name"))
+        return (
+            f"{text}\nIts weights were not trained here: they are those of {name}, converted "
+            f"tensor by tensor (`{ORIGIN}`).\nThe license of the original holds."
         )
-    measured = validations[checkpoint.samples_seen]
-    dataset = read_json(run / "shards.json")["dataset"]
-    results = [
-        EvalResult(
-            task_type="image-classification",
-            dataset_type=dataset,
-            dataset_name=dataset,
-            dataset_split="validation",
-            metric_type="accuracy",
-            metric_name=name,
-            metric_value=measured[key],
-        )
-        for name, key in (("top-1", "top1"), ("top-5", "top5"))
+    averaged = ", averaged over training," if facts.choice.kind == "ema" else ""
+    return f"{text}\nIts weights{averaged} were trained on `{dataset}` with imagenet_rn50."
+
+
+def _results(evidence: Evidence, facts: Facts, dataset: str | None) -> str:
+    """Returns the table of what was measured here."""
+    rows = [
+        "| data | top-1 (95% interval) | top-5 (95% interval) | images | source |\n"
+        "|---|---:|---:|---:|---|\n"
     ]
-    data = ModelCardData(
-        license="apache-2.0",
-        library_name="transformers",
-        pipeline_tag="image-classification",
-        tags=["resnet", "image-classification"],
-        model_name=run.name,
-        eval_results=results,
+    for number, result in enumerate(evaluations(evidence)):
+        at = f"results.{number}."
+        scores = [_with_interval(evidence, at + key) for key in ("top1", "top5")]
+        images = evidence.cite(Place(EVALUATION, f"{at}num_images"), ",")
+        flip = ", averaged with its mirror image" if result["flip"] else ""
+        name = evidence.cite(Place(EVALUATION, f"{at}name"))
+        cells = [f"{name}, as published, {result['transform']} transform{flip}", *scores, images]
+        rows.append(_row([*cells, Place(EVALUATION, f"{at}top1").in_words()]))
+    choice = facts.choice
+    if choice and choice.line is not None:
+        line, prefix = choice.line, choice.prefix
+        places = [Place(METRICS, prefix + key, line) for key in ("top1", "top5")]
+        cells = [f"`{dataset}`, validation while training"]
+        cells += [evidence.cite(place, ".2%") for place in places]
+        cells.append(evidence.cite(Place(METRICS, f"{prefix}num_images", line), ","))
+        rows.append(_row([*cells, places[0].in_words()]))
+    return "".join(rows).rstrip() if len(rows) > 1 else "Nothing was measured of these weights."
+
+
+def _published(evidence: Evidence, dataset: str | None) -> str:
+    """Returns the table of other ResNet-50s, beside a model of ImageNet's classes."""
+    if dataset not in HUB_DATASETS:
+        return ""
+    head = "| published ResNet-50s on ImageNet-1k's validation set | top-1 | top-5 | source |\n"
+    head += "|---|---:|---:|---|\n"
+    path = Path(__file__).with_name(PUBLISHED)
+    rows = []
+    for key, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        scores = [
+            evidence.cite(Place(PUBLISHED, f"{key}.{name}"), ".2%") if name in entry else "-"
+            for name in ("top1", "top5")
+        ]
+        where = f"[its authors]({entry['url']}), {Place(PUBLISHED, key).in_words()}"
+        rows.append(_row([evidence.cite(Place(PUBLISHED, f"{key}.name")), *scores, where]))
+    return f"\n{head}{''.join(rows)}"
+
+
+def _training(evidence: Evidence, facts: Facts) -> str:
+    """Returns the resolved recipe, and on what and for how long it ran."""
+    if facts.choice is None:
+        return "Not here; see the original."
+    recipe = (evidence.folder / RECIPE).read_text(encoding="utf-8")
+    table = "".join(_row(cells) for cells in _circumstances(evidence, facts.choice))
+    return (
+        f"| | | source |\n|---|---:|---|\n{table}\nThe recipe as resolved, `{RECIPE}`:\n\n"
+        f"```yaml\n{recipe}```"
     )
-    body = _BODY.format(
-        name=run.name,
-        num_classes=len(classes),
-        dataset=dataset,
-        epochs=recipe.epochs,
-        recipe=recipe.to_yaml(),
-        **{key: measured[key] for key in ("top1", "top5", "num_images", "epoch", "samples_seen")},
+
+
+def _circumstances(evidence: Evidence, choice: Choice) -> Iterator[list[str]]:
+    """Yields hardware, software, time and cost as far as metrics.jsonl knows them."""
+    starts = evidence.lines(START)
+    machines: dict[tuple[Any, ...], int] = {}
+    for number, record in starts:
+        machine = tuple(record.get(name) for name in _MACHINE)
+        machines.setdefault(machine, number)
+    for number in machines.values():
+        yield from _cited(evidence, number, _MACHINE)
+    if starts:
+        number, first = starts[0]
+        versions = {f"versions.{name}": name for name in first.get("versions", {})}
+        yield from _cited(evidence, number, {"python": "Python"} | versions)
+        origin = {"init_from.name": "began with the weights", "init_from.sha256": "their sha256"}
+        yield from _cited(evidence, number, origin if "init_from" in first else {})
+        everything = Place(METRICS, "starts")
+        yield ["starts, the first included", evidence.cite(everything), everything.in_words()]
+    unit = "hours" if evidence.value(Place(METRICS, "hours")) >= 1 else "minutes"
+    for name, key, spec in (
+        (f"{unit} of training and validation", unit, ".1f"),
+        ("images/s", "images_per_second", ",.0f"),
+    ):
+        place = Place(METRICS, key)
+        if key in evidence.summary():
+            yield [name, evidence.cite(place, spec), place.in_words()]
+    if choice.line is not None:
+        yield from _cited(evidence, choice.line, {"epoch": "epochs", "samples_seen": "images seen"})
+    yield ["cost", "not recorded", ""]
+
+
+def _cited(evidence: Evidence, line: int, fields: dict[str, str]) -> Iterator[list[str]]:
+    """Yields a row for each field of a line of metrics.jsonl."""
+    for field, name in fields.items():
+        place = Place(METRICS, field, line)
+        spec = ".2f" if isinstance(evidence.value(place), float) else ""
+        yield [name, evidence.cite(place, spec), place.in_words()]
+
+
+def _curves(folder: Path) -> str:
+    """Returns the pictures of the curves that were copied."""
+    names = [name for name in _CURVES if (folder / "plots" / f"{name}.png").is_file()]
+    lines = [f"![{name.replace('_', ' ')} over epochs](plots/{name}.png)\n" for name in names]
+    return "\n" + "".join(lines) if lines else ""
+
+
+def _limits(dataset: str | None) -> str:
+    """Says what the model is not good for."""
+    return LIMITS + (IMAGENET_LIMITS if dataset in HUB_DATASETS else "")
+
+
+def _reproduce(evidence: Evidence, facts: Facts) -> str:
+    """Returns the commands that lead here."""
+    form = f" --format {facts.form}" if facts.form != "transformers" else ""
+    form += f" --dtype {facts.dtype}" if facts.dtype != "float32" else ""
+    if facts.choice is None:
+        digest = evidence.cite(Place(ORIGIN, "sha256"))
+        return (
+            f"```bash\npython -m imagenet_rn50 export --from WEIGHTS --out MODEL{form}\n```\n\n"
+            f"The file of weights has the sha256 {digest} (`{ORIGIN}`)."
+        )
+    digest = evidence.cite(Place(SHARDS, "digest"))
+    return f"""\
+With `{RECIPE}` from this folder, and shards whose manifest has the digest
+{digest} (`{SHARDS}`):
+
+```bash
+python shard_imagenet.py pack --source SOURCE --out SHARDS --dataset {evidence.dataset()}
+accelerate launch --config_file CONFIG train_accelerate.py \\
+    --recipe {RECIPE} --shards SHARDS --run RUN
+python -m imagenet_rn50 export --run RUN --out MODEL \\
+    --checkpoint {facts.choice.which} --weights {facts.choice.kind}{form}
+python -m imagenet_rn50 evaluate --model MODEL --shards SHARDS
+```"""
+
+
+def _with_interval(evidence: Evidence, field: str) -> str:
+    """Returns a fraction and its interval, as percent."""
+    value, low, high = (
+        evidence.cite(Place(EVALUATION, name), ".2%")
+        for name in (field, f"{field}_low", f"{field}_high")
     )
-    return f"---\n{data.to_yaml()}\n---\n\n{body}"
+    return f"{value} ({low} to {high})"
+
+
+def _row(cells: list[str]) -> str:
+    """Returns a line of a table."""
+    return "| " + " | ".join(cells) + " |\n"

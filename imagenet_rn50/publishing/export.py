@@ -1,87 +1,220 @@
-"""Export: from a run folder to a folder that needs nothing but transformers (contract 7).
+"""Export: from a run, or from weights of others, to a folder that needs none of our code.
 
 OUT/
-  config.json  model.safetensors  preprocessor_config.json  README.md
+  config.json  preprocessor_config.json      architecture, classes; what is done to a picture
+  model.safetensors                          or resnet50.safetensors, or model.onnx
+  README.md                                  the card
+  metrics.jsonl  recipe.yaml  plots/  ...    what the card's numbers come from
 """
 
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from safetensors.torch import load_file
-from transformers.utils import logging
 
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import TEMPORARY_SUFFIX, require_free_space, sync_folder, write_text
-from imagenet_rn50.model import build_model, build_processor, load_exported, logits_of
+from imagenet_rn50.files import (
+    TEMPORARY_SUFFIX,
+    read_json,
+    require_free_space,
+    sync_folder,
+    write_bytes,
+    write_json,
+    write_text,
+)
+from imagenet_rn50.loading.store import ShardStore
+from imagenet_rn50.model import weights_digest
 from imagenet_rn50.publishing.card import model_card
-from imagenet_rn50.runs.checkpoints import newest_checkpoint
-from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.publishing.choice import Weights, Which
+from imagenet_rn50.publishing.formats import Dtype, converted, require_format, write_model
+from imagenet_rn50.publishing.layout import CARD, CONFIG, EVALUATION, ORIGIN
+from imagenet_rn50.publishing.metadata import Facts
+from imagenet_rn50.publishing.source import Source, source_of_run, source_of_weights
+from imagenet_rn50.publishing.trace import untraced
+from imagenet_rn50.publishing.verify import (
+    compare_logits,
+    compare_on_shards,
+    require_same_classes,
+    tolerance,
+)
+from imagenet_rn50.publishing.wording import Format
+from imagenet_rn50.recipe import DataRecipe
 
-CONFIG = "config.json"
+_SCHEMA = 1  # of metrics.json
 
 
-def export(run: Path, out: Path, *, best: bool = True) -> None:
-    """Writes a model of a run as transformers loads it, and loads it back to compare.
+@dataclass(frozen=True)
+class Wanted:
+    """What an export shall be.
+
+    Attributes:
+        form: Format of the weights.
+        dtype: Type of the weights.
+        shards: Pictures to compare on, besides random ones; None for none.
+        metrics: metrics.json of `evaluate`, for the card; None for that of the run, if any.
+    """
+
+    form: Format = "transformers"
+    dtype: Dtype = "float32"
+    shards: ShardStore | None = None
+    metrics: Path | None = None
+
+
+def export(
+    run: Path,
+    out: Path,
+    *,
+    checkpoint: Which = "best",
+    weights: Weights = "auto",
+    wanted: Wanted = Wanted(),
+) -> None:
+    """Writes a model of a run as others load it, and loads it back to compare.
 
     Args:
         run: The run folder.
         out: The new folder; an earlier export that stands there is replaced, anything else kept.
-        best: The checkpoint with the best validation top-1, or the newest.
+        checkpoint: The one with the best validation top-1, or the newest.
+        weights: Averaged, raw, or whichever scored better there.
+        wanted: Format and type of the weights, and what to compare on.
 
     Raises:
         InputError: When there is no such run or checkpoint, or `out` holds something else.
-        RuntimeError: When the exported model does not compute what the trained one does.
+        RuntimeError: When the exported model does not compute what the trained one does, or a
+            number in its card has no source.
     """
-    folder = RunFolder(run)
-    recipe, classes = folder.recipe(), folder.classes()
-    checkpoint = newest_checkpoint(folder.checkpoints, best=best)
-    if checkpoint is None:
-        raise InputError(
-            f"{run} holds no checkpoint",
-            expected="at least one epoch of training",
-            fix="train first, with the same --run",
-        )
+    _write(source_of_run(run, checkpoint, weights, wanted.metrics), out, wanted)
+
+
+def convert(
+    weights: str,
+    out: Path,
+    *,
+    classes: Path | None = None,
+    data: DataRecipe | None = None,
+    wanted: Wanted = Wanted(),
+) -> None:
+    """Writes weights of others as an exported folder: torchvision's, timm's, or of the Hub.
+
+    Args:
+        weights: As `read_pretrained` takes them.
+        out: The new folder; an earlier export that stands there is replaced, anything else kept.
+        classes: Folder with the classes.json of the model's classes; None for those of its
+            configuration, or of ImageNet where it has a thousand.
+        data: How pictures are prepared; None for how its configuration says.
+        wanted: Format and type of the weights, and what to compare on.
+
+    Raises:
+        InputError: When the weights cannot be read, or their classes or processor are not known.
+        RuntimeError: When the exported model does not compute what the original does.
+    """
+    _write(source_of_weights(weights, classes, data, wanted.metrics), out, wanted)
+
+
+def _write(source: Source, out: Path, wanted: Wanted) -> None:
+    """Writes an export under a temporary name, checks it, and gives it its name."""
+    require_format(source.model, wanted.form, wanted.dtype)
+    if wanted.shards:
+        require_same_classes(source.model, wanted.shards)
     if out.exists() and not (out / CONFIG).is_file() and any(out.iterdir()):
         raise InputError(
             f"{out} holds something else than an exported model",
             expected=f"a new or empty folder, or one with a {CONFIG}",
             fix="name another folder with --out",
         )
-    require_free_space(out, checkpoint.weights.stat().st_size, "the exported model")
-
-    model = build_model(recipe.model, classes)
-    model.load_state_dict(load_file(checkpoint.weights))
+    size = sum(tensor.nbytes for tensor in source.model.state_dict().values())
+    require_free_space(out, size, "the exported model")
     temporary = out.with_name(out.name + TEMPORARY_SUFFIX)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        logging.disable_progress_bar()  # it is written in a moment
-        model.save_pretrained(temporary)
-        build_processor(recipe.data).save_pretrained(temporary)
-        write_text(temporary / "README.md", model_card(run, checkpoint, recipe, classes))
-        _compare(model.eval(), temporary, recipe.data.eval_size)
+        told = _fill(source, temporary, wanted)
         shutil.rmtree(out, ignore_errors=True)
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(out.parent)
-    say(f"exported {checkpoint.folder} to {out}: it computes the same logits")
+    say(f"exported {source.described} to {out}: {told}")
 
 
-@torch.inference_mode()
-def _compare(model: torch.nn.Module, folder: Path, size: int) -> None:
-    """Loads the exported folder as anybody would and compares logits.
+def _fill(source: Source, folder: Path, wanted: Wanted) -> str:
+    """Writes all files of an export and checks them.
+
+    Returns:
+        What was found, for the last line that is said.
 
     Raises:
-        RuntimeError: When they are not equal.
+        RuntimeError: When something in it is not as it should be.
     """
-    exported = load_exported(folder)
-    pictures = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
-    ours, theirs = logits_of(model, pictures), logits_of(exported, pictures)
-    if not torch.equal(ours, theirs):
-        difference = (ours - theirs).abs().max().item()
-        raise RuntimeError(f"the exported model's logits differ by up to {difference}")
+    model = source.model.eval()
+    written = converted(model, wanted.dtype)
+    exported = write_model(written, folder, wanted.form)
+    source.processor.save_pretrained(folder)
+    _copy_evidence(source, folder)
+    _check_evaluation(folder, weights_digest(written.float()), insist=wanted.metrics is not None)
+    facts = Facts(source.name, wanted.form, wanted.dtype, source.choice)
+    write_text(folder / CARD, model_card(folder, facts))
+    if problems := untraced(folder):
+        raise RuntimeError("the card has numbers without a source: " + "; ".join(problems))
+
+    allowed = tolerance(wanted.form, wanted.dtype)
+    difference = compare_logits(model, exported, source.data.eval_size, allowed)
+    told = f"it computes the same logits within {difference:.1g} of the largest"
+    if wanted.shards is None:
+        return f"{told} (not compared on pictures: no --shards)"
+    same, compared = compare_on_shards(model, exported, wanted.shards, source.data, allowed)
+    return f"{told}, and names the same class first for {same} of {compared} pictures"
+
+
+def _copy_evidence(source: Source, folder: Path) -> None:
+    """Copies what the card's numbers come from.
+
+    Raises:
+        InputError: When a file is missing.
+    """
+    for name, path in source.evidence.items():
+        if not path.is_file():
+            raise InputError(f"there is no file {path}", expected=f"a {name}, for the card")
+        (folder / name).parent.mkdir(exist_ok=True)
+        write_bytes(folder / name, path.read_bytes())
+    if source.origin:
+        origin = {"name": source.origin.name, "sha256": source.origin.sha256}
+        write_json(folder / ORIGIN, origin)
+
+
+def _check_evaluation(folder: Path, weights: str, *, insist: bool) -> None:
+    """Makes sure that metrics.json speaks of these very weights.
+
+    Args:
+        folder: Where it was copied to, if there is one.
+        weights: Digest of what is exported.
+        insist: Whether it was asked for, or else found in the run, and left out when it does not.
+
+    Raises:
+        InputError: When it does not.
+    """
+    path = folder / EVALUATION
+    if not path.is_file():
+        return
+    content = read_json(path)
+    if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
+        raise InputError(
+            "that metrics.json was not written by evaluate",
+            expected=f'{{"schema": {_SCHEMA}, "results": [...]}}',
+            fix="python -m imagenet_rn50 evaluate --model MODEL --shards SHARDS --out FOLDER",
+        )
+    measured = content.get("checkpoint", {}).get("weights_sha256", weights)
+    if measured == weights:
+        # Folders of this machine are nobody else's business.
+        write_json(path, content | {"model": Path(content["model"]).name})
+        return
+    if insist:
+        raise InputError(
+            "that metrics.json speaks of other weights",
+            expected=f"weights_sha256 {weights}",
+            found=str(measured),
+            fix="evaluate the exported folder, and export again with its metrics.json",
+        )
+    say("the run's metrics.json speaks of other weights: it is left out of the card")
+    path.unlink()

@@ -3,7 +3,8 @@
 Each line is one JSON object with a `kind` and the `samples_seen` and `epoch` that it speaks of:
 
     start        this process began or went on: versions, device, ranks, precision; changes, what
-                 was allowed to differ from before; checkpoint, where it went on
+                 was allowed to differ from before; checkpoint, where it went on; init_from, name
+                 and sha256 of the weights that it was told to begin with, if any
     train        since the last such line: mean loss, num_images, images_per_second, seconds, and
                  data_wait, the part of them spent waiting for the loader; learning rate, lr;
                  substitutions, this rank's damaged samples that others stood in for, if any;

@@ -57,6 +57,7 @@ def open_session(
     on_error: OnError = "stop",
     persistence: Persistence = DEFAULTS,
     create: bool = True,
+    init_from: str | None = None,
 ) -> tuple[Session, Learner]:
     """Makes sure that recipe, shards and run folder fit each other, and builds what learns.
 
@@ -71,6 +72,7 @@ def open_session(
         on_error: What a damaged sample does: stop the run, or let another one substitute for it.
         persistence: How the run is kept, and where it goes on.
         create: Whether the run folder becomes this recipe's run, and its checkpoint is taken up.
+        init_from: Whose weights a new run begins with; None for fresh ones.
 
     Raises:
         InputError: When they do not fit.
@@ -89,6 +91,7 @@ def open_session(
         persistence=persistence,
         start=start,
         identity=identity,
+        init_from=init_from,
     )
     learner = Learner(session, classes)
     if start.checkpoint:
@@ -121,7 +124,7 @@ def fit(session: Session, learner: Learner) -> None:
         accelerator.print(f"{run} is finished: {recipe.epochs} epochs. Nothing to train.")
         return
 
-    journal = _begin(session, progress)
+    journal = _begin(session, learner, progress)
     loader = session.training_loader(progress.samples_seen, progress.total_samples)
     batches = session.on_device(loader)
     meter = Meter(accelerator.device, accelerator.num_processes, start.samples_hash)
@@ -174,7 +177,7 @@ def fit(session: Session, learner: Learner) -> None:
     _end(session, journal, is_saved=is_saved)
 
 
-def _begin(session: Session, progress: Progress) -> Journal | None:
+def _begin(session: Session, learner: Learner, progress: Progress) -> Journal | None:
     """Opens the trackers and, on the one rank that writes, the journal; all ranks call it."""
     recipe, accelerator, start = session.recipe, session.accelerator, session.start
     for concern in concerns(recipe):
@@ -187,7 +190,9 @@ def _begin(session: Session, progress: Progress) -> Journal | None:
         return None
     place = progress.samples_seen, progress.epoch
     journal = Journal(run, place[0], evaluation_due=start.evaluation_due)
-    journal.write(metrics.START, *place, **environment(accelerator), **start.as_dict())
+    journal.write(
+        metrics.START, *place, **environment(accelerator), **start.as_dict(), **learner.origin
+    )
     return journal
 
 

@@ -26,6 +26,7 @@ from imagenet_rn50.training.checkpoint import (
     take_to_host,
 )
 from imagenet_rn50.training.ema import Ema
+from imagenet_rn50.training.initial import begin_with
 from imagenet_rn50.training.losses import smooth_targets, training_loss
 from imagenet_rn50.training.meter import Meter
 from imagenet_rn50.training.mixing import mix
@@ -45,6 +46,7 @@ class Learner:
         bare: The model itself, for evaluation: not wrapped for ranks, not compiled.
         ema: Average of the weights, or None.
         plateau: Remembers how validation went.
+        origin: Whose weights it began with, for the journal; empty where they were fresh.
     """
 
     def __init__(self, session: Session, classes: Classes) -> None:
@@ -55,6 +57,7 @@ class Learner:
         torch.backends.cudnn.benchmark = True  # few sizes, each often: cuDNN tries its kernels once
         torch.manual_seed(recipe.seed)
         bare: nn.Module = build_model(recipe.model, classes)
+        self.origin = begin_with(bare, session)
         bare.to(memory_format=torch.channels_last)
         self.bare = bare
         self._statistics = RunningStatistics(

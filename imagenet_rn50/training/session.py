@@ -70,6 +70,8 @@ class Session:
         persistence: How the run is kept.
         start: Where this process begins or goes on.
         identity: Name of the data set and digest of its manifest.
+        init_from: Whose weights a new run begins with, as `read_pretrained` takes it; None for
+            fresh ones.
     """
 
     recipe: Recipe
@@ -83,6 +85,7 @@ class Session:
     persistence: Persistence = DEFAULTS
     start: Start = Start()
     identity: dict[str, str] = field(default_factory=dict)
+    init_from: str | None = None
 
     @property
     def listens(self) -> bool:

@@ -1,103 +1,84 @@
 import json
-import subprocess
-import sys
 
+import onnxruntime
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from torchvision.models import resnet50
+from transformers import AutoModelForImageClassification
 
+from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.model import build_model, load_exported, logits_of
-from imagenet_rn50.publishing.export import export
-from imagenet_rn50.recipe_files import load_recipe
-from imagenet_rn50.runs.checkpoints import folder_name, seal
-from imagenet_rn50.runs.folder import RunFolder
-from imagenet_rn50.runs.metrics import VALIDATION, Journal
-from tests.support import CLASSES, write_recipe, write_shards
-
-PREDICT = """
-import json, sys
-from transformers import pipeline
-classify = pipeline("image-classification", sys.argv[1])
-print(json.dumps(classify(sys.argv[2], top_k=3)))
-assert "imagenet_rn50" not in sys.modules
-"""
+from imagenet_rn50.publishing import verify
+from imagenet_rn50.publishing.export import Wanted, export
+from imagenet_rn50.recipe import DataRecipe
+from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS, folder_name
+from tests.publishing.runs import (
+    RESNET50_RECIPE,
+    make_run,
+    random_model,
+    save_checkpoint,
+    thousand_classes,
+)
+from tests.support import CLASSES
 
 
-def save_checkpoint(run, samples_seen, top1, *, is_best):
-    """Does what training does at the end of an epoch, with random weights."""
-    torch.manual_seed(samples_seen)
-    model = build_model(run.recipe().model, CLASSES)
-    temporary = run.checkpoints / "new.partial"
-    temporary.mkdir(parents=True)
-    save_file(model.state_dict(), temporary / "model.safetensors")
-    seal(temporary, run.checkpoints / folder_name(samples_seen), samples_seen, is_best=is_best)
-    journal = Journal(run.path, samples_seen)
-    values = {"top1": top1, "top5": 1.0, "loss": 1.5, "num_images": 11}
-    journal.write(VALIDATION, samples_seen, samples_seen / 21, **values)
-    journal.close()
+def trained(run, samples_seen, file="model.safetensors"):
+    model = build_model(run.recipe().model, run.classes())
+    model.load_state_dict(load_file(run.checkpoints / folder_name(samples_seen) / file))
+    return model.eval()
 
 
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shards")
-    write_shards(folder, train=[4], validation=[6, 5])
-    return folder
+def same(ours, theirs):
+    """Whether two models are one, bit by bit."""
+    ours, theirs = ours.state_dict(), theirs.state_dict()
+    return all(torch.equal(ours[name], theirs[name]) for name in ours) and len(ours) == len(theirs)
 
 
-@pytest.fixture
-def run(tmp_path, shards):
-    """A run with three checkpoints; the second was the best."""
-    run = RunFolder(tmp_path / "a-run")
-    run.create(load_recipe(str(write_recipe(tmp_path))), shards, "tiny", CLASSES)
-    for samples_seen, top1 in ((24, 0.25), (48, 0.625), (72, 0.5)):
-        save_checkpoint(run, samples_seen, top1, is_best=samples_seen < 50)
-    return run
+@pytest.mark.parametrize(("checkpoint", "samples_seen"), [("best", 48), ("last", 72)])
+def test_the_chosen_checkpoint_is_exported_to_the_last_bit(run, tmp_path, checkpoint, samples_seen):
+    export(run.path, tmp_path / "out", checkpoint=checkpoint)
+    assert same(trained(run, samples_seen), load_exported(tmp_path / "out"))
 
 
-@pytest.mark.multiprocess
-def test_transformers_loads_the_folder_in_a_process_without_our_code(run, tmp_path):
-    export(run.path, tmp_path / "out")
-    Image.new("L", (30, 40), 100).save(tmp_path / "gray.png")
-    done = subprocess.run(
-        [sys.executable, "-I", "-c", PREDICT, tmp_path / "out", tmp_path / "gray.png"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    answers = json.loads(done.stdout)
-    assert {answer["label"] for answer in answers} == set(CLASSES.labels)
+@pytest.mark.parametrize(
+    ("weights", "checkpoint", "samples_seen", "file"),
+    [
+        ("auto", "best", 24, "model.safetensors"),  # raw weights scored 0.75
+        ("ema", "best", 48, EMA_WEIGHTS),  # averaged ones 0.7
+        ("raw", "last", 48, "model.safetensors"),
+        ("auto", "last", 48, EMA_WEIGHTS),
+    ],
+)
+def test_averaged_or_raw_weights_are_taken_as_they_scored(
+    tmp_path, shards, capsys, weights, checkpoint, samples_seen, file
+):
+    run = make_run(tmp_path, shards)
+    save_checkpoint(run, 24, 0.75, ema_top1=0.5, is_best=True)
+    save_checkpoint(run, 48, 0.625, ema_top1=0.7)
+    export(run.path, tmp_path / "out", checkpoint=checkpoint, weights=weights)
+    assert same(trained(run, samples_seen, file), load_exported(tmp_path / "out"))
+    kind = "averaged" if file == EMA_WEIGHTS else "raw"
+    assert f"exporting {folder_name(samples_seen)}, {kind}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("best", "samples_seen"), [(True, 48), (False, 72)])
-def test_the_chosen_checkpoint_is_exported_to_the_last_bit(run, tmp_path, best, samples_seen):
-    export(run.path, tmp_path / "out", best=best)
-    trained = build_model(run.recipe().model, CLASSES)
-    trained.load_state_dict(
-        load_file(run.checkpoints / folder_name(samples_seen) / "model.safetensors")
-    )
-    pictures = torch.randn(5, 3, 16, 16)
-    with torch.inference_mode():
-        ours = logits_of(trained.eval(), pictures)
-        theirs = logits_of(load_exported(tmp_path / "out"), pictures)
-    assert torch.equal(ours, theirs)
-
-
-def test_the_card_gives_the_accuracy_that_metrics_jsonl_gives(run, tmp_path):
-    export(run.path, tmp_path / "out")
-    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "| tiny, validation | 62.50% | 100.00% | 11 |" in card
-    assert "value: 0.625" in card
-    assert "`samples_seen` 48" in card
+def test_a_checkpoint_without_averaged_weights_or_validation_is_no_mystery(run, tmp_path, capsys):
+    with pytest.raises(InputError, match="no averaged weights"):
+        export(run.path, tmp_path / "out", weights="ema")
+    metrics = run.path / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
+    export(run.path, tmp_path / "out", checkpoint="last")  # killed before its validation
+    assert "has no validation of" in capsys.readouterr().out
+    assert "Nothing was measured" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_exporting_again_replaces_the_export_and_nothing_else(run, tmp_path):
     out = tmp_path / "out"
-    export(run.path, out, best=False)
-    export(run.path, out, best=True)
-    assert "`samples_seen` 48" in (out / "README.md").read_text(encoding="utf-8")
+    export(run.path, out, checkpoint="last")
+    export(run.path, out, checkpoint="best")
+    assert same(trained(run, 48), load_exported(out))
     other = tmp_path / "holiday-pictures"
     other.mkdir()
     (other / "beach.jpg").write_bytes(b"precious")
@@ -106,11 +87,155 @@ def test_exporting_again_replaces_the_export_and_nothing_else(run, tmp_path):
     assert (other / "beach.jpg").read_bytes() == b"precious"
 
 
+def test_an_export_that_does_not_compute_the_same_never_appears(run, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    export(run.path, out, checkpoint="last")
+    wrong = build_model(run.recipe().model, CLASSES).eval()
+    monkeypatch.setattr("imagenet_rn50.publishing.formats.load_exported", lambda folder: wrong)
+    with pytest.raises(RuntimeError, match="the exported weights differ"):
+        export(run.path, out, checkpoint="best")
+    assert same(trained(run, 72), load_exported(out))
+    assert not list(tmp_path.glob("*.partial"))
+
+
 def test_a_run_without_checkpoints_or_no_run_at_all_is_named(tmp_path, shards):
     with pytest.raises(InputError, match="holds no run"):
         export(tmp_path / "nothing", tmp_path / "out")
-    run = RunFolder(tmp_path / "empty")
-    run.create(load_recipe(str(write_recipe(tmp_path))), shards, "tiny", CLASSES)
+    run = make_run(tmp_path, shards)
     with pytest.raises(InputError, match="holds no checkpoint"):
         export(run.path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_damaged_ones_alone_are_no_model(
+    run, tmp_path, capsys
+):
+    def damage(samples_seen):
+        path = run.checkpoints / folder_name(samples_seen) / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:-1] + b"!")
+
+    damage(48)
+    export(run.path, tmp_path / "out")
+    assert "passing over a damaged checkpoint" in capsys.readouterr().out
+    assert same(trained(run, 72), load_exported(tmp_path / "out"))
+    damage(24)
+    damage(72)
+    with pytest.raises(InputError, match=r"found:    3 damaged"):
+        export(run.path, tmp_path / "out")
+
+
+def test_other_numbers_of_classes_are_said_before_anything_is_written(run, shards, tmp_path):
+    fewer = Classes(wnids=CLASSES.wnids[:2], names=CLASSES.names[:2])
+    fewer.save(tmp_path)
+    (tmp_path / "manifest.json").write_bytes((shards / "manifest.json").read_bytes())
+    with pytest.raises(InputError, match="a model of 2 classes\n  found:    one of 3"):
+        export(run.path, tmp_path / "out", wanted=Wanted(shards=LocalShards(tmp_path)))
+    fewer.save(run.path)
+    with pytest.raises(InputError, match="does not fit the recipe and the classes"):
+        export(run.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_thousand_classes_keep_a_thousand_names(tmp_path, shards):
+    run = make_run(tmp_path, shards, classes=thousand_classes())
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    export(run.path, tmp_path / "out")
+    labels = json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]
+    assert len(set(labels.values())) == 1000
+    assert [labels["7"], labels["700"]] == ["crane (n00000007)", "crane (n00000700)"]
+
+
+def test_a_resnet50_goes_to_torchvision_and_computes_the_same(tmp_path, shards):
+    run = make_run(tmp_path, shards, recipe=RESNET50_RECIPE)
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    export(run.path, tmp_path / "out", wanted=Wanted(form="torchvision"))
+    theirs = resnet50(num_classes=3).eval()
+    theirs.load_state_dict(load_file(tmp_path / "out" / "resnet50.safetensors"), strict=True)
+    pictures = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        ours = logits_of(trained(run, 24), pictures)
+        torch.testing.assert_close(theirs(pictures), ours, rtol=1e-5, atol=1e-5)
+
+
+def test_torchvision_has_no_small_network_and_says_so(run, tmp_path):
+    with pytest.raises(InputError, match="torchvision has no such network"):
+        export(run.path, tmp_path / "out", wanted=Wanted(form="torchvision"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
+def test_an_onnx_model_takes_any_batch_and_computes_the_same(run, shards, tmp_path):
+    wanted = Wanted(form="onnx", shards=LocalShards(shards))
+    export(run.path, tmp_path / "out", wanted=wanted)
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    for shape in ((1, 3, 16, 16), (7, 3, 16, 16), (3, 3, 24, 40)):
+        pictures = torch.randn(shape)
+        (theirs,) = session.run(["logits"], {"pixel_values": pictures.numpy()})
+        with torch.inference_mode():
+            ours = logits_of(trained(run, 48), pictures)
+        torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-4, atol=1e-4)
+    with pytest.raises(InputError, match="float32 alone"):
+        export(run.path, tmp_path / "out", wanted=Wanted(form="onnx", dtype="float16"))
+
+
+def test_a_missing_exporter_is_an_install_command(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("imagenet_rn50.publishing.formats.find_spec", lambda package: None)
+    with pytest.raises(InputError, match=r"pip install -r requirements-onnx\.txt"):
+        export(run.path, tmp_path / "out", wanted=Wanted(form="onnx"))
+
+
+def test_half_precision_weights_are_half_the_size_and_load_as_such(run, tmp_path, shards):
+    export(run.path, tmp_path / "whole")
+    wanted = Wanted(dtype="float16", shards=LocalShards(shards))
+    export(run.path, tmp_path / "half", wanted=wanted)
+    assert AutoModelForImageClassification.from_pretrained(tmp_path / "half").dtype == torch.float16
+    assert load_exported(tmp_path / "half").dtype == torch.float32
+    whole, half = (
+        load_file(tmp_path / name / "model.safetensors")["classifier.1.weight"]
+        for name in ("whole", "half")
+    )
+    assert 2 * half.nbytes == whole.nbytes
+    assert torch.equal(whole.half(), half)
+
+
+def test_a_weight_beyond_half_precision_is_named(run, tmp_path, monkeypatch):
+    model = random_model(run.recipe().model, CLASSES, 0)
+    model.classifier[1].bias.data[0] = 1e6
+    monkeypatch.setattr("imagenet_rn50.publishing.source.build_model", lambda *a: model)
+    monkeypatch.setattr("imagenet_rn50.publishing.source._load", lambda *a: None)
+    with pytest.raises(InputError, match=r"classifier\.1\.bias does not fit into float16"):
+        export(run.path, tmp_path / "out", wanted=Wanted(dtype="float16"))
+
+
+def test_pictures_of_the_shards_are_compared_one_by_one(run, shards, tmp_path, capsys):
+    export(run.path, tmp_path / "out", wanted=Wanted(shards=LocalShards(shards)))
+    assert "the same class first for 11 of 11 pictures" in capsys.readouterr().out
+    export(run.path, tmp_path / "out")
+    assert "not compared on pictures: no --shards" in capsys.readouterr().out
+
+
+def test_a_single_picture_with_other_logits_is_found(run, shards):
+    model = trained(run, 48)
+
+    def last_one_swapped(pictures):
+        logits = logits_of(model, pictures).clone()
+        first, second = logits[-1].topk(2).indices
+        logits[-1, [first, second]] = logits[-1, [second, first]]
+        return logits
+
+    where = LocalShards(shards), run.recipe().data
+    with pytest.raises(RuntimeError, match="logits differ"):
+        verify.compare_on_shards(model, last_one_swapped, *where, allowed=0.0)
+    assert verify.compare_on_shards(model, last_one_swapped, *where, allowed=9.0) == (10, 11)
+
+
+@pytest.mark.parametrize("allowed", [1e-5, 1e-2])
+def test_logits_that_differ_by_more_than_is_allowed_are_found(run, allowed):
+    model = trained(run, 48)
+
+    def other(pictures):
+        logits = logits_of(model, pictures)
+        return logits + 2 * allowed * logits.abs().max()
+
+    with pytest.raises(RuntimeError, match="logits differ"):
+        verify.compare_logits(model, other, DataRecipe().eval_size, allowed)

@@ -29,7 +29,11 @@ def test_a_step_equals_a_plain_step_on_torchvisions_resnet_50(accumulation, monk
     )
     accelerator = make_accelerator()
     session = SimpleNamespace(
-        recipe=recipe, accelerator=accelerator, add_up=lambda tensor: tensor, folder=None
+        recipe=recipe,
+        accelerator=accelerator,
+        add_up=lambda tensor: tensor,
+        folder=None,
+        init_from=None,
     )
     learner = Learner(session, Classes(WNIDS, WNIDS))  # type: ignore[arg-type]
     theirs = torchvision.models.resnet50(num_classes=NUM_CLASSES)

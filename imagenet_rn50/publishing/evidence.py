@@ -1,0 +1,184 @@
+"""Where a number in a card comes from: a file that is published beside it, and a place in it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.publishing.layout import CONFIG, EVALUATION, METRICS, ORIGIN, RECIPE, SHARDS
+from imagenet_rn50.runs.metrics import START, TRAIN, VALIDATION
+
+PUBLISHED = "published.yaml"
+"""Figures of others, with their sources; it belongs to this package, not to a model."""
+
+_MARK = re.compile(r"<!--([\w.-]+?)(?::(\d+))? ([\w.-]+)-->")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value in a file.
+
+    Args:
+        file: Name of the file.
+        field: Where in it: keys and positions, with dots between them.
+        line: Line of metrics.jsonl, from 1; None for a figure about all of its lines.
+    """
+
+    file: str
+    field: str
+    line: int | None = None
+
+    def mark(self) -> str:
+        """Returns the comment that follows a number from here; nobody sees it on the page."""
+        line = f":{self.line}" if self.line else ""
+        return f"<!--{self.file}{line} {self.field}-->"
+
+    def in_words(self) -> str:
+        """Returns what the readers of the card see of it, in the same line as the number."""
+        if self.file == METRICS:
+            return f"{METRICS} line {self.line}" if self.line else f"{METRICS}, all lines"
+        if self.file == PUBLISHED:
+            return "not reproduced here"
+        if self.file == EVALUATION:
+            return f"{EVALUATION} {'.'.join(self.field.split('.')[:2])}"
+        return self.file
+
+
+def marks(text: str) -> list[tuple[Place, int, int]]:
+    """Returns the places that a line of a card names, and where their comments begin and end."""
+    return [
+        (Place(m[1], m[3], int(m[2]) if m[2] else None), m.start(), m.end())
+        for m in _MARK.finditer(text)
+    ]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The files that a card's numbers come from.
+
+    Args:
+        folder: Where they stand, beside the card.
+    """
+
+    folder: Path
+    _read: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def has(self, file: str) -> bool:
+        """Says whether there is such a file."""
+        return (self.folder / file).is_file()
+
+    def value(self, place: Place) -> Any:
+        """Returns what stands at a place.
+
+        Raises:
+            InputError: When there is no such place.
+        """
+        content = self._content(place.file)
+        if place.file == METRICS:
+            if place.line is None:
+                content = summary(content)
+            elif not 1 <= place.line <= len(content):
+                raise InputError(f"{place.file} has no line {place.line}")
+            else:
+                content = content[place.line - 1]
+        for key in place.field.split("."):
+            try:
+                content = content[int(key) if isinstance(content, list) else key]
+            except (KeyError, IndexError, ValueError, TypeError):
+                raise InputError(f"{place.in_words()} has no {place.field}") from None
+        return content
+
+    def cite(self, place: Place, spec: str = "") -> str:
+        """Returns a value, formatted, with the mark that says where it comes from.
+
+        Args:
+            place: Where it stands; of a table, its length is meant.
+            spec: How to format it, as in an f-string.
+        """
+        value = self.value(place)
+        shown = len(value) if isinstance(value, dict | list) else value
+        return f"{shown:{spec}}{place.mark()}"
+
+    def dataset(self) -> str | None:
+        """Returns the name of the data that the model was trained on, where it is known."""
+        return str(self.value(Place(SHARDS, "dataset"))) if self.has(SHARDS) else None
+
+    def names(self) -> list[str]:
+        """Returns the names of data sets, in which digits are no claim."""
+        results = self.value(Place(EVALUATION, "results")) if self.has(EVALUATION) else []
+        trained_on = self.dataset()
+        return [str(result["name"]) for result in results] + ([trained_on] if trained_on else [])
+
+    def summary(self) -> dict[str, Any]:
+        """Returns the figures about all lines of metrics.jsonl."""
+        return summary(self._content(METRICS))
+
+    def lines(self, kind: str) -> list[tuple[int, dict[str, Any]]]:
+        """Returns the lines of one kind in metrics.jsonl, with their numbers, from 1."""
+        records = self._content(METRICS) if self.has(METRICS) else []
+        return [(n, record) for n, record in enumerate(records, start=1) if record["kind"] == kind]
+
+    def _content(self, file: str) -> Any:
+        """Returns what a file holds, read once.
+
+        Raises:
+            InputError: When there is no such file, or it is damaged.
+        """
+        if file not in self._read:
+            reader = _READERS.get(file)
+            path = (Path(__file__).parent if file == PUBLISHED else self.folder) / file
+            if reader is None or not path.is_file():
+                raise InputError(f"there is no evidence {file} beside the card")
+            try:
+                self._read[file] = reader(path.read_text(encoding="utf-8"))
+            except (ValueError, yaml.YAMLError) as error:
+                raise InputError(f"{path} cannot be read", found=str(error)) from None
+        return self._read[file]
+
+
+def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns figures about all lines of a metrics.jsonl.
+
+    Args:
+        records: Its lines.
+
+    Returns:
+        `hours` and `minutes` of training and validation; `images_per_second` of training; `starts`,
+        how often a process began or went on. Work that was lost to an interruption and run again
+        counts once.
+    """
+    train = [record for record in records if record["kind"] == TRAIN]
+    seconds = sum(r.get("seconds", 0.0) for r in records if r["kind"] in {TRAIN, VALIDATION})
+    trained = sum(record["seconds"] for record in train)
+    figures = {
+        "hours": seconds / 3600,
+        "minutes": seconds / 60,
+        "starts": sum(record["kind"] == START for record in records),
+    }
+    if trained:
+        figures["images_per_second"] = sum(record["num_images"] for record in train) / trained
+    return figures
+
+
+def _json_lines(text: str) -> list[dict[str, Any]]:
+    """Reads metrics.jsonl; a last line that a kill cut off does not count."""
+    whole = text[: text.rfind("\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    METRICS: _json_lines,
+    EVALUATION: json.loads,
+    CONFIG: json.loads,
+    SHARDS: json.loads,
+    ORIGIN: json.loads,
+    RECIPE: yaml.safe_load,
+    PUBLISHED: yaml.safe_load,
+}

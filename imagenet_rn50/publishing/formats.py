@@ -1,0 +1,159 @@
+"""The formats of an exported model: each is written, and read back as those who use it do."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models import resnet50
+from transformers import ResNetForImageClassification
+from transformers.utils import logging
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.model import load_exported, logits_of, to_torchvision
+from imagenet_rn50.publishing.layout import ONNX_MODEL, TORCHVISION_WEIGHTS
+from imagenet_rn50.publishing.wording import Format
+
+Dtype = Literal["float32", "float16"]
+Logits = Callable[[Tensor], Tensor]
+"""From normalised pictures, (B, 3, H, W) float32, to logits, (B, num_classes) float32."""
+
+_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+
+
+def require_format(model: nn.Module, form: Format, dtype: Dtype) -> None:
+    """Makes sure that a model can be written in a format, before anything is.
+
+    Raises:
+        InputError: When it cannot: another architecture, another type, packages that are missing.
+    """
+    if form == "torchvision":
+        num_classes = model.get_submodule("classifier.1").get_parameter("weight").shape[0]
+        with torch.device("meta"):
+            theirs = {n: t.shape for n, t in resnet50(num_classes=num_classes).state_dict().items()}
+        ours = {n: t.shape for n, t in to_torchvision(model.state_dict()).items()}
+        if theirs != ours:
+            raise InputError(
+                "torchvision has no such network",
+                expected="the recipe's model to be ResNet-50: torchvision.models.resnet50",
+                found=f"{len(ours.items() - theirs.items())} of {len(ours)} tensors are not its",
+                fix="export with --format transformers, or onnx",
+            )
+    if form == "onnx":
+        missing = [package for package in _ONNX_PACKAGES if find_spec(package) is None]
+        if missing:
+            raise InputError(
+                f"--format onnx needs {', '.join(missing)}",
+                fix="pip install -r requirements-onnx.txt",
+            )
+        if dtype != "float32":
+            raise InputError(
+                "an ONNX model is written in float32 alone",
+                expected="--dtype float32",
+                found=f"--dtype {dtype}",
+                fix="onnxruntime's own tools convert it for the hardware that it will run on",
+            )
+
+
+def write_model(model: ResNetForImageClassification, folder: Path, form: Format) -> Logits:
+    """Writes configuration and weights, and loads them back.
+
+    Args:
+        model: From `converted`.
+        folder: Where to.
+        form: Format of the weights.
+
+    Returns:
+        The model that was written, as its users load it, computing in float32.
+    """
+    logging.disable_progress_bar()  # it is written in a moment
+    if form == "onnx":
+        return _write_onnx(model, folder)
+    write = _write_transformers if form == "transformers" else _write_torchvision
+    return write(model, folder)
+
+
+def _write_transformers(model: ResNetForImageClassification, folder: Path) -> Logits:
+    model.save_pretrained(folder)
+    exported = load_exported(folder)
+    _require_same(model.state_dict(), exported.state_dict())
+    return lambda pictures: logits_of(exported, pictures)
+
+
+def _write_torchvision(model: ResNetForImageClassification, folder: Path) -> Logits:
+    """Writes torchvision's state dict, as safetensors: a .pth is a pickle, which can run code."""
+    model.config.save_pretrained(folder)
+    state = to_torchvision(model.state_dict())
+    save_file(state, folder / TORCHVISION_WEIGHTS, metadata={"format": "pt"})
+    exported = resnet50(num_classes=len(state["fc.bias"])).eval()
+    exported.load_state_dict(load_file(folder / TORCHVISION_WEIGHTS), strict=True)
+    _require_same(state, exported.state_dict())
+    return lambda pictures: exported(pictures)
+
+
+def _write_onnx(model: ResNetForImageClassification, folder: Path) -> Logits:
+    """Writes an ONNX graph for any number of pictures of any size."""
+    import onnxruntime
+
+    model.config.save_pretrained(folder)
+    program = torch.onnx.export(
+        _LogitsOnly(model).eval(),
+        (torch.zeros(2, 3, 64, 64),),
+        input_names=["pixel_values"],
+        output_names=["logits"],
+        dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None
+    program.save(folder / ONNX_MODEL)
+    session = onnxruntime.InferenceSession(folder / ONNX_MODEL, providers=["CPUExecutionProvider"])
+
+    def logits(pictures: Tensor) -> Tensor:
+        (computed,) = session.run(["logits"], {"pixel_values": pictures.contiguous().numpy()})
+        return torch.from_numpy(computed)
+
+    return logits
+
+
+def _require_same(written: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
+    """Compares weights bit by bit.
+
+    Raises:
+        RuntimeError: When something was lost on the way.
+    """
+    pairs = ((name, tensor.to(loaded[name].dtype)) for name, tensor in written.items())
+    wrong = [name for name, tensor in pairs if not torch.equal(tensor, loaded[name])]
+    if wrong:
+        raise RuntimeError(f"the exported weights differ: {', '.join(wrong[:3])}")
+
+
+class _LogitsOnly(nn.Module):
+    """The model with one tensor as its answer, for a graph with one output."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return logits_of(self.model, pixel_values)
+
+
+def converted(model: ResNetForImageClassification, dtype: Dtype) -> ResNetForImageClassification:
+    """Returns a copy with floating values of a type; counters stay integers.
+
+    Raises:
+        InputError: When a value is too large for it.
+    """
+    other: ResNetForImageClassification = copy.deepcopy(model)
+    other.to(getattr(torch, dtype))
+    infinite = [name for name, t in other.state_dict().items() if not t.isfinite().all()]
+    if infinite:
+        raise InputError(f"{infinite[0]} does not fit into {dtype}", fix="export in float32")
+    return other

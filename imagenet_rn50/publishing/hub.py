@@ -1,0 +1,243 @@
+"""Push: an exported model, and the Space that shows it, to the Hub through huggingface_hub.
+
+What goes up is laid out in a folder of its own first (staging), and compared with what stands there
+afterwards. Each repository gets one commit, and a push that broke off is taken up by the same
+command: what the Hub has already is not sent again.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+from imagenet_rn50.console import say
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.publishing.layout import (
+    CARD,
+    CONFIG,
+    ONNX_MODEL,
+    PROCESSOR,
+    TORCHVISION_WEIGHTS,
+    TRANSFORMERS_WEIGHTS,
+)
+from imagenet_rn50.publishing.staging import APP, stage_model, stage_space
+from imagenet_rn50.publishing.trace import untraced
+
+_WEIGHTS = (TRANSFORMERS_WEIGHTS, TORCHVISION_WEIGHTS, ONNX_MODEL)
+_TOKEN = re.compile(r"[\x21-\x7e]+")  # whatever else a header cannot carry is quoted in errors
+_SEARCHED_BYTES = 2**22  # of a file in which a token could have been left
+_NO_COMMIT = "0" * 40
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to push, and what.
+
+    Attributes:
+        model: Hub id of the model.
+        space: Hub id of the Space, or None for none.
+        private: Whether repositories that are created are private.
+        app: Folder of the Space.
+    """
+
+    model: str
+    space: str | None = None
+    private: bool = False
+    app: Path = APP
+
+
+def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
+    """Pushes an exported model, and the Space that shows it.
+
+    Args:
+        folder: Exported folder.
+        target: Where to.
+        dry_run: Only list what would go up; neither token nor network is needed.
+
+    Raises:
+        InputError: When the folder is no exported model, an id is none, there is no token or a
+            wrong one, or the Hub cannot be reached or refuses.
+    """
+    for hub_id in filter(None, (target.model, target.space)):
+        _require_id(hub_id)
+    _require_exported(folder, for_space=target.space is not None)
+    for problem in untraced(folder):
+        say(f"mind the card: {problem}")
+    with tempfile.TemporaryDirectory(prefix="push-") as temporary:
+        model, space = Path(temporary, "model"), Path(temporary, "space")
+        stage_model(folder, target.model, model)
+        _list(model, target.model, private=target.private)
+        if target.space:
+            stage_space(target.app, target.model, _NO_COMMIT, space)
+            _list(space, f"spaces/{target.space}", private=target.private)
+        if dry_run:
+            say("nothing was sent: --dry-run")
+            return
+        token = _token()
+        _require_no_token(Path(temporary), token)
+        with _hub_answers(target, token):
+            api = HfApi(token=token)
+            say(f"pushing as {api.whoami()['name']}")
+            revision = _upload(api, model, target.model, "model", private=target.private)
+            if target.space:
+                stage_space(target.app, target.model, revision, space)
+                _upload(api, space, target.space, "space", private=target.private)
+    if target.space and target.private:
+        say("a private model is shown by a Space that has a secret HF_TOKEN which may read it")
+
+
+def _list(stage: Path, repository: str, *, private: bool) -> None:
+    """Says which files go where, and how large they are."""
+    files = [path for path in sorted(stage.rglob("*")) if path.is_file()]
+    sizes = [path.stat().st_size for path in files]
+    kind = ", private where it is new" if private else ""
+    say(f"{repository}{kind}: {len(files)} files, {_size(sum(sizes))}")
+    for path, size in zip(files, sizes, strict=True):
+        say(f"  {_size(size):>9}  {path.relative_to(stage).as_posix()}")
+
+
+def _size(num_bytes: int) -> str:
+    """Returns a size for people."""
+    return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
+
+
+def _upload(api: HfApi, stage: Path, hub_id: str, kind: str, *, private: bool) -> str:
+    """Creates a repository where there is none, and commits a folder to it.
+
+    Returns:
+        The commit, 40 hexadecimal digits.
+
+    Raises:
+        InputError: When what stands there afterwards is not what was sent.
+    """
+    sdk = "gradio" if kind == "space" else None
+    visibility = True if private else None  # None leaves it to the account's setting
+    api.create_repo(hub_id, repo_type=kind, private=visibility, space_sdk=sdk, exist_ok=True)
+    done = api.upload_folder(
+        repo_id=hub_id,
+        repo_type=kind,
+        folder_path=stage,
+        commit_message="Push from imagenet_rn50",
+    )
+    revision = done.oid
+    checked = api.verify_repo_checksums(hub_id, repo_type=kind, revision=revision, local_dir=stage)
+    if checked.mismatches or checked.extra_paths:
+        wrong = [mismatch["path"] for mismatch in checked.mismatches] + checked.extra_paths
+        raise InputError(f"{hub_id} is not what was sent", found=", ".join(wrong), fix="push again")
+    prefix = "spaces/" if kind == "space" else ""
+    say(
+        f"{checked.checked_count} files stand in {api.endpoint}/{prefix}{hub_id}/tree/{revision}, "
+        "byte for byte"
+    )
+    return revision
+
+
+def _token() -> str:
+    """Returns the token of the person who pushes.
+
+    Raises:
+        InputError: When there is none, or it cannot be one.
+    """
+    token = get_token()
+    if token is None:
+        raise InputError(
+            "there is no token of the Hub",
+            expected="one that may write, from https://huggingface.co/settings/tokens",
+            fix="hf auth login, or set HF_TOKEN",
+        )
+    if not _TOKEN.fullmatch(token):
+        raise InputError("the token of the Hub holds characters that no token has")
+    return token
+
+
+def _require_id(hub_id: str) -> None:
+    """Raises `InputError` unless a text is user/name."""
+    try:
+        validate_repo_id(hub_id)
+    except HFValidationError as error:
+        found = str(error)
+    else:
+        if "/" in hub_id:
+            return
+        found = hub_id
+    raise InputError(f"{hub_id!r} is no id on the Hub", expected="user/name", found=found)
+
+
+def _require_exported(folder: Path, *, for_space: bool) -> None:
+    """Raises `InputError` unless a folder holds all of an exported model that can be shown."""
+    missing = [name for name in (CONFIG, PROCESSOR, CARD) if not (folder / name).is_file()]
+    if not any((folder / name).is_file() for name in _WEIGHTS):
+        missing.append(" or ".join(_WEIGHTS))
+    if missing:
+        raise InputError(
+            f"{folder} is not an exported model",
+            expected=f"{CONFIG}, {PROCESSOR}, {CARD} and weights",
+            found=f"no {', no '.join(missing)}" if folder.is_dir() else "no such folder",
+            fix="python -m imagenet_rn50 export --run RUN --out DIR",
+        )
+    if for_space and not (folder / TRANSFORMERS_WEIGHTS).is_file():
+        raise InputError(
+            "the Space shows models that transformers loads",
+            expected=f"{folder / TRANSFORMERS_WEIGHTS}",
+            fix="leave --space out, or export with --format transformers",
+        )
+
+
+def _require_no_token(stage: Path, token: str) -> None:
+    """Raises `InputError` when a file that would go up holds the token."""
+    for path in stage.rglob("*"):
+        is_small = path.is_file() and path.stat().st_size <= _SEARCHED_BYTES
+        if is_small and token.encode() in path.read_bytes():
+            raise InputError(
+                f"{path.relative_to(stage)} holds the token of the Hub: nothing was sent",
+                fix="remove it from there, and make a new token: this one was written down",
+            )
+
+
+@contextmanager
+def _hub_answers(target: Target, token: str) -> Iterator[None]:
+    """Turns whatever goes wrong with the Hub into one message, which never shows the token.
+
+    Raises:
+        InputError: With what the Hub, or the network, said.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # of the client, its HTTP library or the system: many, unlisted
+        raise _as_input_error(error, target, token) from None
+
+
+def _as_input_error(error: Exception, target: Target, token: str) -> InputError:
+    """Says what went wrong, and what to do about it."""
+    lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
+    said = " ".join(lines[:2] or [type(error).__name__]).replace(token, "***")
+    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    if status == HTTPStatus.UNAUTHORIZED:
+        return InputError(
+            "the Hub does not accept the token",
+            found=said,
+            fix="hf auth login, or set HF_TOKEN to one from https://huggingface.co/settings/tokens",
+        )
+    if status == HTTPStatus.FORBIDDEN:
+        where = " and ".join(filter(None, (target.model, target.space)))
+        return InputError(
+            f"the token may not write to {where}",
+            expected="a token with write access there",
+            found=said,
+        )
+    return InputError(
+        "the push broke off",
+        found=said,
+        fix="run the same command again: what the Hub has already is not sent again",
+    )

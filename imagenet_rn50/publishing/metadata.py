@@ -1,0 +1,111 @@
+"""A card's metadata: what the Hub reads of it, each result with its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from imagenet_rn50.publishing.choice import Choice
+from imagenet_rn50.publishing.evidence import Evidence, Place
+from imagenet_rn50.publishing.layout import EVALUATION, METRICS
+from imagenet_rn50.publishing.trace import place_arguments
+from imagenet_rn50.publishing.wording import Format
+
+_LICENSE = "apache-2.0"
+HUB_DATASETS = {"imagenet1k": "ILSVRC/imagenet-1k"}
+"""Where data sets stand on the Hub, by the names of their shards."""
+_METRICS = (("top-1", "top1"), ("top-5", "top5"))
+_SPLITS = ("train", "validation")
+_LIBRARIES: dict[Format, str] = {
+    "transformers": "transformers",
+    "torchvision": "torchvision",
+    "onnx": "onnx",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card is made of, besides its evidence.
+
+    Attributes:
+        name: The model's name.
+        form: In which format the weights stand beside the card.
+        dtype: Type of the weights.
+        choice: Which weights of a run they are; None for weights of others, whose origin.json
+            stands beside the card.
+    """
+
+    name: str
+    form: Format
+    dtype: str
+    choice: Choice | None
+
+
+def metadata(evidence: Evidence, facts: Facts, dataset: str | None) -> ModelCardData:
+    """Returns what the Hub reads.
+
+    Args:
+        evidence: Where the results stand.
+        facts: What else is known.
+        dataset: Name of the data that it was trained on, where it is known.
+    """
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=HUB_DATASETS.get(data, data),
+            dataset_name=data,
+            dataset_split=split,
+            metric_type="accuracy",
+            metric_name=name,
+            metric_value=evidence.value(place),
+            metric_args=place_arguments(place),
+        )
+        for data, split, name, place in _scores(evidence, facts, dataset or "unknown")
+    ]
+    hub_dataset = HUB_DATASETS.get(dataset or "")
+    return ModelCardData(
+        license=_LICENSE if facts.choice else None,  # weights of others keep their own
+        library_name=_LIBRARIES[facts.form],
+        pipeline_tag="image-classification",
+        tags=["image-classification", "resnet", "vision"],
+        datasets=[hub_dataset] if hub_dataset else None,
+        metrics=["accuracy"],
+        model_name=facts.name,
+        eval_results=results or None,
+    )
+
+
+def _scores(
+    evidence: Evidence, facts: Facts, dataset: str
+) -> Iterator[tuple[str, str, str, Place]]:
+    """Yields data, split, metric and place of each result.
+
+    Of every set of pictures the Hub takes one figure, so it is the one that people will get:
+    through the published processor, not averaged with mirror images. Where nothing was evaluated,
+    what was validated while training stands for it.
+    """
+    best: dict[str, tuple[tuple[bool, bool], int]] = {}
+    for number, result in enumerate(evaluations(evidence)):
+        rank = (not result["flip"], result["transform"] == "processor")
+        if result["name"] not in best or rank > best[result["name"]][0]:
+            best[result["name"]] = (rank, number)
+    choice = facts.choice
+    for name, (_, number) in best.items():
+        data, split = (dataset, name) if name in _SPLITS else (name, "test")
+        for metric, key in _METRICS:
+            yield data, split, metric, Place(EVALUATION, f"results.{number}.{key}")
+    if not best and choice and choice.line is not None:
+        for metric, key in _METRICS:
+            place = Place(METRICS, choice.prefix + key, choice.line)
+            yield dataset, "validation", metric, place
+
+
+def evaluations(evidence: Evidence) -> list[dict[str, Any]]:
+    """Returns the results of metrics.json, where there is one."""
+    if not evidence.has(EVALUATION):
+        return []
+    results: list[dict[str, Any]] = evidence.value(Place(EVALUATION, "results"))
+    return results

@@ -1,0 +1,179 @@
+"""Checks a card: every number in it stands in a file beside it, where the card says (contract 8).
+
+A number is whatever begins with a digit, outside the targets of links, the names in `_NAMES`, and a
+verbatim copy of recipe.yaml. In the text it must be followed by the mark of its place, and its line
+must name that place in words; in the metadata it must be a result whose arguments name the place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.publishing.evidence import Evidence, Place, marks
+from imagenet_rn50.publishing.layout import CARD, RECIPE
+
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\.?\d[\d.,]*(?:[eE][-+]?\d+)?%?")
+_SHOWN = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?$")
+_NAMES = re.compile(r"\b(ResNet-50s?|top-[15]|ImageNet-1k|95% interval|apache-2\.0)\b", re.I)
+_LINK_TARGET = re.compile(r"\]\([^()\s]*\)")
+_TITLE = re.compile(r"^# (.+)$", re.M)
+_FRONT_MATTER = re.compile(r"\A---\n(.*?\n)---\n", re.S)
+
+
+def untraced(folder: Path) -> list[str]:
+    """Finds the numbers of a card that no evidence bears out.
+
+    Args:
+        folder: An exported folder: the card, and its evidence beside it.
+
+    Returns:
+        One sentence for each, naming line and number; none where the card holds.
+
+    Raises:
+        InputError: When there is no card, or it has no metadata.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise InputError(f"{folder} has no card", expected=f"a {CARD}")
+    text = path.read_text(encoding="utf-8")
+    front = _FRONT_MATTER.match(text)
+    if front is None:
+        raise InputError(f"{path} has no metadata", expected="YAML between two lines of ---")
+    evidence, metadata = Evidence(folder), yaml.safe_load(front[1])
+    title = _TITLE.search(text)
+    names = evidence.names() + ([title[1]] if title else [])
+    problems = list(_in_metadata(metadata, evidence, names))
+    blank = "\n" * front[0].count("\n")
+    body = blank + _without_recipe(text[front.end() :], evidence)
+    for number, line in enumerate(body.split("\n"), start=1):
+        problems += [f"line {number}: {problem}" for problem in _in_line(line, evidence, names)]
+    return problems
+
+
+def place_arguments(place: Place) -> dict[str, Any]:
+    """Returns what names a place in the arguments of a metric of the metadata."""
+    return {"source": place.in_words(), "file": place.file, "field": place.field} | (
+        {"line": place.line} if place.line else {}
+    )
+
+
+def _in_line(line: str, evidence: Evidence, names: list[str]) -> Iterator[str]:
+    """Yields what is wrong with the numbers in a line of the text."""
+    rest = line
+    for place, start, end in marks(line):
+        before = line[:start]
+        length, problem = _borne_out(before, place, evidence)
+        if problem:
+            yield problem
+        if place.in_words() not in line:
+            yield f"a number from {place.in_words()}, which the line does not name"
+        # Blanked, so that what follows stays where it was.
+        rest = _blank(rest, start - length, end)
+    for place, _, _ in marks(line):
+        rest = rest.replace(place.in_words(), " ")
+    yield from _bare_numbers(rest, names)
+
+
+def _borne_out(before: str, place: Place, evidence: Evidence) -> tuple[int, str | None]:
+    """Compares what stands before a mark with its place.
+
+    Returns:
+        How many characters belong to the value, and what is wrong, if anything.
+    """
+    try:
+        value = evidence.value(place)
+    except InputError as error:
+        return 0, str(error)
+    if isinstance(value, str):
+        fits = before.endswith(value)
+        return (len(value), None) if fits else (0, f"{place.in_words()} has {value!r}")
+    if isinstance(value, dict | list):
+        value = len(value)
+    shown = _SHOWN.search(before)
+    if shown is None or not isinstance(value, int | float):
+        return 0, f"no number before the mark of {place.in_words()}"
+    if shown[0] != _like(shown[0], value):
+        wrong = f"{shown[0]}, but {place.in_words()} has {place.field} = {value}"
+        return len(shown[0]), wrong
+    return len(shown[0]), None
+
+
+def _like(shown: str, value: float) -> str:
+    """Returns a value written as `shown` is: as percent or not, with as many decimals."""
+    bare = shown.rstrip("%")
+    comma = "," if "," in bare else ""
+    decimals = len(bare.partition(".")[2])
+    percent = "%" if shown.endswith("%") else "f"
+    if "e" in bare.lower():
+        return f"{value:.{len(bare.lower().partition('e')[0].partition('.')[2])}e}"
+    return f"{value:{comma}.{decimals}{percent}}"
+
+
+def _in_metadata(metadata: Any, evidence: Evidence, names: list[str]) -> Iterator[str]:
+    """Yields what is wrong with the numbers in the metadata."""
+    for model in metadata.get("model-index", []):
+        for result in model.get("results", []):
+            for metric in result.get("metrics", []):
+                yield from _in_metric(metric, evidence)
+                metric.pop("args", None)
+                metric.pop("value", None)
+    for leaf in _leaves(metadata):
+        for problem in _bare_numbers(leaf, names):
+            yield f"metadata: {problem}"
+
+
+def _in_metric(metric: dict[str, Any], evidence: Evidence) -> Iterator[str]:
+    """Yields what is wrong with one metric of the metadata."""
+    arguments = metric.get("args") or {}
+    try:
+        place = Place(arguments["file"], arguments["field"], arguments.get("line"))
+        value = evidence.value(place)
+    except (KeyError, TypeError):
+        yield f"metadata: {metric.get('value')} has no source"
+        return
+    except InputError as error:
+        yield f"metadata: {error}"
+        return
+    if value != metric["value"] or arguments != place_arguments(place):
+        yield f"metadata: {metric['value']}, but {place.in_words()} has {place.field} = {value}"
+
+
+def _bare_numbers(text: str, names: list[str]) -> Iterator[str]:
+    """Yields the numbers in a text that no mark vouches for."""
+    text = _LINK_TARGET.sub("]", text)
+    for name in names:
+        text = re.sub(rf"(?<![\w.]){re.escape(name)}(?!\w)", " ", text)
+    for found in _NUMBER.finditer(_NAMES.sub(" ", text)):
+        yield f"{found[0]} has no source"
+
+
+def _leaves(node: Any) -> Iterator[str]:
+    """Yields all keys and scalars of a YAML document as text."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield str(key)
+            yield from _leaves(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _leaves(value)
+    else:
+        yield str(node)
+
+
+def _without_recipe(body: str, evidence: Evidence) -> str:
+    """Blanks the verbatim copy of recipe.yaml, keeping the count of lines."""
+    if not evidence.has(RECIPE):
+        return body
+    block = f"```yaml\n{(evidence.folder / RECIPE).read_text(encoding='utf-8')}```"
+    return body.replace(block, "\n" * block.count("\n"))
+
+
+def _blank(text: str, start: int, end: int) -> str:
+    """Replaces a part of a text by as many blanks."""
+    return text[:start] + " " * (end - start) + text[end:]

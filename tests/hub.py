@@ -1,0 +1,229 @@
+"""A stand-in for the Hub on loopback: what huggingface_hub asks of it to create, commit and read.
+
+It keeps repositories in memory, checks the token, and breaks uploads off when it is told to.
+"""
+
+import base64
+import hashlib
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+TOKEN = "hf_plantedTokenThatNobodyMaySee"
+LARGE = (".safetensors", ".onnx", ".png")  # what .gitattributes sends to large file storage
+
+
+def git_sha(content):
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+class Repo:
+    """Commits of one repository, oldest first: (sha, {path: content})."""
+
+    def __init__(self, created):
+        self.created = created
+        self.commits = []
+        self.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
+
+    def commit(self, changes):
+        files = {**(self.commits[-1][1] if self.commits else {}), **changes}
+        sha = hashlib.sha1(repr((len(self.commits), sorted(files.items()))).encode()).hexdigest()
+        self.commits.append((sha, files))
+        return sha
+
+    def at(self, revision):
+        for sha, files in reversed(self.commits):
+            if revision in {"main", sha}:
+                return sha, files
+        return None
+
+
+class Hub:
+    """What the server knows."""
+
+    def __init__(self):
+        self.repos = {}  # by "models/user/name"
+        self.blobs = {}  # by sha256
+        self.requests = []  # (method, path, bytes received)
+        self.broken = []  # parts of paths: the next request to each gets no answer
+        self.may_write = True
+        self.address = ""
+
+    def sent(self, method, part):
+        return [path for verb, path, _ in self.requests if verb == method and part in path]
+
+
+class Handler(BaseHTTPRequestHandler):
+    hub: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments):
+        pass
+
+    def do_POST(self):
+        path, body = self.received()
+        if self.hangs_up(path):
+            return
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self.answer(401, {"error": "Invalid credentials"}, {"X-Error-Message": "Invalid"})
+        elif path == "/api/validate-yaml":
+            self.answer(200, {"errors": [], "warnings": []})
+        elif not self.hub.may_write:
+            self.answer(403, {"error": "Forbidden: you need write access"})
+        elif path == "/api/repos/create":
+            self.create(json.loads(body))
+        elif "/preupload/" in path:
+            self.preupload(path, json.loads(body)["files"])
+        elif path.endswith("/info/lfs/objects/batch"):
+            self.batch(json.loads(body)["objects"])
+        elif "/commit/" in path:
+            self.commit(path, [json.loads(line) for line in body.splitlines()])
+        else:
+            self.answer(404, {"error": path})
+
+    def do_PUT(self):
+        path, body = self.received()
+        if self.hangs_up(path):
+            return
+        sha256 = hashlib.sha256(body).hexdigest()
+        self.hub.blobs[sha256] = body
+        self.answer(200 if path.endswith(sha256) else 400, {})
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path, _ = self.received()
+        signed_in = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        if path == "/api/whoami-v2":
+            answer = {"name": "user", "type": "user", "orgs": []}
+            self.answer(200, answer) if signed_in else self.answer(401, {"error": "Invalid"})
+        elif path == "/api/agent-harnesses":
+            self.answer(200, {})
+        elif path.startswith("/api/"):
+            parts = path.removeprefix("/api/").split("/")
+            self.describe("/".join(parts[:3]), *parts[3:])
+        elif "/resolve/" in path:
+            repository, _, rest = path[1:].partition("/resolve/")
+            revision, _, name = rest.partition("/")
+            self.resolve(repository, revision, name)
+        else:
+            self.answer(404, {"error": path})
+
+    def create(self, wanted):
+        key = f"{wanted.get('type', 'model')}s/{wanted['organization']}/{wanted['name']}"
+        is_new = key not in self.hub.repos
+        if is_new:
+            self.hub.repos[key] = Repo(wanted)
+        self.answer(200 if is_new else 409, {"url": f"{self.hub.address}/{key}"})
+
+    def preupload(self, path, files):
+        _, current = self.hub.repos[path.removeprefix("/api/").split("/preupload/")[0]].at("main")
+        answers = []
+        for file in files:
+            name = file["path"]
+            is_large = name.endswith(LARGE)
+            content = current.get(name)
+            oid = None if content is None else git_sha(content)
+            if content is not None and is_large:
+                oid = hashlib.sha256(content).hexdigest()
+            mode = "lfs" if is_large else "regular"
+            answers.append({"path": name, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        self.answer(200, {"files": answers})
+
+    def batch(self, objects):
+        answers = []
+        for wanted in objects:
+            answer = {"oid": wanted["oid"], "size": wanted["size"]}
+            if wanted["oid"] not in self.hub.blobs:
+                href = f"{self.hub.address}/blobs/{wanted['oid']}"
+                answer["actions"] = {"upload": {"href": href}}
+            answers.append(answer)
+        self.answer(200, {"transfer": "basic", "objects": answers})
+
+    def commit(self, path, lines):
+        changes = {}
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                changes[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                changes[value["path"]] = self.hub.blobs[value["oid"]]
+        key = path.removeprefix("/api/").split("/commit/")[0]
+        sha = self.hub.repos[key].commit(changes)
+        url = f"{self.hub.address}/{key.removeprefix('models/')}/commit/{sha}"
+        self.answer(200, {"commitUrl": url, "commitOid": sha})
+
+    def describe(self, key, what="revision", revision="main", *_):
+        found = self.hub.repos[key].at(unquote(revision)) if key in self.hub.repos else None
+        if found is None:
+            self.answer(404, {"error": "none"}, {"X-Error-Code": "RepoNotFound"})
+            return
+        sha, files = found
+        if what == "tree":
+            self.answer(200, [self.entry(path, content) for path, content in files.items()])
+        else:
+            names = [{"rfilename": path} for path in files]
+            self.answer(200, {"id": key.partition("/")[2], "sha": sha, "siblings": names})
+
+    def entry(self, path, content):
+        entry = {"type": "file", "path": path, "size": len(content), "oid": git_sha(content)}
+        if path.endswith(LARGE):
+            sha256 = hashlib.sha256(content).hexdigest()
+            entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 130}
+        return entry
+
+    def resolve(self, repository, revision, name):
+        key = repository if repository.startswith("spaces/") else f"models/{repository}"
+        found = self.hub.repos[key].at(unquote(revision)) if key in self.hub.repos else None
+        if found is None or unquote(name) not in found[1]:
+            code = "RepoNotFound" if found is None else "EntryNotFound"
+            self.answer(404, {"error": name}, {"X-Error-Code": code})
+            return
+        sha, files = found
+        content = files[unquote(name)]
+        self.answer(200, content, {"X-Repo-Commit": sha, "ETag": f'"{git_sha(content)}"'})
+
+    def received(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        path = urlsplit(self.path).path
+        self.hub.requests.append((self.command, path, len(body)))
+        return path, body
+
+    def hangs_up(self, path):
+        """Breaks off, when it was told to, as a line does that goes down."""
+        for part in self.hub.broken:
+            if part in path:
+                self.hub.broken.remove(part)
+                self.close_connection = True
+                return True
+        return False
+
+    def answer(self, status, content, headers=()):
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in dict(headers).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+@contextmanager
+def serving_hub():
+    """Serves an empty Hub on loopback."""
+    hub = Hub()
+    handler = type("OneHub", (Handler,), {"hub": hub})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    hub.address = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

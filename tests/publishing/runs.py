@@ -1,0 +1,83 @@
+"""Runs with checkpoints of random weights, as training leaves them behind."""
+
+import json
+
+import torch
+from safetensors.torch import save_file
+
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.model import build_model, weights_digest
+from imagenet_rn50.recipe_files import load_recipe
+from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS, folder_name, seal
+from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.runs.metrics import START, TRAIN, VALIDATION, Journal
+from tests.support import CLASSES, write_recipe
+
+RESNET50_RECIPE = "data: {eval_size: 64, eval_resize: 72}\n"
+
+
+def random_model(recipe, classes, seed):
+    """A model whose norms are not those of a fresh one, so that each tensor matters."""
+    torch.manual_seed(seed)
+    model = build_model(recipe, classes)
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point() and tensor.ndim == 1:
+            tensor.copy_(0.5 + torch.rand(tensor.shape))
+    return model.eval()
+
+
+def save_checkpoint(run, samples_seen, top1, *, ema_top1=None, is_best=False):
+    """Does what training does at the end of an epoch."""
+    classes = run.classes()
+    model = random_model(run.recipe().model, classes, samples_seen)
+    temporary = run.checkpoints / "new.partial"
+    temporary.mkdir(parents=True)
+    save_file(model.state_dict(), temporary / "model.safetensors")
+    values = {"top1": top1, "top5": 1.0, "loss": 1.5, "num_images": 11, "seconds": 2.0}
+    if ema_top1 is not None:
+        averaged = random_model(run.recipe().model, classes, samples_seen + 1)
+        save_file(averaged.state_dict(), temporary / EMA_WEIGHTS)
+        values |= {"ema_top1": ema_top1, "ema_top5": 1.0, "ema_num_images": 11}
+    seal(temporary, run.checkpoints / folder_name(samples_seen), samples_seen, is_best=is_best)
+    journal = Journal(run.path, samples_seen)
+    trained = {"lr": 0.1, "loss": 2.0, "num_images": 24, "seconds": 3.0, "images_per_second": 8.0}
+    journal.write(TRAIN, samples_seen, samples_seen / 21, **trained, data_wait=0.5)
+    journal.write(VALIDATION, samples_seen, samples_seen / 21, **values)
+    journal.close()
+
+
+def make_run(folder, shards, *, recipe=None, classes=CLASSES, dataset="tiny", init_from=None):
+    """A run with nothing but its first line."""
+    run = RunFolder(folder / "a-run-50")
+    path = write_recipe(folder, recipe) if recipe else write_recipe(folder)
+    run.create(load_recipe(str(path)), shards, dataset, classes)
+    journal = Journal(run.path, 0)
+    versions = {"imagenet_rn50": "0.1.0", "torch": "2.14.1"}
+    machine = {"device": "cuda (NVIDIA L4)", "world_size": 4, "mixed_precision": "bf16"}
+    began = {"init_from": init_from} if init_from else {}
+    journal.write(START, 0, 0.0, **machine, python="3.11.7", versions=versions, **began)
+    journal.close()
+    return run
+
+
+def thousand_classes():
+    """As many as ImageNet has; two of them share a name."""
+    names = ["crane" if index in {7, 700} else f"kind {index}" for index in range(1000)]
+    return Classes(wnids=tuple(f"n{index:08d}" for index in range(1000)), names=tuple(names))
+
+
+def write_evaluation(path, model, *, weights_sha256=None):
+    """Writes a metrics.json as `evaluate` does."""
+    figures = {"num_images": 50000, "top1": 0.76543, "top1_low": 0.7617, "top1_high": 0.7691}
+    figures |= {"top5": 0.931, "top5_low": 0.9287, "top5_high": 0.9332, "loss": 0.9, "ece": 0.02}
+    row = {"name": "validation", "transform": "training", "flip": False, **figures}
+    through = row | {"transform": "processor", "top1": 0.76541}
+    content = {
+        "schema": 1,
+        "model": "/home/somebody/a-model",
+        "checkpoint": {"weights_sha256": weights_sha256 or weights_digest(model)},
+        "split": "validation",
+        "results": [row, row | {"flip": True, "top1": 0.7712}, through],
+    }
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path

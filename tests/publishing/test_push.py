@@ -1,0 +1,236 @@
+"""Pushing with the real client to a Hub on loopback, in a process of its own, as a person does."""
+
+import json
+import os
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+
+import pytest
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.publishing.export import export
+from imagenet_rn50.publishing.hub import Target, push
+from imagenet_rn50.publishing.staging import stage_model
+from tests.hub import TOKEN, serving_hub
+from tests.publishing.runs import make_run, save_checkpoint
+
+ROOT = Path(__file__).parents[2]
+# Waits for each child and writes down with which arguments every process was started.
+WATCHED = """
+import runpy, sys
+def audit(event, arguments):
+    if event in ("subprocess.Popen", "os.exec", "os.posix_spawn", "os.system"):
+        print("started", arguments, file=sys.stderr)
+sys.addaudithook(audit)
+sys.argv = ["imagenet_rn50", *sys.argv[1:]]
+runpy.run_module("imagenet_rn50", run_name="__main__")
+"""
+LOAD_BACK = """
+import sys, torch
+from transformers import AutoImageProcessor, AutoModelForImageClassification as Auto
+here = Auto.from_pretrained(sys.argv[1]).state_dict()
+there = Auto.from_pretrained("user/model", revision=sys.argv[2]).state_dict()
+assert all(torch.equal(here[name], there[name]) for name in here) and len(here) == len(there)
+size = AutoImageProcessor.from_pretrained("user/model", revision=sys.argv[2]).crop_size
+assert size["height"] == 16
+"""
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, shards):
+    folder = tmp_path_factory.mktemp("pushed")
+    run = make_run(folder, shards)
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    export(run.path, folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture
+def hub():
+    with serving_hub() as hub:
+        yield hub
+
+
+def environment(hub, home, token):
+    settings = {"HF_ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(home)}
+    settings |= {"PYTHONPATH": str(ROOT), "HF_DEBUG": "1", "HF_HUB_VERBOSITY": "debug"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    return kept | settings | ({"HF_TOKEN": token} if token else {})
+
+
+def pushing(hub, exported, home, *options, token=TOKEN):
+    command = [sys.executable, "-c", WATCHED, "push", "--model", exported, "--to", "user/model"]
+    return subprocess.run(
+        [*command, *options],
+        cwd=home,
+        env=environment(hub, home, token),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def error_of(done):
+    """The message that a person reads, without what the client logs on the way."""
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr[done.stderr.index("error: ") :]
+
+
+@pytest.mark.multiprocess
+def test_model_and_space_arrive_whole_pinned_and_load_again(hub, exported, tmp_path):
+    done = pushing(hub, exported, tmp_path, "--space", "user/show", "--private")
+    assert done.returncode == 0, done.stderr
+    revision, model = hub.repos["models/user/model"].at("main")
+    for path in exported.rglob("*"):
+        name = path.relative_to(exported).as_posix()
+        if path.is_file() and name != "README.md":
+            assert model[name] == path.read_bytes(), name
+    card = model["README.md"].decode()
+    assert 'pipeline("image-classification", model="user/model")' in card
+    assert card.replace('model="user/model"', 'model="."') == (exported / "README.md").read_text()
+
+    _, space = hub.repos["spaces/user/show"].at("main")
+    assert json.loads(space["model.json"]) == {"model_id": "user/model", "revision": revision}
+    assert space["app.py"] == (ROOT / "app" / "app.py").read_bytes()
+    assert b"models:\n- user/model\n" in space["README.md"]
+    assert not any("__pycache__" in name for name in space)
+    created = hub.repos["models/user/model"].created, hub.repos["spaces/user/show"].created
+    assert [each["visibility"] for each in created] == ["private", "private"]
+    assert created[1]["sdk"] == "gradio"
+    assert f"user/model/tree/{revision}, byte for byte" in done.stdout
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", LOAD_BACK, exported, revision],
+        env=environment(hub, tmp_path / "cache", TOKEN),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert loaded.returncode == 0, loaded.stderr
+    nowhere(TOKEN, tmp_path, done, loaded)
+
+
+def nowhere(token, folder, *processes):
+    """The token is in no output, no file, and no argument of a process that was started."""
+    for done in processes:
+        assert token not in done.stdout + done.stderr
+    for path in folder.rglob("*"):
+        if path.is_file():
+            assert token.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.multiprocess
+def test_a_push_that_broke_off_goes_on_and_sends_nothing_twice(hub, exported, tmp_path):
+    hub.broken = ["/blobs/", "/commit/"]  # a line that drops once, which is tried again; then a cut
+    first = pushing(hub, exported, tmp_path)
+    message = error_of(first)
+    assert message.startswith("error: the push broke off\n")
+    assert "fix:      run the same command again" in message
+    assert len(hub.repos["models/user/model"].commits) == 1  # nobody sees half a model
+    assert len(hub.sent("PUT", "/blobs/")) == 2
+    second = pushing(hub, exported, tmp_path)
+    assert second.returncode == 0, second.stderr
+    assert len(hub.sent("PUT", "/blobs/")) == 2
+    third = pushing(hub, exported, tmp_path)
+    assert third.returncode == 0, third.stderr
+    assert len(hub.repos["models/user/model"].commits) == 2  # the same again changes nothing
+    nowhere(TOKEN, tmp_path, first, second, third)
+
+
+@pytest.mark.multiprocess
+def test_no_token_a_wrong_one_and_one_that_may_not_write_get_one_clear_message(
+    hub, exported, tmp_path
+):
+    missing = pushing(hub, exported, tmp_path, token=None)
+    assert error_of(missing).startswith("error: there is no token of the Hub\n")
+    assert hub.sent("POST", "") == []
+
+    wrong = pushing(hub, exported, tmp_path, token="hf_someoneElsesSecret")
+    assert error_of(wrong).startswith("error: the Hub does not accept the token\n")
+    nowhere("hf_someoneElsesSecret", tmp_path, wrong)
+
+    broken = pushing(hub, exported, tmp_path, token="hf_Secret with\tspace")
+    assert "characters that no token has" in error_of(broken)
+    nowhere("hf_Secret", tmp_path, broken)
+
+    hub.may_write = False
+    reader = pushing(hub, exported, tmp_path)
+    assert error_of(reader).startswith("error: the token may not write to user/model\n")
+    assert hub.repos == {}
+    nowhere(TOKEN, tmp_path, reader)
+
+
+@pytest.mark.multiprocess
+def test_a_dry_run_lists_files_and_sizes_and_asks_nobody(hub, exported, tmp_path):
+    done = pushing(hub, exported, tmp_path, "--space", "user/show", "--dry-run", token=None)
+    assert done.returncode == 0, done.stderr
+    size = (exported / "metrics.jsonl").stat().st_size
+    assert f"{size / 1e3:.1f} kB  metrics.jsonl\n" in done.stdout
+    assert "kB  model.json\n" in done.stdout
+    assert "nothing was sent" in done.stdout
+    assert hub.sent("POST", "") == []
+
+
+def test_what_is_no_exported_model_or_no_id_is_not_pushed(exported, tmp_path):
+    def copy(*left_out):
+        folder = tmp_path / "-".join(left_out)
+        stage_model(exported, "user/model", folder)
+        for name in left_out:
+            (folder / name).unlink()
+        return folder
+
+    model = Target("user/model")
+    with pytest.raises(InputError, match=r"found:    no preprocessor_config\.json\n"):
+        push(copy("preprocessor_config.json"), model, dry_run=True)
+    with pytest.raises(InputError, match=r"no model\.safetensors or resnet50"):
+        push(copy("model.safetensors"), model, dry_run=True)
+    other = copy("model.safetensors", "recipe.yaml")
+    (other / "model.onnx").write_bytes(b"a graph")
+    push(other, model, dry_run=True)
+    with pytest.raises(InputError, match="models that transformers loads"):
+        push(other, Target("user/model", "user/show"), dry_run=True)
+    with pytest.raises(InputError, match="no such folder"):
+        push(tmp_path / "nowhere", model, dry_run=True)
+    for wrong in ("model", "a/b/c", "user/mo del"):
+        with pytest.raises(InputError, match="is no id on the Hub"):
+            push(exported, Target(wrong), dry_run=True)
+    with pytest.raises(InputError, match="there is no Space in"):
+        push(exported, Target("user/model", "user/show", app=tmp_path), dry_run=True)
+
+
+def test_a_card_with_a_number_from_nowhere_is_pointed_out(exported, tmp_path, capsys):
+    stage_model(exported, "user/model", tmp_path / "model")
+    card = tmp_path / "model" / "README.md"
+    card.write_text(card.read_text().replace("## Limits", "99.9% right\n\n## Limits"))
+    push(tmp_path / "model", Target("user/model"), dry_run=True)
+    assert "mind the card: line" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_whatever_breaks_shows_no_token(exported, monkeypatch, wrapped):
+    def broken(self, **options):
+        try:
+            raise ConnectionError(f"Illegal header value b'Bearer {TOKEN}'")
+        except ConnectionError as error:
+            if not wrapped:
+                raise
+            raise RuntimeError("Error while uploading") from error
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", broken)
+    with pytest.raises(InputError, match=r"Bearer \*\*\*'") as caught:
+        push(exported, Target("user/model"))
+    assert TOKEN not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_token_in_a_file_stays_here(exported, tmp_path, monkeypatch):
+    stage_model(exported, "user/model", tmp_path / "model")
+    (tmp_path / "model" / "notes.txt").write_text(f"export HF_TOKEN={TOKEN}")
+    (tmp_path / "model" / ".env").write_text(f"HF_TOKEN={TOKEN}")  # hidden: not sent anyway
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with pytest.raises(InputError, match=r"notes\.txt holds the token") as caught:
+        push(tmp_path / "model", Target("user/model"))
+    assert TOKEN not in str(caught.value)

@@ -1,0 +1,83 @@
+"""A run that begins with the weights of others."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from imagenet_rn50.files import sha256_of_file
+from imagenet_rn50.model import build_labelled, to_torchvision
+from imagenet_rn50.recipe_files import load_recipe
+from imagenet_rn50.runs.checkpoints import newest_checkpoint
+from imagenet_rn50.runs.metrics import START, read_metrics
+from imagenet_rn50.training.initial import begin_with
+from tests.support import write_recipe, write_shards
+
+ROOT = Path(__file__).parents[2]
+STEM = "resnet.embedder.embedder.convolution.weight"
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    write_shards(tmp_path / "shards", train=[8, 6, 7], validation=[6])
+    write_recipe(tmp_path)
+    return tmp_path
+
+
+def save_weights(path, num_classes):
+    """A network of the tiny recipe under torchvision's names."""
+    torch.manual_seed(7)
+    recipe = load_recipe(str(path.parent / "tiny.yaml"))
+    model = build_labelled(recipe.model, [f"thing {index}" for index in range(num_classes)])
+    save_file(to_torchvision(model.state_dict()), path)
+    return model.state_dict()
+
+
+def train(tiny, *more):
+    command = [sys.executable, ROOT / "train_accelerate.py", "--recipe", tiny / "tiny.yaml"]
+    command += ["--shards", tiny / "shards", "--run", tiny / "run", "--workers", "0", *more]
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.multiprocess
+def test_training_goes_on_from_there_with_a_new_classifier_and_the_journal_says_so(tiny):
+    theirs = save_weights(tiny / "weights.safetensors", num_classes=5)
+    still = ["--optimizer.lr", "1e-12", "--optimizer.weight-decay", "0", "--epochs", "1"]
+    done = train(tiny, "--init-from", str(tiny / "weights.safetensors"), *still)
+    assert done.returncode == 0, done.stderr
+    assert "its classifier is new: it told 5 classes apart, here there are 3" in done.stdout
+    checkpoint = newest_checkpoint(tiny / "run" / "checkpoints")
+    assert checkpoint is not None
+    ours = load_file(checkpoint.weights)
+    torch.testing.assert_close(ours[STEM], theirs[STEM], rtol=0, atol=1e-8)
+    assert len(ours["classifier.1.weight"]) == 3
+    [start] = read_metrics(tiny / "run", START)
+    sha256 = sha256_of_file(tiny / "weights.safetensors")
+    named = {"name": "weights.safetensors", "sha256": sha256, "classifier": "new"}
+    assert start["init_from"] == named  # and no folder of this machine
+
+
+def test_the_same_classes_keep_their_classifier_and_other_names_are_said(tiny):
+    theirs = save_weights(tiny / "model.safetensors", num_classes=3)
+    (tiny / "config.json").write_text('{"id2label": {"0": "first", "1": "wolf", "2": "third"}}')
+    told: list[str] = []
+    session = SimpleNamespace(init_from=str(tiny), accelerator=SimpleNamespace(print=told.append))
+    recipe = load_recipe(str(tiny / "tiny.yaml"))
+    model = build_labelled(recipe.model, ["first", "second", "third"])
+    line = begin_with(model, session)  # type: ignore[arg-type]
+    assert line["init_from"]["classifier"] == "kept"
+    assert torch.equal(model.state_dict()["classifier.1.bias"], theirs["classifier.1.bias"])
+    assert "1 of 3 classes are named otherwise there ('wolf' for 'second')" in told[0]
+    assert begin_with(model, SimpleNamespace(init_from=None)) == {}  # type: ignore[arg-type]
