@@ -28,9 +28,10 @@ def lay_out_many_pictures(classifier: Classifier) -> None:
     ) -> tuple[str, dict[str, Any]]:
         """Returns the table, and the button that downloads it."""
         if not paths:
-            raise gr.Error("Please choose some pictures first.")
+            raise gr.Error("Please choose some pictures first.", print_exception=False)
         if len(paths) > MAX_BATCH:
-            raise gr.Error(f"Please choose at most {MAX_BATCH} pictures at a time.")
+            message = f"Please choose at most {MAX_BATCH} pictures at a time."
+            raise gr.Error(message, print_exception=False)
         rows = list(progress.tqdm(classify_files(classifier, paths), total=len(paths)))
         file = save_bytes_to_cache(to_csv(rows), "classes.csv", download.GRADIO_CACHE)
         return table_view(rows), gr.update(value=file, visible=True)

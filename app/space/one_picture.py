@@ -82,11 +82,11 @@ class OnePicture:
             gr.Error: When there is no picture, or none that can be read.
         """
         if picture is None:
-            raise gr.Error("Please give a picture.")
+            raise gr.Error("Please give a picture.", print_exception=False)
         try:
             guesses = self.classifier.guess(open_picture(picture))
         except PictureError as problem:
-            raise gr.Error(str(problem)) from None
+            raise gr.Error(str(problem), print_exception=False) from None
         return [{"label": guess.label, "score": guess.score} for guess in guesses]
 
     def lay_out(self) -> None:
@@ -103,7 +103,14 @@ class OnePicture:
         shelf.click(self.example, None, picture, show_progress="hidden", **hidden)
         picture.change(self.answer, picture, [guesses, heat], **hidden)
         guesses.select(self.choose, picture, heat, **hidden)
-        gr.on([], self.predict, picture, gr.JSON(visible=False), api_name="predict", **QUEUE)
+        gr.on(
+            [],
+            self.predict,
+            picture,
+            gr.JSON(label="classes", visible=False),
+            api_name="predict",
+            **QUEUE,
+        )
 
     def _heat(self, picture: Image.Image, index: int) -> str:
         seen = self.classifier.seen(picture)
@@ -129,7 +136,8 @@ def _picture_input() -> gr.Image:
 
     async def refuse_addresses(path: str | Path | None) -> str | None:
         if str(path).lower().startswith(("http:", "https:")):
-            raise gr.Error("Please upload the picture itself, not its address.")
+            message = "Please upload the picture itself, not its address."
+            raise gr.Error(message, print_exception=False)
         return await keep_file(path)
 
     def path_of(file: ImageData | None) -> str | None:

@@ -12,7 +12,7 @@ MAX_ASPECT_RATIO = 50  # processors resize by the short side: the long one grows
 
 # What cameras, phones and browsers write. Others are parsers that nobody needs here: Pillow hands
 # EPS to Ghostscript, for one.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO")
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's own guard: it raises above twice this
 
