@@ -6,6 +6,7 @@ import logging
 import os
 from pathlib import Path
 
+from space.limits import give_back_freed_memory
 from space.model import ModelError, ModelId
 from space.page import build_no_model_page, build_page, launch
 
@@ -15,6 +16,7 @@ PUSHED = Path(__file__).with_name("model.json")
 def main() -> None:
     """Serves the page; without a usable model, one that says what to set."""
     logging.basicConfig(level=logging.WARNING)
+    give_back_freed_memory()
     try:
         page = build_page(ModelId.chosen(os.environ, PUSHED))
     except ModelError as reason:

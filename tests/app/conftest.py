@@ -47,8 +47,7 @@ def model_folder(tmp_path_factory):
     wnids = tuple(f"n{index:08d}" for index in range(len(NAMES)))
     torch.manual_seed(0)
     model = build_model(recipe.model, Classes(wnids=wnids, names=NAMES))
-    with torch.no_grad():
-        model.classifier[1].weight *= 20
+    model.get_parameter("classifier.1.weight").data.mul_(20)
     model.save_pretrained(folder)
     build_processor(recipe.data).save_pretrained(folder)
     (folder / "README.md").write_text(CARD, encoding="utf-8")

@@ -67,7 +67,7 @@ def test_the_heat_map_is_grad_cam(classifier, model_folder):
         weights = model.classifier[1].weight[index].detach()
         expected = (weights[:, None, None] * features).sum(0).relu()
         heat = grad_cam(model, pixels, index)
-        assert heat.shape == expected.shape
+        assert heat is not None
         torch.testing.assert_close(heat, expected / expected.max().clamp_min(1e-12))
 
 
@@ -75,7 +75,7 @@ def test_a_heat_map_is_clear_where_it_is_cold_and_bright_where_it_is_hot():
     heat = torch.zeros(4, 4)
     heat[0, 0] = 1
     painted = paint(heat, (32, 32))
-    assert painted.getpixel((31, 31))[3] == 0
+    assert np.asarray(painted)[-1, -1, 3] == 0
     assert painted.getpixel((0, 0)) == (252, 255, 164, 255)
 
 

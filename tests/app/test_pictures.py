@@ -96,7 +96,7 @@ def test_16_bits_a_pixel_keep_their_brightness(tmp_path, values, kind):
 
 @pytest.mark.parametrize("values", [[-3.5, 12.25], [0.1, 0.2], [float("nan"), 7.0]])
 def test_numbers_of_any_range_are_stretched_to_black_and_white(tmp_path, values):
-    pixels = np.repeat(np.repeat(np.float32(values)[None], SIZE[1], 0), SIZE[0] // 2, 1)
+    pixels = np.repeat(np.repeat(np.array([values], dtype=np.float32), SIZE[1], 0), SIZE[0] // 2, 1)
     picture = opened(tmp_path, saved(Image.fromarray(pixels), "TIFF"))
     assert_shows(picture, (0, 0, 0), WHITE, 0)
 
