@@ -4,6 +4,7 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
@@ -61,15 +62,13 @@ def test_bad_files_get_a_plain_sentence_and_the_space_lives_on(client, tmp_path)
         with pytest.raises(AppError, match=r"damaged or cut off|no picture that can be read"):
             predict(client, path)
     path.write_bytes(bytes(21 * 10**6))
-    with pytest.raises(Exception, match="(?i)size exceeds|too large|413"):
+    with pytest.raises(Exception, match="exceeds the maximum file size"):
         predict(client, path)
     assert_serves(client)
 
 
 def test_no_other_file_and_no_address_can_be_asked_for(client, space, tmp_path):
     """As a program could that speaks to the server directly."""
-    import httpx
-
     config = httpx.get(f"{space.address}/config").json()
     index = next(d["id"] for d in config["dependencies"] if d["api_name"] == "predict")
     for path in ("/etc/hostname", str(space.log), "http://outside.example/a.jpg"):
@@ -84,7 +83,7 @@ def test_fifty_clients_at_once_get_answers_or_a_friendly_refusal(space, tmp_path
     """And the memory is that of two pictures, not of fifty."""
     path = tmp_path / "large.jpg"
     rough = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    Image.fromarray(rough).resize((4000, 3000)).save(path, quality=60)  # 36 MB once decoded
+    Image.fromarray(rough).resize((3000, 2000)).save(path, quality=60)  # 18 MB once decoded
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         clients = list(pool.map(lambda _: Client(space.address, verbose=False), range(NUM_CLIENTS)))
         expected = predict(clients[0], path)
@@ -103,7 +102,7 @@ def test_fifty_clients_at_once_get_answers_or_a_friendly_refusal(space, tmp_path
     assert answers == [expected] * len(answers)
     assert len(answers) >= 32
     assert set(refusals) <= {"Queue is full! Please try again."}
-    assert space.peak_memory() - before < 600 * MEGABYTE
+    assert space.peak_memory() - before < 300 * MEGABYTE
     assert_serves(clients[0])
 
 
@@ -112,19 +111,9 @@ def test_the_space_asks_no_other_host_for_anything(client, space):
     assert space.outside.read_text(encoding="utf-8") == ""
 
 
-@pytest.mark.parametrize(
-    ("environment", "reason"),
-    [
-        ({}, "No model is chosen."),
-        ({"MODEL_ID": "absent-folder", "HF_HUB_OFFLINE": "1"}, "neither a folder here nor a model"),
-        ({"MODEL_ID": "examples"}, "The model cannot be loaded."),
-    ],
-)
-def test_without_a_usable_model_the_page_says_what_to_set(tmp_path, environment, reason):
-    import httpx
-
-    with serve(tmp_path, **environment) as served:
+def test_without_a_usable_model_the_page_says_what_to_set(tmp_path):
+    with serve(tmp_path, MODEL_ID="examples") as served:  # a folder, but of pictures
         page = httpx.get(served.address, timeout=60).text
-        assert reason in page
+        assert "The model cannot be loaded." in page
         assert "MODEL_ID" in page
         assert served.outside.read_text(encoding="utf-8") == ""
