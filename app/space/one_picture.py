@@ -140,11 +140,15 @@ def _picture_input() -> gr.Image:
             raise gr.Error(message, print_exception=False)
         return await keep_file(path)
 
+    def example() -> dict[str, object]:  # in the API's documentation; Gradio's is an address
+        return {"path": "picture.jpg", "meta": {"_type": "gradio.FileData"}}
+
     def path_of(file: ImageData | None) -> str | None:
         return None if file is None else file.path
 
     picture.async_move_resource_to_block_cache = (  # type: ignore[method-assign]
         refuse_addresses  # type: ignore[assignment]
     )
+    picture.example_payload = example  # type: ignore[method-assign]
     picture.preprocess = path_of  # type: ignore[assignment, method-assign]
     return picture

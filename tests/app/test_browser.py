@@ -82,6 +82,7 @@ def screenshot(page, name):
 
 def test_an_uploaded_picture_gets_five_classes_and_a_click_moves_the_heat_map(browser, space):
     with visit(browser, space) as page:
+        expect(page.get_by_text("Drop, paste or choose")).to_be_visible()
         screenshot(page, "1-empty-desktop-light")
         upload(page, APP / "examples" / "cat.jpg")
         wait_for_answer(page)
