@@ -81,17 +81,15 @@ def test_gray_pictures_stay_gray(tmp_path, mode):
     assert_shows(picture, (0, 0, 0), WHITE, 0)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 @pytest.mark.parametrize(
-    ("values", "kind"),
-    [
-        (np.array([0x4000, 0xC000], dtype=np.uint16), "PNG"),
-        (np.array([0x4000, 0xC000], dtype=np.uint16), "TIFF"),
-    ],
+    ("deep", "expected"), [((0x4000, 0xC000), (64, 191)), ((0, 0xFFFF), (0, 255))]
 )
-def test_16_bits_a_pixel_keep_their_brightness(tmp_path, values, kind):
-    pixels = np.repeat(np.repeat(values[None], SIZE[1], 0), SIZE[0] // 2, 1)
+def test_16_bits_a_pixel_keep_their_brightness(tmp_path, kind, deep, expected):
+    values = np.array([deep], dtype=np.uint16)
+    pixels = np.repeat(np.repeat(values, SIZE[1], 0), SIZE[0] // 2, 1)
     picture = opened(tmp_path, saved(Image.fromarray(pixels), kind))
-    assert_shows(picture, (64, 64, 64), (191, 191, 191), 1)
+    assert_shows(picture, *((value,) * 3 for value in expected), 1)
 
 
 @pytest.mark.parametrize("values", [[-3.5, 12.25], [0.1, 0.2], [float("nan"), 7.0]])

@@ -25,6 +25,7 @@ from tests.app.conftest import CARD
 
 EVIL = "</p><img src=//outside.example onerror=alert(1)>\"'${1}{{2}}&amp;"
 FETCHED = {"src", "srcset", "style", "poster", "data", "background"}  # attributes
+HARMLESS = ("data:", "width:", "text-align:")
 
 
 class Parsed(HTMLParser):
@@ -44,7 +45,7 @@ class Parsed(HTMLParser):
         self.fetched += [
             value
             for name, value in attributes
-            if name in FETCHED and value and not value.startswith(("data:", "width:"))
+            if name in FETCHED and value and not value.startswith(HARMLESS)
         ]
         assert not any(name.startswith("on") for name, _ in attributes)
 
