@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -69,6 +70,7 @@ def run_demo(run: Path, data: Path) -> None:
     pictures, names = _held_out(source, shards)
     _call(f"python examples/predict.py --model {exported} {' '.join(pictures)}")
     say(f"The truth: {' | '.join(names)}")
+    _bring_examples(exported / "examples", pictures, names)
 
     seconds = round(time.perf_counter() - began, 1)
     first, *_ = read_json(evaluation / "metrics.json")["results"]
@@ -101,6 +103,13 @@ def _held_out(source: Path, shards: Path) -> tuple[list[str], list[str]]:
     pictures = [str(folder / f"{row['ImageId']}.JPEG") for row in rows]
     wnids = [row["PredictionString"].split()[0] for row in rows]
     return pictures, [classes.labels[classes.index_of[wnid]] for wnid in wnids]
+
+
+def _bring_examples(folder: Path, pictures: list[str], names: list[str]) -> None:
+    """Puts pictures beside the model, which the Space offers to try."""
+    folder.mkdir(exist_ok=True)
+    for number, (picture, name) in enumerate(zip(pictures, names, strict=True), start=1):
+        shutil.copy(picture, folder / f"{number} {name.partition(',')[0]}.jpg")
 
 
 def _summary(run: Path, exported: Path, evaluation: Path, summary: dict[str, float]) -> str:

@@ -33,6 +33,7 @@ def test_the_demo_learns_the_digits_and_a_second_run_changes_no_result(tmp_path)
     assert summary["top1"] >= 0.975
     assert summary["top5"] >= summary["top1"]
     assert "img/s" in first.stderr
+    assert len(list((tmp_path / "run" / "exported" / "examples").glob("*.jpg"))) == 5
     metrics = (tmp_path / "run" / "metrics.jsonl").read_bytes()
 
     second = run_demo(tmp_path)

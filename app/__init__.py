@@ -1,1 +1,0 @@
-"""The Space: imports nothing of the package, and could stand alone."""

@@ -1,0 +1,96 @@
+"""Opening what somebody uploaded: any mode becomes RGB as a person would expect to see it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_PIXELS = 50_000_000  # a 48-megapixel phone's; 150 MB once decoded
+MAX_ASPECT_RATIO = 50  # processors resize by the short side: the long one grows with the ratio
+
+# What cameras, phones and browsers write. Others are parsers that nobody needs here: Pillow hands
+# EPS to Ghostscript, for one.
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO")
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's own guard: it raises above twice this
+
+
+class PictureError(Exception):
+    """A picture cannot be used; the text is a plain sentence for the person who uploaded it."""
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Opens a picture: upright, RGB, 8 bits a channel, its transparent parts white.
+
+    Of an animation, the first frame. Size and shape are checked in the header, before a pixel is
+    decoded.
+
+    Args:
+        path: The file.
+
+    Returns:
+        An RGB picture.
+
+    Raises:
+        PictureError: When it is no picture, too large, too narrow, or damaged.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as picture:
+            _check_shape(*picture.size)
+            picture.load()
+            return _to_rgb(ImageOps.exif_transpose(picture))
+    except PictureError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise PictureError(_too_large()) from None
+    except UnidentifiedImageError:
+        raise PictureError(
+            "This file is no picture that can be read here. JPEG, PNG, WebP, AVIF, GIF, BMP, TIFF "
+            "and JPEG 2000 can."
+        ) from None
+    except Exception as error:  # a decoder that meets damage raises anything
+        raise PictureError("This picture is damaged or cut off; it cannot be read.") from error
+
+
+def _too_large() -> str:
+    return f"This picture is too large: at most {MAX_PIXELS // 1_000_000} megapixels can be read."
+
+
+def _check_shape(width: int, height: int) -> None:
+    """Refuses what would take too much memory to decode or to resize.
+
+    Raises:
+        PictureError: When there are too many pixels, or one side is far longer than the other.
+    """
+    if width * height > MAX_PIXELS:
+        raise PictureError(_too_large())
+    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
+        raise PictureError(
+            f"This picture is too narrow: one side of {width} x {height} pixels is more than "
+            f"{MAX_ASPECT_RATIO} times the other."
+        )
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Converts any mode to RGB; what is transparent shows a white page behind it."""
+    if picture.mode.startswith("I;16"):
+        return _gray(np.asarray(picture) / 257.0)
+    if picture.mode in {"I", "F"}:
+        return _gray(_stretched(np.asarray(picture, dtype=np.float64)))
+    if picture.has_transparency_data:
+        page = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(page, picture.convert("RGBA")).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _stretched(values: np.ndarray) -> np.ndarray:
+    """Stretches values of unknown range, as in scientific TIFFs, to [0, 255]."""
+    values = np.nan_to_num(values, posinf=0, neginf=0)
+    low, high = values.min(), values.max()
+    return (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
+
+
+def _gray(values: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.round(values).astype(np.uint8)).convert("RGB")

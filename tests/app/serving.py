@@ -1,0 +1,113 @@
+"""Serves the Space as Hugging Face does: its files alone, at the top of a folder, `app.py` run."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+APP = Path(__file__).parents[2] / "app"
+
+# Python runs it before anything else. Whoever asks for another host is written down and refused.
+GUARD = """
+import os, sys
+
+def guard(event, arguments):
+    if event == "socket.getaddrinfo":
+        host = arguments[0]
+    elif event == "socket.connect" and isinstance(arguments[1], tuple):
+        host = arguments[1][0]
+    else:
+        return
+    host = host.decode() if isinstance(host, bytes) else host
+    if host not in {None, "", "localhost", "127.0.0.1", "::1", "0.0.0.0"}:
+        with open(os.environ["OUTSIDE"], "a") as file:
+            file.write(f"{event} {host}\\n")
+        raise OSError(f"the test allows no connection to {host}")
+
+sys.addaudithook(guard)
+"""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running Space.
+
+    Attributes:
+        address: Its URL.
+        pid: Its process.
+        log: What it printed.
+        outside: Lists the hosts that it asked for.
+        uploads: Where it keeps what is uploaded.
+    """
+
+    address: str
+    pid: int
+    log: Path
+    outside: Path
+    uploads: Path
+
+    def peak_memory(self):
+        """Returns the most memory it ever held, in bytes."""
+        status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
+        (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+@contextmanager
+def serve(folder, **environment):
+    """Runs `python app.py` in `folder`/space until the block ends."""
+    shutil.copytree(APP, folder / "space", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "guard").mkdir()
+    (folder / "guard" / "sitecustomize.py").write_text(GUARD, encoding="utf-8")
+    (folder / "outside").touch()
+    port = free_port()
+    settings = {
+        "PYTHONPATH": str(folder / "guard"),
+        "OUTSIDE": str(folder / "outside"),
+        "GRADIO_SERVER_PORT": str(port),
+        "GRADIO_TEMP_DIR": str(folder / "uploads"),
+    }
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("MODEL_", "GRADIO_"))
+    }
+    address, log = f"http://127.0.0.1:{port}", folder / "log"
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            [sys.executable, "app.py"],
+            cwd=folder / "space",
+            env=inherited | settings | environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        _wait_for(address, process, log)
+        yield Served(address, process.pid, log, folder / "outside", folder / "uploads")
+    finally:
+        process.terminate()
+        process.wait(timeout=60)
+
+
+def _wait_for(address, process, log, seconds=120):
+    deadline = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(address, timeout=10):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise AssertionError(f"the Space does not answer:\n{log.read_text(encoding='utf-8')}")

@@ -1,0 +1,119 @@
+"""The Space as programs use it: through gradio_client, many at once, and with bad files."""
+
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from gradio_client.utils import QueueError
+from PIL import Image
+from transformers import pipeline
+
+from tests.app.serving import APP, serve
+
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.filterwarnings("ignore"),  # gradio_client warns of its own sockets and loops
+    pytest.mark.timeout(600),
+]
+
+NUM_CLIENTS = 50
+MEGABYTE = 2**20
+
+
+@pytest.fixture(scope="module")
+def client(space):
+    return Client(space.address, verbose=False)
+
+
+def predict(client, path):
+    return client.predict(picture=handle_file(path), api_name="/predict")
+
+
+def assert_serves(client):
+    assert len(predict(client, APP / "examples" / "cat.jpg")) == 5
+
+
+def test_a_client_gets_what_the_pipeline_says(client, model_folder):
+    reference = pipeline("image-classification", str(model_folder))
+    for path in sorted((APP / "examples").glob("*.jpg")):
+        answers, expected = predict(client, path), reference(str(path), top_k=5)
+        assert [answer["label"] for answer in answers] == [answer["label"] for answer in expected]
+        scores = [answer["score"] for answer in expected]
+        assert [answer["score"] for answer in answers] == pytest.approx(scores, abs=1e-5)
+
+
+def test_the_only_endpoint_on_offer_is_predict(client):
+    endpoints = client.view_api(return_format="dict")
+    assert list(endpoints["named_endpoints"]) == ["/predict"]
+    assert not endpoints["unnamed_endpoints"]
+
+
+def test_bad_files_get_a_plain_sentence_and_the_space_lives_on(client, tmp_path):
+    draws = random.Random(0)
+    sound = (APP / "examples" / "cat.jpg").read_bytes()
+    path = tmp_path / "damaged.jpg"
+    for _ in range(8):
+        path.write_bytes(sound[: draws.randrange(1, len(sound) - 2)])
+        with pytest.raises(AppError, match=r"damaged or cut off|no picture that can be read"):
+            predict(client, path)
+    path.write_bytes(bytes(21 * 10**6))
+    with pytest.raises(Exception, match="exceeds the maximum file size"):
+        predict(client, path)
+    assert_serves(client)
+
+
+def test_no_other_file_and_no_address_can_be_asked_for(client, space, tmp_path):
+    """As a program could that speaks to the server directly."""
+    config = httpx.get(f"{space.address}/config").json()
+    index = next(d["id"] for d in config["dependencies"] if d["api_name"] == "predict")
+    for path in ("/etc/hostname", str(space.log), "http://outside.example/a.jpg"):
+        picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        body = {"data": [picture], "fn_index": index, "session_hash": "x"}
+        response = httpx.post(f"{space.address}/gradio_api/run/predict", json=body, timeout=60)
+        assert response.status_code != 200, response.text
+    assert_serves(client)
+
+
+def test_fifty_clients_at_once_get_answers_or_a_friendly_refusal(space, tmp_path):
+    """And the memory is that of two pictures, not of fifty."""
+    path = tmp_path / "large.jpg"
+    rough = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    Image.fromarray(rough).resize((3000, 2000)).save(path, quality=60)  # 18 MB once decoded
+    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        clients = list(pool.map(lambda _: Client(space.address, verbose=False), range(NUM_CLIENTS)))
+        expected = predict(clients[0], path)
+        before, together = space.peak_memory(), threading.Barrier(NUM_CLIENTS)
+
+        def ask(client):
+            together.wait()
+            try:
+                return predict(client, path)
+            except QueueError as refusal:
+                return str(refusal)
+
+        results = list(pool.map(ask, clients))
+    refusals = [result for result in results if isinstance(result, str)]
+    answers = [result for result in results if not isinstance(result, str)]
+    assert answers == [expected] * len(answers)
+    assert len(answers) >= 32
+    assert set(refusals) <= {"Queue is full! Please try again."}
+    assert space.peak_memory() - before < 300 * MEGABYTE
+    assert_serves(clients[0])
+
+
+def test_the_space_asks_no_other_host_for_anything(client, space):
+    assert_serves(client)
+    assert space.outside.read_text(encoding="utf-8") == ""
+
+
+def test_without_a_usable_model_the_page_says_what_to_set(tmp_path):
+    with serve(tmp_path, MODEL_ID="examples") as served:  # a folder, but of pictures
+        page = httpx.get(served.address, timeout=60).text
+        assert "The model cannot be loaded." in page
+        assert "MODEL_ID" in page
+        assert served.outside.read_text(encoding="utf-8") == ""
