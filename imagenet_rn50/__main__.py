@@ -32,6 +32,34 @@ def demo(folder: Path = Path("runs/demo"), data: Path = Path("data/digits")) -> 
 
 
 @app.command
+def doctor(
+    recipe: str = "rn50-16ep",
+    shards: Path | None = None,
+    workers: int = min(8, os.cpu_count() or 1),
+    seconds: float = 5.0,
+    json: bool = False,
+) -> None:
+    """Measure this machine, name what holds training up; exit code 1 when a run would not start.
+
+    Args:
+        recipe: Name of the recipe that would run, or a YAML file.
+        shards: Folder that shard_imagenet.py wrote; without it, volume and loader are left out.
+        workers: Loader processes of each rank.
+        seconds: How long each single thing is measured.
+        json: Print JSON, which `estimate --measured` reads, instead of a table.
+    """
+    from json import dumps
+
+    from imagenet_rn50.machine.doctor import examine, report
+    from imagenet_rn50.recipe_files import load_recipe
+
+    found = examine(load_recipe(recipe), recipe, shards, workers, seconds)
+    print(dumps(found.to_json(), indent=2) if json else report(found))
+    if found.blockers:
+        raise SystemExit(1)
+
+
+@app.command
 def preview(
     shards: Path,
     recipe: str,

@@ -26,7 +26,7 @@ def main():
             (notes / f"rank-{os.environ['RANK']}.json").write_text(json.dumps(given))
             count(batch)
 
-        loader._count_substitutions = note
+        loader._count_substitutions = note  # type: ignore[method-assign]
         return loader
 
     Session.training_loader = noting  # type: ignore[method-assign]

@@ -1,0 +1,168 @@
+"""The doctor: measures a machine from the volume to the devices, and says what it found."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from imagenet_rn50.machine.compute import DeviceRates, measure_devices
+from imagenet_rn50.machine.decoding import DecodingRates, measure_decoding
+from imagenet_rn50.machine.disk import DiskRates, measure_disk
+from imagenet_rn50.machine.facts import Machine, read_machine, volume_of
+from imagenet_rn50.machine.links import measure_all_reduce
+from imagenet_rn50.machine.verdict import Packed, blockers, bottleneck, stages
+from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.shards.manifest import TRAIN, Manifest
+from imagenet_rn50.shards.verify import verify
+
+RESNET50_PARAMETERS = 25_557_032
+_FINDINGS_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Examination:
+    """All that was found.
+
+    Attributes:
+        recipe: Name of the recipe that it was measured for.
+        machine: What the machine is.
+        packed: The shards; None when none were named, or they are damaged.
+        disk: How fast they are read.
+        decoding: How fast pictures are made of them.
+        devices: How fast each device is.
+        all_reduce_gb: Bus bandwidth of adding up gradients, GB/s; None with less than two GPUs.
+        blockers: What would stop a run.
+        bottleneck: What holds it up.
+    """
+
+    recipe: str
+    machine: Machine
+    packed: Packed | None
+    disk: DiskRates | None
+    decoding: DecodingRates | None
+    devices: list[DeviceRates]
+    all_reduce_gb: float | None
+    blockers: list[str]
+    bottleneck: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns it as `estimate --measured` reads it."""
+        return asdict(self)
+
+
+def examine(
+    recipe: Recipe, name: str, shards: Path | None, num_workers: int, seconds: float
+) -> Examination:
+    """Measures this machine for a recipe.
+
+    Args:
+        recipe: What would run.
+        name: Its name.
+        shards: Folder of shards on this machine; None leaves volume and loader out.
+        num_workers: Loader processes of each rank.
+        seconds: How long each single thing is measured.
+
+    Raises:
+        InputError: When the folder holds no manifest.
+    """
+    machine, problems = read_machine(), []
+    packed = disk = decoding = None
+    if shards is not None:
+        _tell("looking at the shards")
+        findings = verify(shards, quick=True)
+        problems += [f"{shards} does not verify: {finding}" for finding in findings]
+        if not findings:
+            train = Manifest.load(shards).split(TRAIN)
+            num_bytes = sum(shard.num_bytes for shard in train.shards)
+            packed = Packed(train.num_samples, num_bytes, volume_of(shards))
+            _tell("reading them from the volume")
+            disk = measure_disk(shards, train, seconds)
+            _tell("making pictures of them")
+            total = num_workers * max(torch.cuda.device_count(), 1)
+            decoding = measure_decoding(shards, train, recipe, min(total, machine.cores), seconds)
+    _tell("training on each device")
+    devices = measure_devices(recipe, seconds)
+    all_reduce = None
+    if len(devices) > 1:
+        _tell("adding up gradients")
+        all_reduce = measure_all_reduce(len(devices), num_floats=RESNET50_PARAMETERS)
+    problems += blockers(machine, recipe, devices, num_workers)
+    sentence = bottleneck(stages(machine, packed, disk, decoding, devices), machine, packed)
+    return Examination(
+        name, machine, packed, disk, decoding, devices, all_reduce, problems, sentence
+    )
+
+
+def report(found: Examination) -> str:
+    """Returns the examination as a table, the bottleneck, and what would stop a run."""
+    rows = [*_machine_rows(found.machine), *_measured_rows(found)]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:<{width}}  {value}" for name, value in rows]
+    lines += ["", found.bottleneck]
+    shown = found.blockers[:_FINDINGS_SHOWN]
+    lines += [f"BLOCKER: {problem}" for problem in shown]
+    if len(found.blockers) > len(shown):
+        lines.append(f"and {len(found.blockers) - len(shown)} more")
+    return "\n".join(lines)
+
+
+def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
+    """Returns what the machine is."""
+    shared = machine.shared_memory_bytes
+    rows = [
+        ("cores", f"{machine.cores}"),
+        ("memory", f"{machine.memory_bytes / 2**30:.0f} GiB"),
+        ("/dev/shm, free", "none" if shared is None else f"{shared / 2**30:.1f} GiB"),
+        ("open files, limit", f"{machine.open_files}"),
+        ("versions", ", ".join(f"{name} {text}" for name, text in machine.versions.items())),
+    ]
+    return rows + ([("NVIDIA driver", machine.driver)] if machine.driver else [])
+
+
+def _measured_rows(found: Examination) -> list[tuple[str, str]]:
+    """Returns what was measured, in the order in which a sample passes."""
+    rows = []
+    if found.packed and found.disk and found.decoding:
+        disk, decoding = found.disk, found.decoding
+        size = found.packed.bytes_per_image
+        rate = disk.sequential * 2**20 / size
+        note = "" if disk.is_enough else f"  (only {disk.num_bytes / 2**20:.0f} MiB: says little)"
+        rows += [
+            ("shards", f"{found.packed.num_samples:,} images of {size / 1e3:.1f} kB, verified"),
+            ("their volume", found.packed.volume),
+            (
+                "cold read, shards",
+                f"{disk.sequential:,.0f} MiB/s: {rate:,.0f} images/s{note}",
+            ),
+            ("cold read, samples", f"{disk.random:,.0f} MiB/s, one reader"),
+            ("loader, 1 worker", f"{decoding.one_worker:,.0f} images/s at {decoding.size} px"),
+            (
+                f"loader, {decoding.num_workers} workers",
+                f"{decoding.all_workers:,.0f} images/s",
+            ),
+        ]
+    else:
+        rows.append(("volume and loader", "not measured: name --shards that verify"))
+    for number, device in enumerate(found.devices):
+        label = device.name if device.memory_bytes is None else f"GPU {number}, {device.name}"
+        if device.copy_gb is not None:
+            rows.append((f"{label}: copies", f"{device.copy_gb:.1f} GB/s"))
+        rows += [
+            (
+                f"{label}: {precision}",
+                f"{rate:,.1f} images/s, {device.batch} of {device.size} px a step",
+            )
+            for precision, rate in device.steps.items()
+        ]
+    if found.all_reduce_gb is not None:
+        rows.append(("gradients, all GPUs", f"{found.all_reduce_gb:.1f} GB/s on the bus"))
+    return rows
+
+
+def _tell(what: str) -> None:
+    """Says what is under way, where it does not mix with the result."""
+    print(f"{what} ...", file=sys.stderr, flush=True)
