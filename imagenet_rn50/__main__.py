@@ -60,6 +60,48 @@ def doctor(
 
 
 @app.command
+def estimate(
+    recipe: str,
+    instance: str = "g6.12xlarge",
+    nodes: int = 1,
+    precision: Literal["bf16", "fp16", "no"] = "bf16",
+    target: float | None = None,
+    measured: Path | None = None,
+    images_per_second: float | None = None,
+    disk: float | None = None,
+    price: float | None = None,
+    prices: Path | None = None,
+    micro_batch: int | None = None,
+) -> None:
+    """Compute hours and price of a run, with every assumption, before money is spent.
+
+    Args:
+        recipe: Name of a recipe, or a YAML file.
+        instance: Kind of EC2 instance, from the table of prices.
+        nodes: How many of them.
+        precision: Mixed precision, or no.
+        target: Top-1 in [0, 1]: also list the recipes whose published figure reaches it.
+        measured: What `doctor --json` printed on the machine, instead of published speeds.
+        images_per_second: Speed of all GPUs of a machine at 224 px, where you know it better.
+        disk: MiB/s of the volume of the shards.
+        price: USD an hour of a machine.
+        prices: A table of your own, like imagenet_rn50/machine/prices.yaml.
+        micro_batch: Instead of the recipe's.
+    """
+    from imagenet_rn50.machine.prices import PRICES, load_prices
+    from imagenet_rn50.machine.quote import Options, make_quote, text_of
+    from imagenet_rn50.recipe_files import load_recipe, parse_recipe
+
+    loaded = load_recipe(recipe)
+    if micro_batch is not None:
+        changed = loaded.model_dump(mode="json") | {"micro_batch": micro_batch}
+        loaded = parse_recipe(changed, source=f"{recipe} with --micro-batch {micro_batch}")
+    options = Options(precision, measured, images_per_second, disk, price, nodes)
+    quote = make_quote(recipe, loaded, instance, load_prices(prices or PRICES), options)
+    print(text_of(quote, target))
+
+
+@app.command
 def preview(
     shards: Path,
     recipe: str,

@@ -14,12 +14,12 @@ from imagenet_rn50.machine.decoding import DecodingRates, measure_decoding
 from imagenet_rn50.machine.disk import DiskRates, measure_disk
 from imagenet_rn50.machine.facts import Machine, read_machine, volume_of
 from imagenet_rn50.machine.links import measure_all_reduce
+from imagenet_rn50.machine.nodes import PARAMETERS
 from imagenet_rn50.machine.verdict import Packed, blockers, bottleneck, stages
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
 from imagenet_rn50.shards.verify import verify
 
-RESNET50_PARAMETERS = 25_557_032
 _FINDINGS_SHOWN = 5
 
 
@@ -89,7 +89,7 @@ def examine(
     all_reduce = None
     if len(devices) > 1:
         _tell("adding up gradients")
-        all_reduce = measure_all_reduce(len(devices), num_floats=RESNET50_PARAMETERS)
+        all_reduce = measure_all_reduce(len(devices), num_floats=PARAMETERS)
     problems += blockers(machine, recipe, devices, num_workers)
     sentence = bottleneck(stages(machine, packed, disk, decoding, devices), machine, packed)
     return Examination(

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+KEPT_IN_MEMORY = 0.8  # part of the memory that the page cache may take
+
 _PACKAGES = ("torch", "torchvision", "accelerate", "transformers", "simplejpeg")
 _SHARED_MEMORY = Path("/dev/shm")
 _DRIVER = Path("/proc/driver/nvidia/version")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from imagenet_rn50.machine.compute import DeviceRates
 from imagenet_rn50.machine.decoding import DecodingRates
 from imagenet_rn50.machine.disk import DiskRates
-from imagenet_rn50.machine.facts import Machine
+from imagenet_rn50.machine.facts import KEPT_IN_MEMORY, Machine
 from imagenet_rn50.recipe import Recipe
 
 # Batches of one rank that stand in shared memory at a time: torch's DataLoader asks each worker for
@@ -22,7 +22,6 @@ _IN_USE = 2
 # Files of one process: the shards a reader keeps open, the batches' memory, libraries.
 _FILES = 128
 _FILES_OF_EACH_WORKER = 16
-_KEPT_IN_MEMORY = 0.8  # part of the memory that the page cache may take
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def bottleneck(found: list[Stage], machine: Machine, packed: Packed | None) -> s
 
 def fits_memory(machine: Machine, packed: Packed | None) -> bool:
     """Whether the page cache will hold all training shards, so that they are read once."""
-    return packed is not None and packed.num_bytes <= _KEPT_IN_MEMORY * machine.memory_bytes
+    return packed is not None and packed.num_bytes <= KEPT_IN_MEMORY * machine.memory_bytes
 
 
 def needed_shared_memory(recipe: Recipe, num_ranks: int, num_workers: int) -> int:

@@ -1,0 +1,80 @@
+"""The doctor as a user calls it."""
+
+import json
+import sys
+
+import pytest
+
+from imagenet_rn50 import __main__ as verbs
+from tests.support import write_recipe, write_shards
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_shards(folder / "shards", train=[8, 6, 7], validation=[6, 5])
+    write_recipe(folder)
+    return folder
+
+
+def doctor(monkeypatch, capsys, *words):
+    """Returns the exit code, and what was printed."""
+    arguments = ["imagenet_rn50", "doctor", "--seconds", "0.05", "--workers", "1", *words]
+    monkeypatch.setattr(sys, "argv", arguments)
+    code = 0
+    try:
+        verbs.main()
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 1
+    printed = capsys.readouterr()
+    return code, printed.out, printed.err
+
+
+def options(tiny, shards="shards"):
+    return "--recipe", str(tiny / "tiny.yaml"), "--shards", str(tiny / shards)
+
+
+@pytest.mark.multiprocess
+def test_a_sound_machine_is_measured_into_json_that_estimate_reads(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    code, out, _ = doctor(monkeypatch, capsys, *options(tiny), "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["packed"]["num_samples"] == 21
+    assert found["decoding"]["all_workers"] > 0
+    assert found["blockers"] == []
+
+    measured = tmp_path / "doctor.json"
+    measured.write_text(out)
+    words = ["estimate", "--recipe", "rn50-16ep", "--precision", "no", "--measured", str(measured)]
+    monkeypatch.setattr(sys, "argv", ["imagenet_rn50", *words])
+    verbs.main()
+    quoted = capsys.readouterr().out
+    assert f"{found['devices'][0]['steps']['no']:,.0f} images/s of 1 device(s)" in quoted
+    assert "NOT MEASURED HERE" not in quoted
+
+
+@pytest.mark.multiprocess
+def test_the_table_names_the_bottleneck_in_a_sentence(tiny, monkeypatch, capsys):
+    code, out, _ = doctor(monkeypatch, capsys, *options(tiny))
+    assert code == 0
+    assert "loader, 1 worker" in out
+    assert "training up, at " in out.splitlines()[-1]
+
+
+def test_damaged_shards_are_a_blocker(tiny, monkeypatch, capsys):
+    write_shards(tiny / "cut", train=[8, 6, 7], validation=[6, 5])
+    shard = tiny / "cut" / "tiny-train-1.tar"
+    shard.write_bytes(shard.read_bytes()[:-512])
+    code, out, _ = doctor(monkeypatch, capsys, *options(tiny, "cut"))
+    assert code == 1
+    assert "BLOCKER: " in out
+    assert "does not verify: tiny-train-1.tar" in out
+    assert "volume and loader" in out
+
+
+def test_a_folder_without_shards_is_wrong_use(tiny, monkeypatch, capsys):
+    code, _, err = doctor(monkeypatch, capsys, *options(tiny, "nowhere"))
+    assert code == 2
+    assert "holds no manifest" in err
