@@ -7,6 +7,7 @@ at once.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,8 @@ import tyro
 
 from imagenet_rn50.errors import exit_on_input_error
 from imagenet_rn50.files import write_json
+
+_SCRIPT = "imagenet-rn50"  # as pyproject.toml installs it; shells complete the verbs of a name only
 
 app = tyro.extras.SubcommandApp()
 
@@ -199,8 +202,10 @@ def evaluate(
 
 def main() -> None:
     """Runs the verb that the command line names."""
+    installed = Path(sys.argv[0]).name == _SCRIPT
+    prog = _SCRIPT if installed else "python -m imagenet_rn50"
     with exit_on_input_error():
-        app.cli(prog="python -m imagenet_rn50", description=__doc__.splitlines()[0])
+        app.cli(prog=prog, description=__doc__.splitlines()[0])
 
 
 if __name__ == "__main__":
