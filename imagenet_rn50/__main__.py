@@ -92,7 +92,8 @@ def estimate(
         micro_batch: Instead of the recipe's.
     """
     from imagenet_rn50.machine.prices import PRICES, load_prices
-    from imagenet_rn50.machine.quote import Options, make_quote, text_of
+    from imagenet_rn50.machine.quote import Options, make_quote
+    from imagenet_rn50.machine.quote_text import text_of
     from imagenet_rn50.recipe_files import load_recipe, parse_recipe
 
     loaded = load_recipe(recipe)

@@ -9,15 +9,22 @@ from typing import Any
 
 import torch
 
+from imagenet_rn50.errors import InputError
 from imagenet_rn50.machine.compute import DeviceRates, measure_devices
 from imagenet_rn50.machine.decoding import DecodingRates, measure_decoding
 from imagenet_rn50.machine.disk import DiskRates, measure_disk
 from imagenet_rn50.machine.facts import Machine, read_machine, volume_of
 from imagenet_rn50.machine.links import measure_all_reduce
 from imagenet_rn50.machine.nodes import PARAMETERS
-from imagenet_rn50.machine.verdict import Packed, blockers, bottleneck, stages
+from imagenet_rn50.machine.verdict import (
+    Packed,
+    bottleneck,
+    device_blockers,
+    machine_blockers,
+    stages,
+)
 from imagenet_rn50.recipe import Recipe
-from imagenet_rn50.shards.manifest import TRAIN, Manifest
+from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Split
 from imagenet_rn50.shards.verify import verify
 
 _FINDINGS_SHOWN = 5
@@ -69,32 +76,68 @@ def examine(
     Raises:
         InputError: When the folder holds no manifest.
     """
-    machine, problems = read_machine(), []
+    machine, num_ranks = read_machine(), max(torch.cuda.device_count(), 1)
+    problems = list(machine_blockers(machine, recipe, num_ranks, num_workers))
     packed = disk = decoding = None
     if shards is not None:
-        _tell("looking at the shards")
-        findings = verify(shards, quick=True)
-        problems += [f"{shards} does not verify: {finding}" for finding in findings]
-        if not findings:
-            train = Manifest.load(shards).split(TRAIN)
-            num_bytes = sum(shard.num_bytes for shard in train.shards)
-            packed = Packed(train.num_samples, num_bytes, volume_of(shards))
-            _tell("reading them from the volume")
-            disk = measure_disk(shards, train, seconds)
-            _tell("making pictures of them")
-            total = num_workers * max(torch.cuda.device_count(), 1)
-            decoding = measure_decoding(shards, train, recipe, min(total, machine.cores), seconds)
+        packed = _look_at(shards, problems)
+    if shards is not None and packed is not None:
+        train = Manifest.load(shards).split(TRAIN)
+        _tell("reading shards from the volume")
+        disk = measure_disk(shards, train, seconds)
+        all_workers = min(num_workers * num_ranks, machine.cores)
+        decoding = _measure_loader(shards, train, recipe, all_workers, seconds, problems)
     _tell("training on each device")
     devices = measure_devices(recipe, seconds)
     all_reduce = None
     if len(devices) > 1:
         _tell("adding up gradients")
         all_reduce = measure_all_reduce(len(devices), num_floats=PARAMETERS)
-    problems += blockers(machine, recipe, devices, num_workers)
+    problems += device_blockers(recipe, devices)
     sentence = bottleneck(stages(machine, packed, disk, decoding, devices), machine, packed)
     return Examination(
         name, machine, packed, disk, decoding, devices, all_reduce, problems, sentence
     )
+
+
+def _look_at(shards: Path, problems: list[str]) -> Packed | None:
+    """Returns what the shards are; None, and a problem for each finding, when they are not whole.
+
+    Raises:
+        InputError: When the folder holds no manifest.
+    """
+    _tell("comparing the shards with their manifest")
+    findings = verify(shards, quick=True)
+    problems += [f"{shards} does not verify: {finding}" for finding in findings]
+    if findings:
+        return None
+    manifest = Manifest.load(shards)
+    train = manifest.split(TRAIN)
+    return Packed(
+        num_samples=train.num_samples,
+        num_bytes=sum(shard.num_bytes for shard in train.shards),
+        num_validation=manifest.split(VALIDATION).num_samples,
+        volume=volume_of(shards),
+    )
+
+
+def _measure_loader(
+    shards: Path,
+    train: Split,
+    recipe: Recipe,
+    num_workers: int,
+    seconds: float,
+    problems: list[str],
+) -> DecodingRates | None:
+    """Measures the loader; None when this machine has a problem that would stop it."""
+    if problems:
+        return None
+    _tell("making pictures of them")
+    try:
+        return measure_decoding(shards, train, recipe, num_workers, seconds)
+    except InputError as error:  # a sample that is damaged inside a shard of the right size
+        problems.append(str(error))
+        return None
 
 
 def report(found: Examination) -> str:
@@ -126,9 +169,8 @@ def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
 def _measured_rows(found: Examination) -> list[tuple[str, str]]:
     """Returns what was measured, in the order in which a sample passes."""
     rows = []
-    if found.packed and found.disk and found.decoding:
-        disk, decoding = found.disk, found.decoding
-        size = found.packed.bytes_per_image
+    if found.packed and found.disk:
+        disk, size = found.disk, found.packed.bytes_per_image
         rate = disk.sequential * 2**20 / size
         note = "" if disk.is_enough else f"  (only {disk.num_bytes / 2**20:.0f} MiB: says little)"
         rows += [
@@ -139,14 +181,17 @@ def _measured_rows(found: Examination) -> list[tuple[str, str]]:
                 f"{disk.sequential:,.0f} MiB/s: {rate:,.0f} images/s{note}",
             ),
             ("cold read, samples", f"{disk.random:,.0f} MiB/s, one reader"),
-            ("loader, 1 worker", f"{decoding.one_worker:,.0f} images/s at {decoding.size} px"),
-            (
-                f"loader, {decoding.num_workers} workers",
-                f"{decoding.all_workers:,.0f} images/s",
-            ),
+        ]
+    if found.decoding:
+        decoding = found.decoding
+        one = f"{decoding.one_worker:,.0f} images/s at {decoding.size} px"
+        rows += [
+            ("loader, 1 worker", one),
+            (f"loader, {decoding.num_workers} workers", f"{decoding.all_workers:,.0f} images/s"),
         ]
     else:
-        rows.append(("volume and loader", "not measured: name --shards that verify"))
+        why = "a blocker is in its way" if found.blockers else "name --shards"
+        rows.append(("loader", f"not measured: {why}"))
     for number, device in enumerate(found.devices):
         label = device.name if device.memory_bytes is None else f"GPU {number}, {device.name}"
         if device.copy_gb is not None:
@@ -154,7 +199,9 @@ def _measured_rows(found: Examination) -> list[tuple[str, str]]:
         rows += [
             (
                 f"{label}: {precision}",
-                f"{rate:,.1f} images/s, {device.batch} of {device.size} px a step",
+                f"{rate:,.1f} images/s, {device.batch} of {device.size} px a step"
+                if rate
+                else f"no memory for {device.batch} of {device.size} px",
             )
             for precision, rate in device.steps.items()
         ]

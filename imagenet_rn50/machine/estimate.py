@@ -40,8 +40,8 @@ class Rates:
     volume: float
     bytes_per_image: float
     memory_bytes: float
-    num_train: int = IMAGENET_TRAIN
-    num_validation: int = IMAGENET_VALIDATION
+    num_train: int
+    num_validation: int
 
     def gpus_at(self, size: int) -> float:
         """Returns images/s of the GPUs for pictures of another size."""

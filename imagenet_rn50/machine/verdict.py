@@ -31,11 +31,13 @@ class Packed:
     Attributes:
         num_samples: Training samples.
         num_bytes: Bytes of all training shards.
+        num_validation: Validation samples.
         volume: What they stand on.
     """
 
     num_samples: int
     num_bytes: int
+    num_validation: int
     volume: str
 
     @property
@@ -121,22 +123,22 @@ def needed_shared_memory(recipe: Recipe, num_ranks: int, num_workers: int) -> in
     return num_ranks * (_AHEAD_OF_EACH_WORKER * num_workers + _IN_USE) * batch
 
 
-def blockers(
-    machine: Machine, recipe: Recipe, devices: list[DeviceRates], num_workers: int
+def machine_blockers(
+    machine: Machine, recipe: Recipe, num_ranks: int, num_workers: int
 ) -> Iterator[str]:
-    """Yields what would stop a run on this machine, each with its fix.
+    """Yields what of a machine would stop a run, each with its fix.
 
     Args:
         machine: What it is.
         recipe: What would run.
-        devices: One for each rank.
+        num_ranks: Ranks of this machine.
         num_workers: Loader processes of each rank.
     """
-    needed = needed_shared_memory(recipe, len(devices), num_workers)
+    needed = needed_shared_memory(recipe, num_ranks, num_workers)
     free = machine.shared_memory_bytes
     if num_workers and free is not None and free < needed:
         yield (
-            f"/dev/shm has {free / 1e9:.2f} GB free, and batches of {len(devices)} ranks with "
+            f"/dev/shm has {free / 1e9:.2f} GB free, and batches of {num_ranks} ranks with "
             f"{num_workers} workers take up to {needed / 1e9:.2f} GB: "
             f"`docker run --shm-size {-(-needed // 10**9)}g`, "
             f"`sudo mount -o remount,size={-(-needed // 10**9)}G /dev/shm`, or fewer --workers"
@@ -147,14 +149,17 @@ def blockers(
             f"a process may open {machine.open_files} files, and training with {num_workers} "
             f"workers takes up to {files}: `ulimit -n {files}`"
         )
+
+
+def device_blockers(recipe: Recipe, devices: list[DeviceRates]) -> Iterator[str]:
+    """Yields which devices cannot hold a micro batch in any precision, each with its fix."""
     for device in devices:
-        for precision, rate in device.steps.items():
-            if not rate:
-                yield (
-                    f"{device.name} has no memory for a micro batch of {recipe.micro_batch} "
-                    f"at {device.size} px in precision {precision}: "
-                    f"--micro-batch {max(recipe.micro_batch // 2, 1)}"
-                )
+        if not any(device.steps.values()):
+            yield (
+                f"{device.name} has no memory for a micro batch of {device.batch} of "
+                f"{device.size} px, in any precision: "
+                f"--micro-batch {max(recipe.micro_batch // 2, 1)}"
+            )
 
 
 def _volume_fix(machine: Machine, packed: Packed) -> str:

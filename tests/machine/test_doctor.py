@@ -2,10 +2,13 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 
 from imagenet_rn50 import __main__ as verbs
+from imagenet_rn50.machine import doctor as examining
+from imagenet_rn50.machine.facts import read_machine
 from tests.support import write_recipe, write_shards
 
 
@@ -53,6 +56,7 @@ def test_a_sound_machine_is_measured_into_json_that_estimate_reads(
     quoted = capsys.readouterr().out
     assert f"{found['devices'][0]['steps']['no']:,.0f} images/s of 1 device(s)" in quoted
     assert "NOT MEASURED HERE" not in quoted
+    assert "21 training images, 11 in each epoch's evaluation" in quoted
 
 
 @pytest.mark.multiprocess
@@ -71,10 +75,30 @@ def test_damaged_shards_are_a_blocker(tiny, monkeypatch, capsys):
     assert code == 1
     assert "BLOCKER: " in out
     assert "does not verify: tiny-train-1.tar" in out
-    assert "volume and loader" in out
+    assert "not measured: a blocker is in its way" in out
 
 
 def test_a_folder_without_shards_is_wrong_use(tiny, monkeypatch, capsys):
     code, _, err = doctor(monkeypatch, capsys, *options(tiny, "nowhere"))
     assert code == 2
     assert "holds no manifest" in err
+
+
+def test_damage_inside_a_shard_is_a_blocker_too(tiny, monkeypatch, capsys):
+    write_shards(tiny / "bitten", train=[8, 6, 7], validation=[6, 5])
+    for shard in (tiny / "bitten").glob("tiny-train-*.tar"):
+        content = shard.read_bytes()
+        shard.write_bytes(content.replace(b"\xff\xd8\xff", b"\x00\x00\x00"))
+    code, out, _ = doctor(monkeypatch, capsys, *options(tiny, "bitten"))
+    assert code == 1
+    assert "cannot be decoded" in out
+
+
+def test_too_little_shared_memory_is_told_before_it_kills_a_worker(tiny, monkeypatch, capsys):
+    small = replace(read_machine(), shared_memory_bytes=1000)
+    monkeypatch.setattr(examining, "read_machine", lambda: small)
+    monkeypatch.setattr(examining, "measure_decoding", None)  # is not called
+    code, out, _ = doctor(monkeypatch, capsys, *options(tiny))
+    assert code == 1
+    assert "BLOCKER: /dev/shm has 0.00 GB free" in out
+    assert "not measured: a blocker is in its way" in out

@@ -15,7 +15,8 @@ from imagenet_rn50.loading.prefetch import least_cache_bytes
 from imagenet_rn50.machine.estimate import Rates, duration, variants
 from imagenet_rn50.machine.nodes import PARAMETERS, demand
 from imagenet_rn50.machine.prices import PRICES, load_prices
-from imagenet_rn50.machine.quote import Options, make_quote, published_top1, text_of
+from imagenet_rn50.machine.quote import Options, make_quote
+from imagenet_rn50.machine.quote_text import published_top1, text_of
 from imagenet_rn50.model import build_model
 from imagenet_rn50.recipe import DataRecipe, Recipe
 from imagenet_rn50.recipe_files import load_recipe, recipe_names

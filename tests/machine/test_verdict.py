@@ -8,8 +8,9 @@ from imagenet_rn50.machine.disk import DiskRates
 from imagenet_rn50.machine.facts import Machine
 from imagenet_rn50.machine.verdict import (
     Packed,
-    blockers,
     bottleneck,
+    device_blockers,
+    machine_blockers,
     needed_shared_memory,
     stages,
 )
@@ -17,7 +18,9 @@ from imagenet_rn50.recipe import Recipe
 
 GIB = 2**30
 MACHINE = Machine(48, 192 * GIB, 96 * GIB, 65536, "580.95.05", {})
-IMAGENET = Packed(1_281_167, 149_000_000_000, "xfs /dev/nvme1n1 (Amazon Elastic Block Store)")
+IMAGENET = Packed(
+    1_281_167, 149_000_000_000, 50_000, "xfs /dev/nvme1n1 (Amazon Elastic Block Store)"
+)
 GP3 = DiskRates(sequential=125, random=20, num_bytes=GIB)
 FAST_DISK = replace(GP3, sequential=2000)
 LOADER = DecodingRates(one_worker=400, all_workers=14_000, num_workers=32, size=224)
@@ -61,8 +64,8 @@ def test_a_volume_of_which_too_little_was_read_is_not_judged():
     assert sentence(disk=little).startswith("The GPUs")
 
 
-def problems(machine=MACHINE, devices=(L4,) * 4, num_workers=8):
-    return list(blockers(machine, Recipe(), list(devices), num_workers))
+def problems(machine=MACHINE, num_workers=8):
+    return list(machine_blockers(machine, Recipe(), 4, num_workers))
 
 
 def test_a_machine_that_fits_has_no_blocker():
@@ -88,8 +91,10 @@ def test_too_few_open_files_block(open_files, blocks):
     assert any("ulimit -n 256" in problem for problem in found) == blocks
 
 
-def test_a_micro_batch_that_no_gpu_memory_holds_blocks():
-    full = replace(L4, steps={"bf16": 0.0})
-    (problem,) = problems(devices=[full])
+def test_a_micro_batch_that_fits_in_no_precision_blocks():
+    half = replace(L4, steps={"no": 0.0, "bf16": 300.0})
+    assert list(device_blockers(Recipe(), [half])) == []
+    full = replace(L4, steps={"no": 0.0, "bf16": 0.0})
+    (problem,) = device_blockers(Recipe(), [half, full])
     assert "no memory for a micro batch of 256" in problem
     assert "--micro-batch 128" in problem
