@@ -13,7 +13,7 @@ from typing import Literal
 
 import tyro
 
-from imagenet_rn50.errors import exit_on_input_error
+from imagenet_rn50.errors import InputError, exit_on_input_error
 from imagenet_rn50.files import write_json
 
 _SCRIPT = "imagenet-rn50"  # as pyproject.toml installs it; shells complete the verbs of a name only
@@ -56,6 +56,11 @@ def doctor(
     from imagenet_rn50.machine.doctor import examine, report
     from imagenet_rn50.recipe_files import load_recipe
 
+    if seconds <= 0 or workers < 0:
+        raise InputError(
+            f"--seconds {seconds:g} --workers {workers} makes no sense",
+            expected="--seconds over 0, --workers of 0 or more",
+        )
     found = examine(load_recipe(recipe), recipe, shards, workers, seconds)
     print(dumps(found.to_json(), indent=2) if json else report(found))
     if found.blockers:

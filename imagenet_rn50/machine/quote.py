@@ -13,6 +13,7 @@ from imagenet_rn50.machine.prices import Instance, PriceTable
 from imagenet_rn50.recipe import Recipe
 
 Precision: TypeAlias = Literal["bf16", "fp16", "no"]
+PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "no")
 
 _PUBLISHED_SIZE = 224  # px, of the speeds in the table
 _BASELINE = 125.0  # MiB/s of a gp3 volume
@@ -20,6 +21,7 @@ _BASELINE = 125.0  # MiB/s of a gp3 volume
 # shards takes 1,024 more.
 _BYTES_PER_IMAGE = 147_897_477_120 / 1_281_167 + 1_024
 _LOADER_PER_CORE = 607.0  # images/s
+RESIZED_PART = (341 * 256) / (500 * 375)  # pixels of a usual picture, after and before
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,10 @@ class Quote:
         instance_name: Of the machine.
         instance: What it is and costs.
         rates: What it does.
+        machine: The machine, in words.
+        num_ranks: GPUs of all machines.
         assumptions: Each of them, with its source.
+        other_precisions: Those whose speed is known, too.
         options: What the user said.
         prices: The table.
     """
@@ -63,7 +68,10 @@ class Quote:
     instance_name: str
     instance: Instance
     rates: Rates
+    machine: str
+    num_ranks: int
     assumptions: tuple[str, ...]
+    other_precisions: tuple[Precision, ...]
     options: Options
     prices: PriceTable
 
@@ -76,9 +84,15 @@ def make_quote(
     Raises:
         InputError: When the recipe has no work for so many GPUs, or a rate or price is not known.
     """
+    _require_positive(options)
     instance = prices.instance(instance_name)
-    recipe.accumulation(options.nodes * instance.gpus)  # says what does not fit
-    found = read_json(options.measured) if options.measured else {}
+    found = _read_measured(options.measured) if options.measured else {}
+    machine, num_gpus = f"{instance_name} ({instance.gpus} {instance.gpu})", instance.gpus
+    if found:
+        num_gpus = len(found["devices"])
+        machine = f"the machine of {options.measured} ({num_gpus} {found['devices'][0]['name']})"
+    num_ranks = options.nodes * num_gpus
+    recipe.accumulation(num_ranks)  # says what does not fit
     assumptions: list[str] = []
     gpus, size = _gpus(instance, prices, options, found, assumptions)
     loader, volume, num_bytes = _input(instance, options, found, assumptions)
@@ -100,10 +114,62 @@ def make_quote(
         f"{memory / 2**30:,.0f} GiB of memory: shards of "
         f"{rates.num_train * num_bytes / 1e9:,.0f} GB {kept}",
         "the GPUs' images/s go with 1 / side^2; an evaluation costs a third of training an image",
+        f"resized pictures take {RESIZED_PART:.0%} of the bytes: 341 x 256 of 500 x 375 px",
         "a backward pass hides the exchange of gradients; no interruption is repeated",
         "not counted: starting, compiling, checkpoints, storage, transfer, packing",
     ]
-    return Quote(name, recipe, instance_name, instance, rates, tuple(assumptions), options, prices)
+    return Quote(
+        name,
+        recipe,
+        instance_name,
+        instance,
+        rates,
+        machine,
+        num_ranks,
+        tuple(assumptions),
+        _other_precisions(options, found),
+        options,
+        prices,
+    )
+
+
+def _require_positive(options: Options) -> None:
+    """Refuses numbers that make no sense.
+
+    Raises:
+        InputError: Naming the option.
+    """
+    for name in ("images_per_second", "disk", "price", "nodes"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} {value} makes no sense", expected="more than 0")
+
+
+def _read_measured(path: Path) -> dict[str, Any]:
+    """Reads what `doctor --json` printed.
+
+    Raises:
+        InputError: When it is something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or not {"machine", "devices", "packed"} <= found.keys():
+        raise InputError(
+            f"{path} is no examination",
+            expected="what `python -m imagenet_rn50 doctor --json` printed",
+        )
+    return found
+
+
+def _other_precisions(options: Options, found: dict[str, Any]) -> tuple[Precision, ...]:
+    """Returns the precisions whose speed is known besides the one that was asked for."""
+    if options.images_per_second is not None:
+        return ()
+    if found:
+        steps = [device["steps"] for device in found["devices"]]
+        known = [name for name in PRECISIONS if all(rates.get(name) for rates in steps)]
+        return tuple(name for name in known if name != options.precision)
+    return ("bf16",) if options.precision == "no" else ("no",)
 
 
 def _gpus(

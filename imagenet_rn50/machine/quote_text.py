@@ -9,21 +9,16 @@ from dataclasses import replace
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.machine.estimate import Duration, duration, variants
 from imagenet_rn50.machine.nodes import demand
-from imagenet_rn50.machine.quote import Precision, Quote, make_quote
+from imagenet_rn50.machine.quote import RESIZED_PART, Quote, make_quote
 from imagenet_rn50.recipe_files import RECIPES, load_recipe, recipe_names
-
-_RESIZED_PART = (341 * 256) / (500 * 375)  # pixels of a usual picture, before and after
 
 
 def text_of(quote: Quote, target: float | None) -> str:
     """Returns the whole quote, as it is printed."""
     options, recipe = quote.options, quote.recipe
-    machine = (
-        f"{options.nodes} x {quote.instance_name}" if options.nodes > 1 else (quote.instance_name)
-    )
     lines = [
-        f"{quote.name}: {recipe.epochs} epochs on {machine} "
-        f"({quote.instance.gpus} {quote.instance.gpu} each), precision {options.precision}",
+        f"{quote.name}: {recipe.epochs} epochs on {options.nodes} x {quote.machine}, "
+        f"precision {options.precision}",
         f"accuracy: {published_line(quote.name)}",
         "",
         *_table(quote),
@@ -40,35 +35,31 @@ def text_of(quote: Quote, target: float | None) -> str:
 def _table(quote: Quote) -> Iterator[str]:
     """Yields a line a variant."""
     yield _row("", "images/s", "limit", "hours", "on demand", "spot")
-    for variant in variants(quote.recipe, quote.rates, _RESIZED_PART):
-        yield _priced(quote, variant.name, duration(variant.recipe, variant.rates, _n(quote)))
-    if quote.options.measured is None and quote.options.images_per_second is None:
-        other: Precision = "bf16" if quote.options.precision == "no" else "no"
-        options = replace(quote.options, precision=other)
+    for variant in variants(quote.recipe, quote.rates, RESIZED_PART):
+        yield _priced(
+            quote, variant.name, duration(variant.recipe, variant.rates, quote.options.nodes)
+        )
+    for precision in quote.other_precisions:
+        options = replace(quote.options, precision=precision)
         changed = make_quote(quote.name, quote.recipe, quote.instance_name, quote.prices, options)
-        name = f"precision {other}"
-        yield _priced(quote, name, duration(changed.recipe, changed.rates, _n(quote)))
+        took = duration(changed.recipe, changed.rates, quote.options.nodes)
+        yield _priced(quote, f"precision {precision}", took)
 
 
 def _priced(quote: Quote, name: str, took: Duration) -> str:
     """Returns a line of the table."""
-    hourly, spot = quote.options.price or quote.instance.on_demand, quote.instance.spot
-    cheap = (
-        f"${took.hours * spot * _n(quote):,.2f}" if spot and quote.options.price is None else "-"
-    )
+    hours = took.hours * quote.options.nodes
+    on_demand, spot = quote.instance.on_demand, quote.instance.spot
+    if quote.options.price is not None:
+        on_demand, spot = quote.options.price, None
     return _row(
         name,
         f"{took.images_per_second:,.0f}",
         took.limit,
         f"{took.hours:.1f}",
-        f"${took.hours * hourly * _n(quote):,.2f}",
-        cheap,
+        f"${hours * on_demand:,.2f}",
+        f"${hours * spot:,.2f}" if spot else "-",
     )
-
-
-def _n(quote: Quote) -> int:
-    """Returns the number of machines."""
-    return quote.options.nodes
 
 
 def _row(name: str, rate: str, limit: str, hours: str, on_demand: str, spot: str) -> str:
@@ -78,7 +69,7 @@ def _row(name: str, rate: str, limit: str, hours: str, on_demand: str, spot: str
 
 def _several_nodes(quote: Quote, num_workers: int = 8) -> Iterator[str]:
     """Yields what each node needs, with its formula."""
-    nodes, network = _n(quote), quote.instance.network_gbps
+    nodes, network = quote.options.nodes, quote.instance.network_gbps
     needs = demand(quote.recipe, quote.rates, nodes, num_workers, network)
     hidden = "can be" if needs.can_be_hidden else "cannot be"
     yield f"each of {nodes} nodes, computed and not run here:"
@@ -108,12 +99,12 @@ def _towards(quote: Quote, target: float) -> Iterator[str]:
             continue
         recipe = load_recipe(name)
         try:
-            recipe.accumulation(_n(quote) * quote.instance.gpus)
+            recipe.accumulation(quote.num_ranks)
         except InputError:
-            yield f"{name:<38}has no work for {_n(quote) * quote.instance.gpus} GPUs"
+            yield f"{name:<38}has no work for {quote.num_ranks} ranks"
             continue
         label = f"{name}, {recipe.epochs} epochs, {published:.1%}"
-        yield _priced(quote, label, duration(recipe, quote.rates, _n(quote)))
+        yield _priced(quote, label, duration(recipe, quote.rates, quote.options.nodes))
 
 
 def _price_source(quote: Quote) -> Iterator[str]:

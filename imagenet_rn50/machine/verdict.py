@@ -22,6 +22,7 @@ _IN_USE = 2
 # Files of one process: the shards a reader keeps open, the batches' memory, libraries.
 _FILES = 128
 _FILES_OF_EACH_WORKER = 16
+_VOLUME = "the volume of the shards"
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,14 @@ def stages(
     found = []
     if packed and disk and disk.is_enough:
         rate = disk.sequential * 2**20 / packed.bytes_per_image
-        found.append(Stage("the volume of the shards", rate, _volume_fix(machine, packed)))
+        found.append(Stage(_VOLUME, rate, _volume_fix(packed)))
     if decoding:
         found.append(Stage("the loader", decoding.all_workers, _loader_fix(machine, decoding)))
     precision, rate = best_precision(devices)
-    fix = f"train in {precision} (accelerate_configs/), or on a machine with more of them"
-    name = "the CPU's training step" if devices[0].memory_bytes is None else "the GPUs"
     if devices[0].memory_bytes is None:
-        fix = "train on a GPU (docs/ec2.md)"
-    found.append(Stage(name, rate, fix))
-    return found
+        return [*found, Stage("the CPU's training step", rate, "train on a GPU (docs/ec2.md)")]
+    fix = f"train in {precision} (accelerate_configs/), or on a machine with more of them"
+    return [*found, Stage("the GPUs", rate, fix)]
 
 
 def best_precision(devices: list[DeviceRates]) -> tuple[str, float]:
@@ -94,14 +93,13 @@ def bottleneck(found: list[Stage], machine: Machine, packed: Packed | None) -> s
     """Says in a sentence what holds training up, by how much, and what moves it."""
     slowest = min(found, key=lambda stage: stage.images_per_second)
     others = [stage for stage in found if stage is not slowest]
-    text = f"{slowest.name} holds training up, at {slowest.images_per_second:,.0f} images/s"
+    text = f"Training is held up by {slowest.name}, at {slowest.images_per_second:,.0f} images/s"
+    if slowest.name == _VOLUME and fits_memory(machine, packed):
+        text += " in the first epoch, after which they are in memory"
     if others:
         second = min(others, key=lambda stage: stage.images_per_second)
-        text += f" where {second.name} would take {second.images_per_second:,.0f}"
-    text = text.replace("GPUs holds", "GPUs hold")
-    if slowest.name == "the volume of the shards" and fits_memory(machine, packed):
-        text += ", in the first epoch: after it the shards are in memory"
-    return f"{text[0].upper()}{text[1:]}; {slowest.fix}."
+        text += f" ({second.name}: {second.images_per_second:,.0f})"
+    return f"{text}; {slowest.fix}."
 
 
 def fits_memory(machine: Machine, packed: Packed | None) -> bool:
@@ -162,7 +160,7 @@ def device_blockers(recipe: Recipe, devices: list[DeviceRates]) -> Iterator[str]
             )
 
 
-def _volume_fix(machine: Machine, packed: Packed) -> str:
+def _volume_fix(packed: Packed) -> str:
     """Says what makes shards come faster."""
     copy = "copy the shards to the instance's own NVMe (docs/ec2.md)"
     smaller = "pack them with --resize short=256"

@@ -1,3 +1,4 @@
+import json
 import re
 import sys
 from dataclasses import replace
@@ -111,7 +112,7 @@ def test_a_quote_prints_its_prices_and_that_its_speed_was_not_measured(monkeypat
     ).groups()  # type: ignore[union-attr]
     assert float(on_demand) / float(hours) == pytest.approx(4.6016, rel=0.01)
     assert float(spot) / float(hours) == pytest.approx(2.0357, rel=0.01)
-    for part in ("crops of 128 px", "resized", "precision no", "1000 MiB/s"):
+    for part in ("crops of 128 px", "resized", "precision no", "1000 MiB/s", "47% of the bytes"):
         assert part in out
 
 
@@ -144,6 +145,10 @@ def test_a_target_lists_the_recipes_that_reach_it(monkeypatch, capsys):
         ("--recipe rn50-16ep --instance p5.48xlarge --micro-batch 128", "no speed of a H100"),
         ("--recipe rn50-16ep --nodes 2", "cannot be shared by 8 ranks"),
         ("--recipe rn50-16ep --micro-batch 100", "must be a multiple of"),
+        ("--recipe rn50-16ep --nodes 0", "--nodes 0 makes no sense"),
+        ("--recipe rn50-16ep --disk -1", "--disk -1.0 makes no sense"),
+        ("--recipe rn50-16ep --measured pyproject.toml", "cannot be read"),
+        ("--recipe rn50-16ep --measured app/none.json", "there is no file"),
     ],
 )
 def test_what_cannot_be_quoted_is_wrong_use(words, message, monkeypatch, capsys):
@@ -185,5 +190,22 @@ def test_every_recipe_can_be_quoted(name):
     gpus = max(n for n in (1, 4, 8) if recipe.global_batch // recipe.micro_batch % n == 0)
     instance = {1: "g6.2xlarge", 4: "g6.12xlarge", 8: "g6.48xlarge"}[gpus]
     text = text_of(make_quote(name, recipe, instance, load_prices(), Options()), None)
-    assert f"{name}: {recipe.epochs} epochs on {instance}" in text
+    assert f"{name}: {recipe.epochs} epochs on 1 x {instance} (" in text
     assert "unknown: the recipe names no published figure" not in text
+
+
+def test_a_measurement_tells_what_each_measured_precision_costs(tmp_path):
+    device = {"name": "NVIDIA L4", "steps": {"no": 100.0, "bf16": 300.0, "fp16": 0.0}, "size": 224}
+    found = {"machine": {"memory_bytes": 2**38}, "devices": [device] * 2, "packed": None}
+    (tmp_path / "doctor.json").write_text(json.dumps(found))
+    options = Options(measured=tmp_path / "doctor.json")
+    recipe = Recipe(data=DataRecipe())
+    text = text_of(make_quote("mine", recipe, "g6.12xlarge", load_prices(), options), None)
+    assert "600 images/s of 2 device(s) at 224 px: measured" in text
+    assert "precision no " in text
+    assert "precision fp16" not in text
+    with pytest.raises(InputError, match="no speed in precision fp16"):
+        make_quote("m", recipe, "g6.12xlarge", load_prices(), replace(options, precision="fp16"))
+    (tmp_path / "doctor.json").write_text("{}")
+    with pytest.raises(InputError, match="is no examination"):
+        make_quote("m", recipe, "g6.12xlarge", load_prices(), options)

@@ -35,33 +35,33 @@ def sentence(machine=MACHINE, packed=IMAGENET, disk=FAST_DISK, decoding=LOADER, 
 def test_a_gp3_volume_as_it_comes_holds_four_l4_up():
     small = replace(MACHINE, memory_bytes=64 * GIB)
     said = sentence(small, disk=GP3)
-    assert said.startswith("The volume of the shards holds training up, at 1,127 images/s")
-    assert "the GPUs would take 1,200" in said
+    assert said.startswith("Training is held up by the volume of the shards, at 1,127 images/s")
+    assert "(the GPUs: 1,200)" in said
     assert "`aws ec2 modify-volume --throughput`" in said
     assert "first epoch" not in said
 
 
 def test_a_volume_matters_in_the_first_epoch_only_where_memory_holds_the_shards():
-    assert "in the first epoch: after it the shards are in memory" in sentence(disk=GP3)
+    assert "in the first epoch, after which they are in memory" in sentence(disk=GP3)
 
 
 def test_a_loader_that_has_cores_left_is_given_more_workers():
     slow = replace(LOADER, all_workers=800.0, num_workers=4)
     said = sentence(decoding=slow)
-    assert said.startswith("The loader holds training up, at 800 images/s")
+    assert said.startswith("Training is held up by the loader, at 800 images/s")
     assert "--workers" in said
     assert "--workers" not in sentence(decoding=replace(slow, num_workers=48))
 
 
 def test_gpus_that_are_held_up_by_nothing_are_told_the_faster_precision():
     said = sentence()
-    assert said.startswith("The GPUs hold training up, at 1,200 images/s")
+    assert said.startswith("Training is held up by the GPUs, at 1,200 images/s")
     assert "train in bf16" in said
 
 
 def test_a_volume_of_which_too_little_was_read_is_not_judged():
     little = replace(GP3, sequential=1.0, num_bytes=GIB // 100)
-    assert sentence(disk=little).startswith("The GPUs")
+    assert sentence(disk=little).startswith("Training is held up by the GPUs")
 
 
 def problems(machine=MACHINE, num_workers=8):
