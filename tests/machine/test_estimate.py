@@ -112,6 +112,8 @@ def test_a_quote_prints_its_prices_and_that_its_speed_was_not_measured(monkeypat
     ).groups()  # type: ignore[union-attr]
     assert float(on_demand) / float(hours) == pytest.approx(4.6016, rel=0.01)
     assert float(spot) / float(hours) == pytest.approx(2.0357, rel=0.01)
+    single = re.search(r"precision no .* ([\d.]+) +\$", out)
+    assert single and float(single[1]) == pytest.approx(float(hours) / 0.44, rel=0.02)
     for part in ("crops of 128 px", "resized", "precision no", "1000 MiB/s", "47% of the bytes"):
         assert part in out
 
