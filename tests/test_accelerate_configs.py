@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import train_accelerate
 from imagenet_rn50.runs.checkpoints import newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
-from tests.support import write_recipe, write_shards
+from tests.support import write_tiny
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
@@ -89,10 +89,7 @@ def test_two_machines_are_told_apart_by_their_rank_alone():
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    write_shards(folder / "shards", train=[8, 6, 7], validation=[6, 5])
-    write_recipe(folder)
-    return folder
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.mark.multiprocess

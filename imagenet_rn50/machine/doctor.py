@@ -13,6 +13,7 @@ from imagenet_rn50.errors import InputError
 from imagenet_rn50.machine.compute import DeviceRates, measure_devices
 from imagenet_rn50.machine.decoding import DecodingRates, measure_decoding
 from imagenet_rn50.machine.disk import DiskRates, measure_disk
+from imagenet_rn50.machine.estimate import rate_text
 from imagenet_rn50.machine.facts import Machine, read_machine, volume_of
 from imagenet_rn50.machine.links import measure_all_reduce
 from imagenet_rn50.machine.nodes import PARAMETERS
@@ -199,7 +200,7 @@ def _measured_rows(found: Examination) -> list[tuple[str, str]]:
         rows += [
             (
                 f"{label}: {precision}",
-                f"{rate:,.1f} images/s, {device.batch} of {device.size} px a step"
+                f"{rate_text(rate)} images/s, {device.batch} of {device.size} px a step"
                 if rate
                 else f"no memory for {device.batch} of {device.size} px",
             )

@@ -19,6 +19,11 @@ _SECONDS = 3600
 _FORWARD = 1 / 3  # of a training step: a backward pass costs twice a forward pass
 
 
+def rate_text(images_per_second: float) -> str:
+    """Returns a rate with as many digits as say something."""
+    return f"{images_per_second:,.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
+
+
 @dataclass(frozen=True)
 class Rates:
     """What one machine does, and what it reads.
@@ -65,7 +70,7 @@ class Duration:
     Attributes:
         hours: All of it.
         images_per_second: In training, over all epochs.
-        limit: What held most of the hours up: volume, loader or GPUs.
+        limit: What held most of the hours up: volume, loader or devices.
     """
 
     hours: float
@@ -101,7 +106,7 @@ def duration(recipe: Recipe, rates: Rates, num_nodes: int = 1) -> Duration:
 def _pace(recipe: Recipe, rates: Rates, epoch: int, num_nodes: int) -> tuple[str, float]:
     """Returns what holds an epoch up, and its images/s."""
     paces = {
-        "GPUs": rates.gpus_at(recipe.data.size_at(epoch)) * num_nodes,
+        "devices": rates.gpus_at(recipe.data.size_at(epoch)) * num_nodes,
         "loader": rates.loader * num_nodes,
     }
     if epoch == 0 or not rates.fits_memory:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import read_json
-from imagenet_rn50.machine.estimate import IMAGENET_TRAIN, IMAGENET_VALIDATION, Rates
+from imagenet_rn50.machine.estimate import IMAGENET_TRAIN, IMAGENET_VALIDATION, Rates, rate_text
 from imagenet_rn50.machine.prices import Instance, PriceTable
 from imagenet_rn50.recipe import Recipe
 
@@ -113,7 +113,7 @@ def make_quote(
         f"{rates.num_train:,} training images, {rates.num_validation:,} in each epoch's evaluation",
         f"{memory / 2**30:,.0f} GiB of memory: shards of "
         f"{rates.num_train * num_bytes / 1e9:,.0f} GB {kept}",
-        "the GPUs' images/s go with 1 / side^2; an evaluation costs a third of training an image",
+        "the devices' images/s go with 1 / side^2; evaluating an image costs a third of training",
         f"resized pictures take {RESIZED_PART:.0%} of the bytes: 341 x 256 of 500 x 375 px",
         "a backward pass hides the exchange of gradients; no interruption is repeated",
         "not counted: starting, compiling, checkpoints, storage, transfer, packing",
@@ -194,7 +194,7 @@ def _gpus(
             )
         size = devices[0]["size"]
         assumptions.append(
-            f"{sum(rates):,.0f} images/s of {len(devices)} device(s) at {size} px: measured"
+            f"{rate_text(sum(rates))} images/s of {len(devices)} device(s) at {size} px: measured"
         )
         return sum(rates), size
     published = prices.speed(instance)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.machine.estimate import Duration, duration, variants
+from imagenet_rn50.machine.estimate import Duration, duration, rate_text, variants
 from imagenet_rn50.machine.nodes import demand
 from imagenet_rn50.machine.quote import RESIZED_PART, Quote, make_quote
 from imagenet_rn50.recipe_files import RECIPES, load_recipe, recipe_names
@@ -54,7 +54,7 @@ def _priced(quote: Quote, name: str, took: Duration) -> str:
         on_demand, spot = quote.options.price, None
     return _row(
         name,
-        f"{took.images_per_second:,.0f}",
+        rate_text(took.images_per_second),
         took.limit,
         f"{took.hours:.1f}",
         f"${hours * on_demand:,.2f}",
@@ -115,8 +115,8 @@ def _price_source(quote: Quote) -> Iterator[str]:
     instance, table = quote.instance, quote.prices
     spot = f"${instance.spot:g}" if instance.spot else "unknown"
     yield (
-        f"${instance.on_demand:g} an hour on demand, {spot} spot: {table.source}, looked up "
-        f"{table.looked_up}; check it, and pass --price or --prices"
+        f"{quote.instance_name}: ${instance.on_demand:g} an hour on demand, {spot} spot; "
+        f"{table.source}, looked up {table.looked_up}; check it, and pass --price or --prices"
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from imagenet_rn50.machine.compute import DeviceRates
 from imagenet_rn50.machine.decoding import DecodingRates
 from imagenet_rn50.machine.disk import DiskRates
+from imagenet_rn50.machine.estimate import rate_text
 from imagenet_rn50.machine.facts import KEPT_IN_MEMORY, Machine
 from imagenet_rn50.recipe import Recipe
 
@@ -93,12 +94,14 @@ def bottleneck(found: list[Stage], machine: Machine, packed: Packed | None) -> s
     """Says in a sentence what holds training up, by how much, and what moves it."""
     slowest = min(found, key=lambda stage: stage.images_per_second)
     others = [stage for stage in found if stage is not slowest]
-    text = f"Training is held up by {slowest.name}, at {slowest.images_per_second:,.0f} images/s"
+    text = (
+        f"Training is held up by {slowest.name}, at {rate_text(slowest.images_per_second)} images/s"
+    )
     if slowest.name == _VOLUME and fits_memory(machine, packed):
         text += " in the first epoch, after which they are in memory"
     if others:
         second = min(others, key=lambda stage: stage.images_per_second)
-        text += f" ({second.name}: {second.images_per_second:,.0f})"
+        text += f" ({second.name}: {rate_text(second.images_per_second)})"
     return f"{text}; {slowest.fix}."
 
 

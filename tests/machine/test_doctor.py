@@ -8,16 +8,14 @@ import pytest
 
 from imagenet_rn50 import __main__ as verbs
 from imagenet_rn50.machine import doctor as examining
+from imagenet_rn50.machine.estimate import rate_text
 from imagenet_rn50.machine.facts import read_machine
-from tests.support import write_recipe, write_shards
+from tests.support import write_shards, write_tiny
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tiny")
-    write_shards(folder / "shards", train=[8, 6, 7], validation=[6, 5])
-    write_recipe(folder)
-    return folder
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 def doctor(monkeypatch, capsys, *words):
@@ -54,7 +52,8 @@ def test_a_sound_machine_is_measured_into_json_that_estimate_reads(
     monkeypatch.setattr(sys, "argv", ["imagenet_rn50", *words])
     verbs.main()
     quoted = capsys.readouterr().out
-    assert f"{found['devices'][0]['steps']['no']:,.0f} images/s of 1 device(s)" in quoted
+    rate = rate_text(found["devices"][0]["steps"]["no"])
+    assert f"{rate} images/s of 1 device(s)" in quoted
     assert "NOT MEASURED HERE" not in quoted
     assert "21 training images, 11 in each epoch's evaluation" in quoted
 

@@ -13,7 +13,7 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.loading.order import TrainingOrder
 from imagenet_rn50.loading.prefetch import least_cache_bytes
-from imagenet_rn50.machine.estimate import Rates, duration, variants
+from imagenet_rn50.machine.estimate import Rates, duration, rate_text, variants
 from imagenet_rn50.machine.nodes import PARAMETERS, demand
 from imagenet_rn50.machine.prices import PRICES, load_prices
 from imagenet_rn50.machine.quote import Options, make_quote
@@ -113,7 +113,8 @@ def test_a_quote_prints_its_prices_and_that_its_speed_was_not_measured(monkeypat
     assert float(on_demand) / float(hours) == pytest.approx(4.6016, rel=0.01)
     assert float(spot) / float(hours) == pytest.approx(2.0357, rel=0.01)
     single = re.search(r"precision no .* ([\d.]+) +\$", out)
-    assert single and float(single[1]) == pytest.approx(float(hours) / 0.44, rel=0.02)
+    assert single
+    assert float(single[1]) == pytest.approx(float(hours) / 0.44, rel=0.02)
     for part in ("crops of 128 px", "resized", "precision no", "1000 MiB/s", "47% of the bytes"):
         assert part in out
 
@@ -211,3 +212,10 @@ def test_a_measurement_tells_what_each_measured_precision_costs(tmp_path):
     (tmp_path / "doctor.json").write_text("{}")
     with pytest.raises(InputError, match="is no examination"):
         make_quote("m", recipe, "g6.12xlarge", load_prices(), options)
+
+
+@pytest.mark.parametrize(
+    ("rate", "text"), [(0.34, "0.34"), (3.06, "3.1"), (10.4, "10"), (16621.0, "16,621")]
+)
+def test_rates_are_printed_with_the_digits_that_say_something(rate, text):
+    assert rate_text(rate) == text
