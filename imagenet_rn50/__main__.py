@@ -15,6 +15,9 @@ from typing import Annotated, Literal
 import tyro
 
 from imagenet_rn50.errors import InputError, exit_on_input_error
+from imagenet_rn50.files import write_json
+
+_SCRIPT = "imagenet-rn50"  # as pyproject.toml installs it; shells complete the verbs of a name only
 
 app = tyro.extras.SubcommandApp()
 
@@ -30,6 +33,82 @@ def demo(folder: Path = Path("runs/demo"), data: Path = Path("data/digits")) -> 
     from imagenet_rn50.demo import run_demo
 
     run_demo(folder, data)
+
+
+@app.command
+def doctor(
+    recipe: str = "rn50-16ep",
+    shards: Path | None = None,
+    workers: int = min(8, os.cpu_count() or 1),
+    seconds: float = 5.0,
+    json: bool = False,
+) -> None:
+    """Measure this machine, name what holds training up; exit code 1 when a run would not start.
+
+    Args:
+        recipe: Name of the recipe that would run, or a YAML file.
+        shards: Folder that shard_imagenet.py wrote; without it, volume and loader are left out.
+        workers: Loader processes of each rank.
+        seconds: How long each single thing is measured.
+        json: Print JSON, which `estimate --measured` reads, instead of a table.
+    """
+    from json import dumps
+
+    from imagenet_rn50.machine.doctor import examine, report
+    from imagenet_rn50.recipe_files import load_recipe
+
+    if seconds <= 0 or workers < 0:
+        raise InputError(
+            f"--seconds {seconds:g} --workers {workers} makes no sense",
+            expected="--seconds over 0, --workers of 0 or more",
+        )
+    found = examine(load_recipe(recipe), recipe, shards, workers, seconds)
+    print(dumps(found.to_json(), indent=2) if json else report(found))
+    if found.blockers:
+        raise SystemExit(1)
+
+
+@app.command
+def estimate(
+    recipe: str,
+    instance: str = "g6.12xlarge",
+    nodes: int = 1,
+    precision: Literal["bf16", "fp16", "no"] = "bf16",
+    target: float | None = None,
+    measured: Path | None = None,
+    images_per_second: float | None = None,
+    disk: float | None = None,
+    price: float | None = None,
+    prices: Path | None = None,
+    micro_batch: int | None = None,
+) -> None:
+    """Compute hours and price of a run, with every assumption, before money is spent.
+
+    Args:
+        recipe: Name of a recipe, or a YAML file.
+        instance: Kind of EC2 instance, from the table of prices.
+        nodes: How many of them.
+        precision: Mixed precision, or no.
+        target: Top-1 in [0, 1]: also list the recipes whose published figure reaches it.
+        measured: What `doctor --json` printed on the machine, instead of published speeds.
+        images_per_second: Speed of all GPUs of a machine at 224 px, where you know it better.
+        disk: MiB/s of the volume of the shards.
+        price: USD an hour of a machine.
+        prices: A table of your own, like imagenet_rn50/machine/prices.yaml.
+        micro_batch: Instead of the recipe's.
+    """
+    from imagenet_rn50.machine.prices import PRICES, load_prices
+    from imagenet_rn50.machine.quote import Options, make_quote
+    from imagenet_rn50.machine.quote_text import text_of
+    from imagenet_rn50.recipe_files import load_recipe, parse_recipe
+
+    loaded = load_recipe(recipe)
+    if micro_batch is not None:
+        changed = loaded.model_dump(mode="json") | {"micro_batch": micro_batch}
+        loaded = parse_recipe(changed, source=f"{recipe} with --micro-batch {micro_batch}")
+    options = Options(precision, measured, images_per_second, disk, price, nodes)
+    quote = make_quote(recipe, loaded, instance, load_prices(prices or PRICES), options)
+    print(text_of(quote, target))
 
 
 @app.command
@@ -256,8 +335,10 @@ def push(
 
 def main() -> None:
     """Runs the verb that the command line names."""
+    installed = Path(sys.argv[0]).name == _SCRIPT
+    prog = _SCRIPT if installed else "python -m imagenet_rn50"
     with exit_on_input_error():
-        app.cli(prog="python -m imagenet_rn50", description=__doc__.splitlines()[0])
+        app.cli(prog=prog, description=__doc__.splitlines()[0])
 
 
 if __name__ == "__main__":

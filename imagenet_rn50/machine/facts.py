@@ -1,0 +1,86 @@
+"""What this machine is: cores, memory, limits, volumes, versions. Nothing is measured here."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+KEPT_IN_MEMORY = 0.8  # part of the memory that the page cache may take
+
+_PACKAGES = ("torch", "torchvision", "accelerate", "transformers", "simplejpeg")
+_SHARED_MEMORY = Path("/dev/shm")
+_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a bug report and a verdict need to know of a machine; no secret, no address.
+
+    Attributes:
+        cores: CPUs that this process may use.
+        memory_bytes: Memory of the machine.
+        shared_memory_bytes: Free space in /dev/shm; None where there is no such folder.
+        open_files: How many files a process may have open.
+        driver: NVIDIA's kernel driver; None where there is none.
+        versions: Of Python and of what the speed depends on.
+    """
+
+    cores: int
+    memory_bytes: int
+    shared_memory_bytes: int | None
+    open_files: int
+    driver: str | None
+    versions: dict[str, str]
+
+
+def read_machine() -> Machine:
+    """Returns what this machine is."""
+    has_shared_memory = _SHARED_MEMORY.is_dir()
+    versions = {"python": platform.python_version()}
+    return Machine(
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        shared_memory_bytes=shutil.disk_usage(_SHARED_MEMORY).free if has_shared_memory else None,
+        open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
+        driver=_driver_version(_DRIVER),
+        versions=versions | {name: version(name) for name in _PACKAGES},
+    )
+
+
+def volume_of(folder: Path, *, system: Path = Path("/")) -> str:
+    """Returns what a folder stands on: filesystem, device, and the device's model where it has one.
+
+    On EC2 the model tells an EBS volume from the instance's own NVMe.
+
+    Args:
+        folder: Any folder.
+        system: Where /proc and /sys are.
+    """
+    device = folder.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    kind, source = "unknown filesystem", ""
+    for line in (system / "proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        fields, _, tail = line.partition(" - ")
+        if fields.split()[2] == number:
+            kind, source = tail.split()[:2]
+            break
+    words = [kind, source if source.startswith("/dev/") else ""]
+    block = system / "sys/dev/block" / number
+    for path in (block / "device/model", block / "../device/model"):  # a disk; a partition of one
+        if path.is_file():
+            words.append(f"({path.read_text(encoding='utf-8').strip()})")
+            break
+    return " ".join(word for word in words if word)
+
+
+def _driver_version(path: Path) -> str | None:
+    """Returns the version in what NVIDIA's driver says of itself."""
+    if not path.is_file():
+        return None
+    first = path.read_text(encoding="utf-8").splitlines()[0]
+    return next((word for word in first.split() if word[:1].isdigit() and "." in word), None)

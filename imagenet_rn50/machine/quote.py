@@ -1,0 +1,238 @@
+"""From options to a quote: what a machine does, each rate with its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import read_json
+from imagenet_rn50.machine.estimate import IMAGENET_TRAIN, IMAGENET_VALIDATION, Rates, rate_text
+from imagenet_rn50.machine.prices import Instance, PriceTable
+from imagenet_rn50.recipe import Recipe
+
+Precision: TypeAlias = Literal["bf16", "fp16", "no"]
+PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "no")
+
+_PUBLISHED_SIZE = 224  # px, of the speeds in the table
+_BASELINE = 125.0  # MiB/s of a gp3 volume
+# ILSVRC2012_img_train.tar has 147,897,477,120 bytes for 1,281,167 images; a label's member in our
+# shards takes 1,024 more.
+_BYTES_PER_IMAGE = 147_897_477_120 / 1_281_167 + 1_024
+_LOADER_PER_CORE = 607.0  # images/s
+RESIZED_PART = (341 * 256) / (500 * 375)  # pixels of a usual picture, after and before
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user says.
+
+    Attributes:
+        precision: Accelerate's name of it.
+        measured: What `doctor --json` printed.
+        images_per_second: Of all GPUs of a machine at 224 px, known better than the table knows it.
+        disk: MiB/s of the volume of the shards.
+        price: USD an hour of one machine.
+        nodes: How many machines.
+    """
+
+    precision: Precision = "bf16"
+    measured: Path | None = None
+    images_per_second: float | None = None
+    disk: float | None = None
+    price: float | None = None
+    nodes: int = 1
+
+
+@dataclass(frozen=True)
+class Quote:
+    """A run, what the machine does, and what was assumed for it.
+
+    Attributes:
+        name: Of the recipe.
+        recipe: What would run.
+        instance_name: Of the machine.
+        instance: What it is and costs.
+        rates: What it does.
+        machine: The machine, in words.
+        num_ranks: GPUs of all machines.
+        assumptions: Each of them, with its source.
+        other_precisions: Those whose speed is known, too.
+        options: What the user said.
+        prices: The table.
+    """
+
+    name: str
+    recipe: Recipe
+    instance_name: str
+    instance: Instance
+    rates: Rates
+    machine: str
+    num_ranks: int
+    assumptions: tuple[str, ...]
+    other_precisions: tuple[Precision, ...]
+    options: Options
+    prices: PriceTable
+
+
+def make_quote(
+    name: str, recipe: Recipe, instance_name: str, prices: PriceTable, options: Options
+) -> Quote:
+    """Finds the rates and writes down every assumption.
+
+    Raises:
+        InputError: When the recipe has no work for so many GPUs, or a rate or price is not known.
+    """
+    _require_positive(options)
+    instance = prices.instance(instance_name)
+    found = _read_measured(options.measured) if options.measured else {}
+    machine, num_gpus = f"{instance_name} ({instance.gpus} {instance.gpu})", instance.gpus
+    if found:
+        num_gpus = len(found["devices"])
+        machine = f"the machine of {options.measured} ({num_gpus} {found['devices'][0]['name']})"
+    num_ranks = options.nodes * num_gpus
+    recipe.accumulation(num_ranks)  # says what does not fit
+    assumptions: list[str] = []
+    gpus, size = _gpus(instance, prices, options, found, assumptions)
+    loader, volume, num_bytes = _input(instance, options, found, assumptions)
+    memory = found["machine"]["memory_bytes"] if found else instance.memory_gib * 2**30
+    packed = found.get("packed") or {}
+    rates = Rates(
+        gpus,
+        size,
+        loader,
+        volume,
+        num_bytes,
+        memory,
+        num_train=packed.get("num_samples", IMAGENET_TRAIN),
+        num_validation=packed.get("num_validation", IMAGENET_VALIDATION),
+    )
+    kept = "are read from the volume once" if rates.fits_memory else "are read every epoch"
+    assumptions += [
+        f"{rates.num_train:,} training images, {rates.num_validation:,} in each epoch's evaluation",
+        f"{memory / 2**30:,.0f} GiB of memory: shards of "
+        f"{rates.num_train * num_bytes / 1e9:,.0f} GB {kept}",
+        "the devices' images/s go with 1 / side^2; evaluating an image costs a third of training",
+        f"resized pictures take {RESIZED_PART:.0%} of the bytes: 341 x 256 of 500 x 375 px",
+        "a backward pass hides the exchange of gradients; no interruption is repeated",
+        "not counted: starting, compiling, checkpoints, storage, transfer, packing",
+    ]
+    return Quote(
+        name,
+        recipe,
+        instance_name,
+        instance,
+        rates,
+        machine,
+        num_ranks,
+        tuple(assumptions),
+        _other_precisions(options, found),
+        options,
+        prices,
+    )
+
+
+def _require_positive(options: Options) -> None:
+    """Refuses numbers that make no sense.
+
+    Raises:
+        InputError: Naming the option.
+    """
+    for name in ("images_per_second", "disk", "price", "nodes"):
+        value = getattr(options, name)
+        if value is not None and value <= 0:
+            option = name.replace("_", "-")
+            raise InputError(f"--{option} {value} makes no sense", expected="more than 0")
+
+
+def _read_measured(path: Path) -> dict[str, Any]:
+    """Reads what `doctor --json` printed.
+
+    Raises:
+        InputError: When it is something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or not {"machine", "devices", "packed"} <= found.keys():
+        raise InputError(
+            f"{path} is no examination",
+            expected="what `python -m imagenet_rn50 doctor --json` printed",
+        )
+    return found
+
+
+def _other_precisions(options: Options, found: dict[str, Any]) -> tuple[Precision, ...]:
+    """Returns the precisions whose speed is known besides the one that was asked for."""
+    if options.images_per_second is not None:
+        return ()
+    if found:
+        steps = [device["steps"] for device in found["devices"]]
+        known = [name for name in PRECISIONS if all(rates.get(name) for rates in steps)]
+        return tuple(name for name in known if name != options.precision)
+    return ("bf16",) if options.precision == "no" else ("no",)
+
+
+def _gpus(
+    instance: Instance,
+    prices: PriceTable,
+    options: Options,
+    found: dict[str, Any],
+    assumptions: list[str],
+) -> tuple[float, int]:
+    """Returns images/s of all GPUs, and the size at which that is."""
+    if options.images_per_second is not None:
+        assumptions.append(f"{options.images_per_second:,.0f} images/s of the GPUs: you said so")
+        return options.images_per_second, _PUBLISHED_SIZE
+    if found:
+        devices = found["devices"]
+        rates = [device["steps"].get(options.precision) for device in devices]
+        if not all(rates):
+            raise InputError(
+                f"{options.measured} has no speed in precision {options.precision}",
+                found=", ".join(devices[0]["steps"]),
+                fix="name another --precision",
+            )
+        size = devices[0]["size"]
+        assumptions.append(
+            f"{rate_text(sum(rates))} images/s of {len(devices)} device(s) at {size} px: measured"
+        )
+        return sum(rates), size
+    published = prices.speed(instance)
+    rate = published.images_per_second
+    assumptions.append(
+        f"{rate:,.0f} images/s of {instance.gpus} {instance.gpu} at {_PUBLISHED_SIZE} px in mixed "
+        f"precision: published, NOT MEASURED HERE ({published.source})"
+    )
+    if options.precision == "no":
+        single = prices.single_precision
+        assumptions.append(f"of that {single.part:.0%} in float32: published ({single.source})")
+        rate *= single.part
+    return rate, _PUBLISHED_SIZE
+
+
+def _input(
+    instance: Instance, options: Options, found: dict[str, Any], assumptions: list[str]
+) -> tuple[float, float, float]:
+    """Returns images/s of the loader, MiB/s of the volume, and bytes of an image."""
+    packed, disk, decoding = (found.get(key) for key in ("packed", "disk", "decoding"))
+    num_bytes = packed["num_bytes"] / packed["num_samples"] if packed else _BYTES_PER_IMAGE
+    source = "measured" if packed else "ILSVRC2012_img_train.tar's size, and 1 kB for the label"
+    assumptions.append(f"{num_bytes / 1e3:.1f} kB of a shard for each image: {source}")
+    if decoding:
+        loader = float(decoding["all_workers"])
+        assumptions.append(f"{loader:,.0f} images/s of the loader: measured")
+    else:
+        loader = _LOADER_PER_CORE * instance.vcpus / 2
+        assumptions.append(
+            f"{loader:,.0f} images/s of the loader: {_LOADER_PER_CORE:.0f} a core, as in "
+            f"benchmarks/results/loaders.txt, and {instance.vcpus} vCPUs for half as many cores"
+        )
+    if options.disk is not None:
+        volume, source = options.disk, "you said so"
+    elif disk:
+        volume, source = float(disk["sequential"]), "measured"
+    else:
+        volume, source = _BASELINE, "a gp3 volume as it comes (--disk says otherwise)"
+    images = volume * 2**20 / num_bytes
+    assumptions.append(f"{volume:,.0f} MiB/s of the volume, {images:,.0f} images/s: {source}")
+    return loader, volume, num_bytes

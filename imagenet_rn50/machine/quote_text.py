@@ -1,0 +1,134 @@
+"""A quote as it is printed: a table, several nodes, recipes for a target, every assumption."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.machine.estimate import Duration, duration, rate_text, variants
+from imagenet_rn50.machine.nodes import demand
+from imagenet_rn50.machine.quote import RESIZED_PART, Quote, make_quote
+from imagenet_rn50.recipe_files import RECIPES, load_recipe, recipe_names
+
+
+def text_of(quote: Quote, target: float | None) -> str:
+    """Returns the whole quote, as it is printed."""
+    options, recipe = quote.options, quote.recipe
+    lines = [
+        f"{quote.name}: {recipe.epochs} epochs on {options.nodes} x {quote.machine}, "
+        f"precision {options.precision}",
+        f"accuracy: {published_line(quote.name)}",
+        "",
+        *_table(quote),
+    ]
+    if options.nodes > 1:
+        lines += ["", *_several_nodes(quote)]
+    if target is not None:
+        lines += ["", *_towards(quote, target)]
+    lines += ["", "assumed:", *(f"  {assumption}" for assumption in quote.assumptions)]
+    lines += [f"  {sentence}" for sentence in _price_source(quote)]
+    return "\n".join(lines)
+
+
+def _table(quote: Quote) -> Iterator[str]:
+    """Yields a line a variant."""
+    yield _row("", "images/s", "limit", "hours", "on demand", "spot")
+    for variant in variants(quote.recipe, quote.rates, RESIZED_PART):
+        yield _priced(
+            quote, variant.name, duration(variant.recipe, variant.rates, quote.options.nodes)
+        )
+    for precision in quote.other_precisions:
+        options = replace(quote.options, precision=precision)
+        changed = make_quote(quote.name, quote.recipe, quote.instance_name, quote.prices, options)
+        took = duration(changed.recipe, changed.rates, quote.options.nodes)
+        yield _priced(quote, f"precision {precision}", took)
+
+
+def _priced(quote: Quote, name: str, took: Duration) -> str:
+    """Returns a line of the table."""
+    hours = took.hours * quote.options.nodes
+    on_demand, spot = quote.instance.on_demand, quote.instance.spot
+    if quote.options.price is not None:
+        on_demand, spot = quote.options.price, None
+    return _row(
+        name,
+        rate_text(took.images_per_second),
+        took.limit,
+        f"{took.hours:.1f}",
+        f"${hours * on_demand:,.2f}",
+        f"${hours * spot:,.2f}" if spot else "-",
+    )
+
+
+def _row(name: str, rate: str, limit: str, hours: str, on_demand: str, spot: str) -> str:
+    """Returns the cells of a line."""
+    return f"{name:<38}{rate:>9}  {limit:<7}{hours:>7}{on_demand:>11}{spot:>11}"
+
+
+def _several_nodes(quote: Quote, num_workers: int = 8) -> Iterator[str]:
+    """Yields what each node needs, with its formula."""
+    nodes, network = quote.options.nodes, quote.instance.network_gbps
+    needs = demand(quote.recipe, quote.rates, nodes, num_workers, network)
+    hidden = "can be" if needs.can_be_hidden else "cannot be"
+    yield f"each of {nodes} nodes, computed and not run here:"
+    yield f"  reads     {needs.read_mib:,.0f} MiB/s of shards = images/s of all x bytes an image"
+    yield f"  uses      {needs.used_mib:,.0f} MiB/s of them, its own part of every batch"
+    yield (
+        f"  cache     {needs.cache_gb:.1f} GB at least = (window + 3 + workers + 2) shards; "
+        f"{needs.whole_gb:.0f} GB keep all, so that none is fetched twice"
+    )
+    yield (
+        f"  gradients {needs.exchange_mb:.0f} MB a step = 2 (N - 1) / N x 4 bytes x parameters, "
+        f"{needs.exchange_seconds * 1e3:.0f} ms at {network:g} Gbit/s"
+    )
+    yield (
+        f"            in a step of {needs.step_seconds * 1e3:.0f} ms; {hidden} hidden behind the "
+        f"backward pass (2/3 of it); unhidden, {needs.efficiency_without_overlap:.0%} of the speed"
+    )
+    yield f"  ranks     {', '.join(map(str, needs.world_sizes))} give the same batches"
+
+
+def _towards(quote: Quote, target: float) -> Iterator[str]:
+    """Yields what each recipe whose published figure reaches a target would take here."""
+    yield f"recipes with a published top-1 of {target:.1%} or more, as asked otherwise:"
+    for name in recipe_names():
+        published = published_top1(name)
+        if published is None or published < target:
+            continue
+        recipe = load_recipe(name)
+        try:
+            recipe.accumulation(quote.num_ranks)
+        except InputError:
+            yield f"{name:<38}has no work for {quote.num_ranks} ranks"
+            continue
+        label = f"{name}, {recipe.epochs} epochs, {published:.1%}"
+        yield _priced(quote, label, duration(recipe, quote.rates, quote.options.nodes))
+
+
+def _price_source(quote: Quote) -> Iterator[str]:
+    """Yields where the prices come from."""
+    if quote.options.price is not None:
+        yield f"${quote.options.price:g} an hour: you said so"
+        return
+    instance, table = quote.instance, quote.prices
+    spot = f"${instance.spot:g}" if instance.spot else "unknown"
+    yield (
+        f"{quote.instance_name}: ${instance.on_demand:g} an hour on demand, {spot} spot; "
+        f"{table.source}, looked up {table.looked_up}; check it, and pass --price or --prices"
+    )
+
+
+def published_line(name: str) -> str:
+    """Returns what a recipe's head says of its published accuracy."""
+    path = RECIPES / f"{name}.yaml"
+    head = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = re.search(r"^#\s+(?:published|expected)\s+(.*)$", head, re.MULTILINE)
+    return found[1] if found else "unknown: the recipe names no published figure"
+
+
+def published_top1(name: str) -> float | None:
+    """Returns a recipe's published top-1 in [0, 1]; None where its head names none."""
+    found = re.match(r"(\d+(?:\.\d+)?)%", published_line(name))
+    return float(found[1]) / 100 if found else None

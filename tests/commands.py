@@ -1,0 +1,154 @@
+"""The commands in documents, and whether the programs that they call would take them.
+
+Nothing is run: words are given to the real parsers of our own programs, of accelerate and torchrun.
+"""
+
+import functools
+import os
+import re
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import tyro
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from torch.distributed.run import get_args_parser
+
+import shard_imagenet
+import train_accelerate
+from imagenet_rn50.__main__ import app
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+_BLOCK = re.compile(r"(?:<!-- needs ([^>]+) -->\n)?^```(\w*)\n(.*?)^```", re.M | re.S)
+_INLINE = re.compile(r"`(python [^`\n]+)`")
+_OURS = ("python ", "make ", "accelerate ", "torchrun ", "imagenet-rn50 ")
+_HARMLESS = {"mkdir", "pip", ".", "cd"}
+_PLACEHOLDER = re.compile(r"(?:MY_)?[A-Z_]+")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command that a document tells its reader to type.
+
+    Attributes:
+        document: Where.
+        text: The command, in one line.
+        needs: What it cannot be run without; None when it can be run anywhere.
+    """
+
+    document: Path
+    text: str
+    needs: str | None
+
+    def __str__(self) -> str:
+        return f"{self.document.name}: {self.text}"
+
+    @property
+    def words(self) -> list[str]:
+        """The words, without variables before them and files that output goes to."""
+        words = shlex.split(self.text)
+        while re.fullmatch(r"\w+=.*", words[0], re.S):
+            words = words[1:]
+            if not words:
+                return []
+        return words[: words.index(">")] if ">" in words else words
+
+
+def commands_in(document: Path) -> list[Command]:
+    """Returns all commands of a document, block by block, then those within the text."""
+    text, found = document.read_text(encoding="utf-8"), []
+    for needs, language, body in _BLOCK.findall(text):
+        lines = body.replace("\\\n", " ").splitlines()
+        if language == "bash" or (not language and any(line.startswith(_OURS) for line in lines)):
+            for line in lines:
+                parts = re.split(r" && ", re.sub(r"\s+#.*$", "", line).strip())
+                found += [Command(document, part, needs or None) for part in parts if part]
+    without_blocks = _BLOCK.sub("", text)
+    return found + [
+        Command(document, inline, "more words")
+        for inline in _INLINE.findall(without_blocks)
+        if " --" in inline and "..." not in inline
+    ]
+
+
+def check(command: Command) -> None:
+    """Gives a command to the parser of its program.
+
+    Raises:
+        AssertionError: When it is neither ours, nor harmless, nor marked as needing something.
+        SystemExit: When a parser does not take it.
+    """
+    words = command.words
+    if not words or "--help" in words:
+        return
+    match words:
+        case ["python", "-m", "imagenet_rn50", *rest] | ["imagenet-rn50", *rest]:
+            _parse_verb(rest)
+        case ["python", "-m", module, *_] if module.startswith("benchmarks."):
+            assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+        case ["python", "shard_imagenet.py", *rest]:
+            _parse_sharding(rest)
+        case ["python", "train_accelerate.py", *rest]:
+            train_accelerate.parse(_with_real_recipe(rest))
+        case ["python", script, *rest]:
+            source = (ROOT / script).read_text(encoding="utf-8")
+            assert all(f'"{word}"' in source for word in rest if word.startswith("--"))
+        case ["accelerate", "launch", *rest]:
+            _parse_launch(rest)
+        case ["torchrun", *rest]:
+            parsed = get_args_parser().parse_args(rest)
+            assert parsed.training_script == "train_accelerate.py"
+            train_accelerate.parse(parsed.training_script_args)
+        case ["make", *targets]:
+            makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+            names = [target for target in targets if "=" not in target]
+            assert all(re.search(rf"^{name}:", makefile, re.M) for name in names)
+        case _:
+            assert command.needs or words[0] in _HARMLESS, "it is run by nobody: mark what it needs"
+
+
+def _parse_launch(words: list[str]) -> None:
+    """Gives the launcher its words, and the script its own."""
+    parsed = launch_command_parser().parse_args(words)
+    assert parsed.training_script == "train_accelerate.py"
+    train_accelerate.parse(_with_real_recipe(parsed.training_script_args))
+    if not _PLACEHOLDER.fullmatch(parsed.config_file):
+        with mock.patch.dict(os.environ):
+            parsed.config_file = str(ROOT / parsed.config_file)
+            _validate_launch_command(parsed)
+
+
+def _parse_verb(words: list[str]) -> None:
+    """Parses a verb of `python -m imagenet_rn50` without doing it."""
+    if not words or words[0].startswith("--"):
+        return  # what tyro itself offers
+    _parse_only({name: spec.target for name, spec in app._subcommands.items()}, words)
+
+
+def _parse_sharding(words: list[str]) -> None:
+    """Parses a verb of `shard_imagenet.py` without doing it."""
+    names = ("pack", "verify", "index", "audit", "sample")
+    _parse_only({name: getattr(shard_imagenet, name) for name in names}, words)
+
+
+def _parse_only(functions, words: list[str]) -> None:
+    """Parses words for one of several functions, and calls none."""
+
+    def idle(function):
+        @functools.wraps(function)
+        def nothing(*positional, **named):
+            return 0
+
+        nothing.__annotations__ = function.__annotations__ | {"return": int}
+        return nothing
+
+    verbs = {name: idle(function) for name, function in functions.items()}
+    tyro.extras.subcommand_cli_from_dict(verbs, args=words)
+
+
+def _with_real_recipe(words: list[str]) -> list[str]:
+    """Returns the words with recipes that are the reader's own replaced by one of ours."""
+    return ["digits" if word.endswith((".yaml", ".yml")) else word for word in words]

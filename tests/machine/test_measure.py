@@ -1,0 +1,137 @@
+import errno
+import os
+import time
+
+import pytest
+import torch
+
+from imagenet_rn50.loading.transforms import TrainTransform
+from imagenet_rn50.machine import decoding, disk
+from imagenet_rn50.machine.compute import make_step, measure_device
+from imagenet_rn50.machine.links import measure_all_reduce
+from imagenet_rn50.recipe_files import load_recipe
+from imagenet_rn50.shards.manifest import TRAIN, Manifest
+from tests.support import write_recipe, write_shards
+
+NAP = 0.02  # seconds a picture
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_shards(folder / "shards", train=[40, 30], validation=[6])
+    write_recipe(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def train(tiny):
+    return Manifest.load(tiny / "shards").split(TRAIN)
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny):
+    return load_recipe(str(tiny / "tiny.yaml"))
+
+
+def is_in_memory(path):
+    """Whether the first bytes of a file can be had without its disk."""
+    with path.open("rb") as file:
+        try:
+            os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno == errno.EAGAIN:
+                return False
+            pytest.skip(f"this filesystem does not say: {error}")
+    return True
+
+
+def test_shards_are_out_of_memory_when_their_reading_is_timed(tiny, train, monkeypatch):
+    shards = [tiny / "shards" / shard.name for shard in train.shards]
+    for shard in shards:
+        shard.read_bytes()
+    assert all(map(is_in_memory, shards))
+    before = []
+    real = disk._read_all
+
+    def watching(sizes, seconds):
+        before.append([is_in_memory(shard) for shard in shards])
+        return real(sizes, seconds)
+
+    monkeypatch.setattr(disk, "_read_all", watching)
+    rates = disk.measure_disk(tiny / "shards", train, seconds=60)
+    assert before == [[False, False], [False, False]]
+    assert rates.num_bytes == sum(shard.num_bytes for shard in train.shards)
+    assert not rates.is_enough
+
+
+def test_reading_stops_when_its_time_is_up(monkeypatch):
+    def slow():
+        for _ in range(1000):
+            time.sleep(0.01)
+            yield 2**20
+
+    num_bytes, rate = disk._read_all(slow(), seconds=0.1)
+    assert 1 <= num_bytes / 2**20 <= 11
+    assert rate <= 100
+
+
+@pytest.mark.multiprocess
+def test_the_loader_is_measured_at_the_speed_of_its_workers(tiny, train, recipe, monkeypatch):
+    def napping(self, content, epoch, index, out=None):
+        time.sleep(NAP)
+        return out.zero_()
+
+    monkeypatch.setattr(TrainTransform, "__call__", napping)
+    rates = decoding.measure_decoding(tiny / "shards", train, recipe, num_workers=2, seconds=1)
+    assert 0.4 / NAP < rates.one_worker <= 1.25 / NAP
+    assert 1.3 * rates.one_worker < rates.all_workers <= 2.5 / NAP
+    assert rates.size == recipe.data.train_size
+
+
+def test_a_measured_step_is_a_step_of_training(recipe):
+    torch.manual_seed(0)
+    faster = recipe.model_copy(update={"label_smoothing": 0.0})
+    step = make_step(torch.device("cpu"), faster, "no", batch=4, size=16)
+    loss_of, optimizer = (cell.cell_contents for cell in reversed_cells(step))
+    first = loss_of().item()
+    for _ in range(20):
+        step()
+    assert loss_of().item() < first / 2
+    assert all(p.grad is None for group in optimizer.param_groups for p in group["params"])
+
+
+def reversed_cells(step):
+    """Returns the loss function and the optimizer that a step closes over."""
+    cells = dict(zip(step.__code__.co_freevars, step.__closure__, strict=True))
+    return cells["loss"], cells["optimizer"]
+
+
+def test_the_cpu_is_measured_where_there_is_no_gpu(recipe):
+    rates = measure_device(torch.device("cpu"), recipe, seconds=0.05)
+    assert rates.steps.keys() == {"no"}
+    assert rates.steps["no"] > 0
+    assert (rates.batch, rates.size) == (4, 16)
+    assert rates.copy_gb is None
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_gradients_are_added_up_between_processes():
+    assert 0 < measure_all_reduce(2, backend="gloo", num_floats=1000) < 1000
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_measured_in_every_precision(recipe):
+    rates = measure_device(torch.device("cuda", 0), recipe, seconds=0.5)
+    assert {"no", "fp16"} <= rates.steps.keys()
+    assert all(rate > 0 for rate in rates.steps.values())
+    assert rates.copy_gb
+    assert rates.copy_gb > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.multiprocess
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_gradients_are_added_up_between_gpus():
+    assert measure_all_reduce(2, num_floats=25_557_032) > 0
