@@ -1,0 +1,184 @@
+"""Verbs for a run and what it leaves behind: prove, evaluate, export, push."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from imagenet_rn50.errors import InputError
+
+
+def prove_resume(
+    recipe: str,
+    shards: str,
+    steps: int = 10,
+    run: Path | None = None,
+    launcher: str = sys.executable,
+    options: str = "",
+) -> None:
+    """Kill a training of yours with kill -9, resume it, and compare it with one left in peace.
+
+    Exit code 1 when they differ. In real processes, with whatever this machine trains on.
+
+    Args:
+        recipe: Name of a recipe, or a YAML file.
+        shards: Folder that shard_imagenet.py wrote, or its address: s3://, https://, hf://.
+        steps: Optimizer steps before the kill, and again after it.
+        run: New folder to leave both runs in; None removes them.
+        launcher: What starts the script: "accelerate launch --config_file ...".
+        options: More options of train_accelerate.py: --options="--workers 4 --optimizer.lr 0.1".
+    """
+    from imagenet_rn50.prove_resume import Proof
+    from imagenet_rn50.prove_resume import prove_resume as prove
+
+    words, more = tuple(shlex.split(launcher)), tuple(shlex.split(options))
+    if not prove(Proof(recipe, shards, steps, words, more), run):
+        raise SystemExit(1)
+
+
+def evaluate(
+    model: str,
+    shards: str | None = None,
+    split: Literal["validation", "train"] = "validation",
+    real: Path | None = None,
+    images: Path | None = None,
+    layout: Literal["imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch"] | None = None,
+    classes: Path | None = None,
+    checkpoint: Literal["best", "last"] = "best",
+    weights: Literal["raw", "ema"] | None = None,
+    transform: Literal["both", "training", "processor"] = "both",
+    flip: bool = False,
+    batch: int = 128,
+    workers: int = min(8, os.cpu_count() or 1),
+    cache: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """Count how often a model is right, over shards or a test set of files, on any number of ranks.
+
+    Args:
+        model: Run folder, exported folder, or Hub id.
+        shards: Folder that shard_imagenet.py wrote, or its address: s3://, https://, hf://.
+        split: Which images of the shards.
+        real: ImageNet-ReaL's real.json, to count the validation images by its labels, too.
+        images: Folder of ImageNet-V2, -A, -R or -Sketch, instead of shards.
+        layout: How that is laid out; found out by itself.
+        classes: classes.json or LOC_synset_mapping.txt, where folders are named by wnid and neither
+            the model nor the shards say its classes.
+        checkpoint: Of a run: the one with the best validation top-1, or the newest.
+        weights: Of a run: raw or averaged; averaged where there are any.
+        transform: Training's evaluation transform, the processor shipped with the model, or both.
+        flip: Also average with the logits of the mirrored picture, and report that apart.
+        batch: Images in a forward pass.
+        workers: Loader processes of each rank.
+        cache: Folder of this machine to keep remote shards in.
+        out: Folder to write metrics.json, per_class.csv and report.html to.
+    """
+    from imagenet_rn50.console import say
+    from imagenet_rn50.evaluation.evaluate import evaluate as evaluate_model
+    from imagenet_rn50.evaluation.output import results_table, write_evaluation
+    from imagenet_rn50.evaluation.ranks import joined_ranks
+    from imagenet_rn50.evaluation.real import read_real
+    from imagenet_rn50.evaluation.subject import open_subject
+    from imagenet_rn50.evaluation.target import open_target
+
+    with joined_ranks() as ranks:
+        subject = open_subject(model, checkpoint, weights)
+        target, known = open_target(
+            subject, shards, images, split=split, layout=layout, classes=classes, cache=cache
+        )
+        evaluation = evaluate_model(
+            subject,
+            target,
+            ranks=ranks,
+            transform=transform,
+            flip=flip,
+            batch=batch,
+            num_workers=workers,
+            real=read_real(real, target, len(subject.labels)) if real else None,
+        )
+        if ranks.is_first:
+            say(results_table(evaluation.results))
+            if out:
+                write_evaluation(out, subject, target, evaluation, known)
+                say(f"wrote {out}: metrics.json, per_class.csv, report.html")
+
+
+def export(
+    out: Path,
+    run: Path | None = None,
+    from_: Annotated[str | None, tyro.conf.arg(name="from")] = None,
+    checkpoint: Literal["best", "last"] = "best",
+    weights: Literal["auto", "ema", "raw"] = "auto",
+    format: Literal["transformers", "torchvision", "onnx"] = "transformers",
+    dtype: Literal["float32", "float16"] = "float32",
+    shards: str | None = None,
+    cache: Path | None = None,
+    metrics: Path | None = None,
+    classes: Path | None = None,
+    eval_resize: int | None = None,
+    eval_size: int | None = None,
+) -> None:
+    """Write a model as a folder that others load: of a run, or from weights of others.
+
+    Args:
+        out: Folder to write.
+        run: Run folder of the training.
+        from_: Instead of a run: a .safetensors or .pth file of torchvision's, timm's or ours, an
+            exported folder, or a Hub id.
+        checkpoint: The run's checkpoint with the best validation top-1, or its newest.
+        weights: The run's averaged weights, its raw ones, or whichever scored better.
+        format: Who loads it.
+        dtype: Type of the weights.
+        shards: Pictures to compare original and export on: a folder of shards, or its address.
+        cache: Folder of this machine to keep remote shards in.
+        metrics: metrics.json of `evaluate`, for the card; by default that of the run.
+        classes: With --from: folder with a classes.json, where the weights do not name them.
+        eval_resize: With --from: shorter side to resize pictures to, px, where nothing says it.
+        eval_size: With --from: side of the central crop, px, where nothing says it.
+    """
+    from imagenet_rn50.loading.cache import open_shards
+    from imagenet_rn50.publishing.export import Wanted, convert
+    from imagenet_rn50.publishing.export import export as export_run
+    from imagenet_rn50.recipe_files import parse_recipe
+
+    if (run is None) == (from_ is None):
+        raise InputError("one thing is exported at a time", expected="either --run or --from")
+    store = open_shards(shards, cache=cache) if shards else None
+    wanted = Wanted(form=format, dtype=dtype, shards=store, metrics=metrics)
+    if run is not None:
+        export_run(run, out, checkpoint=checkpoint, weights=weights, wanted=wanted)
+        return
+    sizes = {"eval_resize": eval_resize, "eval_size": eval_size}
+    given = {name: size for name, size in sizes.items() if size is not None}
+    data = parse_recipe({"data": given}, " and ".join(sizes)).data if given else None
+    convert(str(from_), out, classes=classes, data=data, wanted=wanted)
+
+
+def push(
+    model: Path,
+    to: str,
+    space: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Put an exported model on the Hugging Face Hub, and the Space that shows it.
+
+    The token is HF_TOKEN, or that of `hf auth login`. A push that broke off goes on when it is run
+    again.
+
+    Args:
+        model: Exported folder.
+        to: Its id on the Hub, user/name; created where it is new.
+        space: Id of a Space to show it in, user/name, pinned to the model's commit.
+        private: Make new repositories private.
+        dry_run: Only list what would be sent, with sizes.
+    """
+    from imagenet_rn50.publishing.hub import Target
+    from imagenet_rn50.publishing.hub import push as push_model
+
+    push_model(model, Target(to, space, private=private), dry_run=dry_run)
