@@ -149,7 +149,7 @@ def seal(
         facts: What else identifies the run and where it stands; JSON.
     """
     files = {}
-    for path in sorted(temporary.iterdir()):
+    for path in sorted(path for path in temporary.iterdir() if path.name != MANIFEST):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         os.close(descriptor)

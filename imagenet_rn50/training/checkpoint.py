@@ -43,7 +43,14 @@ def take_to_host(value: Any) -> Any:
 
 
 def write_state(folder: Path, state: State) -> None:
-    """Writes the files of a checkpoint."""
+    """Writes the files of a checkpoint.
+
+    Raises:
+        ValueError: When a weight is not finite: such a state is no place to go on from.
+    """
+    for name, tensor in state[MODEL].items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} is no longer finite")
     # As Accelerate marks it, and transformers asks for.
     save_file(_contiguous(state[MODEL]), folder / MODEL, metadata={"format": "pt"})
     torch.save(state[OPTIMIZER], folder / OPTIMIZER)

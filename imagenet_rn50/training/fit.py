@@ -20,7 +20,7 @@ from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.processes import typed_command
 from imagenet_rn50.recipe import Recipe, flatten
 from imagenet_rn50.runs import metrics
-from imagenet_rn50.runs.checkpoints import newest_checkpoint
+from imagenet_rn50.runs.checkpoints import checkpoint_folders, newest_checkpoint
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import Journal
 from imagenet_rn50.runs.report import bottleneck, draw_plots
@@ -44,7 +44,7 @@ from imagenet_rn50.training.validation import evaluate
 
 _STEPS_PER_LINE = 20  # of metrics.jsonl; reading the loss waits for the device, so not every step
 _CHECKPOINTS_BESIDES = 2  # the newest: the best, and the one being written
-_BYTES_PER_PARAMETER = 8  # weight and momentum, float32
+_BYTES_PER_PARAMETER, _BYTES_PER_AVERAGE = 8, 4  # weight and momentum, and its average, float32
 
 
 def open_session(
@@ -97,9 +97,10 @@ def open_session(
     if start.checkpoint:
         learner.restore(start.checkpoint)
     if create and accelerator.is_main_process:
-        num_checkpoints = persistence.keep_last + _CHECKPOINTS_BESIDES
-        num_bytes = num_checkpoints * _bytes_of_checkpoint(learner.bare)
-        require_free_space(run, num_bytes, "checkpoints")
+        num_there = len(checkpoint_folders(folder.checkpoints))
+        num_to_come = max(persistence.keep_last + _CHECKPOINTS_BESIDES - num_there, 1)
+        num_bytes = _bytes_of_checkpoint(learner.bare, recipe)
+        require_free_space(run, num_to_come * num_bytes, "checkpoints")
         folder.create(recipe, shards.folder, manifest.dataset, classes)
     accelerator.wait_for_everyone()
     return session, learner
@@ -292,6 +293,7 @@ def _postfix(line: dict[str, Any], lr: float) -> str:
     return text + (f", {line['gpu_gib']:.1f} GiB" if "gpu_gib" in line else "")
 
 
-def _bytes_of_checkpoint(model: nn.Module) -> int:
+def _bytes_of_checkpoint(model: nn.Module, recipe: Recipe) -> int:
     """Returns the disk space that a checkpoint takes, roughly."""
-    return _BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
+    num_bytes = _BYTES_PER_PARAMETER + (_BYTES_PER_AVERAGE if recipe.ema_decay else 0)
+    return num_bytes * sum(parameter.numel() for parameter in model.parameters())

@@ -119,7 +119,6 @@ def find_start(
 
 def _find(checkpoints: Path, persistence: Persistence, asked: Asked) -> Start:
     """Finds where to go on, on one rank."""
-    persistence.check()
     whole, damaged = _newest(checkpoints)
     given = persistence.resume
     if given == NONE:

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint, prune
 
 def save(checkpoints, samples_seen, *, is_best=False):
     temporary = checkpoints / f"{samples_seen}.partial"
-    temporary.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     (temporary / "model.safetensors").write_bytes(b"weights %d" % samples_seen)
     (temporary / "optimizer.bin").write_bytes(b"momentum %d" % samples_seen)
     seal(temporary, checkpoints / folder_name(samples_seen), samples_seen, is_best=is_best)

@@ -12,9 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from imagenet_rn50.loading.order import TrainingOrder
 from imagenet_rn50.runs.checkpoints import newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
+from imagenet_rn50.shards.manifest import TRAIN, Manifest
+from imagenet_rn50.training.seen import hash_of_samples, wrapped
 from tests.support import write_recipe, write_shards
 from tests.training.trainers import (
     PATIENCE_S,
@@ -32,7 +36,7 @@ EXIT_INTERRUPTED = 75
 
 # Long enough to be met in the middle, and with everything that a checkpoint must hold.
 RECIPE = """\
-epochs: 6
+epochs: 10
 global_batch: 8
 micro_batch: 4
 ema_decay: 0.9
@@ -42,7 +46,7 @@ data: {train_size: 32, eval_size: 32, eval_resize: 36, shuffle_window: 2}
 optimizer: {lr: 0.05}
 schedule: {name: constant, warmup_epochs: 1.0, plateau_patience: 1, plateau_threshold: 0.9}
 """
-NUM_TRAIN, NUM_EPOCHS = 83, 6  # 63 steps
+NUM_TRAIN, NUM_EPOCHS = 83, 10  # 104 steps
 
 pytestmark = pytest.mark.multiprocess
 
@@ -270,11 +274,9 @@ def test_a_launcher_that_is_ended_takes_its_one_trainer_along_and_it_saves(
     assert_same_run(run, finished)
 
 
-def test_two_ranks_then_one_then_two_see_the_samples_of_a_run_that_never_stopped(
-    tiny, trainers, finished
-):
-    run = tiny / "ranks"
-    launched = Launched("cpu_2proc", tiny, run).until_trained()
+def test_two_ranks_then_one_then_two_see_the_samples_of_the_order_and_no_others(tiny, trainers):
+    run, long = tiny / "ranks", ("--epochs", "5000")
+    launched = Launched("cpu_2proc", tiny, run, *long).until_trained()
     wait_until(lambda: steps_saved(run))
     killed = time.monotonic()
     os.kill(launched.ranks()[1], signal.SIGKILL)  # the other one ends, too
@@ -283,25 +285,26 @@ def test_two_ranks_then_one_then_two_see_the_samples_of_a_run_that_never_stopped
     assert time.monotonic() - killed < 60
 
     at = steps_saved(run)[-1] // 8
-    trainers.train(tiny, run, "--stop-at-step", str(at + 3))
+    trainers.train(tiny, run, *long, "--stop-at-step", str(at + 3))
     assert steps_saved(run)[-1] // 8 == at + 3
 
-    launched = Launched("cpu_2proc", tiny, run).until_trained()
+    launched = Launched("cpu_2proc", tiny, run, *long).until_trained()
     os.kill(launched.ranks()[1], signal.SIGTERM)  # one of two, and not the one that writes
     code, said = launched.wait()
     assert code == 1
     assert "saved and ended" in said
     stop = read_metrics(run, "stop")[-1]
     assert stop["reason"] == "a signal to another rank"
-    assert stop["samples_seen"] == steps_saved(run)[-1] < NUM_EPOCHS * NUM_TRAIN
+    assert stop["samples_seen"] == steps_saved(run)[-1]
     assert [line["world_size"] for line in read_metrics(run, "start")] == [2, 1, 2]
 
-    trainers.train(tiny, run)
-    ours, alone = read_metrics(run, "train")[-1], read_metrics(finished, "train")[-1]
-    assert ours["samples_hash"] == alone["samples_hash"]
-    assert [line["samples_seen"] for line in read_metrics(run, "validation")] == [
-        line["samples_seen"] for line in read_metrics(finished, "validation")
-    ]
+    train = Manifest.load(tiny / "shards").split(TRAIN)
+    order = TrainingOrder(train.shard_sizes, seed=0, window=2)
+    _, indices = order.at(0, stop["samples_seen"])
+    expected = wrapped(hash_of_samples(0, torch.from_numpy(indices)))
+    assert read_metrics(run, "train")[-1]["samples_hash"] == f"{expected:016x}"
+    validated = [line["samples_seen"] for line in read_metrics(run, "validation")]
+    assert validated == sorted(set(validated))
 
 
 def test_a_second_signal_ends_at_once_even_while_the_main_thread_waits_in_c():

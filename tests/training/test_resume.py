@@ -398,13 +398,27 @@ def test_a_pickle_that_would_run_something_is_not_run(tiny, stopped, tmp_path):
     checkpoint = verify(stopped / "checkpoints" / folder_name(40))
     made = tmp_path / "made.partial"
     shutil.copytree(checkpoint.folder, made)
-    (made / "checkpoint.json").unlink()
     (made / "optimizer.bin").write_bytes(pickle.dumps(Stranger(), protocol=2))
     stranger = tmp_path / folder_name(40)
     seal(made, stranger, 40, is_best=False, **checkpoint.facts)
     with pytest.raises(InputError, match="something else than tensors"):
         train(tiny, tmp_path / "run", resume=str(stranger))
     assert not (tmp_path / "owned").exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path, capsys):
+    session, learner = fitting.open_session(
+        recipe_of(tiny), LocalShards(tiny / "shards"), tmp_path / "run", make_accelerator(), 0
+    )
+    journal = Journal(tmp_path / "run", 0)
+    with closing(Saver(session, learner, journal)) as saver:
+        with torch.no_grad():
+            next(learner.bare.parameters())[0] = torch.nan
+        saver.save(session.progress(8), 0)
+        assert not saver.finish()
+    journal.close()
+    assert newest_checkpoint(session.folder.checkpoints) is None
+    assert "is no longer finite" in capsys.readouterr().out
 
 
 def test_weights_of_another_model_are_named(tiny, stopped, tmp_path):
@@ -475,7 +489,6 @@ def test_the_proof_shows_a_difference(tiny, finished, stopped, tmp_path, capsys)
     state_again = learner_differs / "checkpoints" / "made.partial"
     shutil.copytree(weights.parent, state_again)
     facts = verify(weights.parent).facts
-    (state_again / "checkpoint.json").unlink()
     save_file(state, state_again / weights.name)
     seal(state_again, weights.parent, 32, is_best=False, **facts)
     train(tiny, learner_differs, stop_at_step=5, checkpoint_steps=1, keep_last=3)

@@ -35,7 +35,8 @@ class Trainer:
     num_before: int
 
     def send(self, number):
-        os.kill(self.pid, number)
+        """Sends a signal to it and to its loader workers, as a terminal and systemd do."""
+        os.killpg(self.pid, number)
 
     def kill(self):
         """Kills it and its loader workers, as a machine that vanishes does."""
