@@ -5,6 +5,7 @@ It is the ResNet v1.5 of torchvision (stride on the 3x3), with the same initiali
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,6 +95,18 @@ def logits_of(model: nn.Module, pictures: Tensor) -> Tensor:
     """
     logits: Tensor = model(pixel_values=pictures).logits
     return logits
+
+
+def weights_digest(network: nn.Module) -> str:
+    """Returns a SHA-256 over names, types, shapes and values of all weights and buffers.
+
+    Equal for a checkpoint and for what was exported from it, whose files differ.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
