@@ -5,12 +5,12 @@ Nothing that is loaded is executed: weights are safetensors, and a model's own c
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from PIL.Image import Resampling
@@ -25,7 +25,7 @@ from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import read_json
-from imagenet_rn50.model import build_model, build_processor
+from imagenet_rn50.model import build_model, build_processor, weights_digest
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.runs.checkpoints import (
     EMA_WEIGHTS,
@@ -95,18 +95,6 @@ def open_subject(model: str, which: Which = "best", weights: Weights | None = No
         )
     identity = subject.checkpoint | {"weights_sha256": weights_digest(subject.network)}
     return replace(subject, checkpoint=identity)
-
-
-def weights_digest(network: nn.Module) -> str:
-    """Returns a SHA-256 over names, types, shapes and values of all weights and buffers.
-
-    Equal for a checkpoint and for what was exported from it, whose files differ.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _of_run(path: Path, which: Which, weights: Weights | None) -> Subject:
@@ -194,7 +182,7 @@ def _exported(path: Path, name: str) -> Subject:
     logging.disable_progress_bar()  # it is read in a moment
     try:
         network, info = AutoModelForImageClassification.from_pretrained(
-            path, use_safetensors=True, output_loading_info=True
+            path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
         )
         processor = AutoImageProcessor.from_pretrained(path)
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:

@@ -13,9 +13,10 @@ from imagenet_rn50.evaluation.agreement import require_same_classes
 from imagenet_rn50.evaluation.evaluate import evaluate
 from imagenet_rn50.evaluation.image_sets import ShardImages
 from imagenet_rn50.evaluation.ranks import Ranks
-from imagenet_rn50.evaluation.subject import open_subject, weights_digest
+from imagenet_rn50.evaluation.subject import open_subject
 from imagenet_rn50.evaluation.target import open_target
 from imagenet_rn50.loading.store import LocalShards
+from imagenet_rn50.model import weights_digest
 from tests.evaluation.models import (
     classes_of,
     export_model,
@@ -105,6 +106,13 @@ def test_an_exported_folder_with_a_damaged_file_cannot_be_loaded(model, name):
     (model / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="cannot be loaded"):
         open_subject(str(model))
+
+
+def test_weights_of_half_precision_are_evaluated_in_full(model, shards):
+    export_model(model, random_model(NUM_CLASSES).half())
+    subject, images = open_subject(str(model)), ShardImages(LocalShards(shards), "validation")
+    assert {tensor.dtype for tensor in subject.network.parameters()} == {torch.float32}
+    assert evaluate(subject, images, ranks=Ranks(torch.device("cpu"))).results[0].num_images == 4
 
 
 def test_weights_that_do_not_fill_the_model_are_refused(model):
