@@ -8,25 +8,30 @@ from torch import nn
 from transformers import ResNetForImageClassification
 
 from imagenet_rn50.pretrained import Pretrained, read_pretrained, take_weights
+from imagenet_rn50.runs.checkpoints import newest_checkpoint
 from imagenet_rn50.training.session import Session
 
 
 def begin_with(model: nn.Module, session: Session) -> dict[str, Any]:
     """Puts the weights that a session names into a fresh model; every rank calls it.
 
-    A run that goes on takes its checkpoint afterwards.
+    A run that goes on has weights of its own, and keeps them.
 
     Args:
         model: Freshly initialised, on the CPU.
         session: Says whose weights, if any.
 
     Returns:
-        Where they came from, for the journal's line of this start; empty without `init_from`.
+        Where they came from, for the journal's line of this start; empty where the weights are
+        fresh, or the run's own.
 
     Raises:
         InputError: When they cannot be read, or belong to another network.
     """
     if session.init_from is None:
+        return {}
+    if newest_checkpoint(session.folder.checkpoints) is not None:
+        session.accelerator.print("the run goes on where it stands: --init-from is left aside")
         return {}
     assert isinstance(model, ResNetForImageClassification)
     pretrained = read_pretrained(session.init_from)
@@ -43,7 +48,7 @@ def begin_with(model: nn.Module, session: Session) -> dict[str, Any]:
 
 def _told(pretrained: Pretrained, model: ResNetForImageClassification, took_head: bool) -> str:
     """Says what became of the classifier."""
-    text = f"a new run begins with the weights of {pretrained.name}"
+    text = f"the run begins with the weights of {pretrained.name}"
     num_classes = model.config.num_labels
     if not took_head:
         return (

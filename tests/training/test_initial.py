@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.runs.checkpoints import newest_checkpoint
 from imagenet_rn50.runs.metrics import START, read_metrics
 from imagenet_rn50.training.initial import begin_with
+from tests.publishing.runs import make_run, save_checkpoint
 from tests.support import write_recipe, write_shards
 
 ROOT = Path(__file__).parents[2]
@@ -73,11 +75,19 @@ def test_the_same_classes_keep_their_classifier_and_other_names_are_said(tiny):
     theirs = save_weights(tiny / "model.safetensors", num_classes=3)
     (tiny / "config.json").write_text('{"id2label": {"0": "first", "1": "wolf", "2": "third"}}')
     told: list[str] = []
-    session = SimpleNamespace(init_from=str(tiny), accelerator=SimpleNamespace(print=told.append))
+    run = make_run(tiny, tiny / "shards")
+    session: Any = SimpleNamespace(
+        init_from=str(tiny), accelerator=SimpleNamespace(print=told.append), folder=run
+    )
     recipe = load_recipe(str(tiny / "tiny.yaml"))
     model = build_labelled(recipe.model, ["first", "second", "third"])
-    line = begin_with(model, session)  # type: ignore[arg-type]
+    line = begin_with(model, session)
     assert line["init_from"]["classifier"] == "kept"
     assert torch.equal(model.state_dict()["classifier.1.bias"], theirs["classifier.1.bias"])
     assert "1 of 3 classes are named otherwise there ('wolf' for 'second')" in told[0]
-    assert begin_with(model, SimpleNamespace(init_from=None)) == {}  # type: ignore[arg-type]
+    save_checkpoint(run, 24, 0.5)
+    model = build_labelled(recipe.model, ["first", "second", "third"])
+    before = model.state_dict()[STEM].clone()
+    assert begin_with(model, session) == {}  # the run has weights of its own by now
+    assert torch.equal(model.state_dict()[STEM], before)
+    assert "left aside" in told[1]
