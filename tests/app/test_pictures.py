@@ -89,7 +89,8 @@ def test_16_bits_a_pixel_keep_their_brightness(tmp_path, kind, deep, expected):
     values = np.array([deep], dtype=np.uint16)
     pixels = np.repeat(np.repeat(values, SIZE[1], 0), SIZE[0] // 2, 1)
     picture = opened(tmp_path, saved(Image.fromarray(pixels), kind))
-    assert_shows(picture, *((value,) * 3 for value in expected), 1)
+    left, right = ((value, value, value) for value in expected)
+    assert_shows(picture, left, right, 1)
 
 
 @pytest.mark.parametrize("values", [[-3.5, 12.25], [0.1, 0.2], [float("nan"), 7.0]])
