@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from fnmatch import fnmatch
 
 import numpy as np
 import pytest
