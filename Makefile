@@ -32,6 +32,7 @@ fix: $(VENV)/.installed-dev  ## mend format and lint where it can be done by its
 bench: $(VENV)/.installed-dev  ## speed beside known peers, interleaved in one run
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.packing
+	$(BIN)/python -m benchmarks.app
 
 app: $(VENV)/.installed  ## the Space on localhost, with MODEL_ID=folder or Hub id
 	MODEL_ID=$(MODEL_ID) $(BIN)/python app/app.py

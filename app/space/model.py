@@ -23,8 +23,6 @@ _FILES = [
     "README.md",
     "examples/*",
 ]
-
-
 NUM_GUESSES = 5
 
 
@@ -47,7 +45,7 @@ class ModelId:
     @property
     def title(self) -> str:
         """What visitors see: where a folder stands is none of their business."""
-        name = Path(self.name).name if Path(self.name).is_dir() else self.name
+        name = Path(self.name).resolve().name if Path(self.name).is_dir() else self.name
         return f"{name} at {self.revision}" if self.revision else name
 
     @classmethod

@@ -102,7 +102,7 @@ def serve(folder, **environment):
         process.wait(timeout=60)
 
 
-def _wait_for(address, process, log, seconds=120):
+def _wait_for(address, process, log, seconds=240):
     deadline = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < deadline:
         try:

@@ -22,6 +22,7 @@ pytestmark = [
     pytest.mark.multiprocess,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium"),
     pytest.mark.filterwarnings("ignore"),  # playwright's loop and sockets
+    pytest.mark.timeout(600),
 ]
 
 

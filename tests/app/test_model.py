@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from fnmatch import fnmatch
 
 import numpy as np
 import pytest
@@ -128,6 +129,24 @@ def test_an_unknown_model_is_a_model_error(name, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="neither a folder here nor a model"):
         find_folder(ModelId(name, "v1"))
+
+
+def test_a_model_is_fetched_at_its_revision_and_without_pickles(model_folder, monkeypatch):
+    files = ["config.json", "model.safetensors", "model-00001-of-00002.safetensors", "README.md"]
+    pickles = ["pytorch_model.bin", "model.pkl", "modeling_mine.py", "training_args.bin"]
+
+    def download(name, *, revision, allow_patterns):
+        assert (name, revision) == ("owner/name", "v2")
+        fetched = [
+            file
+            for file in files + pickles
+            if any(fnmatch(file, pattern) for pattern in allow_patterns)
+        ]
+        assert fetched == files
+        return str(model_folder)
+
+    monkeypatch.setattr("space.model.snapshot_download", download)
+    assert find_folder(ModelId("owner/name", "v2")) == model_folder
 
 
 def remove_weights(folder):

@@ -89,7 +89,7 @@ def test_16_bits_a_pixel_keep_their_brightness(tmp_path, kind, deep, expected):
     values = np.array([deep], dtype=np.uint16)
     pixels = np.repeat(np.repeat(values, SIZE[1], 0), SIZE[0] // 2, 1)
     picture = opened(tmp_path, saved(Image.fromarray(pixels), kind))
-    left, right = ((value,) * 3 for value in expected)
+    left, right = ((value, value, value) for value in expected)
     assert_shows(picture, left, right, 1)
 
 

@@ -7,12 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import numpy as np
 import pytest
+from gradio.route_utils import delete_files_created_by_app
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from gradio_client.utils import QueueError
 from PIL import Image
 from transformers import pipeline
 
+from space.model import ModelId
+from space.page import build_page, launch
 from tests.app.serving import APP, serve
 
 pytestmark = [
@@ -109,6 +112,20 @@ def test_fifty_clients_at_once_get_answers_or_a_friendly_refusal(space, tmp_path
 def test_the_space_asks_no_other_host_for_anything(client, space):
     assert_serves(client)
     assert space.outside.read_text(encoding="utf-8") == ""
+
+
+def test_what_was_uploaded_is_deleted_after_an_hour(model_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    page = build_page(ModelId(str(model_folder)))
+    assert page.delete_cache == (3600, 3600)
+    _, address, _ = launch(page, prevent_thread_lock=True, quiet=True)
+    try:
+        assert_serves(Client(address, verbose=False))
+    finally:
+        page.close()
+    assert any(path.name == "cat.jpg" for path in tmp_path.rglob("*"))
+    delete_files_created_by_app(page, age=0)  # as Gradio does when the hour is over
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
 
 
 def test_without_a_usable_model_the_page_says_what_to_set(tmp_path):
