@@ -223,7 +223,7 @@ def _profile(case: Case, arguments: Arguments) -> str:
         with torch.profiler.profile() as profiler:
             _cost(step, arguments.steps, session.accelerator.device)
     on_gpu = session.accelerator.device.type == "cuda"
-    order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
+    order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     table: str = profiler.key_averages().table(
         sort_by=order, row_limit=15, max_name_column_width=40
     )

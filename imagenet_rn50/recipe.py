@@ -181,7 +181,7 @@ class Recipe(_Section):
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     """Softmax cross-entropy, or binary cross-entropy of each class (Wightman et al. 2021)."""
     bce_threshold: Fraction | None = None
-    """Probability from which `bce` takes a class of a mixed picture for present, as 1, and all
+    """Probability above which `bce` takes a class of a mixed picture for present, as 1, and all
     others for absent, as 0; None keeps the probabilities."""
     label_smoothing: Fraction = 0.1
     """Probability mass taken from the true class and spread over all (Szegedy et al. 2016)."""
