@@ -72,7 +72,7 @@ class OnePicture:
             return ""
         try:
             return self._heat(open_picture(path), event.index)
-        except PictureError as problem:  # it has been deleted meanwhile, say
+        except PictureError as problem:  # deleted meanwhile, say
             return problem_view(str(problem))
 
     def predict(self, picture: str | None) -> list[dict[str, str | float]]:
@@ -109,6 +109,8 @@ class OnePicture:
             picture,
             gr.JSON(label="classes", visible=False),
             api_name="predict",
+            api_description="The five likeliest classes of a picture, as transformers' "
+            "image-classification pipeline gives them.",
             **QUEUE,
         )
 

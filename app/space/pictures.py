@@ -34,7 +34,7 @@ def open_picture(path: str | Path) -> Image.Image:
         An RGB picture.
 
     Raises:
-        PictureError: When it is no picture, too large, too narrow, or damaged.
+        PictureError: When it is gone, no picture, too large, too narrow, or damaged.
     """
     try:
         with Image.open(path, formats=FORMATS) as picture:
@@ -43,6 +43,8 @@ def open_picture(path: str | Path) -> Image.Image:
             return _to_rgb(ImageOps.exif_transpose(picture))
     except PictureError:
         raise
+    except FileNotFoundError:
+        raise PictureError("This picture is no longer kept; please upload it again.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise PictureError(_too_large()) from None
     except UnidentifiedImageError:

@@ -177,6 +177,11 @@ def test_what_is_no_picture_is_called_so(tmp_path, content):
         opened(tmp_path, content)
 
 
+def test_a_picture_that_was_deleted_meanwhile_is_asked_for_again(tmp_path):
+    with pytest.raises(PictureError, match="no longer kept"):
+        open_picture(tmp_path / "deleted.jpg")
+
+
 def damaged(content, draws):
     """Cuts, flips or doubles some of a file."""
     kind = draws.randrange(3)
