@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -24,20 +24,10 @@ from transformers.utils import logging
 from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_json
 from imagenet_rn50.model import build_model, build_processor, weights_digest
 from imagenet_rn50.recipe import DataRecipe
-from imagenet_rn50.runs.checkpoints import (
-    EMA_WEIGHTS,
-    MANIFEST,
-    Checkpoint,
-    checkpoint_folders,
-    verify,
-)
+from imagenet_rn50.runs.choice import Weights, Which, choose
 from imagenet_rn50.runs.folder import RunFolder
-
-Which = Literal["best", "last"]
-Weights = Literal["raw", "ema"]
 
 _EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json")
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
@@ -68,14 +58,13 @@ class Subject:
     checkpoint: dict[str, Any]
 
 
-def open_subject(model: str, which: Which = "best", weights: Weights | None = None) -> Subject:
+def open_subject(model: str, which: Which = "best", weights: Weights = "auto") -> Subject:
     """Loads the model of a run folder, an exported folder or the Hub.
 
     Args:
         model: A folder, or a Hub id: `microsoft/resnet-50`, or `user/name@revision`.
         which: Of a run: the checkpoint with the best validation top-1, or the newest.
-        weights: Of a run: `raw`, or averaged (`ema`); None for averaged ones where there are any,
-            by which the best is chosen, too.
+        weights: Of a run: averaged, raw, or whichever scored better.
 
     Raises:
         InputError: When there is no such model, or it is incomplete or damaged.
@@ -97,21 +86,13 @@ def open_subject(model: str, which: Which = "best", weights: Weights | None = No
     return replace(subject, checkpoint=identity)
 
 
-def _of_run(path: Path, which: Which, weights: Weights | None) -> Subject:
+def _of_run(path: Path, which: Which, weights: Weights) -> Subject:
     """Loads the model of a run, as training's evaluation sees it."""
     run = RunFolder(path)
     recipe, classes = run.recipe(), run.classes()
-    checkpoint = _checkpoint(run, which)
-    averaged = checkpoint.folder / EMA_WEIGHTS
-    if weights == "ema" and not averaged.is_file():
-        raise InputError(
-            f"{checkpoint.folder} holds no averaged weights",
-            expected=f"{EMA_WEIGHTS}, of a recipe with an EMA",
-            fix="leave --weights out, or give --weights raw",
-        )
-    use_average = averaged.is_file() and weights != "raw"
+    choice = choose(run, which, weights)
     network = build_model(recipe.model, classes)
-    network.load_state_dict(load_file(averaged if use_average else checkpoint.weights))
+    network.load_state_dict(load_file(choice.file))
     return Subject(
         name=str(path),
         network=network,
@@ -120,37 +101,13 @@ def _of_run(path: Path, which: Which, weights: Weights | None) -> Subject:
         data=recipe.data,
         classes=classes,
         checkpoint={
-            "name": checkpoint.folder.name,
+            "name": choice.checkpoint.folder.name,
             "which": which,
-            "weights": "ema" if use_average else "raw",
-            "samples_seen": checkpoint.samples_seen,
-            "is_best": checkpoint.is_best,
+            "weights": choice.kind,
+            "samples_seen": choice.checkpoint.samples_seen,
+            "is_best": choice.checkpoint.is_best,
         },
     )
-
-
-def _checkpoint(run: RunFolder, which: Which) -> Checkpoint:
-    """Returns the one checkpoint that was asked for: here, unlike in training, no other will do."""
-    folders = checkpoint_folders(run.checkpoints)
-    if which == "best":
-        folders = [
-            folder
-            for folder in folders
-            if (folder / MANIFEST).is_file() and read_json(folder / MANIFEST)["is_best"]
-        ]
-    if not folders:
-        raise InputError(
-            f"{run.path} holds no checkpoint to evaluate",
-            expected="at least one epoch of training",
-            fix="train first, with the same --run",
-        )
-    try:
-        return verify(folders[-1])
-    except InputError as error:
-        raise InputError(
-            f"the {which} checkpoint of {run.path} is not whole: {error}",
-            fix="restore the file, or evaluate the other one of --checkpoint best and last",
-        ) from None
 
 
 def _published(model: str, repository: str, revision: str | None) -> Subject:

@@ -11,11 +11,11 @@ from typing import Any
 
 import yaml
 
-from imagenet_rn50.publishing.choice import Choice
 from imagenet_rn50.publishing.evidence import PUBLISHED, Evidence, Place
 from imagenet_rn50.publishing.layout import CONFIG, EVALUATION, METRICS, ORIGIN, RECIPE, SHARDS
 from imagenet_rn50.publishing.metadata import HUB_DATASETS, Facts, evaluations, metadata
 from imagenet_rn50.publishing.wording import IMAGENET_LIMITS, LIMITS, LOADING, SNIPPETS
+from imagenet_rn50.runs.choice import Choice
 from imagenet_rn50.runs.metrics import START
 
 _TEMPLATE = Path(__file__).with_name("card.md")

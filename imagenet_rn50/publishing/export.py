@@ -13,8 +13,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from imagenet_rn50.classes import Classes
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.evaluation.agreement import require_same_classes
 from imagenet_rn50.files import (
     TEMPORARY_SUFFIX,
     read_json,
@@ -27,7 +29,6 @@ from imagenet_rn50.files import (
 from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.model import weights_digest
 from imagenet_rn50.publishing.card import model_card
-from imagenet_rn50.publishing.choice import Weights, Which
 from imagenet_rn50.publishing.formats import Dtype, converted, require_format, write_model
 from imagenet_rn50.publishing.layout import CARD, CONFIG, EVALUATION, ORIGIN
 from imagenet_rn50.publishing.metadata import Facts
@@ -36,11 +37,11 @@ from imagenet_rn50.publishing.trace import untraced
 from imagenet_rn50.publishing.verify import (
     compare_logits,
     compare_on_shards,
-    require_same_classes,
     tolerance,
 )
 from imagenet_rn50.publishing.wording import Format
 from imagenet_rn50.recipe import DataRecipe
+from imagenet_rn50.runs.choice import Weights, Which
 
 _SCHEMA = 1  # of metrics.json
 
@@ -116,7 +117,9 @@ def _write(source: Source, out: Path, wanted: Wanted) -> None:
     """Writes an export under a temporary name, checks it, and gives it its name."""
     require_format(source.model, wanted.form, wanted.dtype)
     if wanted.shards:
-        require_same_classes(source.model, wanted.shards)
+        where = wanted.shards.folder
+        labels = list((source.model.config.id2label or {}).values())
+        require_same_classes("the model", labels, str(where), Classes.load(where))
     if out.exists() and not (out / CONFIG).is_file() and any(out.iterdir()):
         raise InputError(
             f"{out} holds something else than an exported model",

@@ -8,11 +8,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from imagenet_rn50.publishing.choice import Choice
 from imagenet_rn50.publishing.evidence import Evidence, Place
 from imagenet_rn50.publishing.layout import EVALUATION, METRICS
 from imagenet_rn50.publishing.trace import place_arguments
 from imagenet_rn50.publishing.wording import Format
+from imagenet_rn50.runs.choice import Choice
 
 _LICENSE = "apache-2.0"
 HUB_DATASETS = {"imagenet1k": "ILSVRC/imagenet-1k"}

@@ -16,9 +16,9 @@ from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.model import build_labelled, build_model, build_processor
 from imagenet_rn50.pretrained import Pretrained, read_pretrained, take_weights
-from imagenet_rn50.publishing.choice import Choice, Weights, Which, choose
 from imagenet_rn50.publishing.layout import EVALUATION, METRICS, PROCESSOR, RECIPE, SHARDS
 from imagenet_rn50.recipe import DataRecipe
+from imagenet_rn50.runs.choice import Choice, Weights, Which, choose
 from imagenet_rn50.runs.folder import RunFolder
 
 _EVALUATION_OF_RUN = Path("evaluation") / EVALUATION

@@ -6,10 +6,7 @@ from itertools import count as positions
 
 import torch
 from torch import Tensor, nn
-from transformers import ResNetForImageClassification
 
-from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.loading.device import on_device
 from imagenet_rn50.loading.loader import Share, make_loader
 from imagenet_rn50.loading.store import ShardStore
@@ -59,21 +56,6 @@ def compare_logits(model: nn.Module, exported: Logits, size: int, allowed: float
         pictures = torch.randn(batch, 3, size, size, generator=generator)
         worst = max(worst, _difference(logits_of(model, pictures), exported(pictures), allowed))
     return worst
-
-
-def require_same_classes(model: ResNetForImageClassification, shards: ShardStore) -> None:
-    """Makes sure that a model and shards speak of as many classes.
-
-    Raises:
-        InputError: When they do not.
-    """
-    expected, found = len(Classes.load(shards.folder)), model.config.num_labels
-    if found != expected:
-        raise InputError(
-            f"the model and {shards.folder} do not speak of the same classes",
-            expected=f"a model of {expected} classes",
-            found=f"one of {found}",
-        )
 
 
 @torch.inference_mode()

@@ -50,7 +50,7 @@ def evaluate(
     layout: Literal["imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch"] | None = None,
     classes: Path | None = None,
     checkpoint: Literal["best", "last"] = "best",
-    weights: Literal["raw", "ema"] | None = None,
+    weights: Literal["auto", "ema", "raw"] = "auto",
     transform: Literal["both", "training", "processor"] = "both",
     flip: bool = False,
     batch: int = 128,
@@ -70,7 +70,7 @@ def evaluate(
         classes: classes.json or LOC_synset_mapping.txt, where folders are named by wnid and neither
             the model nor the shards say its classes.
         checkpoint: Of a run: the one with the best validation top-1, or the newest.
-        weights: Of a run: raw or averaged; averaged where there are any.
+        weights: Of a run: its averaged weights, its raw ones, or whichever scored better.
         transform: Training's evaluation transform, the processor shipped with the model, or both.
         flip: Also average with the logits of the mirrored picture, and report that apart.
         batch: Images in a forward pass.

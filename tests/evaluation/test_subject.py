@@ -46,9 +46,9 @@ def digest_of(seed):
 @pytest.mark.parametrize(
     ("ema", "which", "weights", "seed"),
     [
-        (False, "best", None, 24),
-        (False, "last", None, 48),
-        (True, "best", None, 25),
+        (False, "best", "auto", 24),
+        (False, "last", "auto", 48),
+        (True, "best", "auto", 25),
         (True, "last", "ema", 49),
         (True, "last", "raw", 48),
     ],
@@ -80,7 +80,7 @@ def test_a_damaged_checkpoint_is_refused_and_no_other_taken_instead(tmp_path, sh
     run = write_run(tmp_path / "run", shards, NUM_CLASSES)
     weights = run / "checkpoints" / "samples-000000048" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
-    with pytest.raises(InputError, match=r"the last checkpoint of .* is not whole"):
+    with pytest.raises(InputError, match=r"the last checkpoint, .*, is not whole"):
         open_subject(str(run), "last")
     assert open_subject(str(run), "best").checkpoint["samples_seen"] == 24
 

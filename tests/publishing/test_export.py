@@ -107,21 +107,14 @@ def test_a_run_without_checkpoints_or_no_run_at_all_is_named(tmp_path, shards):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_damaged_ones_alone_are_no_model(
-    run, tmp_path, capsys
-):
-    def damage(samples_seen):
-        path = run.checkpoints / folder_name(samples_seen) / "model.safetensors"
-        path.write_bytes(path.read_bytes()[:-1] + b"!")
-
-    damage(48)
-    export(run.path, tmp_path / "out")
-    assert "passing over a damaged checkpoint" in capsys.readouterr().out
-    assert same(trained(run, 72), load_exported(tmp_path / "out"))
-    damage(24)
-    damage(72)
-    with pytest.raises(InputError, match=r"found:    3 damaged"):
+def test_no_other_checkpoint_is_exported_instead_of_a_damaged_one(run, tmp_path):
+    path = run.checkpoints / folder_name(48) / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(InputError, match=r"the best checkpoint, .*000048, is not whole"):
         export(run.path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export(run.path, tmp_path / "out", checkpoint="last")
+    assert same(trained(run, 72), load_exported(tmp_path / "out"))
 
 
 def test_other_numbers_of_classes_are_said_before_anything_is_written(run, shards, tmp_path):

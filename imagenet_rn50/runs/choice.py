@@ -1,4 +1,4 @@
-"""Which weights of a run are exported: best or last, averaged or raw, and by which figure."""
+"""Which weights of a run are evaluated and exported: best or last, averaged or raw, and why."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS, Checkpoint, checkpoint_folders, verify
+from imagenet_rn50.runs.checkpoints import (
+    EMA_WEIGHTS,
+    Checkpoint,
+    checkpoint_folders,
+    samples_of,
+    verify,
+)
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import FILE_NAME, VALIDATION, read_metrics
 
@@ -60,59 +65,61 @@ class Choice:
 def choose(run: RunFolder, which: Which, weights: Weights) -> Choice:
     """Chooses weights of a run by what metrics.jsonl says of them.
 
+    Training passes over a damaged checkpoint; here, where its figures are quoted, no other will do.
+
     Args:
         run: The run.
         which: The checkpoint with the best validation top-1, or the newest.
         weights: Averaged, raw, or whichever scored better.
 
     Raises:
-        InputError: When no checkpoint is whole, or none has such weights.
+        InputError: When the run has no checkpoint, no such weights, or the chosen one is damaged.
     """
-    checkpoints = _whole_checkpoints(run)
+    folders = checkpoint_folders(run.checkpoints)
+    if not folders:
+        raise InputError(
+            f"{run.path} holds no checkpoint",
+            expected="at least one epoch of training",
+            fix="train first, with the same --run",
+        )
     validations = _validations(run.path)
-    candidates = []
-    for checkpoint in checkpoints if which == "best" else checkpoints[-1:]:
-        line, record = validations.get(checkpoint.samples_seen, (None, {}))
-        kinds: list[Literal["ema", "raw"]] = ["raw"]
-        if (checkpoint.folder / EMA_WEIGHTS).is_file():
-            kinds = ["ema", "raw"] if weights == "auto" else [weights]
-        elif weights == "ema":
-            kinds = []
+    candidates: list[tuple[Path, Literal["ema", "raw"], int | None, float | None]] = []
+    for folder in folders if which == "best" else folders[-1:]:
+        line, record = validations.get(samples_of(folder), (None, {}))
+        kinds: list[Literal["ema", "raw"]] = ["raw"] if weights != "ema" else []
+        if weights != "raw" and (folder / EMA_WEIGHTS).is_file():
+            kinds = ["ema", *kinds]
         for kind in kinds:
             top1 = record.get(f"{_PREFIX[kind]}top1")
-            line = line if top1 is not None else None
-            candidates.append(Choice(checkpoint, which, kind, line, top1))
+            candidates.append((folder, kind, line if top1 is not None else None, top1))
     if not candidates:
         raise InputError(
             f"{run.path} holds no averaged weights",
             expected=f"a checkpoint with {EMA_WEIGHTS}, which ema_decay in the recipe makes",
-            fix="export with --weights raw",
+            fix="give --weights raw",
         )
-    # Of equal ones the oldest, as training names its best; averaged before raw.
-    return max(candidates, key=lambda choice: -1.0 if choice.top1 is None else choice.top1)
+    # Of equal ones the oldest, as training names its best, and averaged before raw; the newest of
+    # those that no validation speaks of.
+    folder, kind, line, top1 = max(
+        candidates, key=lambda c: (-1.0, samples_of(c[0])) if c[3] is None else (c[3], 0)
+    )
+    return Choice(_whole(folder, which), which, kind, line, top1)
 
 
-def _whole_checkpoints(run: RunFolder) -> list[Checkpoint]:
-    """Returns the checkpoints that are what their manifests say, oldest first.
+def _whole(folder: Path, which: Which) -> Checkpoint:
+    """Verifies the one checkpoint that was chosen.
 
     Raises:
-        InputError: When there is none.
+        InputError: When it is damaged.
     """
-    whole = []
-    folders = checkpoint_folders(run.checkpoints)
-    for folder in folders:
-        try:
-            whole.append(verify(folder))
-        except InputError as error:
-            say(f"passing over a damaged checkpoint: {error}")
-    if not whole:
+    try:
+        return verify(folder)
+    except InputError as error:
+        other = "last" if which == "best" else "best"
         raise InputError(
-            f"{run.path} holds no checkpoint",
-            expected="at least one epoch of training",
-            found=f"{len(folders)} damaged" if folders else None,
-            fix="train first, with the same --run",
-        )
-    return whole
+            f"the {which} checkpoint, {folder}, is not whole: {error}",
+            fix=f"restore the file, or take the other one with --checkpoint {other}",
+        ) from None
 
 
 def _validations(run: Path) -> dict[int, tuple[int, dict[str, Any]]]:
