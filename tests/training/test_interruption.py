@@ -1,5 +1,6 @@
 """Trainers that are told to end, or are killed, and what becomes of their runs."""
 
+import contextlib
 import http.server
 import json
 import os
@@ -222,16 +223,22 @@ class Launched:
             start_new_session=True,
         )
 
-    def until_trained(self, times=1):
-        wait_until(
-            lambda: (
-                self.process.poll() is not None
-                or sum("checkpoint" in line or True for line in lines_of(self.run, "train"))
-                >= times
-            )
-        )
-        assert self.process.poll() is None, self.process.communicate()[0]
+    def __enter__(self):
         return self
+
+    def __exit__(self, *error):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def until_trained(self):
+        """Waits for an epoch of this launch."""
+        wait_until(self._has_trained)
+        assert self.process.poll() is None, self.process.communicate()[0]
+
+    def _has_trained(self):
+        has_ended = self.process.poll() is not None
+        return has_ended or len(lines_of(self.run, "validation")) > self.num_before
 
     def ranks(self):
         """Returns the process ids of the trainers, by rank."""
@@ -257,30 +264,29 @@ def test_a_launcher_that_is_ended_takes_its_one_trainer_along_and_it_saves(
     tiny, trainers, finished
 ):
     run = tiny / "launched"
-    launched = Launched("cpu", tiny, run).until_trained()
-    (trainer,) = launched.ranks().values()
-    launched.process.send_signal(signal.SIGTERM)
-    code, said = launched.wait()  # until the trainer too has closed its output
+    with Launched("cpu", tiny, run) as launched:
+        launched.until_trained()
+        (trainer,) = launched.ranks().values()
+        launched.process.send_signal(signal.SIGTERM)
+        code, said = launched.wait()  # until the trainer too has closed its output
     assert code == -signal.SIGTERM
     wait_until(lambda: not Path(f"/proc/{trainer}").exists())
     assert read_metrics(run, "stop")[-1]["reason"] == "the launcher has ended"
     assert "ACCELERATE_USE_CPU=1 python -m accelerate.commands.launch --quiet --config_file" in said
-    assert (
-        steps_saved(run)[-1]
-        == read_metrics(run, "stop")[-1]["samples_seen"]
-        < NUM_EPOCHS * NUM_TRAIN
-    )
+    stopped_at = read_metrics(run, "stop")[-1]["samples_seen"]
+    assert stopped_at == steps_saved(run)[-1] < NUM_EPOCHS * NUM_TRAIN
     trainers.train(tiny, run)
     assert_same_run(run, finished)
 
 
 def test_two_ranks_then_one_then_two_see_the_samples_of_the_order_and_no_others(tiny, trainers):
     run, long = tiny / "ranks", ("--epochs", "5000")
-    launched = Launched("cpu_2proc", tiny, run, *long).until_trained()
-    wait_until(lambda: steps_saved(run))
-    killed = time.monotonic()
-    os.kill(launched.ranks()[1], signal.SIGKILL)  # the other one ends, too
-    code, _ = launched.wait()
+    with Launched("cpu_2proc", tiny, run, *long) as launched:
+        launched.until_trained()
+        wait_until(lambda: steps_saved(run))
+        killed = time.monotonic()
+        os.kill(launched.ranks()[1], signal.SIGKILL)  # the other one ends, too
+        code, _ = launched.wait()
     assert code == 1  # the launcher's word for any end but a good one
     assert time.monotonic() - killed < 60
 
@@ -288,9 +294,10 @@ def test_two_ranks_then_one_then_two_see_the_samples_of_the_order_and_no_others(
     trainers.train(tiny, run, *long, "--stop-at-step", str(at + 3))
     assert steps_saved(run)[-1] // 8 == at + 3
 
-    launched = Launched("cpu_2proc", tiny, run, *long).until_trained()
-    os.kill(launched.ranks()[1], signal.SIGTERM)  # one of two, and not the one that writes
-    code, said = launched.wait()
+    with Launched("cpu_2proc", tiny, run, *long) as launched:
+        launched.until_trained()
+        os.kill(launched.ranks()[1], signal.SIGTERM)  # one of two, and not the one that writes
+        code, said = launched.wait()
     assert code == 1
     assert "saved and ended" in said
     stop = read_metrics(run, "stop")[-1]
