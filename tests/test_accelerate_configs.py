@@ -93,6 +93,7 @@ def tiny(tmp_path_factory):
 
 
 @pytest.mark.multiprocess
+@pytest.mark.timeout(900)  # two launchers and two ranks; a machine may be busy
 @pytest.mark.parametrize(
     "name", ["2x8gpu_static", pytest.param("2x8gpu_c10d", marks=pytest.mark.slow)]
 )
@@ -100,7 +101,11 @@ def test_two_machines_share_each_sample_and_learn_what_one_learns(tiny, tmp_path
     (tmp_path / "notes").mkdir()
     run, port = tmp_path / "run", free_port()
     nodes = [start_node(name, rank, port, tiny, tmp_path / "notes", run) for rank in (0, 1)]
-    errors = [node.communicate()[1] for node in nodes]
+    try:
+        errors = [node.communicate()[1] for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
     assert [node.returncode for node in nodes] == [0, 0], "\n".join(errors)
     assert read_metrics(run, "start")[0]["world_size"] == 2
 
