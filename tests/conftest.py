@@ -1,7 +1,33 @@
-"""Settings of all tests."""
+"""Settings of all tests, and what several rooms' tests need."""
 
+import pytest
 from hypothesis import settings
+
+from imagenet_rn50.loading.filesystems import filesystem
 
 # Speed is shown by benchmarks; a busy machine makes no property false.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.fixture
+def bucket_server(monkeypatch):
+    """A client of moto's S3 server on loopback, which is what the environment names."""
+    import botocore.session
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    client = botocore.session.get_session().create_client("s3")
+    filesystem.cache_clear()  # it knows the last test's server
+    yield client
+    for bucket in client.list_buckets()["Buckets"]:
+        for entry in client.list_objects_v2(Bucket=bucket["Name"]).get("Contents", []):
+            client.delete_object(Bucket=bucket["Name"], Key=entry["Key"])
+    client.close()
+    server.stop()

@@ -1,4 +1,4 @@
-"""Getting files from elsewhere: through fsspec, with retries, and without telling secrets.
+"""Files that stand elsewhere, got and brought: through fsspec, with retries, telling no secrets.
 
 A location may carry a token, and so may what libraries say when something fails. So messages hold
 only scheme, host and path, and of an error only its kind.
@@ -12,24 +12,30 @@ import logging
 import os
 import random
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import sync_folder
+from imagenet_rn50.files import TEMPORARY_SUFFIX, sync_folder
+from imagenet_rn50.loading.filesystems import filesystem, kind_of, open_to_read
 
 _CHUNK_BYTES = 8 << 20
-_WEB = frozenset({"http", "https"})
+_WHOLE_OR_ABSENT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
 
 log = logging.getLogger(__name__)
 
 
+class UnusableFileError(InputError):
+    """A file that is not there, or is not what it must be; trying again does not help."""
+
+
 @dataclass(frozen=True)
 class Patience:
-    """How long a download is tried.
+    """How long a transfer is tried.
 
     Args:
         tries: How often in all.
@@ -57,11 +63,11 @@ PATIENCE = Patience()
 
 @dataclass(frozen=True)
 class RemoteFolder:
-    """A folder that fsspec can read: https://, s3://, hf:// and others.
+    """A folder that fsspec can read, and maybe write: https://, s3://, hf://, a path, and others.
 
     Args:
         location: Its address.
-        patience: How long downloads are tried.
+        patience: How long transfers are tried.
     """
 
     location: str
@@ -88,9 +94,10 @@ class RemoteFolder:
             sha256: What its hash must be.
 
         Raises:
-            InputError: When it is not there, may not be read, or fails in every try.
+            UnusableFileError: When it is not there, or in every try is not what it must be.
+            InputError: When it may not be read, or fails in every try.
         """
-        temporary = target.with_name(f"{target.name}.partial")
+        temporary = target.with_name(f"{target.name}{TEMPORARY_SUFFIX}")
         for attempt in range(self.patience.tries):
             if attempt:
                 time.sleep(self.patience.pause_before(attempt))
@@ -105,11 +112,104 @@ class RemoteFolder:
                 return
             temporary.unlink(missing_ok=True)
             log.warning("%s/%s: %s (try %d)", self.public, name, problem, attempt + 1)
-        raise InputError(
+        kind = UnusableFileError if " instead of " in str(problem) else InputError
+        raise kind(
             f"{self.public}/{name} cannot be downloaded",
             expected=f"{num_bytes} bytes with sha256 {sha256}" if num_bytes is not None else None,
             found=f"{problem}, in the last of {self.patience.tries} tries",
         )
+
+    def upload(self, source: Path, name: str) -> None:
+        """Brings a file there; it appears under its name only when it is whole.
+
+        Args:
+            source: The file.
+            name: Its name in the folder; names of folders may stand before it.
+
+        Raises:
+            InputError: When it may not be written, or fails in every try.
+        """
+        size = source.stat().st_size
+
+        def put(storage: Any, address: str) -> None:
+            if self._scheme in _WHOLE_OR_ABSENT:
+                storage.put_file(str(source), address)
+            else:
+                storage.makedirs(address.rpartition("/")[0], exist_ok=True)
+                storage.put_file(str(source), f"{address}{TEMPORARY_SUFFIX}")
+                storage.mv(f"{address}{TEMPORARY_SUFFIX}", address)
+            storage.invalidate_cache()
+            if (there := storage.info(address)["size"]) != size:
+                raise OSError(errno.EIO, f"{there} bytes instead of {size}")
+
+        self._patiently(put, name)
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there.
+
+        Raises:
+            InputError: When it may not be removed, or that fails in every try.
+        """
+
+        def remove(storage: Any, address: str) -> None:
+            with suppress(FileNotFoundError):
+                storage.rm_file(address)
+
+        self._patiently(remove, name)
+
+    def names(self, folder: str) -> list[str]:
+        """Returns the names of all files under a folder in this one, from there on.
+
+        Raises:
+            InputError: When they may not be listed, or that fails in every try.
+        """
+        found: list[str] = []
+
+        def find(storage: Any, address: str) -> None:
+            storage.invalidate_cache()
+            top = storage._strip_protocol(address).rstrip("/") + "/"
+            found[:] = [path.removeprefix(top) for path in storage.find(address)]
+
+        self._patiently(find, folder)
+        return found
+
+    def _patiently(self, action: Callable[[Any, str], None], name: str) -> None:
+        """Tries to do something with a file that may be written.
+
+        Raises:
+            InputError: When that is not allowed, or fails in every try.
+        """
+        for attempt in range(self.patience.tries):
+            if attempt:
+                time.sleep(self.patience.pause_before(attempt))
+            try:
+                storage = filesystem(self._scheme, self.patience.timeout, os.getpid())
+                action(storage, self._address(name))
+            except InputError:
+                raise
+            except Exception as error:  # every storage has its own errors, and most of them pass
+                problem = kind_of(error)
+                if isinstance(error, PermissionError):
+                    break
+                log.warning("%s/%s: %s (try %d)", self.public, name, problem, attempt + 1)
+            else:
+                return
+        raise InputError(
+            f"{self.public}/{name} cannot be written",
+            found=problem,
+            fix="check that the bucket or folder is there, and the credentials that the "
+            "environment gives for this storage",
+        )
+
+    @property
+    def _scheme(self) -> str:
+        """What fsspec knows the storage by; a path is a file's."""
+        return urlsplit(self.location).scheme or "file"
+
+    def _address(self, name: str) -> str:
+        """Returns the address of a file in the folder."""
+        parts = urlsplit(self.location)
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
     def _try(
         self, name: str, temporary: Path, num_bytes: int | None, sha256: str | None
@@ -125,7 +225,7 @@ class RemoteFolder:
             raise
         except Exception as error:  # every storage has its own errors, and most of them pass
             self._raise_if_final(error, name, temporary)
-            return _kind(error)
+            return kind_of(error)
         if num_bytes is not None and size != num_bytes:
             return f"{size} bytes instead of {num_bytes}"
         if sha256 is not None and digest != sha256:
@@ -135,7 +235,7 @@ class RemoteFolder:
     def _raise_if_final(self, error: Exception, name: str, temporary: Path) -> None:
         """Raises InputError where another try cannot help."""
         if isinstance(error, FileNotFoundError):
-            raise InputError(f"there is no {self.public}/{name}") from None
+            raise UnusableFileError(f"there is no {self.public}/{name}") from None
         if isinstance(error, PermissionError) or getattr(error, "status", None) in {401, 403}:
             raise InputError(
                 f"{self.public}/{name} may not be read",
@@ -146,10 +246,8 @@ class RemoteFolder:
 
     def _stream(self, name: str, temporary: Path, num_bytes: int | None) -> tuple[int, str]:
         """Writes the file to `temporary`; returns its size and hash."""
-        parts = urlsplit(self.location)
-        address = urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
         digest, size = hashlib.sha256(), 0
-        source = _open(address, parts.scheme, self.patience.timeout, num_bytes)
+        source = open_to_read(self._address(name), self._scheme, self.patience.timeout, num_bytes)
         with source, temporary.open("wb") as file:
             while chunk := source.read(_CHUNK_BYTES):
                 file.write(chunk)
@@ -158,56 +256,3 @@ class RemoteFolder:
             file.flush()
             os.fsync(file.fileno())
         return size, digest.hexdigest()
-
-
-def _open(address: str, scheme: str, timeout: float, num_bytes: int | None) -> Any:
-    """Opens a remote file for streaming.
-
-    Raises:
-        InputError: When fsspec does not know the scheme, or lacks a package for it.
-    """
-    filesystem = _filesystem(scheme, timeout, os.getpid())
-    filesystem.invalidate_cache()
-    if scheme in _WEB:
-        # Without blocks it streams, and where the size is known it need not ask for it first.
-        return filesystem.open(address, "rb", block_size=0, size=num_bytes)
-    return filesystem.open(address, "rb", cache_type="none")
-
-
-@cache
-def _filesystem(scheme: str, timeout: float, process: int) -> Any:
-    """Returns this process's own file system.
-
-    One of the parent's does not work after a fork; it must not even be freed there, for that would
-    wait for a thread that the fork left behind. Being cached, it never is.
-    """
-    import fsspec
-
-    try:
-        return fsspec.filesystem(scheme, skip_instance_cache=True, **_settings(scheme, timeout))
-    except (ImportError, ValueError) as error:
-        raise InputError(
-            f"shards cannot be read from {scheme}://",
-            expected="a scheme that fsspec knows, and the package that it needs",
-            found=str(error),
-        ) from None
-
-
-def _settings(scheme: str, timeout: float) -> dict[str, Any]:
-    """Returns the settings that make a file system give up on a silent server."""
-    if scheme in _WEB:
-        import aiohttp
-
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
-        return {"client_kwargs": {"timeout": limits}}
-    if scheme == "s3":
-        limits_of_s3 = {"connect_timeout": timeout, "read_timeout": timeout}
-        # Retries are ours, so that they are counted once.
-        return {"config_kwargs": {**limits_of_s3, "retries": {"max_attempts": 1}}}
-    return {}
-
-
-def _kind(error: BaseException) -> str:
-    """Says what kind of error it is, without its text, which may hold an address with a token."""
-    status = getattr(error, "status", None) or getattr(error, "errno", None)
-    return f"{type(error).__name__} {status}" if status else type(error).__name__

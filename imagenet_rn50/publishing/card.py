@@ -151,7 +151,12 @@ def _circumstances(evidence: Evidence, choice: Choice) -> Iterator[list[str]]:
             yield [name, evidence.cite(place, spec), place.in_words()]
     if choice.line is not None:
         yield from _cited(evidence, choice.line, {"epoch": "epochs", "samples_seen": "images seen"})
-    yield ["cost", "not recorded", ""]
+    cost = Place(METRICS, "cost_usd")
+    is_known = cost.field in evidence.summary()
+    yield [
+        "cost, USD",
+        *((evidence.cite(cost, ".2f"), cost.in_words()) if is_known else ("not recorded", "")),
+    ]
 
 
 def _cited(evidence: Evidence, line: int, fields: dict[str, str]) -> Iterator[list[str]]:

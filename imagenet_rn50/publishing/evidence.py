@@ -151,8 +151,8 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         `hours` and `minutes` of training and validation; `images_per_second` of training; `starts`,
-        how often a process began or went on. Work that was lost to an interruption and run again
-        counts once.
+        how often a process began or went on; `cost_usd`, where each of them knew its price. Work
+        that was lost to an interruption and run again counts once, but was paid for.
     """
     train = [record for record in records if record["kind"] == TRAIN]
     seconds = sum(r.get("seconds", 0.0) for r in records if r["kind"] in {TRAIN, VALIDATION})
@@ -164,6 +164,9 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     }
     if trained:
         figures["images_per_second"] = sum(record["num_images"] for record in train) / trained
+    starts = [record for record in records if record["kind"] == START]
+    if starts and all("cost_usd" in record for record in starts):
+        figures["cost_usd"] = max(record.get("cost_usd", 0.0) for record in records)
     return figures
 
 

@@ -30,14 +30,14 @@ from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.runs.continuity import SHARDS, changes_of_recipe, refuse
 from imagenet_rn50.shards.manifest import Manifest
 
-_RECIPE = "recipe.yaml"
-_SHARDS = "shards.json"
+RECIPE = "recipe.yaml"
+SHARDS_FILE = "shards.json"
 _WAIT_FOR_LOCK_S = 60
 
 
 def _is_foreign(path: Path) -> bool:
     """Says whether a file makes a folder something else than one that a run may begin in."""
-    is_unfinished = path.name in {_SHARDS, CLASSES_FILE} or path.name.endswith(TEMPORARY_SUFFIX)
+    is_unfinished = path.name in {SHARDS_FILE, CLASSES_FILE} or path.name.endswith(TEMPORARY_SUFFIX)
     is_before = path.name.startswith("lr_finder.")  # which one looks for before the run
     return not is_unfinished and not is_before
 
@@ -63,13 +63,13 @@ class RunFolder:
         Raises:
             InputError: When the folder does not hold a run.
         """
-        if not (self.path / _RECIPE).is_file():
+        if not (self.path / RECIPE).is_file():
             raise InputError(
                 f"{self.path} holds no run",
-                expected=f"a folder with {_RECIPE}, made by train_accelerate.py",
+                expected=f"a folder with {RECIPE}, made by train_accelerate.py",
                 found="no such file" if self.path.is_dir() else "no such folder",
             )
-        return load_recipe(str(self.path / _RECIPE))
+        return load_recipe(str(self.path / RECIPE))
 
     def classes(self) -> Classes:
         """Returns the classes that the run's model tells apart."""
@@ -87,12 +87,12 @@ class RunFolder:
             InputError: When the folder holds another recipe's run, a run over other shards, or
                 files that are no run.
         """
-        if not (self.path / _RECIPE).is_file():
+        if not (self.path / RECIPE).is_file():
             if self.path.is_dir() and any(map(_is_foreign, self.path.iterdir())):
                 raise InputError(
                     f"{self.path} is not a run folder",
                     expected="a new or empty folder, or one with a run in it",
-                    found=f"{sum(1 for _ in self.path.iterdir())} entries and no {_RECIPE}",
+                    found=f"{sum(1 for _ in self.path.iterdir())} entries and no {RECIPE}",
                     fix="name another folder with --run",
                 )
             return
@@ -101,7 +101,7 @@ class RunFolder:
             allowed,
             subject=f"{self.path} already holds the run of another recipe",
         )
-        there, digest = read_json(self.path / _SHARDS), Manifest.digest_of(shards)
+        there, digest = read_json(self.path / SHARDS_FILE), Manifest.digest_of(shards)
         if there["digest"] != digest and SHARDS not in allowed:
             raise InputError(
                 f"{self.path} holds a run over other shards",
@@ -116,14 +116,14 @@ class RunFolder:
 
         `recipe.yaml` comes last and makes it a run.
         """
-        is_run = (self.path / _RECIPE).is_file()
+        is_run = (self.path / RECIPE).is_file()
         identity = {"dataset": dataset, "digest": Manifest.digest_of(shards)}
-        if is_run and self.recipe() == recipe and read_json(self.path / _SHARDS) == identity:
+        if is_run and self.recipe() == recipe and read_json(self.path / SHARDS_FILE) == identity:
             return
         self.path.mkdir(parents=True, exist_ok=True)
         classes.save(self.path)
-        write_json(self.path / _SHARDS, identity)
-        write_text(self.path / _RECIPE, recipe.to_yaml())
+        write_json(self.path / SHARDS_FILE, identity)
+        write_text(self.path / RECIPE, recipe.to_yaml())
 
     @contextmanager
     def claimed(self) -> Iterator[None]:

@@ -15,12 +15,16 @@ Each line is one JSON object with a `kind` and the `samples_seen` and `epoch` th
     checkpoint   saved, or failed and why; stall_seconds that training stood still for it, seconds
                  until it was on disk, bytes
     stop         why this process ended before the run did
+
+Where --price-per-hour is given, each line has cost_usd, the money spent so far in the whole run,
+work that was lost included, and cost_left_usd, what the rest takes, once this process has trained.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -71,10 +75,19 @@ class Journal:
             and which will now be run again, are removed.
         evaluation_due: Whether it goes on with the evaluation of that very place; what an earlier
             one left behind is removed.
+        cost: Returns figures that every line has, from its `samples_seen`.
     """
 
-    def __init__(self, run: Path, samples_seen: int, *, evaluation_due: bool = False) -> None:
+    def __init__(
+        self,
+        run: Path,
+        samples_seen: int,
+        *,
+        evaluation_due: bool = False,
+        cost: Callable[[int], dict[str, float]] = lambda samples_seen: {},
+    ) -> None:
         self._run = run
+        self._cost = cost
         path = run / FILE_NAME
         if path.is_file():
             lines = [r for r in read_metrics(run) if r["samples_seen"] <= samples_seen]
@@ -86,12 +99,14 @@ class Journal:
             write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = path.open("a", encoding="utf-8")
 
-    def write(self, kind: str, samples_seen: int, epoch: float, /, **values: Any) -> None:
-        """Appends one line, at once."""
+    def write(self, kind: str, samples_seen: int, epoch: float, /, **values: Any) -> dict[str, Any]:
+        """Appends one line, at once, and returns it."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"kind": kind, "samples_seen": samples_seen, "epoch": epoch, "time": now}
-        self._file.write(json.dumps(record | values) + "\n")
+        record |= values | self._cost(samples_seen)
+        self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+        return record
 
     def sync(self) -> None:
         """Brings all lines to the disk; may be called from another thread."""

@@ -14,6 +14,8 @@ _BEFORE_EMA = ("epoch", "train loss", "val loss", "top-1", "top-5")
 _EMA = ("EMA top-1", "EMA top-5")
 _AFTER_EMA = ("lr", "images/s", "waiting for data")
 
+_COST = ("USD spent", "USD to come")
+
 _DATA_BOUND = 0.1  # part of the time; below it, a faster loader would gain next to nothing
 
 
@@ -25,18 +27,19 @@ def write_logs(run: Path) -> None:
 def logs_markdown(run: Path) -> str:
     """Returns the log that a person reads: one line an epoch.
 
-    Where the recipe keeps averaged weights (EMA), they have columns of their own.
+    Where the recipe keeps averaged weights (EMA), or a price is known, they have columns of
+    their own.
     """
-    rows, train, validations = [], [], []
+    rows, train, validations = [], [], read_metrics(run, VALIDATION)
+    averaged = any("ema_top1" in record for record in validations)
+    has_price = any("cost_usd" in record for record in validations)
     for record in read_metrics(run):
         if record["kind"] == TRAIN:
             train.append(record)
         elif record["kind"] == VALIDATION:
-            rows.append(_row(record, train))
-            validations.append(record)
+            rows.append(_row(record, train, has_price=has_price))
             train = []
-    averaged = any("ema_top1" in record for record in validations)
-    head = (*_BEFORE_EMA, *(_EMA if averaged else ()), *_AFTER_EMA)
+    head = (*_BEFORE_EMA, *(_EMA if averaged else ()), *_AFTER_EMA, *(_COST if has_price else ()))
     text = f"# {run.name}\n\n" + _line(head) + "|" + "---:|" * len(head) + "\n" + "".join(rows)
     best = max(validations, key=score, default=None)
     if best:
@@ -52,7 +55,7 @@ def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
 
-def _row(validation: dict[str, Any], train: list[dict[str, Any]]) -> str:
+def _row(validation: dict[str, Any], train: list[dict[str, Any]], *, has_price: bool) -> str:
     """Returns one epoch's line, from its validation and the training records that led there."""
     cells = [f"{validation['epoch']:.2f}", "", f"{validation['loss']:.4f}"]
     keys = ("top1", "top5", "ema_top1", "ema_top5")
@@ -65,7 +68,9 @@ def _row(validation: dict[str, Any], train: list[dict[str, Any]]) -> str:
         waited = sum(record["data_wait"] * record["seconds"] for record in train) / seconds
         cells[1] = f"{loss:.4f}"
         trained = [f"{train[-1]['lr']:.3g}", f"{num_images / seconds:.0f}", f"{waited:.0%}"]
-    return _line(cells + trained)
+    costs = [validation.get(key) for key in ("cost_usd", "cost_left_usd")]
+    money = ["" if cost is None else f"{cost:.2f}" for cost in costs]
+    return _line(cells + trained + (money if has_price else []))
 
 
 def bottleneck(run: Path) -> str:

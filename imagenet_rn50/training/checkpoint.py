@@ -17,10 +17,12 @@ from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS
+
+_BYTES_PER_PARAMETER, _BYTES_PER_AVERAGE = 8, 4  # weight and momentum, and its average, float32
 
 MODEL, OPTIMIZER, SCALER = "model.safetensors", "optimizer.bin", "scaler.pt"
 
@@ -109,3 +111,9 @@ def _tensors(value: Any) -> Iterable[Tensor]:
     elif isinstance(value, list | tuple):
         for entry in value:
             yield from _tensors(entry)
+
+
+def bytes_of_checkpoint(model: nn.Module, *, averaged: bool) -> int:
+    """Returns the disk space that a checkpoint takes, roughly, with averaged weights or without."""
+    num_bytes = _BYTES_PER_PARAMETER + (_BYTES_PER_AVERAGE if averaged else 0)
+    return num_bytes * sum(parameter.numel() for parameter in model.parameters())

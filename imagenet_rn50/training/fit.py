@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from accelerate import Accelerator
-from torch import nn
 from tqdm import tqdm
 
 from imagenet_rn50.classes import Classes
@@ -25,6 +24,8 @@ from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import Journal
 from imagenet_rn50.runs.report import bottleneck, draw_plots
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
+from imagenet_rn50.training.checkpoint import bytes_of_checkpoint
+from imagenet_rn50.training.cost import Cost
 from imagenet_rn50.training.interruption import (
     EXIT_INTERRUPTED,
     Agreement,
@@ -32,7 +33,7 @@ from imagenet_rn50.training.interruption import (
     Interruption,
 )
 from imagenet_rn50.training.learner import Learner
-from imagenet_rn50.training.meter import Meter
+from imagenet_rn50.training.meter import Meter, in_short
 from imagenet_rn50.training.persistence import DEFAULTS, Persistence
 from imagenet_rn50.training.preemption import listening
 from imagenet_rn50.training.progress import Progress
@@ -40,11 +41,11 @@ from imagenet_rn50.training.saver import Saver
 from imagenet_rn50.training.schedules import concerns, learning_rate
 from imagenet_rn50.training.session import Session, environment
 from imagenet_rn50.training.start import Asked, Start, find_start
+from imagenet_rn50.training.sync import Sync, fetch_run
 from imagenet_rn50.training.validation import evaluate
 
 _STEPS_PER_LINE = 20  # of metrics.jsonl; reading the loss waits for the device, so not every step
 _CHECKPOINTS_BESIDES = 2  # the newest: the best, and the one being written
-_BYTES_PER_PARAMETER, _BYTES_PER_AVERAGE = 8, 4  # weight and momentum, and its average, float32
 
 
 def open_session(
@@ -80,6 +81,8 @@ def open_session(
     manifest, classes = Manifest.load(shards.folder), Classes.load(shards.folder)
     splits, folder = (manifest.split(TRAIN), manifest.split(VALIDATION)), RunFolder(run)
     persistence.check()
+    if create:
+        fetch_run(accelerator, folder, recipe, shards.folder, persistence)
     folder.check(recipe, shards.folder, persistence.allow_change)
     identity = {"dataset": manifest.dataset, "digest": Manifest.digest_of(shards.folder)}
     start = Start()
@@ -99,7 +102,7 @@ def open_session(
     if create and accelerator.is_main_process:
         num_there = len(checkpoint_folders(folder.checkpoints))
         num_to_come = max(persistence.keep_last + _CHECKPOINTS_BESIDES - num_there, 1)
-        num_bytes = _bytes_of_checkpoint(learner.bare, recipe)
+        num_bytes = bytes_of_checkpoint(learner.bare, averaged=bool(recipe.ema_decay))
         require_free_space(run, num_to_come * num_bytes, "checkpoints")
         folder.create(recipe, shards.folder, manifest.dataset, classes)
     accelerator.wait_for_everyone()
@@ -121,8 +124,10 @@ def fit(session: Session, learner: Learner) -> None:
     recipe, accelerator, run = session.recipe, session.accelerator, session.folder.path
     start, plan, is_main = session.start, session.persistence, accelerator.is_main_process
     progress, evaluation_due = session.progress(start.samples_seen), start.evaluation_due
+    sync = Sync(session.folder, plan, enabled=is_main)
     if progress.finished and not evaluation_due:
         accelerator.print(f"{run} is finished: {recipe.epochs} epochs. Nothing to train.")
+        sync.finish()
         return
 
     journal = _begin(session, learner, progress)
@@ -133,7 +138,7 @@ def fit(session: Session, learner: Learner) -> None:
         Interruption(talks=is_main) as interruption,
         listening(interruption.request, enabled=session.listens),
         closing(Agreement(accelerator.num_processes)) as agreement,
-        closing(Saver(session, learner, journal)) as saver,
+        closing(Saver(session, learner, journal, sync.bring)) as saver,
         closing(loader),
         _bar(progress, enabled=is_main) as bar,
     ):
@@ -173,9 +178,9 @@ def fit(session: Session, learner: Learner) -> None:
         except Interrupted:
             _tell(meter, loader, learner, session, progress, bar, journal)
             saver.save(progress, meter.samples_hash, evaluation_due=evaluation_due)
-            _end_early(session, progress, interruption, saver, journal)
+            _end_early(session, progress, interruption, saver, journal, sync)
         is_saved = saver.finish()
-    _end(session, journal, is_saved=is_saved)
+    _end(session, journal, sync, is_saved=is_saved)
 
 
 def _begin(session: Session, learner: Learner, progress: Progress) -> Journal | None:
@@ -190,7 +195,8 @@ def _begin(session: Session, learner: Learner, progress: Progress) -> Journal | 
     if not accelerator.is_main_process:
         return None
     place = progress.samples_seen, progress.epoch
-    journal = Journal(run, place[0], evaluation_due=start.evaluation_due)
+    cost = Cost(session.folder, session.persistence.price_per_hour, progress)
+    journal = Journal(run, place[0], evaluation_due=start.evaluation_due, cost=cost.figures)
     journal.write(
         metrics.START, *place, **environment(accelerator), **start.as_dict(), **learner.origin
     )
@@ -210,14 +216,14 @@ def _tell(
     if not meter.num_steps:
         return
     line, lr = _read(meter, loader, session, progress), learner.lr
-    bar.set_postfix_str(_postfix(line, lr), refresh=False)
+    bar.set_postfix_str(in_short(line, lr), refresh=False)
     numbers = {key: value for key, value in line.items() if not isinstance(value, str)}
     session.accelerator.log(numbers | {"lr": lr}, step=progress.samples_seen)
     if journal:
         journal.write(metrics.TRAIN, progress.samples_seen, progress.epoch, lr=lr, **line)
 
 
-def _end(session: Session, journal: Journal | None, *, is_saved: bool) -> None:
+def _end(session: Session, journal: Journal | None, sync: Sync, *, is_saved: bool) -> None:
     """Draws what a finished run is looked at by; all ranks call it.
 
     Raises:
@@ -228,6 +234,7 @@ def _end(session: Session, journal: Journal | None, *, is_saved: bool) -> None:
     if journal:
         journal.close()
         draw_plots(session.folder.path)
+        sync.finish()
         say(bottleneck(session.folder.path))
     session.accelerator.wait_for_everyone()
     session.accelerator.end_training()
@@ -239,6 +246,7 @@ def _end_early(
     interruption: Interruption,
     saver: Saver,
     journal: Journal | None,
+    sync: Sync,
 ) -> NoReturn:
     """Ends this process once what was begun is saved, and says how to go on; all ranks call it.
 
@@ -254,6 +262,7 @@ def _end_early(
         journal.write(metrics.STOP, *place, reason=reason, saved=is_saved)
         journal.sync()
         journal.close()
+        sync.finish()
         what = "saved and ended" if is_saved else "ended, and only the last checkpoint stands:"
         command = typed_command(without="--stop-at-step" if is_planned else None)
         say(f"{what} after step {progress.step} ({reason}). To go on:\n  {command}")
@@ -285,15 +294,3 @@ def _bar(progress: Progress, *, enabled: bool) -> tqdm:  # type: ignore[type-arg
     """Makes the bar over the images of the whole run."""
     total, seen = progress.total_samples, progress.samples_seen
     return progress_bar(total=total, initial=seen, description="train", enabled=enabled)
-
-
-def _postfix(line: dict[str, Any], lr: float) -> str:
-    """Returns what stands at the end of the bar."""
-    text = f"loss {line['loss']:.3f}, lr {lr:.3g}, data wait {line['data_wait']:.0%}"
-    return text + (f", {line['gpu_gib']:.1f} GiB" if "gpu_gib" in line else "")
-
-
-def _bytes_of_checkpoint(model: nn.Module, recipe: Recipe) -> int:
-    """Returns the disk space that a checkpoint takes, roughly."""
-    num_bytes = _BYTES_PER_PARAMETER + (_BYTES_PER_AVERAGE if recipe.ema_decay else 0)
-    return num_bytes * sum(parameter.numel() for parameter in model.parameters())

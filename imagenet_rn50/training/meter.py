@@ -97,3 +97,9 @@ class Meter:
             line["gpu_gib"] = torch.cuda.max_memory_reserved(self._device) / 2**30
         self.restart()
         return line
+
+
+def in_short(line: dict[str, Any], lr: float) -> str:
+    """Returns what a reading says in a few words, for the end of a progress bar."""
+    text = f"loss {line['loss']:.3f}, lr {lr:.3g}, data wait {line['data_wait']:.0%}"
+    return text + (f", {line['gpu_gib']:.1f} GiB" if "gpu_gib" in line else "")

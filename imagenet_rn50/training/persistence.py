@@ -36,6 +36,11 @@ class Persistence:
     """Save and end after this optimizer step of the run, as a job with a time limit may want."""
     spot: Annotated[Spot, tyro.conf.arg(metavar="auto|on|off")] = "auto"
     """Listen for EC2's notice that a spot machine will be taken away; auto: when on EC2."""
+    sync: str | None = None
+    """Bring the run here after each save, and fetch it from here on a new machine:
+    s3://BUCKET/RUN, another address of fsspec's, or a path."""
+    price_per_hour: float | None = None
+    """What the machines cost, USD an hour in all: the money spent and left stands in the logs."""
 
     def check(self) -> None:
         """Makes sure that the values make sense.
@@ -49,6 +54,7 @@ class Persistence:
             "--checkpoint-steps": self.checkpoint_steps,
             "--keep-last": self.keep_last,
             "--stop-at-step": self.stop_at_step,
+            "--price-per-hour": self.price_per_hour,
         }
         for name, number in numbers.items():
             if number is not None and number <= 0:

@@ -56,8 +56,13 @@ def evaluate(
     is_best = metrics.score(line) > journal.best_score()
     seconds = time.perf_counter() - began
     place = progress.samples_seen, progress.epoch
-    journal.write(metrics.VALIDATION, *place, **line, seconds=seconds, is_best=is_best)
-    say(told + ", the best so far" * is_best)
+    written = journal.write(metrics.VALIDATION, *place, **line, seconds=seconds, is_best=is_best)
+    told += ", the best so far" * is_best
+    if "cost_usd" in written:
+        told += f"; {written['cost_usd']:.2f} USD spent"
+    if "cost_left_usd" in written:
+        told += f", about {written['cost_left_usd']:.2f} to come"
+    say(told)
     if cut:
         say("the validation loss stays level: the learning rate is cut")
     write_logs(session.folder.path)

@@ -236,26 +236,13 @@ def test_a_local_path_is_not_copied(source):
 
 
 @pytest.fixture
-def bucket(source, monkeypatch):
-    """Moto's S3 server on loopback, with the shards in a bucket."""
-    import botocore.session
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    client = botocore.session.get_session().create_client("s3")
-    client.create_bucket(Bucket="pictures")
+def bucket(source, bucket_server):
+    """A bucket with the shards in it."""
+    bucket_server.create_bucket(Bucket="pictures")
     for path in Path(source).iterdir():
-        client.put_object(Bucket="pictures", Key=f"sets/{path.name}", Body=path.read_bytes())
-    remote._filesystem.cache_clear()  # it knows the last test's server
-    yield client
-    client.close()
-    server.stop()
+        key = f"sets/{path.name}"
+        bucket_server.put_object(Bucket="pictures", Key=key, Body=path.read_bytes())
+    return bucket_server
 
 
 def test_shards_are_read_from_s3(bucket, source, tmp_path):

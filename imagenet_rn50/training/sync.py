@@ -1,0 +1,186 @@
+"""`--sync`: the run is brought elsewhere after each save, and fetched from there on a new machine.
+
+One rank brings it, in a thread of its own, so that neither training nor the next save waits. What
+goes wrong with that is told once and never ends the training.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from imagenet_rn50.console import say
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.loading.remote import RemoteFolder
+from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.runs.checkpoints import Checkpoint, newest_checkpoint, samples_of
+from imagenet_rn50.runs.continuity import changes_of_recipe, refuse
+from imagenet_rn50.runs.folder import RECIPE, RunFolder
+from imagenet_rn50.runs.remote_run import (
+    STAGING,
+    RemoteRun,
+    Snapshot,
+    Superseded,
+    clear_staging,
+    take_snapshot,
+)
+from imagenet_rn50.training.persistence import NONE, Persistence
+
+
+def fetch_run(
+    accelerator: Accelerator, run: RunFolder, recipe: Recipe, shards: Path, persistence: Persistence
+) -> None:
+    """Fetches the run from where it is synced to, where that is further; all ranks call it.
+
+    The main process goes first. Then the first process of each other machine does, which finds
+    everything here where the machines share the run folder.
+
+    Args:
+        accelerator: Knows the ranks.
+        run: The run folder.
+        recipe: What the run shall be.
+        shards: Folder of the shards' manifest.
+        persistence: What the user wants.
+
+    Raises:
+        InputError: When the address cannot be read or written, or holds another run; on all ranks.
+    """
+    if persistence.sync is None:
+        return
+    problem: list[InputError | None] = [None]
+    if accelerator.is_main_process:
+        try:
+            remote = RemoteRun(_address(persistence.sync))
+            _fetch(remote, run, recipe, shards, persistence)
+            remote.require_writable()
+        except InputError as error:
+            problem[0] = error
+    broadcast_object_list(problem)
+    if problem[0] is not None:
+        raise problem[0]
+    if accelerator.is_local_main_process and not accelerator.is_main_process:
+        _fetch(RemoteRun(_address(persistence.sync)), run, recipe, shards, persistence)
+    accelerator.wait_for_everyone()
+
+
+def _fetch(
+    remote: RemoteRun, run: RunFolder, recipe: Recipe, shards: Path, persistence: Persistence
+) -> None:
+    """Fetches a run, if what stands there is further than what stands here."""
+    is_run = (run.path / RECIPE).is_file()
+    is_fetched_in_part = (run.path / STAGING).is_dir() and not is_run
+    if not is_fetched_in_part:
+        run.check(recipe, shards, persistence.allow_change)
+    files = remote.latest()
+    if files is None:
+        return
+    public = remote.folder.public
+    if persistence.resume == NONE:
+        raise InputError(
+            f"--resume none: {public} holds a run",
+            expected="an address without one, for a run that begins anew",
+            fix="name another address with --sync",
+        )
+    subject = f"{public} already holds the run of another recipe"
+    changes = changes_of_recipe(remote.recipe(files), recipe)
+    refuse(changes, persistence.allow_change, subject=subject)
+    names = {file.checkpoint for file in files if file.checkpoint}
+    newest_there = max((samples_of(Path(name)) for name in names), default=0)
+    newest_here = newest_checkpoint(run.checkpoints)
+    if is_run and newest_here and newest_here.samples_seen >= newest_there:
+        return
+    say(f"fetching the run from {public}")
+    remote.fetch(files, run)
+
+
+class Sync:
+    """Brings a run elsewhere.
+
+    Args:
+        run: The run folder.
+        persistence: Says where to, if anywhere.
+        enabled: False on the ranks that do not; there, nothing in here does anything.
+    """
+
+    def __init__(self, run: RunFolder, persistence: Persistence, *, enabled: bool) -> None:
+        self._run = run
+        self._remote: RemoteRun | None = None
+        if persistence.sync is None or not enabled:
+            return
+        self._remote = RemoteRun(_address(persistence.sync))
+        self._remote.latest()
+        clear_staging(run)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sync")
+        self._lock = threading.Lock()
+        self._waiting: Snapshot | None = None
+        self._is_ending = False
+        self._has_failed = False
+        if newest_checkpoint(run.checkpoints):
+            self.bring()  # a process before this one may not have come to it
+
+    def bring(self, checkpoint: Checkpoint | None = None) -> None:
+        """Has the run brought as it stands now; what still waits for an older state does not."""
+        if self._remote is None:
+            return
+        try:
+            snapshot = take_snapshot(self._run)
+        except Exception as error:  # no space for the small files, say
+            self._tell(error)
+            return
+        with self._lock:
+            older, self._waiting = self._waiting, snapshot
+        if older:
+            older.discard()
+        else:
+            self._thread.submit(self._work)
+
+    def finish(self) -> None:
+        """Brings the run as it stands at the end, and waits until it is there."""
+        if self._remote is None:
+            return
+        self._is_ending = True
+        self.bring()
+        self._thread.shutdown()
+        clear_staging(self._run)
+        if self._has_failed:
+            say(f"{self._remote.folder.public} lacks the end of the run, which stands here alone")
+
+    def _work(self) -> None:
+        """Brings what waits; in the thread."""
+        with self._lock:
+            snapshot, self._waiting = self._waiting, None
+        assert snapshot is not None
+        assert self._remote is not None
+        try:
+            self._remote.bring(snapshot, self._is_superseded)
+        except Superseded:
+            pass
+        except Exception as error:
+            self._tell(error)
+        else:
+            if self._has_failed:
+                say(f"the run is synced again: {self._remote.folder.public}")
+            self._has_failed = False
+        finally:
+            snapshot.discard()
+
+    def _tell(self, error: Exception) -> None:
+        """Says what went wrong, if that is new."""
+        if not self._has_failed:
+            # What storages say may hold a token; our own messages do not.
+            told = error if isinstance(error, InputError) else type(error).__name__
+            say(f"the run is not synced: {told}\n  training goes on, and the next save tries again")
+        self._has_failed = True
+
+    def _is_superseded(self) -> bool:
+        """Says whether an older state is not worth the time that is left."""
+        return self._is_ending and self._waiting is not None
+
+
+def _address(given: str) -> RemoteFolder:
+    """Returns the folder that --sync names; a path may be relative."""
+    return RemoteFolder(given if "://" in given else str(Path(given).absolute()))

@@ -1,0 +1,263 @@
+"""`--sync`: a run goes on from where it was brought to, on a machine that has nothing of it."""
+
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.loading.remote import Patience, RemoteFolder
+from imagenet_rn50.runs.checkpoints import checkpoint_folders, newest_checkpoint
+from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.runs.metrics import read_metrics
+from imagenet_rn50.runs.remote_run import RemoteRun, take_snapshot
+from tests.support import write_recipe, write_shards
+from tests.training.test_interruption import RECIPE, assert_same_run
+from tests.training.trainers import Trainers, hashes, steps_saved
+
+pytestmark = pytest.mark.multiprocess
+EXIT_INTERRUPTED = 75
+SECRET = "s3cr3t-of-the-bucket"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_shards(folder / "shards", train=[30, 31, 22], validation=[6, 15])
+    write_recipe(folder, RECIPE.replace("epochs: 10", "epochs: 4"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trainers(tmp_path_factory):
+    with Trainers(tmp_path_factory.mktemp("logs")) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, trainers):
+    """A run that nothing disturbed."""
+    trainers.train(tiny, tiny / "undisturbed")
+    return tiny / "undisturbed"
+
+
+@pytest.fixture
+def bucket(bucket_server, monkeypatch):
+    """An empty bucket, and credentials for it that trainers inherit."""
+    bucket_server.create_bucket(Bucket="runs")
+    names = ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_DEFAULT_REGION")
+    environment = {name: os.environ[name] for name in names}
+    return bucket_server, environment | {"AWS_SECRET_ACCESS_KEY": SECRET}
+
+
+def objects(client):
+    listed = client.list_objects_v2(Bucket="runs").get("Contents", [])
+    return {entry["Key"]: entry["Size"] for entry in listed}
+
+
+def test_a_killed_run_goes_on_on_another_machine_from_s3_to_the_same_weights(
+    tiny, trainers, finished, bucket, tmp_path
+):
+    client, environment = bucket
+    options = ("--sync", "s3://runs/one", "--checkpoint-steps", "1", "--price-per-hour", "3600")
+    run, said = tmp_path / "first", ""
+
+    trainer = trainers.start(tiny, run, *options, **environment)
+    trainer.until(lambda: "one/latest.json" in objects(client))
+    trainer.kill()
+    said += trainer.said()
+    shutil.rmtree(run)
+
+    run = tmp_path / "second"
+    trainer = trainers.start(tiny, run, *options, **environment)
+    trainer.until_trained().send(signal.SIGTERM)
+    assert trainer.wait() == EXIT_INTERRUPTED, trainer.said()
+    said += trainer.said()
+    assert "fetching the run from s3://runs/one" in trainer.said()
+    saved = steps_saved(run)[-1]
+    paid = read_metrics(run, "stop")[-1]["cost_usd"]
+    shutil.rmtree(run)
+
+    run = tmp_path / "third"
+    said += trainers.train(tiny, run, *options, **environment)
+    start = read_metrics(run, "start")[-1]
+    assert start["samples_seen"] == saved, "the save at the end was brought before the end"
+    assert start["cost_usd"] == pytest.approx(paid, abs=0.5), "what was paid before stays paid"
+    costs = [line["cost_usd"] for line in read_metrics(run)]
+    assert costs == sorted(costs)
+    assert read_metrics(run, "train")[-1]["cost_left_usd"] == 0
+    assert "USD spent" in said
+    assert_same_run(run, finished)
+    assert SECRET not in said + json.dumps(read_metrics(run))
+
+    # What stands there is what stands here, and nothing else.
+    brought = json.loads(client.get_object(Bucket="runs", Key="one/latest.json")["Body"].read())
+    names = {f"one/objects/{file['sha256']}-{Path(file['path']).name}" for file in brought["files"]}
+    assert names | {"one/latest.json", "one/logs.md", "one/metrics.jsonl"} == set(objects(client))
+    paths = [Path(file["path"]).parts for file in brought["files"]]
+    there = {parts[1] for parts in paths if parts[0] == "checkpoints"}
+    assert there == {folder.name for folder in checkpoint_folders(run / "checkpoints")}
+    logs = client.get_object(Bucket="runs", Key="one/logs.md")["Body"].read().decode()
+    assert logs == (run / "logs.md").read_text(encoding="utf-8")
+
+
+def test_what_keeps_a_run_from_being_synced_is_said_once_and_ends_nothing(
+    tiny, trainers, finished, tmp_path
+):
+    run, address = tmp_path / "run", tmp_path / "elsewhere"
+    options = ("--checkpoint-steps", "2", "--sync", str(address))
+    trainer = trainers.start(tiny, run, *options)
+    trainer.until(lambda: (address / "latest.json").is_file())
+    latest = (address / "latest.json").read_text()
+    (address / "latest.json").write_text(latest + " ")  # as if another process had
+    assert trainer.wait() == 0
+    assert trainer.said().count("the run is not synced: another process syncs to") == 1
+    assert "lacks the end of the run" in trainer.said()
+    assert_same_run(run, finished)
+    # The same command, once the other one is gone, brings what is missing.
+    trainers.train(tiny, run, *options)
+    another = tmp_path / "another"
+    trainers.train(tiny, another, *options)
+    assert_same_run(another, finished)
+
+
+def test_an_address_that_cannot_be_written_is_refused_before_training(
+    tiny, trainers, bucket, tmp_path
+):
+    _, environment = bucket
+    options = ("--sync", "s3://no-such-bucket/run")
+    said = trainers.train(tiny, tmp_path / "run", *options, code=2, **environment)
+    assert "s3://no-such-bucket/run/probe cannot be written" in said
+    assert SECRET not in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_recipe_and_a_new_beginning_are_refused_where_a_run_stands(
+    tiny, trainers, tmp_path
+):
+    address = ("--sync", str(tmp_path / "elsewhere"))
+    trainers.train(tiny, tmp_path / "run", *address, "--stop-at-step", "1")
+    another = tmp_path / "another"
+    said = trainers.train(tiny, another, *address, "--optimizer.lr", "0.01", code=2)
+    assert "elsewhere already holds the run of another recipe" in said
+    said = trainers.train(tiny, another, *address, "--resume", "none", code=2)
+    assert "elsewhere holds a run" in said
+    assert not another.exists()
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny, trainers):
+    run = tiny / "stopped"
+    trainers.train(tiny, run, "--stop-at-step", "3", "--checkpoint-steps", "1")
+    return RunFolder(run)
+
+
+class Broken(RemoteFolder):
+    """A folder whose connection breaks after some uploads."""
+
+    left = 0
+
+    def upload(self, source, name):
+        if Broken.left == 0:
+            raise InputError("the connection broke")
+        Broken.left -= 1
+        super().upload(source, name)
+
+
+def remote(folder, kind=RemoteFolder):
+    run = RemoteRun(kind(str(folder), Patience(tries=2, first_pause=0.01)))
+    run.latest()
+    return run
+
+
+def bring(folder, run):
+    snapshot = take_snapshot(run)
+    remote(folder).bring(snapshot)
+    snapshot.discard()
+
+
+def test_an_upload_cut_off_at_any_file_leaves_the_state_before_it(
+    tiny, trainers, stopped, tmp_path
+):
+    later = RunFolder(tmp_path / "later")
+    shutil.copytree(stopped.path, later.path)
+    trainers.train(tiny, later.path, "--stop-at-step", "5", "--checkpoint-steps", "1")
+    snapshot, there = take_snapshot(later), tmp_path / "there"
+    num_cut = 0
+    while True:
+        shutil.rmtree(there, ignore_errors=True)
+        bring(there, stopped)
+        Broken.left = num_cut
+        try:
+            remote(there, Broken).bring(snapshot)
+        except InputError:
+            pass
+        else:
+            break
+        fetched = RunFolder(tmp_path / f"fetched-{num_cut}")
+        source = remote(there)
+        files = source.latest()
+        assert files is not None
+        source.fetch(files, fetched)
+        is_later = any(file.checkpoint == "samples-000000040" for file in files)
+        assert hashes(fetched.path) == hashes((later if is_later else stopped).path)
+        assert fetched.recipe() == stopped.recipe()
+        num_cut += 1
+    assert num_cut > 6
+
+
+def test_a_fetch_cut_off_at_any_file_is_done_again(tiny, stopped, tmp_path, monkeypatch):
+    there = tmp_path / "there"
+    bring(there, stopped)
+    source = remote(there)
+    files, get, run = source.latest(), RemoteRun._get, RunFolder(tmp_path / "run")
+    assert files is not None
+    for num_files in range(len(files)):
+        left = iter(range(num_files))
+
+        def broken(self, file, folder, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            get(self, file, folder)
+
+        monkeypatch.setattr(RemoteRun, "_get", broken)
+        with pytest.raises(KeyboardInterrupt):
+            source.fetch(files, run)
+        assert not (run.path / "recipe.yaml").exists(), "it is no run before it is whole"
+    monkeypatch.setattr(RemoteRun, "_get", get)
+    source.fetch(files, run)
+    assert hashes(run.path) == hashes(stopped.path)
+    assert sorted(p.name for p in run.path.iterdir()) == sorted(
+        p.name for p in stopped.path.iterdir() if p.name not in {"tensorboard", "plots"}
+    )
+
+
+def test_a_damaged_checkpoint_there_is_passed_over_for_the_one_before(stopped, tmp_path, capsys):
+    there = tmp_path / "there"
+    bring(there, stopped)
+    files = remote(there).latest()
+    assert files is not None
+    newest = [file for file in files if file.checkpoint == "samples-000000024"]
+    path = there / next(file.object for file in newest if "model" in file.path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    fetched = RunFolder(tmp_path / "fetched")
+    remote(there).fetch(files, fetched)
+    assert "passing over a damaged checkpoint" in capsys.readouterr().out
+    found = newest_checkpoint(fetched.checkpoints)
+    assert found is not None
+    assert found.samples_seen == 16
+
+
+@pytest.mark.parametrize("path", ["../recipe.yaml", "/tmp/x", "checkpoints/../../x", ""])
+def test_a_list_that_would_write_outside_the_run_folder_is_refused(stopped, tmp_path, path):
+    bring(tmp_path, stopped)
+    content = json.loads((tmp_path / "latest.json").read_text())
+    content["files"][0]["path"] = path
+    (tmp_path / "latest.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"latest\.json is damaged"):
+        remote(tmp_path)
