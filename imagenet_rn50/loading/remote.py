@@ -189,7 +189,7 @@ class RemoteFolder:
                 raise
             except Exception as error:  # every storage has its own errors, and most of them pass
                 problem = kind_of(error)
-                if isinstance(error, PermissionError):
+                if isinstance(error, PermissionError | FileNotFoundError):  # no such bucket
                     break
                 log.warning("%s/%s: %s (try %d)", self.public, name, problem, attempt + 1)
             else:

@@ -46,7 +46,9 @@ def save_checkpoint(run, samples_seen, top1, *, ema_top1=None, is_best=False):
     journal.close()
 
 
-def make_run(folder, shards, *, recipe=None, classes=CLASSES, dataset="tiny", init_from=None):
+def make_run(
+    folder, shards, *, recipe=None, classes=CLASSES, dataset="tiny", init_from=None, cost=None
+):
     """A run with nothing but its first line."""
     run = RunFolder(folder / "a-run-50")
     path = write_recipe(folder, recipe) if recipe else write_recipe(folder)
@@ -55,6 +57,7 @@ def make_run(folder, shards, *, recipe=None, classes=CLASSES, dataset="tiny", in
     versions = {"imagenet_rn50": "0.1.0", "torch": "2.14.1"}
     machine = {"device": "cuda (NVIDIA L4)", "world_size": 4, "mixed_precision": "bf16"}
     began = {"init_from": init_from} if init_from else {}
+    began |= {"cost_usd": cost} if cost is not None else {}
     journal.write(START, 0, 0.0, **machine, python="3.11.7", versions=versions, **began)
     journal.close()
     return run

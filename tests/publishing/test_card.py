@@ -211,3 +211,25 @@ def test_the_published_figures_all_have_an_address():
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert len(entries) >= 3
     assert all(entry["url"].startswith("https://") for entry in entries.values())
+
+
+@pytest.mark.parametrize(
+    ("costs", "row"),
+    [
+        ((12.345, 20.5), "| cost, USD | 20.50 | metrics.jsonl, all lines |"),
+        ((12.345, None), "| cost, USD | not recorded |  |"),  # a process whose price nobody knows
+    ],
+)
+def test_the_cost_stands_in_the_card_where_every_process_knew_its_price(
+    tmp_path, shards, costs, row
+):
+    run = make_run(tmp_path, shards, cost=costs[0])
+    save_checkpoint(run, 48, 0.625, is_best=True)
+    line = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[0])
+    line = {key: value for key, value in line.items() if key != "cost_usd"}
+    line |= {"cost_usd": costs[1]} if costs[1] is not None else {}
+    with (run.path / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    export(run.path, tmp_path / "out")
+    assert row in visible((tmp_path / "out" / "README.md").read_text())
+    assert untraced(tmp_path / "out") == []
