@@ -1,15 +1,22 @@
 """The files that machines are set up with: they are what their readers take them for."""
 
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from imagenet_rn50.runs.metrics import read_metrics
 from tests.commands import ROOT, Command, check
+from tests.support import write_recipe, write_shards
+from tests.training.test_interruption import RECIPE
+from tests.training.trainers import lines_of, wait_until
 
 DEPLOY = ROOT / "deploy"
 SERVICE = DEPLOY / "imagenet-rn50.service"
@@ -35,12 +42,70 @@ def test_the_service_runs_a_command_that_accelerate_and_the_script_take(monkeypa
 
 def test_the_service_starts_again_after_a_failure_and_gives_up_in_the_end():
     unit = settings(SERVICE)
-    assert unit["Restart"] == "on-failure"
+    assert not starts_again(unit, 0)
+    assert all(starts_again(unit, code) for code in (1, 75, 143, -signal.SIGTERM, -signal.SIGKILL))
     assert int(unit["StartLimitBurst"]) * int(unit["RestartSec"]) < int(
         unit["StartLimitIntervalSec"]
     )
     assert unit["KillMode"] == "control-group"
     assert unit["WantedBy"] == "multi-user.target"
+
+
+def starts_again(unit, code):
+    """Says what systemd makes of an exit code of subprocess, by Restart=on-failure.
+
+    Clean are 0 and death by one of four signals (systemd.service(5)), unless they are forced.
+    """
+    assert unit["Restart"] == "on-failure"
+    forced = unit["RestartForceExitStatus"].split()
+    if code < 0 and signal.Signals(-code).name in forced or str(code) in forced:
+        return True
+    clean = {0, *(-number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))}
+    return code not in clean | {-signal.SIGPIPE}
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.timeout(900)
+def test_the_service_started_again_after_each_kill_ends_with_a_finished_run(tmp_path):
+    """What its ExecStart runs, under a stand-in for systemd."""
+    write_shards(tmp_path / "shards", train=[30, 31, 22], validation=[6, 15])
+    recipe = write_recipe(tmp_path, RECIPE)
+    unit, run = settings(SERVICE), tmp_path / "run"
+    values = {"CONFIG": "accelerate_configs/cpu.yaml", "RECIPE": str(recipe), "RUN": str(run)}
+    values |= {"SHARDS": str(tmp_path / "shards"), "MORE": "--workers 1 --checkpoint-steps 1"}
+    values["MORE"] += f" --sync {tmp_path / 'elsewhere'}"
+    line = unit["ExecStart"]
+    for key, value in values.items():
+        line = line.replace(f"${{{key}}}", value).replace(f"${key}", value)
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    words = launch + shlex.split(line)[2:]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    codes, kills = [], [signal.SIGTERM, signal.SIGKILL, None]
+    for number in kills:
+        num_lines = len(lines_of(run, None))
+        process = subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True)
+        if number is not None:
+            wait_until(lambda before=num_lines: len(lines_of(run, None)) > before + 2)
+            os.killpg(process.pid, number)
+        codes.append(process.wait())
+        wait_until(lambda group=process.pid: not is_running(group))  # as systemd waits
+        assert starts_again(unit, codes[-1]) == (number is not None), codes
+    starts = [line["samples_seen"] for line in read_metrics(run, "start")]
+    assert starts == sorted(set(starts))
+    assert len(starts) == len(kills)
+    assert read_metrics(run, "validation")[-1]["epoch"] >= 10
+    assert (tmp_path / "elsewhere" / "logs.md").read_text() == (run / "logs.md").read_text()
+
+
+def is_running(group):
+    """Says whether any process of a group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd")
