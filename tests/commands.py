@@ -98,8 +98,14 @@ def check(command: Command) -> None:
             assert all(f'"{word}"' in source for word in rest if word.startswith("--"))
         case ["accelerate", "launch", *rest]:
             _parse_launch(rest)
+        case ["...", *rest]:  # options that are added to a command shown before
+            ours = rest[len(rest) - rest[::-1].index("...") :] if "..." in rest else rest
+            train_accelerate.parse(["--shards", "SHARDS", "--run", "RUN", *ours])
         case ["torchrun", *rest]:
             parsed = get_args_parser().parse_args(rest)
+            if parsed.module:
+                assert parsed.training_script == "imagenet_rn50"
+                return _parse_verb(parsed.training_script_args)
             assert parsed.training_script == "train_accelerate.py"
             train_accelerate.parse(parsed.training_script_args)
         case ["make", *targets]:
