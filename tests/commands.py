@@ -96,24 +96,32 @@ def check(command: Command) -> None:
         case ["python", script, *rest]:
             source = (ROOT / script).read_text(encoding="utf-8")
             assert all(f'"{word}"' in source for word in rest if word.startswith("--"))
-        case ["accelerate", "launch", *rest]:
-            _parse_launch(rest)
-        case ["...", *rest]:  # options that are added to a command shown before
-            ours = rest[len(rest) - rest[::-1].index("...") :] if "..." in rest else rest
-            train_accelerate.parse(["--shards", "SHARDS", "--run", "RUN", *ours])
-        case ["torchrun", *rest]:
-            parsed = get_args_parser().parse_args(rest)
-            if parsed.module:
-                assert parsed.training_script == "imagenet_rn50"
-                return _parse_verb(parsed.training_script_args)
-            assert parsed.training_script == "train_accelerate.py"
-            train_accelerate.parse(parsed.training_script_args)
+        case ["accelerate", "launch", *_] | ["torchrun", *_] | ["...", *_]:
+            _parse_launched(words)
         case ["make", *targets]:
             makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
             names = [target for target in targets if "=" not in target]
             assert all(re.search(rf"^{name}:", makefile, re.M) for name in names)
         case _:
             assert command.needs or words[0] in _HARMLESS, "it is run by nobody: mark what it needs"
+
+
+def _parse_launched(words: list[str]) -> None:
+    """Parses a launcher's command, or options that are added to one that was shown before."""
+    match words:
+        case ["accelerate", "launch", *rest]:
+            _parse_launch(rest)
+        case ["...", *rest]:
+            ours = rest[len(rest) - rest[::-1].index("...") :] if "..." in rest else rest
+            train_accelerate.parse(["--shards", "SHARDS", "--run", "RUN", *ours])
+        case ["torchrun", *rest]:
+            parsed = get_args_parser().parse_args(rest)
+            if parsed.module:
+                assert parsed.training_script == "imagenet_rn50"
+                _parse_verb(parsed.training_script_args)
+            else:
+                assert parsed.training_script == "train_accelerate.py"
+                train_accelerate.parse(parsed.training_script_args)
 
 
 def _parse_launch(words: list[str]) -> None:
