@@ -1,5 +1,7 @@
 """Settings of all tests, and what several rooms' tests need."""
 
+import os
+
 import pytest
 from hypothesis import settings
 
@@ -8,6 +10,14 @@ from imagenet_rn50.loading.filesystems import filesystem
 # Speed is shown by benchmarks; a busy machine makes no property false.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+# Several processes share few cores: threads that wait shall not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def pytest_collection_modifyitems(items):
+    """Begins with the longest test, beside which all others can run."""
+    items.sort(key=lambda item: item.path.name != "test_demo.py")
 
 
 @pytest.fixture

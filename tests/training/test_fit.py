@@ -2,12 +2,8 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -24,13 +20,10 @@ from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.training.fit import open_session
 from imagenet_rn50.training.lr_finder import find_lr
 from imagenet_rn50.training.session import make_accelerator
-from tests.support import write_recipe, write_shards
+from tests.support import write_shards, write_tiny
+from tests.training.trainers import measured
 
 ROOT = Path(__file__).parents[2]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-ONE_RANK = [*LAUNCH, "--config_file", "accelerate_configs/cpu.yaml", "--quiet"]
-WITHOUT_LAUNCHER = [sys.executable]  # starts in half the time, and is the same to the script
-TWO_RANKS = [*LAUNCH, "--config_file", "accelerate_configs/cpu_2proc.yaml", "--quiet"]
 
 pytestmark = pytest.mark.multiprocess
 
@@ -38,17 +31,14 @@ pytestmark = pytest.mark.multiprocess
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Shards of 21 and 11 pictures, and a recipe for them."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_shards(folder / "shards", train=[8, 6, 7], validation=[6, 5])
-    write_recipe(folder)
-    return folder
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
-def finished(tiny):
+def finished(tiny, trainers):
     """A run that nothing disturbed, on one rank."""
     run = tiny / "undisturbed"
-    train(ONE_RANK, tiny, run)
+    trainers.train(tiny, run)
     return run
 
 
@@ -56,23 +46,6 @@ def command(tiny, run, *more):
     recipe, shards = str(tiny / "tiny.yaml"), str(tiny / "shards")
     script = [str(ROOT / "train_accelerate.py"), "--recipe", recipe, "--shards", shards]
     return [*script, "--run", str(run), "--workers", "1", *more]
-
-
-def environment(**more):
-    return os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"} | more
-
-
-def train(launcher, tiny, run, *more):
-    done = subprocess.run(
-        [*launcher, *command(tiny, run, *more)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def train_here(monkeypatch, tiny, run, *more):
@@ -125,10 +98,10 @@ def test_a_tracker_that_is_not_installed_is_named(tiny, tmp_path, monkeypatch, c
     assert not (tmp_path / "run").exists()
 
 
-def test_two_ranks_give_the_weights_of_one_rank_that_accumulates(tiny, tmp_path, monkeypatch):
-    train_here(monkeypatch, tiny, tmp_path / "one-rank", "--epochs", "8")
+def test_two_ranks_give_the_weights_of_one_rank_that_accumulates(tiny, trainers, tmp_path):
+    trainers.train(tiny, tmp_path / "one-rank", "--epochs", "8")
     run = tmp_path / "two-ranks"
-    train(TWO_RANKS, tiny, run, "--epochs", "8")
+    trainers.train_on_two_ranks(tiny, run, "--epochs", "8")
     assert read_metrics(run, "start")[0]["world_size"] == 2
     assert read_metrics(run)[-1]["samples_seen"] == 21 * 8  # 21 steps
     ours, alone = weights(run), weights(tmp_path / "one-rank")
@@ -147,35 +120,23 @@ def test_the_number_of_workers_changes_nothing(tiny, finished, num_workers, tmp_
     assert all(torch.equal(ours[name], tensor) for name, tensor in one_worker.items())
 
 
-def test_a_run_that_was_killed_goes_on_to_the_same_weights(tiny, finished):
+def test_a_run_that_was_killed_goes_on_to_the_same_weights(tiny, trainers, finished):
     run = tiny / "killed"
-    process = subprocess.Popen(
-        [sys.executable, *command(tiny, run)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    while newest_checkpoint(run / "checkpoints") is None:
-        assert process.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.005)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-    train(WITHOUT_LAUNCHER, tiny, run)
+    trainer = trainers.start(tiny, run)
+    trainer.until(lambda: newest_checkpoint(run / "checkpoints") is not None).kill()
+    trainers.train(tiny, run)
     ours, alone = weights(run), weights(finished)
     assert all(torch.equal(ours[name], tensor) for name, tensor in alone.items())
     assert measured(run) == measured(finished)
 
 
-def test_a_finished_run_is_left_as_it_is(tiny, finished):
+def test_a_finished_run_is_left_as_it_is(tiny, trainers, finished):
     before = state_of(finished)
-    assert "Nothing to train" in train(WITHOUT_LAUNCHER, tiny, finished)
+    assert "Nothing to train" in trainers.train(tiny, finished)
     assert state_of(finished) == before
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_taken(tiny, finished):
+def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_taken(tiny, trainers, finished):
     run = tiny / "damaged"
     shutil.copytree(finished, run)
     newest = newest_checkpoint(run / "checkpoints")
@@ -183,28 +144,20 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_taken(tiny, fini
     content = bytearray(newest.weights.read_bytes())
     content[len(content) // 2] ^= 1
     newest.weights.write_bytes(bytes(content))
-    said = train(WITHOUT_LAUNCHER, tiny, run)
+    said = trainers.train(tiny, run)
     assert "passing over a damaged checkpoint" in said
     assert "Nothing to train" not in said
     ours, alone = weights(run), weights(finished)
     assert all(torch.equal(ours[name], tensor) for name, tensor in alone.items())
 
 
-def test_a_wrong_run_folder_is_answered_with_one_message_and_code_2(tiny, finished):
+def test_a_wrong_run_folder_is_answered_with_one_message_and_code_2(tiny, trainers, finished):
     before = state_of(finished)
-    done = subprocess.run(
-        [sys.executable, *command(tiny, finished, "--optimizer.lr", "0.3")],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert "already holds the run of another recipe" in done.stderr
-    assert "optimizer.lr: 0.05 -> 0.3" in done.stderr
-    assert "Traceback" not in done.stderr
+    said = trainers.train(tiny, finished, "--optimizer.lr", "0.3", code=2)
+    assert said.startswith("error: ")
+    assert "already holds the run of another recipe" in said
+    assert "optimizer.lr: 0.05 -> 0.3" in said
+    assert "Traceback" not in said
     assert state_of(finished) == before
 
 
@@ -272,12 +225,6 @@ def test_too_small_a_disk_is_noticed_before_anything_is_written(
     assert exit_code_of(command(tiny, tmp_path / "run"), monkeypatch) == 2
     assert "not enough disk space for checkpoints" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def measured(run):
-    """Returns where a run wrote down what, apart from what each process tells of itself."""
-    lines = read_metrics(run)
-    return [(r["kind"], r["samples_seen"]) for r in lines if r["kind"] in {"train", "validation"}]
 
 
 def state_of(folder):

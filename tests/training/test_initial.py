@@ -1,8 +1,5 @@
 """A run that begins with the weights of others."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,26 +37,13 @@ def save_weights(path, num_classes):
     return model.state_dict()
 
 
-def train(tiny, *more):
-    command = [sys.executable, ROOT / "train_accelerate.py", "--recipe", tiny / "tiny.yaml"]
-    command += ["--shards", tiny / "shards", "--run", tiny / "run", "--workers", "0", *more]
-    return subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.multiprocess
-def test_training_goes_on_from_there_with_a_new_classifier_and_the_journal_says_so(tiny):
+def test_training_goes_on_from_there_with_a_new_classifier_and_the_journal_says_so(tiny, trainers):
     theirs = save_weights(tiny / "weights.safetensors", num_classes=5)
     still = ["--optimizer.lr", "1e-12", "--optimizer.weight-decay", "0", "--epochs", "1"]
-    done = train(tiny, "--init-from", str(tiny / "weights.safetensors"), *still)
-    assert done.returncode == 0, done.stderr
-    assert "its classifier is new: it told 5 classes apart, here there are 3" in done.stdout
+    weights = str(tiny / "weights.safetensors")
+    said = trainers.train(tiny, tiny / "run", "--init-from", weights, *still)
+    assert "its classifier is new: it told 5 classes apart, here there are 3" in said
     checkpoint = newest_checkpoint(tiny / "run" / "checkpoints")
     assert checkpoint is not None
     ours = load_file(checkpoint.weights)

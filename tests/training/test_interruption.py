@@ -24,7 +24,6 @@ from tests.support import write_recipe, write_shards
 from tests.training.trainers import (
     PATIENCE_S,
     ROOT,
-    Trainers,
     hashes,
     lines_of,
     measured,
@@ -58,12 +57,6 @@ def tiny(tmp_path_factory):
     write_shards(folder / "shards", train=[30, 31, 22], validation=[6, 15])
     write_recipe(folder, RECIPE)
     return folder
-
-
-@pytest.fixture(scope="module")
-def trainers(tmp_path_factory):
-    with Trainers(tmp_path_factory.mktemp("logs")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

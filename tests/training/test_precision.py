@@ -106,7 +106,11 @@ def test_a_compiled_run_goes_on_compiled_or_not(launched, backend, tmp_path, mon
 
 def learner_of(recipe, accelerator):
     session = SimpleNamespace(
-        recipe=recipe, accelerator=accelerator, add_up=lambda tensor: tensor, folder=None
+        recipe=recipe,
+        accelerator=accelerator,
+        add_up=lambda tensor: tensor,
+        folder=None,
+        init_from=None,
     )
     return Learner(session, Classes(WNIDS, WNIDS))  # type: ignore[arg-type]
 
@@ -117,7 +121,7 @@ def endless_batches(size=4):
     pictures = torch.randn(size, 3, 32, 32).contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, NUM_CLASSES, (size,))
     while True:
-        yield DeviceBatch(pictures, labels, None)  # type: ignore[arg-type]
+        yield DeviceBatch(pictures, labels, SimpleNamespace(indices=torch.arange(size)))  # type: ignore[arg-type]
 
 
 @pytest.fixture

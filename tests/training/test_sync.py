@@ -16,7 +16,7 @@ from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.runs.remote_run import RemoteRun, take_snapshot
 from tests.support import write_recipe, write_shards
 from tests.training.test_interruption import RECIPE, assert_same_run
-from tests.training.trainers import Trainers, hashes, lines_of, steps_saved
+from tests.training.trainers import hashes, lines_of, steps_saved
 
 pytestmark = pytest.mark.multiprocess
 EXIT_INTERRUPTED = 75
@@ -29,12 +29,6 @@ def tiny(tmp_path_factory):
     write_shards(folder / "shards", train=[30, 31, 22], validation=[6, 15])
     write_recipe(folder, RECIPE.replace("epochs: 10", "epochs: 4"))
     return folder
-
-
-@pytest.fixture(scope="module")
-def trainers(tmp_path_factory):
-    with Trainers(tmp_path_factory.mktemp("logs")) as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

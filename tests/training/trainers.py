@@ -10,6 +10,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -106,6 +107,19 @@ class Trainers:
         ended = trainer.wait()
         assert ended == code, trainer.said()
         return trainer.said()
+
+    def train_on_two_ranks(self, tiny, run, *more):
+        """Lets two gloo ranks run to their end, each told its place as launchers tell it."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        ranks = [
+            self.start(tiny, run, *more, **place, RANK=str(rank), LOCAL_RANK=str(rank))
+            for rank in (0, 1)
+        ]
+        for rank in ranks:
+            assert rank.wait() == 0, rank.said()
 
 
 def lines_of(run, kind):
