@@ -15,8 +15,7 @@ import yaml
 from imagenet_rn50.runs.metrics import read_metrics
 from tests.commands import ROOT, Command, check
 from tests.support import write_recipe, write_shards
-from tests.training.test_interruption import RECIPE
-from tests.training.trainers import lines_of, wait_until
+from tests.training.trainers import RECIPE, lines_of, wait_until
 
 DEPLOY = ROOT / "deploy"
 SERVICE = DEPLOY / "imagenet-rn50.service"

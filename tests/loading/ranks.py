@@ -1,6 +1,6 @@
 """What one of several ranks does in a test: note which samples it was given.
 
-accelerate launch ... -m tests.loading.ranks SHARDS OUT START STOP
+RANK=0 WORLD_SIZE=2 ... python -m tests.loading.ranks SHARDS OUT START STOP
 """
 
 import json

@@ -1,5 +1,6 @@
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,28 +16,24 @@ NUM_SAMPLES = 25
 
 def on_two_ranks(shards, out, start, stop):
     """Runs two gloo ranks; returns the batches of both in the order of the stream."""
-    options = (
-        "--multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no "
-        "--dynamo_backend no --main_process_port 0 -m tests.loading.ranks"
-    ).split()
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "accelerate.commands.launch",
-            *options,
-            str(shards),
-            str(out),
-            str(start),
-            str(stop),
-        ],
-        cwd=ROOT,
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [str(word) for word in (shards, out, start, stop)]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    place |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.loading.ranks", *words],
+            cwd=ROOT,
+            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    errors = [process.communicate()[1] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
     ranks = [json.loads((out / f"{start}-{rank}.json").read_text()) for rank in (0, 1)]
     return [ranks[k % 2][k // 2] for k in range(sum(map(len, ranks)))]
 

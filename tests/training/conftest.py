@@ -1,6 +1,7 @@
 import pytest
 
-from tests.training.trainers import Trainers
+from tests.support import write_recipe, write_shards
+from tests.training.trainers import RECIPE, Trainers
 
 
 @pytest.fixture(scope="session")
@@ -8,3 +9,19 @@ def trainers(tmp_path_factory):
     """Starts trainers at once; one for all tests of a process."""
     with Trainers(tmp_path_factory.mktemp("logs")) as started:
         yield started
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_shards(folder / "shards", train=[30, 31, 22], validation=[6, 15])
+    write_recipe(folder, RECIPE)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, trainers):
+    """A run that nothing disturbed."""
+    run = tiny / "undisturbed"
+    trainers.train(tiny, run)
+    return run

@@ -1,8 +1,18 @@
+"""EC2's notice that a spot instance ends."""
+
+import http.server
+import json
 import socket
+import threading
 import time
 
+import pytest
+
+from imagenet_rn50.runs.checkpoints import newest_checkpoint
+from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.training import preemption
 from imagenet_rn50.training.preemption import listening, listens
+from tests.training.trainers import EXIT_INTERRUPTED
 
 
 def test_a_service_that_does_not_answer_is_told_once_and_ends_nothing(monkeypatch, capsys):
@@ -28,3 +38,60 @@ def test_it_listens_on_ec2_and_where_asked_to(monkeypatch, tmp_path):
     vendor.write_text("LENOVO\n")
     assert not listens("auto")
     assert listens("on")
+
+
+class Metadata(http.server.BaseHTTPRequestHandler):
+    """Speaks as EC2's instance metadata service does, version 2."""
+
+    notice: str | None = None
+    tokens = ["first", "second"]
+    asked: list[str] = []
+
+    def do_PUT(self):
+        assert self.path == "/latest/api/token"
+        assert int(self.headers["X-aws-ec2-metadata-token-ttl-seconds"]) > 0
+        self._answer(200, self.tokens[0])
+
+    def do_GET(self):
+        assert self.path == "/latest/meta-data/spot/instance-action"
+        token = self.headers["X-aws-ec2-metadata-token"]
+        Metadata.asked.append(token)
+        if token != self.tokens[0]:
+            self._answer(401, "")
+        elif Metadata.notice is None:
+            self._answer(404, "")
+        else:
+            self._answer(200, Metadata.notice)
+
+    def log_message(self, *arguments):
+        pass
+
+    def _answer(self, code, text):
+        self.send_response(code)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+
+@pytest.fixture
+def metadata_service():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.multiprocess
+def test_ec2s_notice_saves_within_seconds(tiny, trainers, metadata_service):
+    run = tiny / "spot"
+    more = ("--epochs", "20000", "--spot", "on")
+    trainer = trainers.start(tiny, run, *more, AWS_EC2_METADATA_SERVICE_ENDPOINT=metadata_service)
+    trainer.until_trained()
+    Metadata.tokens.pop(0)  # the one in use is withdrawn
+    Metadata.notice = json.dumps({"action": "terminate", "time": "2030-01-02T03:04:05Z"})
+    announced = time.monotonic()
+    assert trainer.wait() == EXIT_INTERRUPTED, trainer.said()
+    assert time.monotonic() - announced < 30
+    assert Metadata.asked[-2:] == ["first", "second"]
+    reason = "EC2 announces: terminate at 2030-01-02T03:04:05Z"
+    assert read_metrics(run, "stop")[-1]["reason"] == reason
+    assert newest_checkpoint(run / "checkpoints") is not None

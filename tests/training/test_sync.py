@@ -15,11 +15,16 @@ from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.runs.remote_run import RemoteRun, take_snapshot
 from tests.support import write_recipe, write_shards
-from tests.training.test_interruption import RECIPE, assert_same_run
-from tests.training.trainers import hashes, lines_of, steps_saved
+from tests.training.trainers import (
+    EXIT_INTERRUPTED,
+    RECIPE,
+    assert_same_run,
+    hashes,
+    lines_of,
+    steps_saved,
+)
 
 pytestmark = pytest.mark.multiprocess
-EXIT_INTERRUPTED = 75
 SECRET = "s3cr3t-of-the-bucket"
 
 

@@ -23,6 +23,21 @@ from imagenet_rn50.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120
+EXIT_INTERRUPTED = 75
+
+# Long enough to be met in the middle, and with everything that a checkpoint must hold.
+RECIPE = """\
+epochs: 10
+global_batch: 8
+micro_batch: 4
+ema_decay: 0.9
+mixup_alpha: 0.2
+model: {embedding_size: 16, hidden_sizes: [16, 16], depths: [1, 1], layer_type: basic}
+data: {train_size: 32, eval_size: 32, eval_resize: 36, shuffle_window: 2}
+optimizer: {lr: 0.05}
+schedule: {name: constant, warmup_epochs: 1.0, plateau_patience: 1, plateau_threshold: 0.9}
+"""
+NUM_TRAIN, NUM_EPOCHS = 83, 10  # 104 steps
 
 
 @dataclass
@@ -137,6 +152,11 @@ def hashes(run):
 def steps_saved(run):
     """Returns the progress of each checkpoint of a run."""
     return [int(folder.name.split("-")[1]) for folder in checkpoint_folders(run / "checkpoints")]
+
+
+def assert_same_run(run, other):
+    assert hashes(run) == hashes(other)
+    assert measured(run) == measured(other)
 
 
 def measured(run):

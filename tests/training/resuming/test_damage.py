@@ -1,0 +1,156 @@
+"""Checkpoints that are damaged, foreign or not to be trusted."""
+
+import dataclasses
+import os
+import shutil
+from contextlib import closing
+
+import pytest
+import torch
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.loading.store import LocalShards
+from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint, seal, verify
+from imagenet_rn50.runs.metrics import Journal
+from imagenet_rn50.training import fit as fitting
+from imagenet_rn50.training.saver import Saver
+from imagenet_rn50.training.session import make_accelerator
+from tests.training.resuming.support import (
+    assert_same_run,
+    recipe_of,
+    refusal,
+    train,
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoint.json", "model.safetensors", "optimizer.bin", "ema.safetensors"]
+)
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_each_file_that_is_damaged_is_named_and_the_checkpoint_before_is_taken(
+    tiny, stopped, capsys, name, damage
+):
+    damaged = stopped / "checkpoints" / folder_name(40)
+    assert {path.name for path in damaged.iterdir()} == {
+        *("checkpoint.json", "model.safetensors", "optimizer.bin", "ema.safetensors")
+    }
+    content = bytearray((damaged / name).read_bytes())
+    content[-1] ^= 1
+    (damaged / name).write_bytes(content if damage == "flipped" else content[:-1])
+    session, _ = fitting.open_session(
+        recipe_of(tiny), LocalShards(tiny / "shards"), stopped, make_accelerator(), 0
+    )
+    assert session.start.samples_seen == 32
+    assert str(damaged / name) in capsys.readouterr().out
+    assert damaged.with_name(f"{damaged.name}.damaged").is_dir()
+
+
+def test_a_run_goes_on_to_the_same_end_from_the_checkpoint_before_a_damaged_one(
+    tiny, finished, stopped
+):
+    (stopped / "checkpoints" / folder_name(40) / "optimizer.bin").unlink()
+    train(tiny, stopped)
+    assert_same_run(stopped, finished)
+
+
+def test_a_run_without_any_whole_checkpoint_is_not_begun_anew(tiny, stopped):
+    for folder in (stopped / "checkpoints").iterdir():
+        (folder / "checkpoint.json").unlink()
+    assert "every checkpoint in" in refusal(tiny, stopped)
+
+
+def test_an_older_manifest_in_a_newer_checkpoint_is_damage(stopped):
+    checkpoints = stopped / "checkpoints"
+    older = checkpoints / folder_name(32) / "checkpoint.json"
+    shutil.copy(older, checkpoints / folder_name(40) / "checkpoint.json")
+    with pytest.raises(InputError, match="is damaged"):
+        verify(checkpoints / folder_name(40))
+
+
+def test_a_pickle_that_would_run_something_is_not_run(tiny, stopped, tmp_path):
+    import pickle
+
+    class Stranger:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'owned'}",)
+
+    checkpoint = verify(stopped / "checkpoints" / folder_name(40))
+    made = tmp_path / "made.partial"
+    shutil.copytree(checkpoint.folder, made)
+    (made / "optimizer.bin").write_bytes(pickle.dumps(Stranger(), protocol=2))
+    stranger = tmp_path / folder_name(40)
+    seal(made, stranger, 40, is_best=False, **checkpoint.facts)
+    with pytest.raises(InputError, match="something else than tensors"):
+        train(tiny, tmp_path / "run", resume=str(stranger))
+    assert not (tmp_path / "owned").exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path, capsys):
+    session, learner = fitting.open_session(
+        recipe_of(tiny), LocalShards(tiny / "shards"), tmp_path / "run", make_accelerator(), 0
+    )
+    journal = Journal(tmp_path / "run", 0)
+    with closing(Saver(session, learner, journal)) as saver:
+        with torch.no_grad():
+            next(learner.bare.parameters())[0] = torch.nan
+        saver.save(session.progress(8), 0)
+        assert not saver.finish()
+    journal.close()
+    assert newest_checkpoint(session.folder.checkpoints) is None
+    assert "is no longer finite" in capsys.readouterr().out
+
+
+def test_weights_of_another_model_are_named(tiny, stopped, tmp_path):
+    checkpoint = verify(stopped / "checkpoints" / folder_name(40))
+    facts = dict(checkpoint.facts)
+    recipe = recipe_of(tiny)
+    wider = recipe.model.model_copy(update={"embedding_size": 16})
+    recipe = recipe.model_copy(update={"model": wider})
+    facts["recipe"] = recipe.model_dump(mode="json")
+    lying = dataclasses.replace(checkpoint, facts=facts)
+    session, learner = fitting.open_session(
+        recipe, LocalShards(tiny / "shards"), tmp_path / "new", make_accelerator(), 0, create=False
+    )
+    with pytest.raises(InputError, match="another model's weights"):
+        learner.restore(lying)
+
+
+def test_the_loss_scale_of_fp16_is_kept_and_begins_anew_after_bf16(tiny, tmp_path):
+    accelerator = make_accelerator()
+    session, learner = fitting.open_session(
+        recipe_of(tiny), LocalShards(tiny / "shards"), tmp_path / "run", accelerator, 0
+    )
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+    saver = Saver(session, learner, Journal(tmp_path / "run", 0))
+    with closing(saver):
+        saver.save(session.progress(8), 0)
+        assert saver.finish()
+        accelerator.scaler = None  # bf16
+        learner.restore(verify(session.folder.checkpoints / folder_name(8)))
+        saver.save(session.progress(16), 0)
+        assert saver.finish()
+    assert saver._journal is not None
+    saver._journal.close()
+    for samples_seen, scale in ((8, 512.0), (16, 1024.0)):
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        learner.restore(verify(session.folder.checkpoints / folder_name(samples_seen)))
+        assert accelerator.scaler.get_scale() == scale
+
+
+def test_what_follows_a_save_is_given_it_and_cannot_harm_it(tiny, tmp_path, capsys):
+    session, learner = fitting.open_session(
+        recipe_of(tiny), LocalShards(tiny / "shards"), tmp_path / "run", make_accelerator(), 0
+    )
+    given = []
+
+    def upload(checkpoint):
+        given.append(verify(checkpoint.folder))
+        raise ConnectionError("the bucket is away")
+
+    journal = Journal(tmp_path / "run", 0)
+    with closing(Saver(session, learner, journal, upload)) as saver:
+        saver.save(session.progress(8), 0)
+        assert saver.finish()
+    journal.close()
+    assert [checkpoint.samples_seen for checkpoint in given] == [8]
+    assert "is saved, but then: ConnectionError: the bucket is away" in capsys.readouterr().out

@@ -1,0 +1,145 @@
+"""Resuming is exact, from any place."""
+
+import os
+import shutil
+import signal
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from imagenet_rn50.loading.store import LocalShards
+from imagenet_rn50.prove_resume import compare
+from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint, seal, verify
+from imagenet_rn50.training import fit as fitting
+from imagenet_rn50.training import validation
+from imagenet_rn50.training.interruption import EXIT_INTERRUPTED
+from imagenet_rn50.training.learner import Learner
+from imagenet_rn50.training.session import make_accelerator
+from tests.training.resuming.support import (
+    ACCUMULATION,
+    EPOCH_ENDS,
+    NUM_STEPS,
+    assert_same_run,
+    recipe_of,
+    train,
+)
+from tests.training.trainers import steps_saved
+
+
+def signal_at(patch, micro_batch):
+    """Sends this process a signal in the middle of a step, once."""
+    plain, left = Learner._loss, iter(range(micro_batch))
+
+    def loss(self, *arguments):
+        if next(left, None) is None:
+            patch.setattr(Learner, "_loss", plain)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, *arguments)
+
+    patch.setattr(Learner, "_loss", loss)
+
+
+@settings(max_examples=12)
+@given(cuts=st.lists(st.integers(0, ACCUMULATION * NUM_STEPS - 1), min_size=1, max_size=3))
+def test_a_run_cut_in_any_micro_batches_of_any_epochs_ends_with_the_same_bits(
+    tiny, finished, tmp_path_factory, cuts
+):
+    run = tmp_path_factory.mktemp("cut") / "run"
+    for cut in cuts:
+        with pytest.MonkeyPatch.context() as patch:
+            signal_at(patch, cut)
+            train(tiny, run)
+    train(tiny, run)
+    assert_same_run(run, finished)
+
+
+def test_every_step_is_a_place_to_stop_and_to_go_on(tiny, finished, tmp_path):
+    run = tmp_path / "run"
+    for step in range(1, NUM_STEPS + 1):
+        assert train(tiny, run, stop_at_step=step, keep_last=1) == 0
+        assert steps_saved(run)[-1] == 8 * step
+    train(tiny, run)
+    assert_same_run(run, finished)
+
+
+@pytest.mark.parametrize("epoch_end", EPOCH_ENDS)
+@pytest.mark.parametrize("with_checkpoint_before", [True, False])
+def test_a_signal_in_evaluation_ends_it_and_it_is_done_once_when_going_on(
+    tiny, finished, tmp_path, monkeypatch, epoch_end, with_checkpoint_before
+):
+    run, plain = tmp_path / "run", validation.evaluate
+
+    def evaluate(learner, session, progress, journal, between_batches):
+        if progress.samples_seen == epoch_end:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.2)  # the thread that hears it
+        return plain(learner, session, progress, journal, between_batches)
+
+    if with_checkpoint_before:
+        train(tiny, run, stop_at_step=epoch_end // 8)
+    monkeypatch.setattr(fitting, "evaluate", evaluate)
+    assert train(tiny, run) == EXIT_INTERRUPTED
+    newest = newest_checkpoint(run / "checkpoints")
+    assert newest is not None
+    assert newest.samples_seen == epoch_end
+    assert newest.facts["evaluation_due"]
+    monkeypatch.setattr(fitting, "evaluate", plain)
+    train(tiny, run)
+    assert_same_run(run, finished)
+
+
+def test_a_validation_that_was_written_but_not_saved_is_written_once(tiny, finished, tmp_path):
+    run = tmp_path / "run"
+    train(tiny, run, stop_at_step=3)
+    shutil.copytree(run / "checkpoints", tmp_path / "before")
+    train(tiny, run, stop_at_step=4)
+    shutil.rmtree(run / "checkpoints")  # as if killed before the evaluated state was saved
+    shutil.copytree(tmp_path / "before", run / "checkpoints")
+    train(tiny, run)
+    assert_same_run(run, finished)
+
+
+def test_accelerate_itself_reads_a_checkpoint(tiny, finished):
+    newest = newest_checkpoint(finished / "checkpoints")
+    assert newest is not None
+    accelerator = make_accelerator()
+    session, learner = fitting.open_session(
+        recipe_of(tiny), LocalShards(tiny / "shards"), finished, accelerator, 0, create=False
+    )
+    accelerator.load_state(str(newest.folder))
+    learner.plateau.load_state_dict(newest.facts["plateau"])
+    fresh = learner.capture()
+    learner.restore(newest)
+    restored = learner.capture()
+    for name, tensor in restored["model.safetensors"].items():
+        assert (fresh["model.safetensors"][name] == tensor).all()
+    momenta = restored["optimizer.bin"]["state"]
+    for number, entry in momenta.items():
+        assert (
+            fresh["optimizer.bin"]["state"][number]["momentum_buffer"] == entry["momentum_buffer"]
+        ).all()
+    assert momenta
+
+
+def test_the_proof_shows_a_difference(tiny, finished, stopped, tmp_path, capsys):
+    train(tiny, tmp_path / "twin", stop_at_step=5, checkpoint_steps=1, keep_last=3)
+    assert compare(stopped, tmp_path / "twin")
+    assert "to the last bit" in capsys.readouterr().out
+    learner_differs = tmp_path / "differs"
+    train(tiny, learner_differs, stop_at_step=4, checkpoint_steps=1, keep_last=3)
+    weights = verify(learner_differs / "checkpoints" / folder_name(32)).weights
+    state = load_file(weights)
+    state["classifier.1.bias"][0] += 1e-7
+    state_again = learner_differs / "checkpoints" / "made.partial"
+    shutil.copytree(weights.parent, state_again)
+    facts = verify(weights.parent).facts
+    save_file(state, state_again / weights.name)
+    seal(state_again, weights.parent, 32, is_best=False, **facts)
+    train(tiny, learner_differs, stop_at_step=5, checkpoint_steps=1, keep_last=3)
+    assert not compare(stopped, learner_differs)
+    said = capsys.readouterr().out
+    assert said.count("DIFFERENT") == 2
+    assert "The samples and learning rates are the same, the weights are not" in said

@@ -1,0 +1,140 @@
+"""Trainers under `accelerate launch`: signals to the launcher, and ranks that vanish."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from imagenet_rn50.loading.order import TrainingOrder
+from imagenet_rn50.runs.metrics import read_metrics
+from imagenet_rn50.shards.manifest import TRAIN, Manifest
+from imagenet_rn50.training.seen import hash_of_samples, wrapped
+from tests.training.trainers import (
+    NUM_EPOCHS,
+    NUM_TRAIN,
+    PATIENCE_S,
+    ROOT,
+    assert_same_run,
+    lines_of,
+    steps_saved,
+    wait_until,
+)
+
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file"]
+
+pytestmark = pytest.mark.multiprocess
+
+
+class Launched:
+    """Trainers under `accelerate launch`, as a user starts them."""
+
+    def __init__(self, config, tiny, run, *more):
+        words = ["train_accelerate.py", "--recipe", str(tiny / "tiny.yaml"), "--run", str(run)]
+        words += ["--shards", str(tiny / "shards"), "--workers", "1", *more]
+        self.run = run
+        self.num_before = len(lines_of(run, "validation"))
+        self.process = subprocess.Popen(
+            [*LAUNCH, f"accelerate_configs/{config}.yaml", *words],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.communicate()
+
+    def until_trained(self):
+        """Waits for an epoch of this launch."""
+        wait_until(self._has_trained)
+        assert self.process.poll() is None, self.process.communicate()[0]
+
+    def _has_trained(self):
+        has_ended = self.process.poll() is not None
+        return has_ended or len(lines_of(self.run, "validation")) > self.num_before
+
+    def ranks(self):
+        """Returns the process ids of the trainers, by rank."""
+        found = {}
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == self.process.pid:
+                    variables = (folder / "environ").read_text().split("\0")
+                    values = dict(entry.partition("=")[::2] for entry in variables)
+                    found[int(values.get("RANK", "0"))] = int(folder.name)
+            except (OSError, ValueError):
+                continue
+        return found
+
+    def wait(self):
+        """Returns the launcher's exit code and what was said."""
+        said, _ = self.process.communicate(timeout=PATIENCE_S)
+        return self.process.returncode, said
+
+
+def test_a_launcher_that_is_ended_takes_its_one_trainer_along_and_it_saves(
+    tiny, trainers, finished
+):
+    run = tiny / "launched"
+    with Launched("cpu", tiny, run) as launched:
+        launched.until_trained()
+        (trainer,) = launched.ranks().values()
+        launched.process.send_signal(signal.SIGTERM)
+        code, said = launched.wait()  # until the trainer too has closed its output
+    assert code == -signal.SIGTERM
+    wait_until(lambda: not Path(f"/proc/{trainer}").exists())
+    assert read_metrics(run, "stop")[-1]["reason"] == "the launcher has ended"
+    assert "ACCELERATE_USE_CPU=1 python -m accelerate.commands.launch --quiet --config_file" in said
+    stopped_at = read_metrics(run, "stop")[-1]["samples_seen"]
+    assert stopped_at == steps_saved(run)[-1] < NUM_EPOCHS * NUM_TRAIN
+    trainers.train(tiny, run)
+    assert_same_run(run, finished)
+
+
+def test_two_ranks_then_one_then_two_see_the_samples_of_the_order_and_no_others(tiny, trainers):
+    run, long = tiny / "ranks", ("--epochs", "5000")
+    with Launched("cpu_2proc", tiny, run, *long) as launched:
+        launched.until_trained()
+        wait_until(lambda: steps_saved(run))
+        killed = time.monotonic()
+        os.kill(launched.ranks()[1], signal.SIGKILL)  # the other one ends, too
+        code, _ = launched.wait()
+    assert code == 1  # the launcher's word for any end but a good one
+    assert time.monotonic() - killed < 60
+
+    at = steps_saved(run)[-1] // 8
+    trainers.train(tiny, run, *long, "--stop-at-step", str(at + 3))
+    assert steps_saved(run)[-1] // 8 == at + 3
+
+    with Launched("cpu_2proc", tiny, run, *long) as launched:
+        launched.until_trained()
+        os.kill(launched.ranks()[1], signal.SIGTERM)  # one of two, and not the one that writes
+        code, said = launched.wait()
+    assert code == 1
+    assert "saved and ended" in said
+    stop = read_metrics(run, "stop")[-1]
+    assert stop["reason"] == "a signal to another rank"
+    assert stop["samples_seen"] == steps_saved(run)[-1]
+    assert [line["world_size"] for line in read_metrics(run, "start")] == [2, 1, 2]
+
+    train = Manifest.load(tiny / "shards").split(TRAIN)
+    order = TrainingOrder(train.shard_sizes, seed=0, window=2)
+    _, indices = order.at(0, stop["samples_seen"])
+    expected = wrapped(hash_of_samples(0, torch.from_numpy(indices)))
+    assert read_metrics(run, "train")[-1]["samples_hash"] == f"{expected:016x}"
+    validated = [line["samples_seen"] for line in read_metrics(run, "validation")]
+    assert validated == sorted(set(validated))
