@@ -106,7 +106,8 @@ def _steps(until: Callable[[], bool] | None = None) -> list[float]:
 
 def _learner() -> Learner:
     """Makes a ResNet-50 that has taken a step, so that its momenta are there."""
-    session = SimpleNamespace(recipe=Recipe(ema_decay=0.999), accelerator=make_accelerator())
+    recipe, accelerator = Recipe(ema_decay=0.999), make_accelerator()
+    session = SimpleNamespace(recipe=recipe, accelerator=accelerator, init_from=None)
     wnids = tuple(f"n{number:08d}" for number in range(_NUM_CLASSES))
     learner = Learner(session, Classes(wnids, wnids))  # type: ignore[arg-type]
     for parameter in learner.bare.parameters():
