@@ -10,6 +10,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from space.batch import classify_files, to_csv
 from space.limits import MAX_BATCH, QUEUE
 from space.model import Classifier
+from space.uploads import refuse_addresses
 from space.views import table_view
 
 
@@ -18,6 +19,7 @@ def lay_out_many_pictures(classifier: Classifier) -> None:
     files = gr.File(
         label=f"Pictures, up to {MAX_BATCH}", file_count="multiple", height=180, elem_id="files"
     )
+    refuse_addresses(files)
     button = gr.Button("Classify them", variant="primary")
     table = gr.HTML()
     download = gr.DownloadButton("Download as CSV", visible=False)

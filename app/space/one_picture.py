@@ -14,6 +14,7 @@ from PIL import Image
 from space.limits import QUEUE
 from space.model import Classifier
 from space.pictures import PictureError, open_picture
+from space.uploads import refuse_addresses
 from space.views import WAITING, examples_view, guesses_view, heat_view, problem_view
 
 # Each runs once in the browser; `element` is the component that it belongs to.
@@ -123,8 +124,7 @@ class OnePicture:
 def _picture_input() -> gr.Image:
     """Returns a gr.Image that hands on the file as it was uploaded.
 
-    gr.Image itself would open it first, and answer a damaged one with "Error". It would also
-    fetch an address that a client sends in place of a file.
+    gr.Image itself would open it first, and answer a damaged one with "Error".
     """
     picture = gr.Image(
         type="filepath",
@@ -134,13 +134,6 @@ def _picture_input() -> gr.Image:
         placeholder="Drop, paste or choose a picture",
         elem_id="picture",
     )
-    keep_file = picture.async_move_resource_to_block_cache
-
-    async def refuse_addresses(path: str | Path | None) -> str | None:
-        if str(path).lower().startswith(("http:", "https:")):
-            message = "Please upload the picture itself, not its address."
-            raise gr.Error(message, print_exception=False)
-        return await keep_file(path)
 
     def example() -> dict[str, object]:  # in the API's documentation; Gradio's is an address
         return {"path": "picture.jpg", "meta": {"_type": "gradio.FileData"}}
@@ -148,9 +141,7 @@ def _picture_input() -> gr.Image:
     def path_of(file: ImageData | None) -> str | None:
         return None if file is None else file.path
 
-    picture.async_move_resource_to_block_cache = (  # type: ignore[method-assign]
-        refuse_addresses  # type: ignore[assignment]
-    )
+    refuse_addresses(picture)
     picture.example_payload = example  # type: ignore[method-assign]
     picture.preprocess = path_of  # type: ignore[assignment, method-assign]
     return picture

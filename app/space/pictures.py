@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-MAX_PIXELS = 50_000_000  # a 48-megapixel phone's; 150 MB once decoded
+MAX_PIXELS = 50_000_000  # a 48-megapixel phone's; 150 MB as RGB, four times that while converted
 MAX_ASPECT_RATIO = 50  # processors resize by the short side: the long one grows with the ratio
 
 # What cameras, phones and browsers write. Others are parsers that nobody needs here: Pillow hands
@@ -78,9 +78,9 @@ def _check_shape(width: int, height: int) -> None:
 def _to_rgb(picture: Image.Image) -> Image.Image:
     """Converts any mode to RGB; what is transparent shows a white page behind it."""
     if picture.mode.startswith("I;16"):
-        return _gray(np.asarray(picture) / 257.0)
+        return _gray(np.asarray(picture) // 257)
     if picture.mode in {"I", "F"}:
-        return _gray(_stretched(np.asarray(picture, dtype=np.float64)))
+        return _gray(_stretched(np.array(picture, dtype=np.float32)))
     if picture.has_transparency_data:
         page = Image.new("RGBA", picture.size, "white")
         return Image.alpha_composite(page, picture.convert("RGBA")).convert("RGB")
@@ -88,11 +88,17 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
 
 
 def _stretched(values: np.ndarray) -> np.ndarray:
-    """Stretches values of unknown range, as in scientific TIFFs, to [0, 255]."""
-    values = np.nan_to_num(values, posinf=0, neginf=0)
+    """Stretches values of unknown range, as in scientific TIFFs, to [0, 255]; in place."""
+    np.nan_to_num(values, copy=False, posinf=0, neginf=0)
     low, high = values.min(), values.max()
-    return (values - low) * (255 / (high - low)) if high > low else np.zeros_like(values)
+    if high > low:
+        values /= max(abs(low), abs(high))  # or the difference of two large ones is inf
+        low, high = values.min(), values.max()
+        values -= low
+        values *= 255 / (high - low)
+        return np.round(values, out=values)
+    return np.zeros_like(values)
 
 
 def _gray(values: np.ndarray) -> Image.Image:
-    return Image.fromarray(np.round(values).astype(np.uint8)).convert("RGB")
+    return Image.fromarray(values.astype(np.uint8)).convert("RGB")

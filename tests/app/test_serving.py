@@ -1,5 +1,6 @@
 """The Space as programs use it: through gradio_client, many at once, and with bad files."""
 
+import json
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -74,16 +75,36 @@ def test_bad_files_get_a_plain_sentence_and_the_space_lives_on(client, tmp_path)
     assert_serves(client)
 
 
-def test_no_other_file_and_no_address_can_be_asked_for(client, space, tmp_path):
-    """As a program could that speaks to the server directly."""
+@pytest.mark.parametrize("path", ["/etc/hostname", "{log}", "http://outside.example/a.jpg"])
+def test_no_other_file_and_no_address_can_be_asked_for(client, space, path):
+    """Of any function, as a program could that speaks to the server directly."""
     config = httpx.get(f"{space.address}/config").json()
-    index = next(d["id"] for d in config["dependencies"] if d["api_name"] == "predict")
-    for path in ("/etc/hostname", str(space.log), "http://outside.example/a.jpg"):
-        picture = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        body = {"data": [picture], "fn_index": index, "session_hash": "x"}
-        response = httpx.post(f"{space.address}/gradio_api/run/predict", json=body, timeout=60)
-        assert response.status_code != 200, response.text
+    types = {component["id"]: component["type"] for component in config["components"]}
+    file = {"path": path.format(log=space.log), "meta": {"_type": "gradio.FileData"}}
+    sent = {"image": file, "file": [file]}
+    asked = []
+    for function in config["dependencies"]:
+        data = [sent.get(types[component]) for component in function["inputs"]]
+        if any(data):
+            asked += [types[component] for component in function["inputs"]]
+            body = {"data": data, "fn_index": function["id"], "session_hash": str(function["id"])}
+            assert said_of(space, body)["success"] is False
+    assert set(asked) >= {"image", "file"}
+    assert space.outside.read_text(encoding="utf-8") == ""
     assert_serves(client)
+
+
+def said_of(space, body):
+    """Asks through the queue, as a page does; returns how it ended."""
+    httpx.post(f"{space.address}/gradio_api/queue/join", json=body, timeout=60).raise_for_status()
+    address = f"{space.address}/gradio_api/queue/data?session_hash={body['session_hash']}"
+    with httpx.stream("GET", address, timeout=60) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data:"):
+                event = json.loads(line.removeprefix("data:"))
+                if event["msg"] == "process_completed":
+                    return event
+    raise AssertionError("no answer")
 
 
 def test_fifty_clients_at_once_get_answers_or_a_friendly_refusal(space, tmp_path):
