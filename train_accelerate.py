@@ -34,14 +34,14 @@ class Arguments:
     Every field of the recipe can be changed on the command line: --optimizer.lr 0.1
     """
 
+    recipe: str
+    """Name of a recipe that ships with the package, or a YAML file."""
     shards: str
     """Folder that shard_imagenet.py wrote, or its address: s3://, https://, hf://."""
     run: Path
     """Run folder: created, or gone on with."""
     hyperparameters: Annotated[Recipe, tyro.conf.arg(name="")]
     """Changes to the recipe."""
-    recipe: str = "digits"
-    """Name of a recipe that ships with the package, or a YAML file."""
     init_from: str | None = None
     """Weights that a new run begins with, to fine-tune them: a .safetensors or .pth file of
     torchvision's, timm's or ours, an exported folder, or a Hub id."""
@@ -73,9 +73,14 @@ def parse(arguments: list[str]) -> Arguments:
         SystemExit: With code 0 after --help, 2 when an argument is wrong.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--recipe", default="digits")
-    recipe = load_recipe(first.parse_known_args(arguments)[0].recipe)
-    defaults = Arguments(shards=tyro.MISSING, run=tyro.MISSING, hyperparameters=recipe)
+    first.add_argument("--recipe")
+    name = first.parse_known_args(arguments)[0].recipe
+    defaults = Arguments(
+        recipe=tyro.MISSING,
+        shards=tyro.MISSING,
+        run=tyro.MISSING,
+        hyperparameters=load_recipe(name) if name else Recipe(),
+    )
     try:
         return tyro.cli(Arguments, args=arguments, default=defaults)
     except ValidationError as error:

@@ -223,7 +223,7 @@ class Recipe(_Section):
                 f"{world_size} ranks",
                 expected=f"global_batch / micro_batch to be a multiple of {world_size}",
                 found=f"{self.global_batch} / {self.micro_batch} = {num_micro_batches}",
-                fix="use another number of processes, or another --micro-batch",
+                fix="use another number of processes or GPUs, or another --micro-batch",
             )
         return num_micro_batches // world_size
 

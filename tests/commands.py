@@ -113,7 +113,9 @@ def _parse_launched(words: list[str]) -> None:
             _parse_launch(rest)
         case ["...", *rest]:
             ours = rest[len(rest) - rest[::-1].index("...") :] if "..." in rest else rest
-            train_accelerate.parse(["--shards", "SHARDS", "--run", "RUN", *ours])
+            train_accelerate.parse(
+                ["--recipe", "digits", "--shards", "SHARDS", "--run", "RUN", *ours]
+            )
         case ["torchrun", *rest]:
             parsed = get_args_parser().parse_args(rest)
             if parsed.module:

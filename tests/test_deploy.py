@@ -132,11 +132,21 @@ def test_the_spot_job_runs_commands_that_our_programs_take(monkeypatch):
     job = yaml.safe_load((DEPLOY / "skypilot.yaml").read_text(encoding="utf-8"))
     assert job["resources"]["use_spot"] is True
     launches = [line for line in job["run"].splitlines() if line.startswith("accelerate")]
-    (line,) = launches
+    line = launches[0].partition(" || ")[0]
     for key, value in job["envs"].items():
         line = line.replace(f"${key}", value or "bucket")
     assert "$" not in line
     check(Command(DEPLOY / "skypilot.yaml", line, None))
+
+
+@pytest.mark.parametrize(("code", "slept"), [(0, ""), (1, "150")])
+def test_the_spot_job_ends_after_its_machine_when_the_run_was_told_to_end(code, slept):
+    job = yaml.safe_load((DEPLOY / "skypilot.yaml").read_text(encoding="utf-8"))
+    stand_ins = f"conda() {{ :; }}; accelerate() {{ return {code}; }}; sleep() {{ echo $1; }}\n"
+    done = subprocess.run(
+        ["bash", "-c", stand_ins + job["run"]], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout.strip()) == (code, slept)
 
 
 def test_the_spot_job_installs_the_pinned_way_to_s3():

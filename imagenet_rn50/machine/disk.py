@@ -18,6 +18,7 @@ from imagenet_rn50.shards.manifest import Split
 
 _BUFFER_BYTES = 8 << 20
 _ENOUGH_BYTES = 64 << 20
+_CAN_FORGET = hasattr(os, "posix_fadvise")  # not on macOS
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class DiskRates:
 
     @property
     def is_enough(self) -> bool:
-        """Whether so much was read that the rates say something about the volume."""
-        return self.num_bytes >= _ENOUGH_BYTES
+        """Whether the rates say something about the volume: much was read, and not from memory."""
+        return _CAN_FORGET and self.num_bytes >= _ENOUGH_BYTES
 
 
 def measure_disk(folder: Path, split: Split, seconds: float) -> DiskRates:
@@ -85,7 +86,8 @@ def _at_random(paths: list[Path], split: Split) -> Iterator[int]:
             shard = split.shard_of(index)
             if shard not in descriptors:
                 descriptors[shard] = os.open(paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-                os.posix_fadvise(descriptors[shard], 0, 0, os.POSIX_FADV_RANDOM)
+                if _CAN_FORGET:
+                    os.posix_fadvise(descriptors[shard], 0, 0, os.POSIX_FADV_RANDOM)
             length, offset = int(split.lengths[index]), int(split.offsets[index])
             yield len(os.pread(descriptors[shard], length, offset))
     finally:
@@ -97,4 +99,5 @@ def _forget(path: Path) -> None:
     """Asks the kernel to drop a file from memory; what is not yet on disk is written first."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        if _CAN_FORGET:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -154,5 +154,5 @@ def _others(recipe: Recipe, rates: Rates, resized_part: float) -> Iterator[Varia
         )
         changed = recipe.model_copy(update={"data": data})
         yield Variant(f"crops of {size} px throughout", changed, rates)
-    for volume, name in ((125, "gp3 as it comes"), (1000, "gp3 at its most")):
+    for volume, name in ((125, "gp3 as it comes"), (1000, "gp3, paid for")):
         yield Variant(f"volume of {volume} MiB/s ({name})", recipe, replace(rates, volume=volume))

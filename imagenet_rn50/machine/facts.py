@@ -43,13 +43,20 @@ def read_machine() -> Machine:
     has_shared_memory = _SHARED_MEMORY.is_dir()
     versions = {"python": platform.python_version()}
     return Machine(
-        cores=len(os.sched_getaffinity(0)),
+        cores=num_cores(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         shared_memory_bytes=shutil.disk_usage(_SHARED_MEMORY).free if has_shared_memory else None,
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         driver=_driver_version(_DRIVER),
         versions=versions | {name: version(name) for name in _PACKAGES},
     )
+
+
+def num_cores() -> int:
+    """Returns how many CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux only
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def volume_of(folder: Path, *, system: Path = Path("/")) -> str:
@@ -64,7 +71,8 @@ def volume_of(folder: Path, *, system: Path = Path("/")) -> str:
     device = folder.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     kind, source = "unknown filesystem", ""
-    for line in (system / "proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+    mounts = system / "proc/self/mountinfo"  # Linux only
+    for line in mounts.read_text(encoding="utf-8").splitlines() if mounts.is_file() else ():
         fields, _, tail = line.partition(" - ")
         if fields.split()[2] == number:
             kind, source = tail.split()[:2]

@@ -7,7 +7,14 @@ from datetime import date
 from pathlib import Path
 
 import yaml
-from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from imagenet_rn50.errors import InputError
 
@@ -27,11 +34,9 @@ class Instance(_Row):
     gpu: str
     vcpus: PositiveInt
     memory_gib: PositiveFloat
-    nvme_gb: float
-    """The instance's own NVMe, GB."""
-    network_gbps: PositiveFloat
+    network_gbps: PositiveFloat | None = None
     """Most that its network gives, Gbit/s."""
-    on_demand: PositiveFloat
+    on_demand: NonNegativeFloat
     """USD an hour."""
     spot: PositiveFloat | None = None
     """USD an hour."""

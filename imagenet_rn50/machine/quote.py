@@ -12,6 +12,8 @@ from imagenet_rn50.machine.estimate import IMAGENET_TRAIN, IMAGENET_VALIDATION, 
 from imagenet_rn50.machine.prices import Instance, PriceTable
 from imagenet_rn50.recipe import Recipe
 
+USUAL_INSTANCE = "g6.12xlarge"
+
 Precision: TypeAlias = Literal["bf16", "fp16", "no"]
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "no")
 
@@ -20,7 +22,8 @@ _BASELINE = 125.0  # MiB/s of a gp3 volume
 # ILSVRC2012_img_train.tar has 147,897,477,120 bytes for 1,281,167 images; a label's member in our
 # shards takes 1,024 more.
 _BYTES_PER_IMAGE = 147_897_477_120 / 1_281_167 + 1_024
-_LOADER_PER_CORE = 607.0  # images/s
+LOADER_PER_CORE = 603.0
+"""images/s of one core, half of what benchmarks/results/loaders.txt has for two."""
 RESIZED_PART = (341 * 256) / (500 * 375)  # pixels of a usual picture, after and before
 
 
@@ -52,7 +55,7 @@ class Quote:
     Attributes:
         name: Of the recipe.
         recipe: What would run.
-        instance_name: Of the machine.
+        instance_name: Of the machine; None where it is known by its measurement alone.
         instance: What it is and costs.
         rates: What it does.
         machine: The machine, in words.
@@ -65,7 +68,7 @@ class Quote:
 
     name: str
     recipe: Recipe
-    instance_name: str
+    instance_name: str | None
     instance: Instance
     rates: Rates
     machine: str
@@ -77,21 +80,31 @@ class Quote:
 
 
 def make_quote(
-    name: str, recipe: Recipe, instance_name: str, prices: PriceTable, options: Options
+    name: str, recipe: Recipe, instance_name: str | None, prices: PriceTable, options: Options
 ) -> Quote:
     """Finds the rates and writes down every assumption.
 
+    Args:
+        name: Of the recipe.
+        recipe: What would run.
+        instance_name: Kind of machine; None: `USUAL_INSTANCE`, or the one that was measured.
+        prices: The table.
+        options: What the user says.
+
     Raises:
-        InputError: When the recipe has no work for so many GPUs, or a rate or price is not known.
+        InputError: When the recipe has no work for so many GPUs, a rate or price is not known, or
+            another kind of machine was measured.
     """
     _require_positive(options)
-    instance = prices.instance(instance_name)
     found = _read_measured(options.measured) if options.measured else {}
-    machine, num_gpus = f"{instance_name} ({instance.gpus} {instance.gpu})", instance.gpus
     if found:
-        num_gpus = len(found["devices"])
-        machine = f"the machine of {options.measured} ({num_gpus} {found['devices'][0]['name']})"
-    num_ranks = options.nodes * num_gpus
+        instance = _measured_instance(instance_name, prices, options, found)
+        machine = f"the machine of {options.measured} ({instance.gpus} {instance.gpu})"
+    else:
+        instance_name = instance_name or USUAL_INSTANCE
+        instance = prices.instance(instance_name)
+        machine = f"{instance_name} ({instance.gpus} {instance.gpu})"
+    num_ranks = options.nodes * instance.gpus
     recipe.accumulation(num_ranks)  # says what does not fit
     assumptions: list[str] = []
     gpus, size = _gpus(instance, prices, options, found, assumptions)
@@ -133,6 +146,41 @@ def make_quote(
     )
 
 
+def _measured_instance(
+    name: str | None, prices: PriceTable, options: Options, found: dict[str, Any]
+) -> Instance:
+    """Returns what was measured, as an instance with a price.
+
+    Raises:
+        InputError: When the price or the network is not known, or the instance is another one.
+    """
+    num_gpus, gpu = len(found["devices"]), found["devices"][0]["name"]
+    if name is not None:
+        instance = prices.instance(name)
+        if instance.gpus != num_gpus or instance.gpu not in gpu.split():
+            raise InputError(
+                f"{options.measured} was not measured on a {name}",
+                expected=f"{instance.gpus} {instance.gpu}",
+                found=f"{num_gpus} {gpu}",
+                fix="name the --instance it was measured on, or its --price alone",
+            )
+        return instance.model_copy(update={"gpu": gpu})
+    if options.price is None or options.nodes > 1:
+        raise InputError(
+            f"{options.measured} does not say what its machine costs, nor what its network gives",
+            expected="--price in USD an hour, or --instance; for several --nodes, --instance",
+            fix=f"pass --instance {USUAL_INSTANCE}, say; a machine of your own may have --price 0",
+        )
+    return Instance(
+        gpus=num_gpus,
+        gpu=gpu,
+        vcpus=found["machine"]["cores"],
+        memory_gib=found["machine"]["memory_bytes"] / 2**30,
+        network_gbps=None,
+        on_demand=options.price,
+    )
+
+
 def _require_positive(options: Options) -> None:
     """Refuses numbers that make no sense.
 
@@ -141,7 +189,8 @@ def _require_positive(options: Options) -> None:
     """
     for name in ("images_per_second", "disk", "price", "nodes"):
         value = getattr(options, name)
-        if value is not None and value <= 0:
+        is_free = name == "price" and value == 0
+        if value is not None and value <= 0 and not is_free:
             option = name.replace("_", "-")
             raise InputError(f"--{option} {value} makes no sense", expected="more than 0")
 
@@ -222,9 +271,9 @@ def _input(
         loader = float(decoding["all_workers"])
         assumptions.append(f"{loader:,.0f} images/s of the loader: measured")
     else:
-        loader = _LOADER_PER_CORE * instance.vcpus / 2
+        loader = LOADER_PER_CORE * instance.vcpus / 2
         assumptions.append(
-            f"{loader:,.0f} images/s of the loader: {_LOADER_PER_CORE:.0f} a core, as in "
+            f"{loader:,.0f} images/s of the loader: {LOADER_PER_CORE:.0f} a core, as in "
             f"benchmarks/results/loaders.txt, and {instance.vcpus} vCPUs for half as many cores"
         )
     if options.disk is not None:

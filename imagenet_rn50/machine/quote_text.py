@@ -12,6 +12,8 @@ from imagenet_rn50.machine.nodes import demand
 from imagenet_rn50.machine.quote import RESIZED_PART, Quote, make_quote
 from imagenet_rn50.recipe_files import RECIPES, load_recipe, recipe_names
 
+_NUM_WORKERS = 8  # loader processes of a rank, as train_accelerate.py has them at most
+
 
 def text_of(quote: Quote, target: float | None) -> str:
     """Returns the whole quote, as it is printed."""
@@ -67,17 +69,19 @@ def _row(name: str, rate: str, limit: str, hours: str, on_demand: str, spot: str
     return f"{name:<38}{rate:>9}  {limit:<7}{hours:>7}{on_demand:>11}{spot:>11}"
 
 
-def _several_nodes(quote: Quote, num_workers: int = 8) -> Iterator[str]:
+def _several_nodes(quote: Quote) -> Iterator[str]:
     """Yields what each node needs, with its formula."""
     nodes, network = quote.options.nodes, quote.instance.network_gbps
-    needs = demand(quote.recipe, quote.rates, nodes, num_workers, network)
+    assert network is not None, "a quote for several nodes has an instance of the table"
+    needs = demand(quote.recipe, quote.rates, nodes, _NUM_WORKERS, network)
     hidden = "can be" if needs.can_be_hidden else "cannot be"
     yield f"each of {nodes} nodes, computed and not run here:"
     yield f"  reads     {needs.read_mib:,.0f} MiB/s of shards = images/s of all x bytes an image"
     yield f"  uses      {needs.used_mib:,.0f} MiB/s of them, its own part of every batch"
     yield (
-        f"  cache     {needs.cache_gb:.1f} GB at least = (window + 3 + workers + 2) shards; "
-        f"{needs.whole_gb:.0f} GB keep all, so that none is fetched twice"
+        f"  cache     {needs.cache_gb:.1f} GB at least = (window + 3 + workers + 2) shards "
+        f"with {_NUM_WORKERS} workers a rank; {needs.whole_gb:.0f} GB keep all, so that none is "
+        "fetched twice"
     )
     yield (
         f"  gradients {needs.exchange_mb:.0f} MB a step = 2 (N - 1) / N x 4 bytes x parameters, "
@@ -92,11 +96,16 @@ def _several_nodes(quote: Quote, num_workers: int = 8) -> Iterator[str]:
 
 def _towards(quote: Quote, target: float) -> Iterator[str]:
     """Yields what each recipe whose published figure reaches a target would take here."""
+    reaching = {
+        name: published
+        for name in recipe_names()
+        if (published := published_top1(name)) is not None and published >= target
+    }
+    if not reaching:
+        yield f"no recipe here has a published top-1 of {target:.1%} or more"
+        return
     yield f"recipes with a published top-1 of {target:.1%} or more, as asked otherwise:"
-    for name in recipe_names():
-        published = published_top1(name)
-        if published is None or published < target:
-            continue
+    for name, published in reaching.items():
         recipe = load_recipe(name)
         try:
             recipe.accumulation(quote.num_ranks)

@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Literal
 
 from imagenet_rn50.errors import InputError
+
+
+def _require_local(shards: Path) -> None:
+    """Refuses an address: a Path has made one slash of its two.
+
+    Raises:
+        InputError: When it is one.
+    """
+    if re.match(r"[a-z][a-z0-9+]+:/", str(shards)):
+        raise InputError(
+            f"{shards} is an address",
+            expected="a folder on this machine: this looks at the volume that training reads from",
+            fix="name a local copy; train_accelerate.py takes addresses, with --cache",
+        )
 
 
 def demo(folder: Path = Path("runs/demo"), data: Path = Path("data/digits")) -> None:
@@ -32,7 +47,8 @@ def doctor(
 
     Args:
         recipe: Name of the recipe that would run, or a YAML file.
-        shards: Folder that shard_imagenet.py wrote; without it, volume and loader are left out.
+        shards: Folder on this machine that shard_imagenet.py wrote; without it, volume and loader
+            are left out.
         workers: Loader processes of each rank.
         seconds: How long each single thing is measured.
         json: Print JSON, which `estimate --measured` reads, instead of a table.
@@ -42,6 +58,8 @@ def doctor(
     from imagenet_rn50.machine.doctor import examine, report
     from imagenet_rn50.recipe_files import load_recipe
 
+    if shards is not None:
+        _require_local(shards)
     if seconds <= 0 or workers < 0:
         raise InputError(
             f"--seconds {seconds:g} --workers {workers} makes no sense",
@@ -55,7 +73,7 @@ def doctor(
 
 def estimate(
     recipe: str,
-    instance: str = "g6.12xlarge",
+    instance: str | None = None,
     nodes: int = 1,
     precision: Literal["bf16", "fp16", "no"] = "bf16",
     target: float | None = None,
@@ -70,10 +88,10 @@ def estimate(
 
     Args:
         recipe: Name of a recipe, or a YAML file.
-        instance: Kind of EC2 instance, from the table of prices.
+        instance: Kind of EC2 instance, from the table of prices; g6.12xlarge unless --measured.
         nodes: How many of them.
         precision: Mixed precision, or no.
-        target: Top-1 in [0, 1]: also list the recipes whose published figure reaches it.
+        target: Top-1 in (0, 1]: also list the recipes whose published figure reaches it.
         measured: What `doctor --json` printed on the machine, instead of published speeds.
         images_per_second: Speed of all GPUs of a machine at 224 px, where you know it better.
         disk: MiB/s of the volume of the shards.
@@ -86,6 +104,10 @@ def estimate(
     from imagenet_rn50.machine.quote_text import text_of
     from imagenet_rn50.recipe_files import load_recipe, parse_recipe
 
+    if target is not None and not 0 < target <= 1:
+        raise InputError(
+            f"--target {target:g} is no top-1", expected="a fraction, such as 0.76 for 76%"
+        )
     loaded = load_recipe(recipe)
     if micro_batch is not None:
         changed = loaded.model_dump(mode="json") | {"micro_batch": micro_batch}
@@ -107,7 +129,7 @@ def preview(
     """Write a picture of what the model will see, after cropping and augmentation.
 
     Args:
-        shards: Folder that shard_imagenet.py wrote.
+        shards: Folder on this machine that shard_imagenet.py wrote.
         recipe: Name of a recipe, or a YAML file.
         out: PNG file to write.
         split: The training stream, or what validation sees.
@@ -115,6 +137,7 @@ def preview(
         rows: Rows of the grid.
         columns: Pictures in a row.
     """
+    _require_local(shards)
     from imagenet_rn50.loading.preview import preview as write_preview
     from imagenet_rn50.recipe_files import load_recipe
 

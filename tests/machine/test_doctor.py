@@ -49,7 +49,7 @@ def test_a_sound_machine_is_measured_into_json_that_estimate_reads(
     measured = tmp_path / "doctor.json"
     measured.write_text(out)
     words = ["estimate", "--recipe", "rn50-16ep", "--precision", "no", "--measured", str(measured)]
-    monkeypatch.setattr(sys, "argv", ["imagenet_rn50", *words])
+    monkeypatch.setattr(sys, "argv", ["imagenet_rn50", *words, "--price", "0"])
     verbs.main()
     quoted = capsys.readouterr().out
     rate = rate_text(found["devices"][0]["steps"]["no"])
@@ -101,3 +101,10 @@ def test_too_little_shared_memory_is_told_before_it_kills_a_worker(tiny, monkeyp
     assert code == 1
     assert "BLOCKER: /dev/shm has 0.00 GB free" in out
     assert "not measured: a blocker is in its way" in out
+
+
+def test_an_address_of_shards_is_refused_as_one(monkeypatch, capsys):
+    code, _, error = doctor(monkeypatch, capsys, "--shards", "s3://bucket/imagenet")
+    assert code == 2
+    assert "is an address" in error
+    assert "name a local copy" in error

@@ -2,6 +2,7 @@ import json
 import re
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -16,7 +17,7 @@ from imagenet_rn50.loading.prefetch import least_cache_bytes
 from imagenet_rn50.machine.estimate import Rates, duration, rate_text, variants
 from imagenet_rn50.machine.nodes import PARAMETERS, demand
 from imagenet_rn50.machine.prices import PRICES, load_prices
-from imagenet_rn50.machine.quote import Options, make_quote
+from imagenet_rn50.machine.quote import LOADER_PER_CORE, Options, make_quote
 from imagenet_rn50.machine.quote_text import published_top1, text_of
 from imagenet_rn50.model import build_model
 from imagenet_rn50.recipe import DataRecipe, Recipe
@@ -24,6 +25,7 @@ from imagenet_rn50.recipe_files import load_recipe, recipe_names
 from imagenet_rn50.shards.manifest import TRAIN
 from tests.support import write_shards
 
+ROOT = Path(__file__).parents[2]
 RATES = Rates(
     gpus=1000, size=224, loader=1e6, volume=1e6, bytes_per_image=1e5, memory_bytes=1e12,
     num_train=3600, num_validation=0,
@@ -148,6 +150,7 @@ def test_a_target_lists_the_recipes_that_reach_it(monkeypatch, capsys):
         ("--recipe rn50-16ep --instance p5.48xlarge --micro-batch 128", "no speed of a H100"),
         ("--recipe rn50-16ep --nodes 2", "cannot be shared by 8 ranks"),
         ("--recipe rn50-16ep --micro-batch 100", "must be a multiple of"),
+        ("--recipe rn50-16ep --target 76", "--target 76 is no top-1"),
         ("--recipe rn50-16ep --nodes 0", "--nodes 0 makes no sense"),
         ("--recipe rn50-16ep --disk -1", "--disk -1.0 makes no sense"),
         ("--recipe rn50-16ep --measured pyproject.toml", "cannot be read"),
@@ -199,19 +202,43 @@ def test_every_recipe_can_be_quoted(name):
 
 def test_a_measurement_tells_what_each_measured_precision_costs(tmp_path):
     device = {"name": "NVIDIA L4", "steps": {"no": 100.0, "bf16": 300.0, "fp16": 0.0}, "size": 224}
-    found = {"machine": {"memory_bytes": 2**38}, "devices": [device] * 2, "packed": None}
+    machine = {"memory_bytes": 2**38, "cores": 6}
+    found = {"machine": machine, "devices": [device] * 2, "packed": None}
     (tmp_path / "doctor.json").write_text(json.dumps(found))
-    options = Options(measured=tmp_path / "doctor.json")
+    options = Options(measured=tmp_path / "doctor.json", price=2.0)
     recipe = Recipe(data=DataRecipe())
-    text = text_of(make_quote("mine", recipe, "g6.12xlarge", load_prices(), options), None)
+    text = text_of(make_quote("mine", recipe, None, load_prices(), options), None)
+    assert "6 vCPUs" in text
+    assert "$2 an hour: you said so" in text
     assert "600 images/s of 2 device(s) at 224 px: measured" in text
     assert "precision no " in text
     assert "precision fp16" not in text
     with pytest.raises(InputError, match="no speed in precision fp16"):
-        make_quote("m", recipe, "g6.12xlarge", load_prices(), replace(options, precision="fp16"))
+        make_quote("m", recipe, None, load_prices(), replace(options, precision="fp16"))
+    # The price is never that of another machine.
+    with pytest.raises(InputError, match=r"2 NVIDIA L4\n"):
+        make_quote("m", recipe, "g6.12xlarge", load_prices(), options)
+    with pytest.raises(InputError, match="what its machine costs"):
+        make_quote("m", recipe, None, load_prices(), replace(options, price=None))
+    found["devices"] = [device] * 4
+    (tmp_path / "doctor.json").write_text(json.dumps(found))
+    quote = make_quote("m", recipe, "g6.12xlarge", load_prices(), replace(options, price=None))
+    assert "g6.12xlarge: $4.6" in text_of(quote, None)
     (tmp_path / "doctor.json").write_text("{}")
     with pytest.raises(InputError, match="is no examination"):
-        make_quote("m", recipe, "g6.12xlarge", load_prices(), options)
+        make_quote("m", recipe, None, load_prices(), options)
+
+
+def test_the_speed_of_the_loader_is_the_one_that_its_benchmark_printed():
+    lines = (ROOT / "benchmarks/results/loaders.txt").read_text(encoding="utf-8").splitlines()
+    (ours,) = (line for line in lines if line.split()[:1] == ["ours"])
+    assert "2 cores" in lines[0]
+    assert LOADER_PER_CORE == round(float(ours.split()[1]) / 2)
+
+
+def test_a_target_that_no_recipe_reaches_is_said():
+    quote = make_quote("rn50-16ep", load_recipe("rn50-16ep"), None, load_prices(), Options())
+    assert "no recipe here has a published top-1 of 99.0% or more" in text_of(quote, 0.99)
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_a_plateau_before_the_end_of_the_decay_is_no_plateau():
 
 
 def test_a_run_that_stops_before_its_decay_is_said_so_in_words():
-    # The run to beat: a OneCycle over 250 epochs, stopped at 67.
+    # The run by hand: a OneCycle over 250 epochs, stopped at 67.
     schedule = ScheduleRecipe(warmup_epochs=75.0, decay_until=250.0)
     (concern,) = concerns(Recipe(epochs=67, schedule=schedule))
     assert "before its peak" in concern
