@@ -8,10 +8,10 @@ MODEL_ID ?= runs/demo/exported
 export HF_HUB_DISABLE_TELEMETRY := 1
 export GRADIO_ANALYTICS_ENABLED := False
 
-.PHONY: demo test check fix bench app clean help
+.PHONY: demo test test-slow check fix bench app clean help
 
 help:  ## what there is to make
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 demo: $(VENV)/.installed  ## real pictures down the whole path: pack, train, export, evaluate, predict
 	@$(BIN)/python -m imagenet_rn50 demo
@@ -29,12 +29,17 @@ fix: $(VENV)/.installed-dev  ## mend format and lint where it can be done by its
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+test-slow: $(VENV)/.installed-dev  ## what takes minutes: every documented command, thirty kills, two machines
+	@$(BIN)/python -m pytest -m slow
+
 bench: $(VENV)/.installed-dev  ## speed beside known peers, interleaved in one run
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.packing
 	$(BIN)/python -m benchmarks.app
 
 app: $(VENV)/.installed  ## the Space on localhost, with MODEL_ID=folder or Hub id
+	@test "$(MODEL_ID)" != runs/demo/exported -o -d runs/demo/exported || \
+		{ echo "There is no model yet: run \`make demo\` first, or name one: make app MODEL_ID=folder-or-Hub-id"; exit 2; }
 	MODEL_ID=$(MODEL_ID) $(BIN)/python app/app.py
 
 clean:  ## remove what the demo and the tests made, not .venv

@@ -13,6 +13,9 @@ from imagenet_rn50.verbs.before import demo, doctor, estimate, preview, schedule
 
 _SCRIPT = "imagenet-rn50"  # as pyproject.toml installs it; shells complete the verbs of a name only
 
+_DESCRIPTION = """shard_imagenet.py packs, train_accelerate.py trains; this does what comes before,
+between and after, in this order."""
+
 app = tyro.extras.SubcommandApp()
 # In the order of the journey.
 app.command(demo)
@@ -31,7 +34,7 @@ def main() -> None:
     installed = Path(sys.argv[0]).name == _SCRIPT
     prog = _SCRIPT if installed else "python -m imagenet_rn50"
     with exit_on_input_error():
-        app.cli(prog=prog, description=__doc__.splitlines()[0])
+        app.cli(prog=prog, description=_DESCRIPTION)
 
 
 if __name__ == "__main__":

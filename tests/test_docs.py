@@ -52,13 +52,20 @@ def test_the_guides_have_commands_of_every_kind():
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_links_within_the_project_lead_somewhere(document):
     text = document.read_text(encoding="utf-8")
-    headings = [heading.strip() for heading in re.findall(r"^#+ (.*)$", text, re.M)]
-    anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
     for target in re.findall(r"\]\(([^)#\s]*(?:#[^)\s]*)?)\)", text):
         path, _, anchor = target.partition("#")
         if not path.startswith("http"):
-            assert (document.parent / path).exists(), target
-            assert path or anchor in anchors, target
+            page = document.parent / path if path else document
+            assert page.exists(), target
+            assert not anchor or anchor in anchors_of(page), target
+
+
+def anchors_of(page):
+    """Returns the names under which GitHub links to a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {
+        re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings
+    }
 
 
 def test_help_lists_the_verbs_in_the_order_of_the_journey():
@@ -101,8 +108,12 @@ def test_the_shell_completes_verbs_and_options(tmp_path):
     ]
 
 
+RUN_ELSEWHERE = {"make", "pip", "mkdir", "cd", "."}  # by .ci/run and test_demo.py, or by nobody
+STAND_INS = {"DIR": "data/digits/source", "SHARDS": "data/packed"}
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(3600)
 def test_what_needs_nothing_runs_as_it_is_written(tmp_path):
     """README's path and the guides' commands, one after the other, in a copy of the project."""
     listed = subprocess.run(
@@ -114,19 +125,21 @@ def test_what_needs_nothing_runs_as_it_is_written(tmp_path):
     write_ilsvrc(tmp_path / "data" / "digits" / "source")
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "ACCELERATE_USE_CPU": "1"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-    for name in ("README.md", "docs/recipes.md", "docs/ec2.md"):
-        for command in commands_in(ROOT / name):
-            if command.needs or command.words[0] not in {"python", "accelerate"}:
-                continue
-            done = subprocess.run(
-                ["bash", "-c", command.text],
-                cwd=tmp_path,
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    evaluation = json.loads((tmp_path / "exports" / "evaluation.json").read_text())
-    assert evaluation["num_images"] == 360
-    assert evaluation["top1"] > 0.9
+    in_order = sorted(DOCUMENTS, key=lambda document: document.name != "README.md")
+    for command in (command for document in in_order for command in commands_in(document)):
+        if command.needs or command.words[0] in RUN_ELSEWHERE:
+            continue
+        text = " ".join(STAND_INS.get(word, word) for word in command.text.split())
+        done = subprocess.run(
+            ["bash", "-c", text],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    evaluation = json.loads((tmp_path / "exports" / "evaluation" / "metrics.json").read_text())
+    (first, *_) = evaluation["results"]
+    assert first["num_images"] == 360
+    assert first["top1"] > 0.9
