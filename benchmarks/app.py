@@ -33,6 +33,7 @@ from imagenet_rn50.recipe import DataRecipe, ModelRecipe
 _APP = Path(__file__).parents[1] / "app"
 _PICTURE = _APP / "examples" / "coffee.jpg"
 _NUM_CLASSES = 1000
+_PATIENCE_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,12 @@ def _served(model: str) -> Iterator[str]:
         [sys.executable, _APP / "app.py"],
         env=os.environ | {"MODEL_ID": model, "GRADIO_SERVER_PORT": str(port)},
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
     )
-    address = f"http://127.0.0.1:{port}"
+    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + _PATIENCE_SECONDS
     try:
         while not _answers(address):
-            if process.poll() is not None:
-                raise RuntimeError("the Space ended before it answered")
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError("the Space did not answer")
             time.sleep(0.05)
         yield address
     finally:
