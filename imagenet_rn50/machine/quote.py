@@ -121,16 +121,7 @@ def make_quote(
         num_train=packed.get("num_samples", IMAGENET_TRAIN),
         num_validation=packed.get("num_validation", IMAGENET_VALIDATION),
     )
-    kept = "are read from the volume once" if rates.fits_memory else "are read every epoch"
-    assumptions += [
-        f"{rates.num_train:,} training images, {rates.num_validation:,} in each epoch's evaluation",
-        f"{memory / 2**30:,.0f} GiB of memory: shards of "
-        f"{rates.num_train * num_bytes / 1e9:,.0f} GB {kept}",
-        "the devices' images/s go with 1 / side^2; evaluating an image costs a third of training",
-        f"resized pictures take {RESIZED_PART:.0%} of the bytes: 341 x 256 of 500 x 375 px",
-        "a backward pass hides the exchange of gradients; no interruption is repeated",
-        "not counted: starting, compiling, checkpoints, storage, transfer, packing",
-    ]
+    assumptions += _of_any_machine(rates)
     return Quote(
         name,
         recipe,
@@ -144,6 +135,20 @@ def make_quote(
         options,
         prices,
     )
+
+
+def _of_any_machine(rates: Rates) -> list[str]:
+    """Returns what is assumed wherever the rates come from."""
+    kept = "are read from the volume once" if rates.fits_memory else "are read every epoch"
+    return [
+        f"{rates.num_train:,} training images, {rates.num_validation:,} in each epoch's evaluation",
+        f"{rates.memory_bytes / 2**30:,.0f} GiB of memory: shards of "
+        f"{rates.num_train * rates.bytes_per_image / 1e9:,.0f} GB {kept}",
+        "the devices' images/s go with 1 / side^2; evaluating an image costs a third of training",
+        f"resized pictures take {RESIZED_PART:.0%} of the bytes: 341 x 256 of 500 x 375 px",
+        "a backward pass hides the exchange of gradients; no interruption is repeated",
+        "not counted: starting, compiling, checkpoints, storage, transfer, packing",
+    ]
 
 
 def _measured_instance(
