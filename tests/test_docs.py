@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,7 @@ def test_what_needs_nothing_runs_as_it_is_written(tmp_path):
         if command.needs or command.words[0] in RUN_ELSEWHERE:
             continue
         text = " ".join(STAND_INS.get(word, word) for word in command.text.split())
+        began = time.monotonic()
         done = subprocess.run(
             ["bash", "-c", text],
             cwd=tmp_path,
@@ -139,6 +141,7 @@ def test_what_needs_nothing_runs_as_it_is_written(tmp_path):
             check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        print(f"{time.monotonic() - began:6.1f} s  {text}")
     evaluation = json.loads((tmp_path / "exports" / "evaluation" / "metrics.json").read_text())
     (first, *_) = evaluation["results"]
     assert first["num_images"] == 360
