@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -51,6 +51,23 @@ def children_without_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def kill_all_of(process: int) -> None:
+    """Kills a process and all that descend from it, as a machine that vanishes does; Linux only.
+
+    Launchers start each rank in a session of its own, and ranks save once their launcher ends. So
+    each process is stopped before its children are looked for: what stands still starts no others,
+    and hears of no death but its own.
+    """
+    found = [process]
+    for number in found:  # grows meanwhile
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGSTOP)
+        found += _children(number)
+    for number in found:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+
+
 @dataclass(frozen=True)
 class Launcher:
     """What started this process, if that was `accelerate launch` or torchrun.
@@ -89,6 +106,18 @@ def typed_command(without: str | None = None) -> str:
         words = _without_option(words, without)
     told = [f"{name}={shlex.quote(value)}" for name, value in launcher().variables]
     return " ".join([*told, shlex.join(words)])
+
+
+def _children(process: int) -> list[int]:
+    """Returns the processes that a process started, as the kernel tells it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            stat = path.read_text(encoding="utf-8", errors="replace")
+            parent = int(stat.rpartition(")")[2].split()[1])
+            if parent == process:
+                found.append(int(path.parent.name))
+    return found
 
 
 def _strings(process: int, name: str) -> list[str]:
