@@ -154,9 +154,9 @@ def fit(session: Session, learner: Learner) -> None:
             while evaluation_due or not progress.finished:
                 # At the end of each epoch, even of an earlier process: evaluate, tell, save.
                 if evaluation_due:
-                    is_best = evaluate(learner, session, progress, journal, heed)
+                    score = evaluate(learner, session, progress, journal, heed)
                     evaluation_due = False
-                    saver.save(progress, meter.samples_hash, is_best=is_best)
+                    saver.save(progress, meter.samples_hash, score=score)
                     meter.restart()
                     continue
 
