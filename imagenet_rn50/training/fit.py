@@ -17,7 +17,7 @@ from imagenet_rn50.loading.loader import Loader
 from imagenet_rn50.loading.stages import OnError
 from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.processes import typed_command
-from imagenet_rn50.recipe import Recipe, flatten
+from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs import metrics
 from imagenet_rn50.runs.checkpoints import checkpoint_folders, newest_checkpoint
 from imagenet_rn50.runs.folder import RunFolder
@@ -42,6 +42,7 @@ from imagenet_rn50.training.schedules import concerns, learning_rate
 from imagenet_rn50.training.session import Session, environment
 from imagenet_rn50.training.start import Asked, Start, find_start
 from imagenet_rn50.training.sync import Sync, fetch_run
+from imagenet_rn50.training.trackers import begin_tracking, end_tracking, track
 from imagenet_rn50.training.validation import evaluate
 
 _STEPS_PER_LINE = 20  # of metrics.jsonl; reading the loss waits for the device, so not every step
@@ -188,15 +189,14 @@ def _begin(session: Session, learner: Learner, progress: Progress) -> Journal | 
     recipe, accelerator, start = session.recipe, session.accelerator, session.start
     for concern in concerns(recipe):
         accelerator.print(f"mind the schedule: {concern}")
-    hyperparameters = {key: str(value) for key, value in flatten(recipe.model_dump())}
-    run = session.folder.path
-    into_run = {"wandb": {"dir": str(run), "group": run.name}}
-    accelerator.init_trackers("imagenet_rn50", config=hyperparameters, init_kwargs=into_run)
+    begin_tracking(session)
     if not accelerator.is_main_process:
         return None
     place = progress.samples_seen, progress.epoch
     cost = Cost(session.folder, session.persistence.price_per_hour, progress)
-    journal = Journal(run, place[0], evaluation_due=start.evaluation_due, cost=cost.figures)
+    journal = Journal(
+        session.folder.path, place[0], evaluation_due=start.evaluation_due, cost=cost.figures
+    )
     journal.write(
         metrics.START, *place, **environment(accelerator), **start.as_dict(), **learner.origin
     )
@@ -218,7 +218,7 @@ def _tell(
     line, lr = _read(meter, loader, session, progress), learner.lr
     bar.set_postfix_str(in_short(line, lr), refresh=False)
     numbers = {key: value for key, value in line.items() if not isinstance(value, str)}
-    session.accelerator.log(numbers | {"lr": lr}, step=progress.samples_seen)
+    track(session.accelerator, numbers | {"lr": lr}, progress.samples_seen)
     if journal:
         journal.write(metrics.TRAIN, progress.samples_seen, progress.epoch, lr=lr, **line)
 
@@ -229,15 +229,17 @@ def _end(session: Session, journal: Journal | None, sync: Sync, *, is_saved: boo
     Raises:
         RuntimeError: When the last checkpoint is not saved.
     """
+    if journal:
+        journal.close()
     if not is_saved:
         raise RuntimeError("the last checkpoint could not be saved; the one before it stands")
     if journal:
-        journal.close()
-        draw_plots(session.folder.path)
+        with journal.tolerating("plots"):
+            draw_plots(session.folder.path)
         sync.finish()
         say(bottleneck(session.folder.path))
     session.accelerator.wait_for_everyone()
-    session.accelerator.end_training()
+    end_tracking(session.accelerator)
 
 
 def _end_early(
@@ -260,14 +262,13 @@ def _end_early(
         reason = interruption.reason or asked
         place = progress.samples_seen, progress.epoch
         journal.write(metrics.STOP, *place, reason=reason, saved=is_saved)
-        journal.sync()
         journal.close()
         sync.finish()
         what = "saved and ended" if is_saved else "ended, and only the last checkpoint stands:"
         command = typed_command(without="--stop-at-step" if is_planned else None)
         say(f"{what} after step {progress.step} ({reason}). To go on:\n  {command}")
     session.accelerator.wait_for_everyone()  # a rank that ends first would have the others killed
-    session.accelerator.end_training()
+    end_tracking(session.accelerator)
     raise SystemExit(0 if is_planned and is_saved else EXIT_INTERRUPTED)
 
 

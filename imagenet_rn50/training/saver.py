@@ -142,13 +142,13 @@ class Saver:
         self._last_failed = saved.failed is not None
         if self._last_failed:
             self._newest = _NOWHERE
-        place = progress.samples_seen, progress.epoch
-        self._journal.write(metrics.CHECKPOINT, *place, **asdict(saved))
         if saved.failed:
             say(
                 f"the checkpoint {folder_name(progress.samples_seen)} could not be saved: "
                 f"{saved.failed}\n  the one before it stands, and the run goes on"
             )
+        place = progress.samples_seen, progress.epoch
+        self._journal.write(metrics.CHECKPOINT, *place, **asdict(saved))
 
     def close(self) -> None:
         """Ends the thread, after what it is writing."""

@@ -18,6 +18,7 @@ from imagenet_rn50.runs.report import write_logs
 from imagenet_rn50.training.learner import Learner
 from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.session import Session
+from imagenet_rn50.training.trackers import track
 
 
 def evaluate(
@@ -49,7 +50,7 @@ def evaluate(
         line |= {f"ema_{key}": value for key, value in averaged.as_dict().items()}
         told += f"; averaged weights: top-1 {averaged.top1:.2%}"
     logged = {f"validation/{key}": value for key, value in line.items()}
-    session.accelerator.log(logged, step=progress.samples_seen)
+    track(session.accelerator, logged, progress.samples_seen)
     cut = learner.plateau.after_validation(progress.epoch, accuracy.loss)
     score = metrics.score(line)
     if journal is None:
@@ -66,7 +67,8 @@ def evaluate(
     say(told)
     if cut:
         say("the validation loss stays level: the learning rate is cut")
-    write_logs(session.folder.path)
+    with journal.tolerating("logs.md"):
+        write_logs(session.folder.path)
     return score
 
 
