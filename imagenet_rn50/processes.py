@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from imagenet_rn50.addresses import public_word
+
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Ask a trainer to save and to end."""
 
@@ -93,7 +95,8 @@ def launcher() -> Launcher:
 def typed_command(without: str | None = None) -> str:
     """Returns the command that began this process, as a person would type it again.
 
-    Under `accelerate launch` and torchrun it is the launcher's, as far as the kernel tells it.
+    Under `accelerate launch` and torchrun it is the launcher's, as far as the kernel tells it. What
+    may be secret in addresses is left out, and that is said.
 
     Args:
         without: An option to leave out, with its value: `--stop-at-step`.
@@ -105,7 +108,13 @@ def typed_command(without: str | None = None) -> str:
     if without:
         words = _without_option(words, without)
     told = [f"{name}={shlex.quote(value)}" for name, value in launcher().variables]
-    return " ".join([*told, shlex.join(words)])
+    return " ".join([*told, shown(words)])
+
+
+def shown(words: list[str]) -> str:
+    """Returns a command as a person would type it, but for what is secret in addresses."""
+    public = [public_word(word) for word in words]
+    return shlex.join(public) + ("" if public == words else "  (address shortened)")
 
 
 def _children(process: int) -> list[int]:

@@ -7,7 +7,6 @@ save after the same steps, and what they saved is set side by side.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.processes import kill_all_of
+from imagenet_rn50.processes import kill_all_of, shown
 from imagenet_rn50.runs.checkpoints import Checkpoint, checkpoint_folders, verify
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import START, TRAIN, read_metrics
@@ -109,7 +108,7 @@ def _place(folder: Path | None) -> Iterator[Path]:
 
 def _train(command: list[str]) -> None:
     """Shows a command and runs it to its end."""
-    say(f"$ {shlex.join(command)}")
+    say(f"$ {shown(command)}")
     code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
     if code:
         raise SystemExit(code)
@@ -122,7 +121,7 @@ def _kill_on_the_way(proof: Proof, run: Path) -> None:
         InputError: When it ends before.
     """
     command, enough = proof.command(run), proof.every * (proof.steps // proof.every)
-    say(f"$ {shlex.join(command)}")
+    say(f"$ {shown(command)}")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         while _steps_told(run) < enough:
