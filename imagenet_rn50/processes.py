@@ -8,10 +8,12 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from imagenet_rn50.addresses import public_word
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 """Ask a trainer to save and to end."""
@@ -51,6 +53,23 @@ def children_without_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def kill_all_of(process: int) -> None:
+    """Kills a process and all that descend from it, as a machine that vanishes does; Linux only.
+
+    Launchers start each rank in a session of its own, and ranks save once their launcher ends. So
+    each process is stopped before its children are looked for: what stands still starts no others,
+    and hears of no death but its own.
+    """
+    found = [process]
+    for number in found:  # grows meanwhile
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGSTOP)
+        found += _children(number)
+    for number in found:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+
+
 @dataclass(frozen=True)
 class Launcher:
     """What started this process, if that was `accelerate launch` or torchrun.
@@ -76,7 +95,8 @@ def launcher() -> Launcher:
 def typed_command(without: str | None = None) -> str:
     """Returns the command that began this process, as a person would type it again.
 
-    Under `accelerate launch` and torchrun it is the launcher's, as far as the kernel tells it.
+    Under `accelerate launch` and torchrun it is the launcher's, as far as the kernel tells it. What
+    may be secret in addresses is left out, and that is said.
 
     Args:
         without: An option to leave out, with its value: `--stop-at-step`.
@@ -88,7 +108,25 @@ def typed_command(without: str | None = None) -> str:
     if without:
         words = _without_option(words, without)
     told = [f"{name}={shlex.quote(value)}" for name, value in launcher().variables]
-    return " ".join([*told, shlex.join(words)])
+    return " ".join([*told, shown(words)])
+
+
+def shown(words: list[str]) -> str:
+    """Returns a command as a person would type it, but for what is secret in addresses."""
+    public = [public_word(word) for word in words]
+    return shlex.join(public) + ("" if public == words else "  (address shortened)")
+
+
+def _children(process: int) -> list[int]:
+    """Returns the processes that a process started, as the kernel tells it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has ended meanwhile
+            stat = path.read_text(encoding="utf-8", errors="replace")
+            parent = int(stat.rpartition(")")[2].split()[1])
+            if parent == process:
+                found.append(int(path.parent.name))
+    return found
 
 
 def _strings(process: int, name: str) -> list[str]:

@@ -7,7 +7,6 @@ save after the same steps, and what they saved is set side by side.
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.processes import kill_all_of, shown
 from imagenet_rn50.runs.checkpoints import Checkpoint, checkpoint_folders, verify
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import START, TRAIN, read_metrics
@@ -51,8 +51,14 @@ class Proof:
         return max(1, self.steps // 2)
 
     def command(self, run: Path) -> list[str]:
-        """Returns the command that trains in a folder and saves along the way."""
-        saving = ["--checkpoint-steps", str(self.every), "--keep-last", str(2 * self.steps + 2)]
+        """Returns the command that trains in a folder and saves along the way.
+
+        Only steps decide when: the clock would save each run elsewhere. Room is kept for the saves
+        of all steps and of two ends of epochs; where there are more, both runs lose the same ones.
+        """
+        num_kept = 2 * self.steps // self.every + 2
+        saving = ["--checkpoint-steps", str(self.every), "--checkpoint-minutes", "None"]
+        saving += ["--keep-last", str(num_kept)]
         ending = ["--stop-at-step", str(2 * self.steps)]
         named = ["--recipe", self.recipe, "--shards", self.shards, "--run", str(run)]
         return [*self.launcher, str(_SCRIPT), *named, *saving, *ending, *self.options]
@@ -102,20 +108,20 @@ def _place(folder: Path | None) -> Iterator[Path]:
 
 def _train(command: list[str]) -> None:
     """Shows a command and runs it to its end."""
-    say(f"$ {shlex.join(command)}")
+    say(f"$ {shown(command)}")
     code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
     if code:
         raise SystemExit(code)
 
 
 def _kill_on_the_way(proof: Proof, run: Path) -> None:
-    """Kills a training and its workers once it tells of enough steps, most likely while it saves.
+    """Kills a training, all of it, once it tells of enough steps, most likely while it saves.
 
     Raises:
         InputError: When it ends before.
     """
     command, enough = proof.command(run), proof.every * (proof.steps // proof.every)
-    say(f"$ {shlex.join(command)}")
+    say(f"$ {shown(command)}")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         while _steps_told(run) < enough:
@@ -128,7 +134,9 @@ def _kill_on_the_way(proof: Proof, run: Path) -> None:
                 )
             time.sleep(_POLL_SECONDS)
     finally:
-        with suppress(ProcessLookupError):
+        if process.poll() is None:
+            kill_all_of(process.pid)
+        with suppress(ProcessLookupError):  # where there is no /proc to find them all by
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
@@ -149,7 +157,8 @@ def compare(undisturbed: Path, interrupted: Path) -> bool:
     say(f"{'step':>8}  {head:<48}    {head}")
     for step in sorted(ours.keys() | theirs.keys()):
         there, here = theirs.get(step), ours.get(step)
-        mark = "" if there and here and _hashes(there) == _hashes(here) else "   DIFFERENT"
+        is_other = there and here and _hashes(there) != _hashes(here)
+        mark = "   DIFFERENT" if is_other else ""
         say(f"{step:>8}  {_row(there):<48}    {_row(here):<48}{mark}")
     last = max(theirs)
     is_same = ours.keys() == theirs.keys() and all(
@@ -160,7 +169,9 @@ def compare(undisturbed: Path, interrupted: Path) -> bool:
             "\nThe same after each of these steps, to the last bit: samples, learning rates, "
             "weights, momenta."
         )
-    elif last in ours and _told(ours[last]) == _told(theirs[last]):
+    elif ours.keys() != theirs.keys():
+        say("\nThe runs saved at other steps, so they cannot be compared.")
+    elif _told(ours[last]) == _told(theirs[last]):
         say(
             "\nThe samples and learning rates are the same, the weights are not. On a GPU, kernels "
             "that add in any order do that in two undisturbed runs too."

@@ -1,6 +1,8 @@
 import os
 import sys
 
+import pytest
+
 from imagenet_rn50 import processes
 from imagenet_rn50.processes import Launcher, typed_command
 
@@ -18,6 +20,18 @@ def test_an_option_that_has_done_its_work_is_left_out_of_it(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["train.py", "--run", "x", *given, "--workers", "1"])
         command = typed_command(without="--stop-at-step")
         assert command == "python train.py --run x --workers 1"
+
+
+@pytest.mark.parametrize("form", ["--shards {}", "--shards={}"])
+def test_secrets_in_addresses_are_left_out_of_it_and_that_is_said(monkeypatch, form):
+    monkeypatch.setattr(processes, "launcher", lambda: Launcher((), ()))
+    address = "https://user:PASSWORD@host/x?X-Amz-Signature=SECRET#TOKEN"
+    given = [*form.format(address).split(), "--sync", "s3://runs/one", "--run", "a b"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *given])
+    expected = f"python train.py {form} --sync s3://runs/one --run 'a b'  (address shortened)"
+    assert typed_command() == expected.format("https://host/x")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--sync", "s3://runs/one"])
+    assert typed_command() == "python train.py --sync s3://runs/one"
 
 
 def test_a_parent_that_is_no_launcher_is_not_taken_for_one():

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
+from imagenet_rn50.addresses import public_address
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import TEMPORARY_SUFFIX, sync_folder
 from imagenet_rn50.loading.filesystems import filesystem, kind_of, open_to_read
@@ -79,8 +80,7 @@ class RemoteFolder:
     @property
     def public(self) -> str:
         """The address without what may be secret: user, password, query and fragment."""
-        parts = urlsplit(self.location)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return public_address(self.location)
 
     def download(
         self, name: str, target: Path, *, num_bytes: int | None = None, sha256: str | None = None

@@ -277,6 +277,5 @@ def _problem(sample: Sample, error: ValueError) -> SampleError:
     return SampleError(
         f"{sample['place']} cannot be decoded",
         found=str(error),
-        fix="run `python shard_imagenet.py verify` on the shards, or go on with "
-        "--on-error substitute",
+        fix="run `python shard_imagenet.py verify` on the shards",
     )

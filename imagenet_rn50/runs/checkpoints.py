@@ -16,6 +16,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ DAMAGED_SUFFIX = ".damaged"
 _REPLACED_SUFFIX = ".replaced"
 _NAME = re.compile(rf"samples-(\d{{9,}})({re.escape(_REPLACED_SUFFIX)})?")
 KEEP_LAST = 2
+SCORE = "score"  # among a checkpoint's facts: what the best is chosen by, where it was validated
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Checkpoint:
     Attributes:
         folder: Where it is.
         samples_seen: How far the run was.
-        is_best: Whether its validation top-1 was the best of its run when it was saved.
+        is_best: Whether its score was the best of its run's checkpoints when it was saved.
         facts: What else its manifest tells of the run that saved it.
         files: Bytes and sha256 of each file.
         digest: SHA-256 of its manifest, which is that of the whole checkpoint.
@@ -96,25 +99,26 @@ def checkpoint_folders(checkpoints: Path) -> list[Path]:
     return sorted(named, key=lambda path: (samples_of(path), path.suffix != _REPLACED_SUFFIX))
 
 
-def newest_checkpoint(checkpoints: Path, *, best: bool = False) -> Checkpoint | None:
+def newest_checkpoint(checkpoints: Path) -> Checkpoint | None:
     """Returns the newest whole checkpoint, naming damaged ones that are newer.
 
     Args:
         checkpoints: The run's folder of checkpoints.
-        best: Look only at those that were the run's best when they were saved.
 
     Returns:
         A verified checkpoint, or None when there is none.
     """
     for folder in reversed(checkpoint_folders(checkpoints)):
         try:
-            checkpoint = verify(folder)
+            return verify(folder)
         except InputError as error:
             say(f"passing over a damaged checkpoint: {error}")
-            continue
-        if checkpoint.is_best or not best:
-            return checkpoint
     return None
+
+
+def best_score(checkpoints: Path) -> float:
+    """Returns the score to beat: the best that a checkpoint here tells; -1 where none tells any."""
+    return max((_score(checkpoint) for checkpoint in _seemingly_whole(checkpoints)), default=-1.0)
 
 
 def verify(folder: Path) -> Checkpoint:
@@ -126,12 +130,28 @@ def verify(folder: Path) -> Checkpoint:
     Raises:
         InputError: When a file is missing, or its size or hash differs.
     """
+    checkpoint = verify_sizes(folder)
+    for name, expected in checkpoint.files.items():
+        if sha256_of_file(folder / name) != expected["sha256"]:
+            raise InputError(f"{folder / name} is damaged", expected=f"sha256 {expected['sha256']}")
+    return checkpoint
+
+
+def verify_sizes(folder: Path) -> Checkpoint:
+    """Compares a checkpoint with its manifest as far as takes no time: no file is read.
+
+    Args:
+        folder: A checkpoint.
+
+    Raises:
+        InputError: When the manifest is damaged, a file is missing, or its size differs.
+    """
     checkpoint = _read_manifest(folder)
     for name, expected in checkpoint.files.items():
         path = folder / name
         if not path.is_file():
             raise InputError(f"{path} is missing", expected=f"{expected['bytes']} bytes")
-        if path.stat().st_size != expected["bytes"] or sha256_of_file(path) != expected["sha256"]:
+        if path.stat().st_size != expected["bytes"]:
             raise InputError(f"{path} is damaged", expected=f"sha256 {expected['sha256']}")
     return checkpoint
 
@@ -145,7 +165,7 @@ def seal(
         temporary: The folder as it was written.
         final: The checkpoint's name; one that stood there stands until this one does.
         samples_seen: How far the run is.
-        is_best: Whether its validation top-1 is the best of the run so far.
+        is_best: Whether its score is the best of those of the checkpoints that are there.
         facts: What else identifies the run and where it stands; JSON.
     """
     files = {}
@@ -169,16 +189,16 @@ def seal(
 
 
 def prune(checkpoints: Path, keep_last: int = KEEP_LAST) -> None:
-    """Removes all but the newest checkpoints and the newest that was the best.
+    """Removes all but the newest checkpoints and the best of those that seem whole.
 
     Args:
         checkpoints: The run's folder of checkpoints; its newest is whole.
         keep_last: How many of the newest stay.
     """
-    folders = checkpoint_folders(checkpoints)
-    best = [folder for folder in folders if _says_best(folder)][-1:]
-    for folder in folders[:-keep_last]:
-        if folder not in best:
+    candidates = [c for c in _seemingly_whole(checkpoints) if c.is_best or SCORE in c.facts]
+    best = max(candidates, key=lambda c: (_score(c), c.is_best, c.samples_seen), default=None)
+    for folder in checkpoint_folders(checkpoints)[:-keep_last]:
+        if best is None or folder != best.folder:
             _remove(folder)
 
 
@@ -237,9 +257,13 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(doomed)
 
 
-def _says_best(folder: Path) -> bool:
-    """Returns what the manifest says, without reading the files that it lists."""
-    try:
-        return _read_manifest(folder).is_best
-    except InputError:
-        return False
+def _seemingly_whole(checkpoints: Path) -> Iterator[Checkpoint]:
+    """Yields the checkpoints whose files have their sizes, oldest first."""
+    for folder in checkpoint_folders(checkpoints):
+        with suppress(InputError):
+            yield verify_sizes(folder)
+
+
+def _score(checkpoint: Checkpoint) -> float:
+    """Returns what validation said of a checkpoint; -1 where none did."""
+    return float(checkpoint.facts.get(SCORE, -1.0))

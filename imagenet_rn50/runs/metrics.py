@@ -24,11 +24,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import write_text
 
@@ -69,6 +72,8 @@ def score(validation: dict[str, Any]) -> float:
 class Journal:
     """Writes a run's metrics as they come; a single rank does.
 
+    A full disk ends no training: lines that find no room wait in memory for the next write.
+
     Args:
         run: The run folder.
         samples_seen: Where the run goes on. Lines of steps after that, which a kill left behind
@@ -86,8 +91,11 @@ class Journal:
         evaluation_due: bool = False,
         cost: Callable[[int], dict[str, float]] = lambda samples_seen: {},
     ) -> None:
-        self._run = run
         self._cost = cost
+        self._best = -1.0
+        self._unwritten = b""
+        self._failing: set[str] = set()
+        self._lock = threading.Lock()
         path = run / FILE_NAME
         if path.is_file():
             lines = [r for r in read_metrics(run) if r["samples_seen"] <= samples_seen]
@@ -96,29 +104,71 @@ class Journal:
                 for line in lines
                 if not (evaluation_due and _is_validation_at(line, samples_seen))
             ]
-            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-        self._file = path.open("a", encoding="utf-8")
+            text = "".join(json.dumps(record) + "\n" for record in kept)
+            if text.encode() != path.read_bytes():
+                write_text(path, text)
+            self._best = max((score(r) for r in kept if r["kind"] == VALIDATION), default=-1.0)
+        self._file = path.open("ab", buffering=0)
 
     def write(self, kind: str, samples_seen: int, epoch: float, /, **values: Any) -> dict[str, Any]:
         """Appends one line, at once, and returns it."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"kind": kind, "samples_seen": samples_seen, "epoch": epoch, "time": now}
         record |= values | self._cost(samples_seen)
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        if kind == VALIDATION:
+            self._best = max(self._best, score(record))
+        with self._lock:
+            self._unwritten += json.dumps(record).encode() + b"\n"
+            self._write_out()
         return record
 
     def sync(self) -> None:
-        """Brings all lines to the disk; may be called from another thread."""
+        """Brings all lines to the disk; may be called from another thread.
+
+        Raises:
+            OSError: When they find no room there.
+        """
+        with self._lock:
+            self._write_out()
+            if self._unwritten:
+                raise OSError(f"{FILE_NAME} cannot be written")
         os.fsync(self._file.fileno())
+
+    @contextmanager
+    def tolerating(self, name: str) -> Iterator[None]:
+        """Lets the body fail to write, and says so once until it succeeds.
+
+        Args:
+            name: What it writes.
+        """
+        try:
+            yield
+        except OSError as error:
+            if name not in self._failing:
+                say(f"{name} cannot be written: {error}\n  the run goes on and will try again")
+            self._failing.add(name)
+        else:
+            if name in self._failing:
+                say(f"{name} is written again")
+            self._failing.discard(name)
 
     def best_score(self) -> float:
         """Returns the best `score` of a validation so far, in [0, 1]; -1 before the first."""
-        return max((score(line) for line in read_metrics(self._run, VALIDATION)), default=-1.0)
+        return self._best
 
     def close(self) -> None:
-        """Closes metrics.jsonl."""
+        """Brings all lines to the disk, if there is room, and closes metrics.jsonl."""
+        with suppress(OSError):
+            self.sync()
         self._file.close()
+        if self._unwritten:
+            say(f"the last lines of {FILE_NAME} are lost: there is no room for them")
+
+    def _write_out(self) -> None:
+        """Appends the lines that wait; what finds no room waits on, a line's rest too."""
+        with self.tolerating(FILE_NAME):
+            while self._unwritten:
+                self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
 
 def _is_validation_at(line: dict[str, Any], samples_seen: int) -> bool:

@@ -13,99 +13,32 @@ brought again. What latest.json names no longer is removed only after it.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import TEMPORARY_SUFFIX, read_json, sha256_of_file, write_json
+from imagenet_rn50.files import write_json
 from imagenet_rn50.loading.remote import RemoteFolder, UnusableFileError
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.recipe_files import load_recipe
-from imagenet_rn50.runs.checkpoints import MANIFEST, checkpoint_folders, set_aside, verify
-from imagenet_rn50.runs.folder import RECIPE, SHARDS_FILE, RunFolder
+from imagenet_rn50.runs.checkpoints import set_aside, verify
+from imagenet_rn50.runs.folder import RECIPE, RunFolder
 from imagenet_rn50.runs.metrics import FILE_NAME as METRICS
+from imagenet_rn50.runs.snapshot import (
+    CHECKPOINTS,
+    LOGS,
+    OBJECTS,
+    STAGING,
+    File,
+    Snapshot,
+    place_in,
+)
 
-_LATEST, _OBJECTS, _CHECKPOINTS, _LOGS = "latest.json", "objects", "checkpoints", "logs.md"
-STAGING = f"sync{TEMPORARY_SUFFIX}"
-_SMALL_FILES = (SHARDS_FILE, CLASSES_FILE, METRICS, _LOGS, "plots/*.png")
-
-
-@dataclass(frozen=True)
-class File:
-    """A file of a run, as latest.json tells of it.
-
-    Attributes:
-        path: From the run folder on.
-        bytes: Its size.
-        sha256: Its hash.
-    """
-
-    path: str
-    bytes: int
-    sha256: str
-
-    @property
-    def object(self) -> str:
-        """Where its content stands, from the address on."""
-        return f"{_OBJECTS}/{self.sha256}-{PurePosixPath(self.path).name}"
-
-    @property
-    def checkpoint(self) -> str | None:
-        """Name of the checkpoint that it belongs to, if it does."""
-        first, _, rest = self.path.partition("/")
-        return rest.partition("/")[0] if first == _CHECKPOINTS else None
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The files of a run at one moment, kept from being removed until they have been brought.
-
-    Attributes:
-        folder: Where they are kept, under the paths that they have in the run.
-        files: What they are; recipe.yaml is the last.
-    """
-
-    folder: Path
-    files: tuple[File, ...]
-
-    def discard(self) -> None:
-        """Lets go of them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def take_snapshot(run: RunFolder) -> Snapshot:
-    """Keeps hold of a run's checkpoints, by links that take no space, and of its small files.
-
-    Args:
-        run: The run; no checkpoint of it is removed meanwhile.
-    """
-    staging = run.path / STAGING
-    staging.mkdir(exist_ok=True)
-    folder, files = Path(tempfile.mkdtemp(dir=staging)), []
-    paths = [path for pattern in _SMALL_FILES for path in sorted(run.path.glob(pattern))]
-    for path in [*paths, run.path / RECIPE]:
-        name = path.relative_to(run.path).as_posix()
-        copy = _place(folder, name)
-        shutil.copyfile(path, copy)
-        files.append(File(name, copy.stat().st_size, sha256_of_file(copy)))
-    for checkpoint in checkpoint_folders(run.checkpoints):
-        for entry, (num_bytes, digest) in _entries(checkpoint).items():
-            name = f"{_CHECKPOINTS}/{checkpoint.name}/{entry}"
-            _link(checkpoint / entry, _place(folder, name))
-            files.insert(-1, File(name, num_bytes, digest))
-    return Snapshot(folder, tuple(files))
-
-
-def clear_staging(run: RunFolder) -> None:
-    """Removes what a process that was killed kept hold of."""
-    shutil.rmtree(run.path / STAGING, ignore_errors=True)
+_LATEST = "latest.json"
 
 
 class Superseded(Exception):
@@ -169,7 +102,7 @@ class RemoteRun:
             InputError: When that fails, or another process has brought something since `latest`.
         """
         if self._there is None:
-            self._there = {f"{_OBJECTS}/{name}" for name in self.folder.names(_OBJECTS)}
+            self._there = {f"{OBJECTS}/{name}" for name in self.folder.names(OBJECTS)}
         for file in snapshot.files:
             if file.object not in self._there:
                 if is_superseded():
@@ -187,7 +120,7 @@ class RemoteRun:
         self._ours.append((snapshot.folder / _LATEST).read_text(encoding="utf-8"))
         self.folder.upload(snapshot.folder / _LATEST, _LATEST)
         self._ours = self._ours[-1:]
-        for name in (_LOGS, METRICS):
+        for name in (LOGS, METRICS):
             if (snapshot.folder / name).is_file():
                 self.folder.upload(snapshot.folder / name, name)
         for name in self._there - {file.object for file in snapshot.files}:
@@ -244,17 +177,17 @@ class RemoteRun:
         try:
             for file in files:
                 self._get(file, parts)
-            verify(parts / _CHECKPOINTS / name)
+            verify(parts / CHECKPOINTS / name)
         except UnusableFileError as error:
             say(f"passing over a damaged checkpoint: {error}")
             return
         if final.exists():
             set_aside(final)
-        (parts / _CHECKPOINTS / name).rename(final)
+        (parts / CHECKPOINTS / name).rename(final)
 
     def _get(self, file: File, folder: Path) -> None:
         """Downloads a file to its path in a folder, and checks it."""
-        target = _place(folder, file.path)
+        target = place_in(folder, file.path)
         self.folder.download(file.object, target, num_bytes=file.bytes, sha256=file.sha256)
 
     def _read_latest(self) -> str | None:
@@ -268,31 +201,8 @@ class RemoteRun:
             return target.read_text(encoding="utf-8")
 
 
-def _entries(checkpoint: Path) -> dict[str, tuple[int, str]]:
-    """Returns bytes and sha256 of each file of a checkpoint; its manifest is the last."""
-    listed: dict[str, Any] = read_json(checkpoint / MANIFEST)["files"]
-    manifest = checkpoint / MANIFEST
-    entries = {name: (entry["bytes"], entry["sha256"]) for name, entry in listed.items()}
-    return entries | {MANIFEST: (manifest.stat().st_size, sha256_of_file(manifest))}
-
-
 def _is_sound(file: File) -> bool:
     """Says whether a file belongs where a run has its own: under its folder, and nowhere else."""
     parts = PurePosixPath(file.path).parts
     is_inside = bool(parts) and not file.path.startswith("/") and ".." not in parts
     return is_inside and len(file.sha256) == 64 and file.sha256.isalnum()
-
-
-def _place(folder: Path, path: str) -> Path:
-    """Returns a path in a folder, where its own folder is there."""
-    place = folder / path
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return place
-
-
-def _link(source: Path, target: Path) -> None:
-    """Gives a file a second name; copies it where the file system has none such."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)

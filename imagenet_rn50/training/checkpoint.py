@@ -20,9 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS
 
-_BYTES_PER_PARAMETER, _BYTES_PER_AVERAGE = 8, 4  # weight and momentum, and its average, float32
+_BYTES_PER_NUMBER = 4  # float32
+_NUM_MOMENTS = {"sgd": 1, "adamw": 2, "lamb": 2}
 
 MODEL, OPTIMIZER, SCALER = "model.safetensors", "optimizer.bin", "scaler.pt"
 
@@ -113,7 +115,8 @@ def _tensors(value: Any) -> Iterable[Tensor]:
             yield from _tensors(entry)
 
 
-def bytes_of_checkpoint(model: nn.Module, *, averaged: bool) -> int:
-    """Returns the disk space that a checkpoint takes, roughly, with averaged weights or without."""
-    num_bytes = _BYTES_PER_PARAMETER + (_BYTES_PER_AVERAGE if averaged else 0)
-    return num_bytes * sum(parameter.numel() for parameter in model.parameters())
+def bytes_of_checkpoint(model: nn.Module, recipe: Recipe) -> int:
+    """Returns the disk space that a checkpoint takes, roughly: weights, moments and averages."""
+    num_numbers = 1 + _NUM_MOMENTS[recipe.optimizer.name] + bool(recipe.ema_decay)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    return _BYTES_PER_NUMBER * num_numbers * num_parameters

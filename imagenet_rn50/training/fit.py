@@ -5,33 +5,27 @@ from __future__ import annotations
 import math
 from contextlib import closing
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.console import progress_bar, say
+from imagenet_rn50.console import progress_bar
 from imagenet_rn50.files import require_free_space
 from imagenet_rn50.loading.loader import Loader
 from imagenet_rn50.loading.stages import OnError
 from imagenet_rn50.loading.store import ShardStore
-from imagenet_rn50.processes import typed_command
-from imagenet_rn50.recipe import Recipe, flatten
+from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs import metrics
 from imagenet_rn50.runs.checkpoints import checkpoint_folders, newest_checkpoint
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import Journal
-from imagenet_rn50.runs.report import bottleneck, draw_plots
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
 from imagenet_rn50.training.checkpoint import bytes_of_checkpoint
 from imagenet_rn50.training.cost import Cost
-from imagenet_rn50.training.interruption import (
-    EXIT_INTERRUPTED,
-    Agreement,
-    Interrupted,
-    Interruption,
-)
+from imagenet_rn50.training.ending import end, end_early, end_untrained, nothing_to_train
+from imagenet_rn50.training.interruption import Agreement, Interrupted, Interruption
 from imagenet_rn50.training.learner import Learner
 from imagenet_rn50.training.meter import Meter, in_short
 from imagenet_rn50.training.persistence import DEFAULTS, Persistence
@@ -42,6 +36,7 @@ from imagenet_rn50.training.schedules import concerns, learning_rate
 from imagenet_rn50.training.session import Session, environment
 from imagenet_rn50.training.start import Asked, Start, find_start
 from imagenet_rn50.training.sync import Sync, fetch_run
+from imagenet_rn50.training.trackers import begin_tracking, track
 from imagenet_rn50.training.validation import evaluate
 
 _STEPS_PER_LINE = 20  # of metrics.jsonl; reading the loss waits for the device, so not every step
@@ -102,7 +97,7 @@ def open_session(
     if create and accelerator.is_main_process:
         num_there = len(checkpoint_folders(folder.checkpoints))
         num_to_come = max(persistence.keep_last + _CHECKPOINTS_BESIDES - num_there, 1)
-        num_bytes = bytes_of_checkpoint(learner.bare, averaged=bool(recipe.ema_decay))
+        num_bytes = bytes_of_checkpoint(learner.bare, recipe)
         require_free_space(run, num_to_come * num_bytes, "checkpoints")
         folder.create(recipe, shards.folder, manifest.dataset, classes)
     accelerator.wait_for_everyone()
@@ -121,13 +116,12 @@ def fit(session: Session, learner: Learner) -> None:
         SystemExit: With code `EXIT_INTERRUPTED` when it was told to end, 0 when it was to stop at
             this step; after saving.
     """
-    recipe, accelerator, run = session.recipe, session.accelerator, session.folder.path
+    recipe, accelerator = session.recipe, session.accelerator
     start, plan, is_main = session.start, session.persistence, accelerator.is_main_process
     progress, evaluation_due = session.progress(start.samples_seen), start.evaluation_due
     sync = Sync(session.folder, plan, enabled=is_main)
-    if progress.finished and not evaluation_due:
-        accelerator.print(f"{run} is finished: {recipe.epochs} epochs. Nothing to train.")
-        sync.finish()
+    if reason := nothing_to_train(session, progress):
+        end_untrained(session, sync, reason)
         return
 
     journal = _begin(session, learner, progress)
@@ -154,9 +148,9 @@ def fit(session: Session, learner: Learner) -> None:
             while evaluation_due or not progress.finished:
                 # At the end of each epoch, even of an earlier process: evaluate, tell, save.
                 if evaluation_due:
-                    is_best = evaluate(learner, session, progress, journal, heed)
+                    score = evaluate(learner, session, progress, journal, heed)
                     evaluation_due = False
-                    saver.save(progress, meter.samples_hash, is_best=is_best)
+                    saver.save(progress, meter.samples_hash, score=score)
                     meter.restart()
                     continue
 
@@ -178,9 +172,9 @@ def fit(session: Session, learner: Learner) -> None:
         except Interrupted:
             _tell(meter, loader, learner, session, progress, bar, journal)
             saver.save(progress, meter.samples_hash, evaluation_due=evaluation_due)
-            _end_early(session, progress, interruption, saver, journal, sync)
+            end_early(session, progress, interruption, saver, journal, sync)
         is_saved = saver.finish()
-    _end(session, journal, sync, is_saved=is_saved)
+    end(session, journal, sync, is_saved=is_saved)
 
 
 def _begin(session: Session, learner: Learner, progress: Progress) -> Journal | None:
@@ -188,15 +182,14 @@ def _begin(session: Session, learner: Learner, progress: Progress) -> Journal | 
     recipe, accelerator, start = session.recipe, session.accelerator, session.start
     for concern in concerns(recipe):
         accelerator.print(f"mind the schedule: {concern}")
-    hyperparameters = {key: str(value) for key, value in flatten(recipe.model_dump())}
-    run = session.folder.path
-    into_run = {"wandb": {"dir": str(run), "group": run.name}}
-    accelerator.init_trackers("imagenet_rn50", config=hyperparameters, init_kwargs=into_run)
+    begin_tracking(session)
     if not accelerator.is_main_process:
         return None
     place = progress.samples_seen, progress.epoch
     cost = Cost(session.folder, session.persistence.price_per_hour, progress)
-    journal = Journal(run, place[0], evaluation_due=start.evaluation_due, cost=cost.figures)
+    journal = Journal(
+        session.folder.path, place[0], evaluation_due=start.evaluation_due, cost=cost.figures
+    )
     journal.write(
         metrics.START, *place, **environment(accelerator), **start.as_dict(), **learner.origin
     )
@@ -218,57 +211,9 @@ def _tell(
     line, lr = _read(meter, loader, session, progress), learner.lr
     bar.set_postfix_str(in_short(line, lr), refresh=False)
     numbers = {key: value for key, value in line.items() if not isinstance(value, str)}
-    session.accelerator.log(numbers | {"lr": lr}, step=progress.samples_seen)
+    track(session.accelerator, numbers | {"lr": lr}, progress.samples_seen)
     if journal:
         journal.write(metrics.TRAIN, progress.samples_seen, progress.epoch, lr=lr, **line)
-
-
-def _end(session: Session, journal: Journal | None, sync: Sync, *, is_saved: bool) -> None:
-    """Draws what a finished run is looked at by; all ranks call it.
-
-    Raises:
-        RuntimeError: When the last checkpoint is not saved.
-    """
-    if not is_saved:
-        raise RuntimeError("the last checkpoint could not be saved; the one before it stands")
-    if journal:
-        journal.close()
-        draw_plots(session.folder.path)
-        sync.finish()
-        say(bottleneck(session.folder.path))
-    session.accelerator.wait_for_everyone()
-    session.accelerator.end_training()
-
-
-def _end_early(
-    session: Session,
-    progress: Progress,
-    interruption: Interruption,
-    saver: Saver,
-    journal: Journal | None,
-    sync: Sync,
-) -> NoReturn:
-    """Ends this process once what was begun is saved, and says how to go on; all ranks call it.
-
-    Raises:
-        SystemExit: Always.
-    """
-    is_planned = progress.step == session.persistence.stop_at_step
-    is_saved = saver.finish()
-    if journal:
-        asked = "a signal to another rank" if not is_planned else f"--stop-at-step {progress.step}"
-        reason = interruption.reason or asked
-        place = progress.samples_seen, progress.epoch
-        journal.write(metrics.STOP, *place, reason=reason, saved=is_saved)
-        journal.sync()
-        journal.close()
-        sync.finish()
-        what = "saved and ended" if is_saved else "ended, and only the last checkpoint stands:"
-        command = typed_command(without="--stop-at-step" if is_planned else None)
-        say(f"{what} after step {progress.step} ({reason}). To go on:\n  {command}")
-    session.accelerator.wait_for_everyone()  # a rank that ends first would have the others killed
-    session.accelerator.end_training()
-    raise SystemExit(0 if is_planned and is_saved else EXIT_INTERRUPTED)
 
 
 def _read(meter: Meter, loader: Loader, session: Session, progress: Progress) -> dict[str, Any]:

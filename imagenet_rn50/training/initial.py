@@ -8,14 +8,14 @@ from torch import nn
 from transformers import ResNetForImageClassification
 
 from imagenet_rn50.pretrained import Pretrained, read_pretrained, take_weights
-from imagenet_rn50.runs.checkpoints import newest_checkpoint
 from imagenet_rn50.training.session import Session
 
 
 def begin_with(model: nn.Module, session: Session) -> dict[str, Any]:
     """Puts the weights that a session names into a fresh model; every rank calls it.
 
-    A run that goes on has weights of its own, and keeps them.
+    What takes up a checkpoint has its weights, and keeps them. The learning rate finder takes up
+    none: it tries the weights that are named, whatever stands in the run folder.
 
     Args:
         model: Freshly initialised, on the CPU.
@@ -30,8 +30,9 @@ def begin_with(model: nn.Module, session: Session) -> dict[str, Any]:
     """
     if session.init_from is None:
         return {}
-    if newest_checkpoint(session.folder.checkpoints) is not None:
-        session.accelerator.print("the run goes on where it stands: --init-from is left aside")
+    if session.start.checkpoint is not None:
+        place = session.start.checkpoint.folder
+        session.accelerator.print(f"the weights are those of {place}: --init-from is left aside")
         return {}
     assert isinstance(model, ResNetForImageClassification)
     pretrained = read_pretrained(session.init_from)
@@ -48,7 +49,7 @@ def begin_with(model: nn.Module, session: Session) -> dict[str, Any]:
 
 def _told(pretrained: Pretrained, model: ResNetForImageClassification, took_head: bool) -> str:
     """Says what became of the classifier."""
-    text = f"the run begins with the weights of {pretrained.name}"
+    text = f"beginning with the weights of {pretrained.name}"
     num_classes = model.config.num_labels
     if not took_head:
         return (

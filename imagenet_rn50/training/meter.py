@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,6 +32,7 @@ class Meter:
         self._world_size = world_size
         self.samples_hash = samples_hash
         self._hash_since = 0
+        self._ends_of_steps: deque[torch.cuda.Event] = deque()
         self.restart()
 
     def restart(self) -> None:
@@ -44,7 +46,13 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Counts the body's time as waiting for data."""
+        """Counts the body's time as waiting for data.
+
+        A GPU is waited for first, until it is less than two steps behind: while it has more to do,
+        a host that waits for data keeps nobody waiting.
+        """
+        while len(self._ends_of_steps) > 1:
+            self._ends_of_steps.popleft().synchronize()
         began = time.perf_counter()
         yield
         self._waited += time.perf_counter() - began
@@ -61,6 +69,9 @@ class Meter:
             num_images: Images in the step, all ranks together.
             skipped: Whether the weights stayed, because fp16 gradients overflowed.
         """
+        if self._device.type == "cuda":
+            self._ends_of_steps.append(torch.cuda.Event(blocking=True))
+            self._ends_of_steps[-1].record()
         self._num_skipped += skipped
         self._loss += torch.stack(losses).mean()
         self.num_steps += 1

@@ -15,6 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 
 from imagenet_rn50.console import say
@@ -47,6 +48,8 @@ class MetadataService:
 
         Raises:
             OSError: When the service cannot be asked.
+            HTTPException: When what it answers is no HTTP.
+            ValueError: When its answer is no text.
         """
         try:
             return self._notice()
@@ -123,7 +126,7 @@ def _listen(request: Callable[[str], None], done: threading.Event, poll_seconds:
     while not done.is_set():
         try:
             notice = service.notice()
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, HTTPException) as error:
             if not has_complained:
                 say(f"EC2's spot notice cannot be read: {error}; asking on, training goes on")
             has_complained, notice = True, None

@@ -18,7 +18,15 @@ from typing import Any
 from imagenet_rn50.console import say
 from imagenet_rn50.files import TEMPORARY_SUFFIX
 from imagenet_rn50.runs import metrics
-from imagenet_rn50.runs.checkpoints import Checkpoint, folder_name, prune, seal, sweep
+from imagenet_rn50.runs.checkpoints import (
+    SCORE,
+    Checkpoint,
+    best_score,
+    folder_name,
+    prune,
+    seal,
+    sweep,
+)
 from imagenet_rn50.runs.metrics import Journal
 from imagenet_rn50.training.checkpoint import State, num_bytes, write_state
 from imagenet_rn50.training.learner import Learner
@@ -71,6 +79,7 @@ class Saver:
         self._under_way: tuple[Progress, Future[Saved]] | None = None
         self._last_failed = False
         self._newest = session.start.samples_seen, session.start.evaluation_due
+        self._scores: dict[int, float] = {}  # of the last validation, by progress
         self._began = time.monotonic()
         if journal:
             sweep(session.folder.checkpoints)
@@ -90,7 +99,7 @@ class Saver:
         progress: Progress,
         samples_hash: int,
         *,
-        is_best: bool = False,
+        score: float | None = None,
         evaluation_due: bool = False,
     ) -> None:
         """Begins to save where the run stands; waits for an earlier save that is still under way.
@@ -98,13 +107,15 @@ class Saver:
         Args:
             progress: Where the run stands.
             samples_hash: Of all samples seen so far.
-            is_best: Whether its validation top-1 is the best of the run so far.
+            score: What validation has just said of it, if it has.
             evaluation_due: Whether an epoch has ended that is not evaluated yet.
         """
         if self._journal is None:
             return
         began = time.monotonic()
         self.finish()
+        if score is not None:
+            self._scores = {progress.samples_seen: score}
         if self._newest == (progress.samples_seen, evaluation_due):
             return
         self._newest = progress.samples_seen, evaluation_due
@@ -112,7 +123,7 @@ class Saver:
         facts = self._facts(progress, samples_hash, evaluation_due=evaluation_due)
         stall = time.monotonic() - began
         self._began = time.monotonic()
-        future = self._thread.submit(self._write, progress, state, stall, is_best, facts)
+        future = self._thread.submit(self._write, progress, state, stall, facts)
         self._under_way = progress, future
 
     def finish(self) -> bool:
@@ -131,13 +142,13 @@ class Saver:
         self._last_failed = saved.failed is not None
         if self._last_failed:
             self._newest = _NOWHERE
-        place = progress.samples_seen, progress.epoch
-        self._journal.write(metrics.CHECKPOINT, *place, **asdict(saved))
         if saved.failed:
             say(
                 f"the checkpoint {folder_name(progress.samples_seen)} could not be saved: "
                 f"{saved.failed}\n  the one before it stands, and the run goes on"
             )
+        place = progress.samples_seen, progress.epoch
+        self._journal.write(metrics.CHECKPOINT, *place, **asdict(saved))
 
     def close(self) -> None:
         """Ends the thread, after what it is writing."""
@@ -148,7 +159,7 @@ class Saver:
         return self._under_way is not None and not self._under_way[1].done()
 
     def _write(
-        self, progress: Progress, state: State, stall: float, is_best: bool, facts: dict[str, Any]
+        self, progress: Progress, state: State, stall: float, facts: dict[str, Any]
     ) -> Saved:
         """Writes a checkpoint; in the thread."""
         began = time.monotonic()
@@ -162,6 +173,8 @@ class Saver:
             temporary.mkdir(parents=True)
             write_state(temporary, state)
             self._journal.sync()  # what led here is on disk before the checkpoint is
+            # Beats what can be gone on from; what could not be saved is no longer there to beat.
+            is_best = facts.get(SCORE, -1.0) > best_score(checkpoints)
             sealed = seal(temporary, final, progress.samples_seen, is_best=is_best, **facts)
         except Exception as error:  # safetensors raises its own on a full disk
             failed = f"{type(error).__name__}: {error}"
@@ -183,7 +196,9 @@ class Saver:
     ) -> dict[str, Any]:
         """Returns what identifies the run and where it stands."""
         session, plateau = self._session, self._learner.plateau
+        score = self._scores.get(progress.samples_seen)
         return {
+            **({} if score is None else {SCORE: score}),
             "evaluation_due": evaluation_due,
             "samples_hash": f"{samples_hash:016x}",
             "next_lr": learning_rate(session.recipe, progress.epoch, plateau.num_cuts),

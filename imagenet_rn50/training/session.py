@@ -20,6 +20,7 @@ from imagenet_rn50.errors import InputError
 from imagenet_rn50.loading.device import DeviceBatch, on_device
 from imagenet_rn50.loading.loader import Loader, Share, make_loader
 from imagenet_rn50.loading.order import TrainingOrder
+from imagenet_rn50.loading.reader import SampleError
 from imagenet_rn50.loading.stages import OnError
 from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.loading.transforms import TrainTransform
@@ -40,18 +41,28 @@ def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) ->
         trackers: Names of Accelerate's trackers: tensorboard, wandb, trackio.
 
     Raises:
-        InputError: When a tracker is not installed; Accelerate would go on without it.
+        InputError: When a tracker is not installed, for Accelerate would go on without it; or when
+            Accelerate is told to accumulate gradients.
     """
     for name in trackers:
         if importlib.util.find_spec(name) is None:
             raise InputError(f"the tracker {name} is not installed", fix=f"pip install {name}")
     # BatchNorm buffers are kept equal by RunningStatistics, not by copying those of rank 0.
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
-    return Accelerator(
+    accelerator = Accelerator(
         kwargs_handlers=handlers,
         log_with=list(trackers) or None,
         project_dir=run / "tensorboard" if run else None,
     )
+    if (num_steps := accelerator.gradient_accumulation_steps) != 1:
+        raise InputError(
+            f"Accelerate is told to accumulate gradients over {num_steps} steps, and would divide "
+            "them by that",
+            expected="1: the recipe's global_batch and micro_batch say how often to accumulate",
+            fix="unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS, or leave it out of the launcher's "
+            "options",
+        )
+    return accelerator
 
 
 @dataclass(frozen=True)
@@ -121,9 +132,16 @@ class Session:
         )
 
     def on_device(self, loader: Loader) -> Iterator[DeviceBatch]:
-        """Yields a loader's batches on this rank's device, normalised."""
+        """Yields a training loader's batches on this rank's device, normalised.
+
+        Raises:
+            SampleError: When a sample is damaged, naming the option to train without it.
+        """
         data = self.recipe.data
-        return on_device(loader, self.accelerator.device, data.mean, data.std)
+        try:
+            yield from on_device(loader, self.accelerator.device, data.mean, data.std)
+        except SampleError as error:
+            raise SampleError(f"{error}\n{'':11} or go on with --on-error substitute") from None
 
     def progress(self, samples_seen: int) -> Progress:
         """Returns where the run stands after `samples_seen` images."""

@@ -125,7 +125,9 @@ def _find(checkpoints: Path, persistence: Persistence, asked: Asked) -> Start:
         _require_none(checkpoints)
         return Start()
     checkpoint, origin = whole, whole.facts.get("origin") if whole else None
-    if given != AUTO:
+    if given != AUTO and whole is not None and origin is not None and not Path(given).is_dir():
+        say(f"--resume {given} is gone; this run has gone on from there, to {whole.folder.name}")
+    elif given != AUTO:
         named = _verified(Path(given))
         if whole is None:
             checkpoint, origin = named, named.digest

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
@@ -20,14 +20,8 @@ from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.checkpoints import Checkpoint, newest_checkpoint, samples_of
 from imagenet_rn50.runs.continuity import changes_of_recipe, refuse
 from imagenet_rn50.runs.folder import RECIPE, RunFolder
-from imagenet_rn50.runs.remote_run import (
-    STAGING,
-    RemoteRun,
-    Snapshot,
-    Superseded,
-    clear_staging,
-    take_snapshot,
-)
+from imagenet_rn50.runs.remote_run import RemoteRun, Superseded
+from imagenet_rn50.runs.snapshot import STAGING, Snapshot, clear_staging, take_snapshot
 from imagenet_rn50.training.persistence import NONE, Persistence
 
 
@@ -36,7 +30,8 @@ def fetch_run(
 ) -> None:
     """Fetches the run from where it is synced to, where that is further; all ranks call it.
 
-    The main process goes first. Then the first process of each other machine does, which finds
+    The main process goes first, and brings there what a broken sync left here alone: where the run
+    goes on is its choice. Then the first process of each other machine fetches, which finds
     everything here where the machines share the run folder.
 
     Args:
@@ -51,12 +46,15 @@ def fetch_run(
     """
     if persistence.sync is None:
         return
+    num_machines = sum(gather_object([bool(accelerator.is_local_main_process)]))
     problem: list[InputError | None] = [None]
     if accelerator.is_main_process:
         try:
             remote = RemoteRun(_address(persistence.sync))
-            _fetch(remote, run, recipe, shards, persistence)
+            newest_there = _fetch(remote, run, recipe, shards, persistence)
             remote.require_writable()
+            if num_machines > 1:
+                _bring_what_is_newer(remote, run, newest_there)
         except InputError as error:
             problem[0] = error
     broadcast_object_list(problem)
@@ -69,15 +67,19 @@ def fetch_run(
 
 def _fetch(
     remote: RemoteRun, run: RunFolder, recipe: Recipe, shards: Path, persistence: Persistence
-) -> None:
-    """Fetches a run, if what stands there is further than what stands here."""
+) -> int:
+    """Fetches a run, if what stands there is further than what stands here.
+
+    Returns:
+        How far the newest state is that stands there; -1 where none does.
+    """
     is_run = (run.path / RECIPE).is_file()
     is_fetched_in_part = (run.path / STAGING).is_dir() and not is_run
     if not is_fetched_in_part:
         run.check(recipe, shards, persistence.allow_change)
     files = remote.latest()
     if files is None:
-        return
+        return -1
     public = remote.folder.public
     if persistence.resume == NONE:
         raise InputError(
@@ -92,9 +94,23 @@ def _fetch(
     newest_there = max((samples_of(Path(name)) for name in names), default=0)
     newest_here = newest_checkpoint(run.checkpoints)
     if is_run and newest_here and newest_here.samples_seen >= newest_there:
-        return
+        return newest_there
     say(f"fetching the run from {public}")
     remote.fetch(files, run)
+    return newest_there
+
+
+def _bring_what_is_newer(remote: RemoteRun, run: RunFolder, newest_there: int) -> None:
+    """Brings the run there, if what stands here is further."""
+    newest_here = newest_checkpoint(run.checkpoints)
+    if newest_here is None or newest_here.samples_seen <= newest_there:
+        return
+    say(f"bringing {newest_here.folder.name} to {remote.folder.public}, for the other machines")
+    snapshot = take_snapshot(run)
+    try:
+        remote.bring(snapshot)
+    finally:
+        snapshot.discard()
 
 
 class Sync:
@@ -119,6 +135,7 @@ class Sync:
         self._waiting: Snapshot | None = None
         self._is_ending = False
         self._has_failed = False
+        self._left_out: set[str] = set()
         if newest_checkpoint(run.checkpoints):
             self.bring()  # a process before this one may not have come to it
 
@@ -131,6 +148,9 @@ class Sync:
         except Exception as error:  # no space for the small files, say
             self._tell(error)
             return
+        for name in snapshot.damaged.keys() - self._left_out:
+            say(f"{name} is left out of what is synced: {snapshot.damaged[name]}")
+        self._left_out = set(snapshot.damaged)
         with self._lock:
             older, self._waiting = self._waiting, snapshot
         if older:

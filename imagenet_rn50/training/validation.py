@@ -18,6 +18,7 @@ from imagenet_rn50.runs.report import write_logs
 from imagenet_rn50.training.learner import Learner
 from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.session import Session
+from imagenet_rn50.training.trackers import track
 
 
 def evaluate(
@@ -26,7 +27,7 @@ def evaluate(
     progress: Progress,
     journal: Journal | None,
     between_batches: Callable[[], object],
-) -> bool:
+) -> float:
     """Evaluates after an epoch, tells the plateau rule, and writes it down; all ranks call it.
 
     Args:
@@ -38,7 +39,7 @@ def evaluate(
             which nothing is written down then.
 
     Returns:
-        Whether this is the best of the run so far; only the answer of the rank that writes counts.
+        What the best is chosen by, in [0, 1].
     """
     began = time.perf_counter()
     accuracy = _accuracy(learner.bare, session, between_batches)
@@ -49,11 +50,12 @@ def evaluate(
         line |= {f"ema_{key}": value for key, value in averaged.as_dict().items()}
         told += f"; averaged weights: top-1 {averaged.top1:.2%}"
     logged = {f"validation/{key}": value for key, value in line.items()}
-    session.accelerator.log(logged, step=progress.samples_seen)
+    track(session.accelerator, logged, progress.samples_seen)
     cut = learner.plateau.after_validation(progress.epoch, accuracy.loss)
+    score = metrics.score(line)
     if journal is None:
-        return False
-    is_best = metrics.score(line) > journal.best_score()
+        return score
+    is_best = score > journal.best_score()
     seconds = time.perf_counter() - began
     place = progress.samples_seen, progress.epoch
     written = journal.write(metrics.VALIDATION, *place, **line, seconds=seconds, is_best=is_best)
@@ -65,8 +67,9 @@ def evaluate(
     say(told)
     if cut:
         say("the validation loss stays level: the learning rate is cut")
-    write_logs(session.folder.path)
-    return is_best
+    with journal.tolerating("logs.md"):
+        write_logs(session.folder.path)
+    return score
 
 
 def _accuracy(

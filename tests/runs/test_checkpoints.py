@@ -5,16 +5,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint, prune, seal, sweep
+from imagenet_rn50.runs.checkpoints import (
+    MANIFEST,
+    best_score,
+    folder_name,
+    newest_checkpoint,
+    prune,
+    seal,
+    sweep,
+)
 
 
-def save(checkpoints, samples_seen, *, is_best=False):
+def save(checkpoints, samples_seen, *, is_best=False, **facts):
     temporary = checkpoints / f"{samples_seen}.partial"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     (temporary / "model.safetensors").write_bytes(b"weights %d" % samples_seen)
     (temporary / "optimizer.bin").write_bytes(b"momentum %d" % samples_seen)
-    seal(temporary, checkpoints / folder_name(samples_seen), samples_seen, is_best=is_best)
+    final = checkpoints / folder_name(samples_seen)
+    seal(temporary, final, samples_seen, is_best=is_best, **facts)
 
 
 def kept(checkpoints):
@@ -26,6 +35,20 @@ def test_pruning_keeps_the_two_newest_and_the_best(tmp_path):
         save(tmp_path, samples_seen, is_best=samples_seen in {10, 20})
     prune(tmp_path)
     assert kept(tmp_path) == [20, 40, 50]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "no manifest"])
+def test_pruning_keeps_the_best_of_those_that_seem_whole(tmp_path, damage):
+    for samples_seen, score in ((10, 0.3), (20, 0.5), (30, 0.45), (40, 0.4), (50, 0.2)):
+        save(tmp_path, samples_seen, is_best=score in {0.3, 0.5}, score=score)
+    path = tmp_path / folder_name(20) / ("optimizer.bin" if damage != "no manifest" else MANIFEST)
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    assert best_score(tmp_path) == 0.45
+    prune(tmp_path)
+    assert kept(tmp_path) == [30, 40, 50]
 
 
 def test_nothing_is_newest_where_nothing_was_saved(tmp_path):

@@ -1,3 +1,6 @@
+import errno
+import io
+
 import pytest
 
 from imagenet_rn50.errors import InputError
@@ -57,6 +60,40 @@ def test_the_best_is_the_best_before_and_after_a_restart(tmp_path):
     journal = Journal(tmp_path, 40)
     assert journal.best_score() == 0.5
     journal.close()
+
+
+class Disk(io.FileIO):
+    """A file on a disk with so much room."""
+
+    room = 0
+
+    def write(self, content):
+        if not Disk.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        num_written = super().write(content[: Disk.room])
+        Disk.room -= num_written
+        return num_written
+
+
+def test_lines_that_find_no_room_wait_until_they_do_and_that_is_told_once(tmp_path, capsys):
+    journal = Journal(tmp_path, 0)
+    journal._file.close()
+    journal._file = Disk(tmp_path / "metrics.jsonl", "ab")
+    for number, room in enumerate((1000, 50, 0, 0)):
+        Disk.room = room
+        journal.write(TRAIN, number, 1.0)
+    assert [line["samples_seen"] for line in read_metrics(tmp_path)] == [0]
+    assert capsys.readouterr().out.count("metrics.jsonl cannot be written: [Errno 28]") == 1
+    with pytest.raises(OSError, match="cannot be written"):
+        journal.sync()  # no checkpoint stands before what led there does
+    Disk.room = 1000
+    journal.write(TRAIN, 4, 1.0)
+    assert [line["samples_seen"] for line in read_metrics(tmp_path)] == [0, 1, 2, 3, 4]
+    assert capsys.readouterr().out == "metrics.jsonl is written again\n"
+    Disk.room = 0
+    journal.write(TRAIN, 5, 1.0)
+    journal.close()
+    assert "the last lines of metrics.jsonl are lost" in capsys.readouterr().out
 
 
 def test_an_epochs_line_weighs_by_images_and_by_seconds(tmp_path):

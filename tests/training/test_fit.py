@@ -17,6 +17,7 @@ from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.runs.checkpoints import newest_checkpoint
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import read_metrics
+from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.training.fit import open_session
 from imagenet_rn50.training.lr_finder import find_lr
 from imagenet_rn50.training.session import make_accelerator
@@ -96,6 +97,34 @@ def test_a_tracker_that_is_not_installed_is_named(tiny, tmp_path, monkeypatch, c
     assert exit_code_of(words, monkeypatch) == 2
     assert "pip install wandb" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_accumulation_that_accelerate_would_scale_by_is_refused(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert exit_code_of(command(tiny, tmp_path / "run"), monkeypatch) == 2
+    assert "unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_only_training_names_the_option_to_go_on_without_a_damaged_sample(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    option = "or go on with --on-error substitute"
+    for split in ("train", "validation"):
+        folder = tmp_path / split
+        shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("undisturbed", "killed"))
+        damaged = Manifest.load(folder / "shards").split(split)
+        [shard, *_] = sorted((folder / "shards").glob(f"tiny-{split}-*.tar"))
+        content = bytearray(shard.read_bytes())
+        content[damaged.offsets[0] : damaged.offsets[0] + 20] = bytes(20)
+        shard.write_bytes(content)
+        words = command(folder, folder / "run", "--workers", "0")
+        assert exit_code_of(words, monkeypatch) == 2
+        said = capsys.readouterr().err
+        assert "cannot be decoded" in said
+        assert (option in said) == (split == "train")
 
 
 def test_two_ranks_give_the_weights_of_one_rank_that_accumulates(tiny, trainers, tmp_path):

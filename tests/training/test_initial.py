@@ -1,5 +1,6 @@
 """A run that begins with the weights of others."""
 
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +10,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from imagenet_rn50.files import sha256_of_file
+from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.model import build_labelled, to_torchvision
 from imagenet_rn50.recipe_files import load_recipe
-from imagenet_rn50.runs.checkpoints import newest_checkpoint
-from imagenet_rn50.runs.metrics import START, read_metrics
+from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint
+from imagenet_rn50.runs.metrics import START, Journal, read_metrics
+from imagenet_rn50.training.fit import open_session
 from imagenet_rn50.training.initial import begin_with
-from tests.publishing.runs import make_run, save_checkpoint
+from imagenet_rn50.training.persistence import Persistence
+from imagenet_rn50.training.saver import Saver
+from imagenet_rn50.training.session import make_accelerator
+from imagenet_rn50.training.start import Start
 from tests.support import write_recipe, write_shards
 
 ROOT = Path(__file__).parents[2]
@@ -59,19 +65,43 @@ def test_the_same_classes_keep_their_classifier_and_other_names_are_said(tiny):
     theirs = save_weights(tiny / "model.safetensors", num_classes=3)
     (tiny / "config.json").write_text('{"id2label": {"0": "first", "1": "wolf", "2": "third"}}')
     told: list[str] = []
-    run = make_run(tiny, tiny / "shards")
-    session: Any = SimpleNamespace(
-        init_from=str(tiny), accelerator=SimpleNamespace(print=told.append), folder=run
-    )
+    accelerator = SimpleNamespace(print=told.append)
+    session: Any = SimpleNamespace(init_from=str(tiny), accelerator=accelerator, start=Start())
     recipe = load_recipe(str(tiny / "tiny.yaml"))
     model = build_labelled(recipe.model, ["first", "second", "third"])
     line = begin_with(model, session)
     assert line["init_from"]["classifier"] == "kept"
     assert torch.equal(model.state_dict()["classifier.1.bias"], theirs["classifier.1.bias"])
     assert "1 of 3 classes are named otherwise there ('wolf' for 'second')" in told[0]
-    save_checkpoint(run, 24, 0.5)
-    model = build_labelled(recipe.model, ["first", "second", "third"])
-    before = model.state_dict()[STEM].clone()
-    assert begin_with(model, session) == {}  # the run has weights of its own by now
-    assert torch.equal(model.state_dict()[STEM], before)
-    assert "left aside" in told[1]
+
+
+def test_a_checkpoint_taken_up_comes_before_other_weights_and_the_lr_finder_takes_up_none(
+    tiny, monkeypatch, capsys
+):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    theirs = save_weights(tiny / "weights.safetensors", num_classes=3)
+    recipe, shards = load_recipe(str(tiny / "tiny.yaml")), LocalShards(tiny / "shards")
+    weights, told = str(tiny / "weights.safetensors"), "the weights are those of"
+
+    def learner(run, **options):
+        accelerator = make_accelerator()
+        return open_session(recipe, shards, run, accelerator, 0, init_from=weights, **options)[1]
+
+    begun = learner(tiny / "other")
+    assert torch.equal(begun.bare.state_dict()[STEM], theirs[STEM])
+    assert begun.origin["init_from"]["name"] == "weights.safetensors"
+    session, trained = open_session(recipe, shards, tiny / "other", make_accelerator(), 0)
+    with closing(Journal(tiny / "other", 0)) as journal:
+        with closing(Saver(session, trained, journal)) as saver:
+            saver.save(session.progress(8), 0)
+    assert not torch.equal(trained.bare.state_dict()[STEM], theirs[STEM])
+    assert told not in capsys.readouterr().out
+
+    checkpoint = tiny / "other" / "checkpoints" / folder_name(8)
+    forked = learner(tiny / "new", persistence=Persistence(resume=str(checkpoint)))
+    assert forked.origin == {}
+    assert torch.equal(forked.bare.state_dict()[STEM], trained.bare.state_dict()[STEM])
+    assert f"{told} {checkpoint}: --init-from is left aside" in capsys.readouterr().out
+    tried = learner(tiny / "other", create=False)  # as --find-lr does
+    assert torch.equal(tried.bare.state_dict()[STEM], theirs[STEM])
+    assert "beginning with the weights of weights.safetensors" in capsys.readouterr().out

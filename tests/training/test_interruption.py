@@ -93,6 +93,21 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_is_told(tiny, trainers, finis
     assert_same_run(run, finished)
 
 
+def test_a_disk_too_full_for_a_line_of_the_journal_is_told_and_the_training_goes_on(
+    tiny, trainers, finished
+):
+    run = tiny / "fuller"
+    trainers.train(tiny, run, "--stop-at-step", "3")
+    journal = run / "metrics.jsonl"
+    journal.write_text(journal.read_text() * 200)  # longer than a file may become
+    said = trainers.train(tiny, run, "--workers", "0", code=1, largest_file=40_000)
+    assert said.count("metrics.jsonl cannot be written") == 1
+    assert "the last lines of metrics.jsonl are lost" in said
+    assert "the last checkpoint could not be saved; the one before it stands" in said
+    trainers.train(tiny, run)
+    assert_same_run(run, finished)
+
+
 def test_a_second_signal_ends_at_once_even_while_the_main_thread_waits_in_c():
     code = (
         "import ctypes; from imagenet_rn50.training.interruption import Interruption\n"

@@ -16,6 +16,7 @@ from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
 from imagenet_rn50.training.seen import hash_of_samples, wrapped
 from tests.training.trainers import (
+    EXIT_INTERRUPTED,
     NUM_EPOCHS,
     NUM_TRAIN,
     PATIENCE_S,
@@ -122,14 +123,22 @@ def test_two_ranks_then_one_then_two_see_the_samples_of_the_order_and_no_others(
 
     with Launched("cpu_2proc", tiny, run, *long) as launched:
         launched.until_trained()
-        os.kill(launched.ranks()[1], signal.SIGTERM)  # one of two, and not the one that writes
+        launched.process.send_signal(signal.SIGTERM)  # which tells both
         code, said = launched.wait()
     assert code == 1
     assert "saved and ended" in said
     stop = read_metrics(run, "stop")[-1]
+    assert stop["reason"] == "received SIGTERM"
+    assert stop["samples_seen"] == steps_saved(run)[-1]
+
+    first, second = trainers.start_two_ranks(tiny, run, *long)
+    first.until_trained()
+    second.send(signal.SIGTERM)  # one of two, and not the one that writes
+    assert [rank.wait() for rank in (first, second)] == [EXIT_INTERRUPTED] * 2, first.said()
+    stop = read_metrics(run, "stop")[-1]
     assert stop["reason"] == "a signal to another rank"
     assert stop["samples_seen"] == steps_saved(run)[-1]
-    assert [line["world_size"] for line in read_metrics(run, "start")] == [2, 1, 2]
+    assert [line["world_size"] for line in read_metrics(run, "start")] == [2, 1, 2, 2]
 
     train = Manifest.load(tiny / "shards").split(TRAIN)
     order = TrainingOrder(train.shard_sizes, seed=0, window=2)

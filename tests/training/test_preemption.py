@@ -3,6 +3,7 @@
 import http.server
 import json
 import socket
+import socketserver
 import threading
 import time
 
@@ -12,7 +13,7 @@ from imagenet_rn50.runs.checkpoints import newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.training import preemption
 from imagenet_rn50.training.preemption import listening, listens
-from tests.training.trainers import EXIT_INTERRUPTED
+from tests.training.trainers import EXIT_INTERRUPTED, wait_until
 
 
 def test_a_service_that_does_not_answer_is_told_once_and_ends_nothing(monkeypatch, capsys):
@@ -23,6 +24,29 @@ def test_a_service_that_does_not_answer_is_told_once_and_ends_nothing(monkeypatc
     with listening(requested.append, enabled=True, poll_seconds=0.01):
         time.sleep(0.5)
     assert not requested
+    assert capsys.readouterr().out.count("cannot be read") == 1
+
+
+def test_a_garbled_answer_is_told_once_and_the_notice_after_it_is_heard(monkeypatch, capsys):
+    notice = json.dumps({"action": "stop", "time": "2030-01-02T03:04:05Z"})
+    answers = iter([b"garbage\r\n\r\n", b"", b"HTTP/1.1 200 OK\r\n\r\ntoken", notice.encode()])
+
+    class Garbled(socketserver.StreamRequestHandler):
+        def handle(self):
+            while self.rfile.readline().strip():
+                pass
+            answer = next(answers)
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n\r\n" * answer.startswith(b"{") + answer)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Garbled) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", address)
+        requested: list[str] = []
+        with listening(requested.append, enabled=True, poll_seconds=0.01):
+            wait_until(lambda: requested)
+        server.shutdown()
+    assert requested == ["EC2 announces: stop at 2030-01-02T03:04:05Z"]
     assert capsys.readouterr().out.count("cannot be read") == 1
 
 

@@ -81,7 +81,9 @@ def test_ffcvs_recipes_follow_ffcvs_own_line(epochs):
         assert learning_rate(recipe, epoch) == pytest.approx(theirs, abs=1e-12)
 
 
-@pytest.mark.parametrize(("epochs", "start_ramp", "end_ramp"), [(16, 11, 13), (88, 65, 76)])
+@pytest.mark.parametrize(
+    ("epochs", "start_ramp", "end_ramp"), [(16, 11, 13), (32, 23, 27), (88, 65, 76)]
+)
 def test_ffcvs_crops_grow_as_ffcvs_do(epochs, start_ramp, end_ramp):
     data = load_recipe(f"rn50-{epochs}ep").data
     for epoch in range(epochs):

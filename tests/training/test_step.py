@@ -32,7 +32,6 @@ def test_a_step_equals_a_plain_step_on_torchvisions_resnet_50(accumulation, monk
         recipe=recipe,
         accelerator=accelerator,
         add_up=lambda tensor: tensor,
-        folder=None,
         init_from=None,
     )
     learner = Learner(session, Classes(WNIDS, WNIDS))  # type: ignore[arg-type]

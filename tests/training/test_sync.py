@@ -8,18 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.loading.remote import Patience, RemoteFolder
-from imagenet_rn50.runs.checkpoints import checkpoint_folders, newest_checkpoint
-from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.runs.checkpoints import checkpoint_folders
 from imagenet_rn50.runs.metrics import read_metrics
-from imagenet_rn50.runs.remote_run import RemoteRun, take_snapshot
 from tests.support import write_recipe, write_shards
 from tests.training.trainers import (
     EXIT_INTERRUPTED,
     RECIPE,
     assert_same_run,
-    hashes,
     lines_of,
     steps_saved,
 )
@@ -151,119 +146,3 @@ def test_another_recipe_and_a_new_beginning_are_refused_where_a_run_stands(
     said = trainers.train(tiny, another, *address, "--resume", "none", code=2)
     assert "elsewhere holds a run" in said
     assert not another.exists()
-
-
-@pytest.fixture(scope="module")
-def stopped(tiny, trainers):
-    run = tiny / "stopped"
-    trainers.train(tiny, run, "--stop-at-step", "3", "--checkpoint-steps", "1")
-    return RunFolder(run)
-
-
-class Broken(RemoteFolder):
-    """A folder whose connection breaks after some uploads."""
-
-    left = 0
-
-    def upload(self, source, name):
-        if Broken.left == 0:
-            raise InputError("the connection broke")
-        Broken.left -= 1
-        super().upload(source, name)
-
-
-def remote(folder, kind=RemoteFolder):
-    run = RemoteRun(kind(str(folder), Patience(tries=2, first_pause=0.01)))
-    run.latest()
-    return run
-
-
-def bring(folder, run):
-    snapshot = take_snapshot(run)
-    remote(folder).bring(snapshot)
-    snapshot.discard()
-
-
-def test_an_upload_cut_off_at_any_file_leaves_the_state_before_it(
-    tiny, trainers, stopped, tmp_path
-):
-    later = RunFolder(tmp_path / "later")
-    shutil.copytree(stopped.path, later.path)
-    trainers.train(tiny, later.path, "--stop-at-step", "5", "--checkpoint-steps", "1")
-    snapshot, there = take_snapshot(later), tmp_path / "there"
-    num_cut = 0
-    while True:
-        shutil.rmtree(there, ignore_errors=True)
-        bring(there, stopped)
-        Broken.left = num_cut
-        try:
-            remote(there, Broken).bring(snapshot)
-        except InputError:
-            pass
-        else:
-            break
-        fetched = RunFolder(tmp_path / f"fetched-{num_cut}")
-        source = remote(there)
-        files = source.latest()
-        assert files is not None
-        source.fetch(files, fetched)
-        is_later = any(file.checkpoint == "samples-000000040" for file in files)
-        assert hashes(fetched.path) == hashes((later if is_later else stopped).path)
-        assert fetched.recipe() == stopped.recipe()
-        num_cut += 1
-    assert num_cut > 6
-
-
-def test_a_fetch_cut_off_at_any_file_is_done_again(tiny, stopped, tmp_path, monkeypatch):
-    there = tmp_path / "there"
-    bring(there, stopped)
-    source = remote(there)
-    files, get, run = source.latest(), RemoteRun._get, RunFolder(tmp_path / "run")
-    assert files is not None
-    for num_files in range(len(files)):
-        left = iter(range(num_files))
-
-        def broken(self, file, folder, left=left):
-            if next(left, None) is None:
-                raise KeyboardInterrupt
-            get(self, file, folder)
-
-        monkeypatch.setattr(RemoteRun, "_get", broken)
-        try:
-            source.fetch(files, run)
-        except KeyboardInterrupt:
-            assert not (run.path / "recipe.yaml").exists(), "it is no run before it is whole"
-        else:
-            break  # checkpoints that were whole have not been fetched again
-    assert num_files > 4
-    assert hashes(run.path) == hashes(stopped.path)
-    here = {path.name for path in stopped.path.iterdir()} - {"tensorboard", "sync.partial"}
-    assert {path.name for path in run.path.iterdir()} == here
-
-
-def test_a_damaged_checkpoint_there_is_passed_over_for_the_one_before(stopped, tmp_path, capsys):
-    there = tmp_path / "there"
-    bring(there, stopped)
-    files = remote(there).latest()
-    assert files is not None
-    newest = [file for file in files if file.checkpoint == "samples-000000024"]
-    path = there / next(file.object for file in newest if "model" in file.path)
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    fetched = RunFolder(tmp_path / "fetched")
-    remote(there).fetch(files, fetched)
-    assert "passing over a damaged checkpoint" in capsys.readouterr().out
-    found = newest_checkpoint(fetched.checkpoints)
-    assert found is not None
-    assert found.samples_seen == 16
-
-
-@pytest.mark.parametrize("path", ["../recipe.yaml", "/tmp/x", "checkpoints/../../x", ""])
-def test_a_list_that_would_write_outside_the_run_folder_is_refused(stopped, tmp_path, path):
-    bring(tmp_path, stopped)
-    content = json.loads((tmp_path / "latest.json").read_text())
-    content["files"][0]["path"] = path
-    (tmp_path / "latest.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"latest\.json is damaged"):
-        remote(tmp_path)

@@ -123,17 +123,20 @@ class Trainers:
         assert ended == code, trainer.said()
         return trainer.said()
 
-    def train_on_two_ranks(self, tiny, run, *more):
-        """Lets two gloo ranks run to their end, each told its place as launchers tell it."""
+    def start_two_ranks(self, tiny, run, *more):
+        """Starts two gloo ranks, each told its place as launchers tell it."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        ranks = [
+        return [
             self.start(tiny, run, *more, **place, RANK=str(rank), LOCAL_RANK=str(rank))
             for rank in (0, 1)
         ]
-        for rank in ranks:
+
+    def train_on_two_ranks(self, tiny, run, *more):
+        """Lets two gloo ranks run to their end."""
+        for rank in self.start_two_ranks(tiny, run, *more):
             assert rank.wait() == 0, rank.said()
 
 

@@ -1,6 +1,7 @@
 """Resuming is refused where it would be another run."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -117,8 +118,12 @@ def test_a_run_goes_on_from_a_checkpoint_of_another_run_and_then_from_its_own(
     run, named = tmp_path / "forked", str(stopped / "checkpoints" / folder_name(32))
     train(tiny, run, resume=named, stop_at_step=6)
     assert read_metrics(run, "start")[0]["checkpoint"] == folder_name(32)
-    train(tiny, run, resume=named)  # the same command goes on where the run stands
+    train(tiny, run, resume=named, stop_at_step=7)  # the same command goes on where the run stands
     assert read_metrics(run, "start")[-1]["checkpoint"] == folder_name(48)
+    pruned = Path(named).rename(tmp_path / "pruned")  # as the other run does one day
+    train(tiny, run, resume=named)
+    assert read_metrics(run, "start")[-1]["checkpoint"] == folder_name(56)
+    pruned.rename(named)
     assert hashes(run) == hashes(finished)
     message = refusal(tiny, stopped, resume=named)
     assert "would abandon" in message

@@ -1,6 +1,7 @@
 """Checkpoints that are damaged, foreign or not to be trusted."""
 
 import dataclasses
+import errno
 import os
 import shutil
 from contextlib import closing
@@ -10,9 +11,16 @@ import torch
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.loading.store import LocalShards
-from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint, seal, verify
+from imagenet_rn50.runs.checkpoints import (
+    checkpoint_folders,
+    folder_name,
+    newest_checkpoint,
+    seal,
+    verify,
+)
 from imagenet_rn50.runs.metrics import Journal
 from imagenet_rn50.training import fit as fitting
+from imagenet_rn50.training import saver as saving
 from imagenet_rn50.training.saver import Saver
 from imagenet_rn50.training.session import make_accelerator
 from tests.training.resuming.support import (
@@ -98,6 +106,26 @@ def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path, capsys):
     journal.close()
     assert newest_checkpoint(session.folder.checkpoints) is None
     assert "is no longer finite" in capsys.readouterr().out
+
+
+def test_what_could_not_be_saved_is_not_what_a_later_best_must_beat(tiny, tmp_path, monkeypatch):
+    session, learner = fitting.open_session(
+        recipe_of(tiny), LocalShards(tiny / "shards"), tmp_path / "run", make_accelerator(), 0
+    )
+    journal = Journal(tmp_path / "run", 0)
+
+    def full(folder, state):
+        raise OSError(errno.ENOSPC, "no space left")
+
+    with closing(journal), closing(Saver(session, learner, journal)) as saver:
+        for samples_seen, score in ((8, 0.3), (16, 0.6), (24, 0.5), (32, 0.45), (40, 0.4)):
+            with monkeypatch.context() as patch:
+                if score == 0.6:
+                    patch.setattr(saving, "write_state", full)
+                saver.save(session.progress(samples_seen), 0, score=score)
+                assert saver.finish() == (score != 0.6)
+    left = [verify(folder) for folder in checkpoint_folders(session.folder.checkpoints)]
+    assert [(c.samples_seen, c.is_best) for c in left] == [(24, True), (32, False), (40, False)]
 
 
 def test_weights_of_another_model_are_named(tiny, stopped, tmp_path):

@@ -6,17 +6,22 @@ import signal
 import time
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from imagenet_rn50.loading.order import TrainingOrder
 from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.prove_resume import compare
 from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint, seal, verify
+from imagenet_rn50.runs.metrics import read_metrics
+from imagenet_rn50.shards.manifest import TRAIN, Manifest
 from imagenet_rn50.training import fit as fitting
 from imagenet_rn50.training import validation
 from imagenet_rn50.training.interruption import EXIT_INTERRUPTED
 from imagenet_rn50.training.learner import Learner
+from imagenet_rn50.training.seen import hash_of_samples, wrapped
 from imagenet_rn50.training.session import make_accelerator
 from tests.training.resuming.support import (
     ACCUMULATION,
@@ -100,6 +105,31 @@ def test_a_validation_that_was_written_but_not_saved_is_written_once(tiny, finis
     shutil.copytree(tmp_path / "before", run / "checkpoints")
     train(tiny, run)
     assert_same_run(run, finished)
+
+
+def test_a_step_to_stop_at_that_is_reached_trains_nothing_more(tiny, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(tiny, run, stop_at_step=3) == 0
+    before = read_metrics(run)
+    for stop_at_step in (3, 2):
+        assert train(tiny, run, stop_at_step=stop_at_step) == 0
+        assert f"stands at step 3, and --stop-at-step is {stop_at_step}" in capsys.readouterr().out
+    assert read_metrics(run) == before
+    assert steps_saved(run) == [24]
+
+
+def test_another_batch_size_goes_on_at_the_very_next_sample(tiny, stopped):
+    larger = recipe_of(tiny).model_copy(update={"global_batch": 12})
+    train(tiny, stopped, recipe=larger, allow_change=("global_batch",))
+    lines = read_metrics(stopped, "train")
+    assert lines[-1]["samples_seen"] == 40 + 2 * 12  # 3 x 21, in steps of 8, then of 12
+    train_split = Manifest.load(tiny / "shards").split(TRAIN)
+    order = TrainingOrder(train_split.shard_sizes, seed=0, window=2)
+    for line in lines:
+        _, indices = order.at(0, line["samples_seen"])
+        expected = wrapped(hash_of_samples(0, torch.from_numpy(indices)))
+        assert line["samples_hash"] == f"{expected:016x}"
+    assert [line["samples_seen"] for line in read_metrics(stopped, "validation")] == [24, 52, 64]
 
 
 def test_accelerate_itself_reads_a_checkpoint(tiny, finished):

@@ -1,0 +1,88 @@
+"""The proof of a resume, from its own command to its verdict."""
+
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from imagenet_rn50 import prove_resume
+from imagenet_rn50.prove_resume import Proof
+from tests.training.trainers import ROOT, Trainer, lines_of, steps_saved
+
+pytestmark = pytest.mark.multiprocess
+LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file")
+
+
+def trainers_of(run):
+    """Returns the processes that train in a folder."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_text(errors="replace").split("\0")
+        except OSError:
+            continue
+        if str(run) in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+def assert_killed_without_a_word(run):
+    """What was killed is gone, and none of it had time to save and to say so."""
+    deadline = time.monotonic() + 1  # for the kernel
+    while trainers_of(run) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not trainers_of(run)
+    assert lines_of(run, "train")
+    assert not lines_of(run, "stop")
+
+
+def prove(proof, folder, train, monkeypatch):
+    """Proves, and looks at the twin between its kill and the command that goes on."""
+
+    def look_and_train(command):
+        if (folder / "interrupted").exists():
+            assert_killed_without_a_word(folder / "interrupted")
+        train(command)
+
+    monkeypatch.setattr(prove_resume, "_train", look_and_train)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return prove_resume.prove_resume(proof, folder)
+
+
+def test_a_killed_training_is_proved_to_go_on_to_the_same_bits(
+    tiny, trainers, tmp_path, monkeypatch, capsys
+):
+    def train(command):  # what is not killed is forked: it starts at once
+        log = tmp_path / "log"
+        log.touch()
+        order = {"words": command[1:], "log": str(log), "limit": None, "environment": {}}
+        pid = trainers.ask(order)
+        assert Trainer(trainers, pid, log, folder, 0).wait() == 0, log.read_text()
+
+    recipe, shards, folder = tiny / "tiny.yaml", tiny / "shards", tmp_path / "both"
+    proof = Proof(str(recipe), str(shards), 20, (sys.executable,), ("--workers", "1"))
+    assert prove(proof, folder, train, monkeypatch)
+    assert "The same after each of these steps, to the last bit" in capsys.readouterr().out
+    saved = steps_saved(folder / "interrupted")
+    assert saved == steps_saved(folder / "undisturbed")
+    assert {160, 240, 320} <= set(saved)
+
+    shutil.rmtree(folder / "interrupted" / "checkpoints" / "samples-000000160")
+    assert not prove_resume.compare(folder / "undisturbed", folder / "interrupted")
+    said = capsys.readouterr().out
+    assert "saved at other steps" in said
+    assert "DIFFERENT" not in said
+
+
+@pytest.mark.slow
+def test_under_a_launcher_of_two_every_rank_is_killed_and_none_saves(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    launcher = (*LAUNCH, str(ROOT / "accelerate_configs" / "cpu_2proc.yaml"))
+    options = ("--workers", "1", "--epochs", "5000")
+    proof = Proof(str(tiny / "tiny.yaml"), str(tiny / "shards"), 100, launcher, options)
+    assert prove(proof, tmp_path / "both", prove_resume._train, monkeypatch)
+    assert "to the last bit" in capsys.readouterr().out

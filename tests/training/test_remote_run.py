@@ -1,0 +1,178 @@
+"""A run at an address: what breaks off, is damaged or lies there leaves one whole state."""
+
+import json
+import shutil
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.loading.remote import Patience, RemoteFolder
+from imagenet_rn50.runs.checkpoints import newest_checkpoint
+from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.runs.remote_run import RemoteRun
+from imagenet_rn50.runs.snapshot import take_snapshot
+from imagenet_rn50.training import sync as syncing
+from imagenet_rn50.training.persistence import Persistence
+from imagenet_rn50.training.sync import Sync, fetch_run
+from tests.training.trainers import hashes, steps_saved
+
+pytestmark = pytest.mark.multiprocess
+
+
+@pytest.fixture(scope="module")
+def stopped(tiny, trainers):
+    run = tiny / "stopped"
+    trainers.train(tiny, run, "--stop-at-step", "3", "--checkpoint-steps", "1")
+    return RunFolder(run)
+
+
+@pytest.fixture(scope="module")
+def later(tiny, trainers, stopped):
+    run = RunFolder(tiny / "later")
+    shutil.copytree(stopped.path, run.path)
+    trainers.train(tiny, run.path, "--stop-at-step", "5", "--checkpoint-steps", "1")
+    return run
+
+
+class Broken(RemoteFolder):
+    """A folder whose connection breaks after some uploads."""
+
+    left = 0
+
+    def upload(self, source, name):
+        if Broken.left == 0:
+            raise InputError("the connection broke")
+        Broken.left -= 1
+        super().upload(source, name)
+
+
+def remote(folder, kind=RemoteFolder):
+    run = RemoteRun(kind(str(folder), Patience(tries=2, first_pause=0.01)))
+    run.latest()
+    return run
+
+
+def bring(folder, run):
+    snapshot = take_snapshot(run)
+    remote(folder).bring(snapshot)
+    snapshot.discard()
+
+
+def test_an_upload_cut_off_at_any_file_leaves_the_state_before_it(stopped, later, tmp_path):
+    snapshot, there = take_snapshot(later), tmp_path / "there"
+    num_cut = 0
+    while True:
+        shutil.rmtree(there, ignore_errors=True)
+        bring(there, stopped)
+        Broken.left = num_cut
+        try:
+            remote(there, Broken).bring(snapshot)
+        except InputError:
+            pass
+        else:
+            break
+        fetched = RunFolder(tmp_path / f"fetched-{num_cut}")
+        source = remote(there)
+        files = source.latest()
+        assert files is not None
+        source.fetch(files, fetched)
+        is_later = any(file.checkpoint == "samples-000000040" for file in files)
+        assert hashes(fetched.path) == hashes((later if is_later else stopped).path)
+        assert fetched.recipe() == stopped.recipe()
+        num_cut += 1
+    assert num_cut > 6
+
+
+def test_a_fetch_cut_off_at_any_file_is_done_again(tiny, stopped, tmp_path, monkeypatch):
+    there = tmp_path / "there"
+    bring(there, stopped)
+    source = remote(there)
+    files, get, run = source.latest(), RemoteRun._get, RunFolder(tmp_path / "run")
+    assert files is not None
+    for num_files in range(len(files)):
+        left = iter(range(num_files))
+
+        def broken(self, file, folder, left=left):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            get(self, file, folder)
+
+        monkeypatch.setattr(RemoteRun, "_get", broken)
+        try:
+            source.fetch(files, run)
+        except KeyboardInterrupt:
+            assert not (run.path / "recipe.yaml").exists(), "it is no run before it is whole"
+        else:
+            break  # checkpoints that were whole have not been fetched again
+    assert num_files > 4
+    assert hashes(run.path) == hashes(stopped.path)
+    here = {path.name for path in stopped.path.iterdir()} - {"tensorboard", "sync.partial"}
+    assert {path.name for path in run.path.iterdir()} == here
+
+
+def test_machines_that_share_nothing_all_go_on_from_what_the_first_one_has(
+    tiny, stopped, later, tmp_path, monkeypatch
+):
+    there, first, second = tmp_path / "there", tmp_path / "first", tmp_path / "second"
+    shutil.copytree(later.path, first)
+    bring(there, stopped)  # and the sync of what came later broke off
+    monkeypatch.setattr(syncing, "gather_object", lambda mains: [True, True])
+    for run in (first, second):
+        accelerator: Any = SimpleNamespace(
+            is_main_process=run == first,
+            is_local_main_process=True,
+            wait_for_everyone=lambda: None,
+        )
+        asked = RunFolder(run), stopped.recipe(), tiny / "shards", Persistence(sync=str(there))
+        fetch_run(accelerator, *asked)
+    assert hashes(first) == hashes(second) == hashes(later.path)
+    assert steps_saved(second)[-1] == 40
+
+
+def test_a_checkpoint_that_lacks_a_file_is_named_and_keeps_no_other_from_being_synced(
+    later, tmp_path, capsys
+):
+    run, there = RunFolder(tmp_path / "run"), tmp_path / "there"
+    shutil.copytree(later.path, run.path)
+    assert steps_saved(run.path) == [32, 40]
+    (run.checkpoints / "samples-000000032" / "optimizer.bin").unlink()
+    sync = Sync(run, Persistence(sync=str(there)), enabled=True)
+    sync.bring()
+    sync.finish()
+    files = remote(there).latest()
+    assert files is not None
+    assert {file.checkpoint for file in files if file.checkpoint} == {"samples-000000040"}
+    said = capsys.readouterr().out
+    assert said.count("samples-000000032 is left out of what is synced") == 1
+    assert "optimizer.bin is missing" in said
+    assert "not synced" not in said
+
+
+def test_a_damaged_checkpoint_there_is_passed_over_for_the_one_before(stopped, tmp_path, capsys):
+    there = tmp_path / "there"
+    bring(there, stopped)
+    files = remote(there).latest()
+    assert files is not None
+    newest = [file for file in files if file.checkpoint == "samples-000000024"]
+    path = there / next(file.object for file in newest if "model" in file.path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    fetched = RunFolder(tmp_path / "fetched")
+    remote(there).fetch(files, fetched)
+    assert "passing over a damaged checkpoint" in capsys.readouterr().out
+    found = newest_checkpoint(fetched.checkpoints)
+    assert found is not None
+    assert found.samples_seen == 16
+
+
+@pytest.mark.parametrize("path", ["../recipe.yaml", "/tmp/x", "checkpoints/../../x", ""])
+def test_a_list_that_would_write_outside_the_run_folder_is_refused(stopped, tmp_path, path):
+    bring(tmp_path, stopped)
+    content = json.loads((tmp_path / "latest.json").read_text())
+    content["files"][0]["path"] = path
+    (tmp_path / "latest.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"latest\.json is damaged"):
+        remote(tmp_path)
