@@ -231,10 +231,11 @@ def _check_evaluation(folder: Path, weights: str, *, insist: bool) -> None:
     if not path.is_file():
         return
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
+    is_known = isinstance(content, dict) and content.get("schema") == _SCHEMA
+    if not is_known or not {"name", "split"} <= set(content.get("dataset", ())):
         raise InputError(
             "that metrics.json was not written by evaluate",
-            expected=f'{{"schema": {_SCHEMA}, "results": [...]}}',
+            expected=f'{{"schema": {_SCHEMA}, "dataset": {{...}}, "results": [...]}}',
             fix="python -m imagenet_rn50 evaluate --model MODEL --shards SHARDS --out FOLDER",
         )
     measured = content.get("checkpoint", {}).get("weights_sha256", weights)

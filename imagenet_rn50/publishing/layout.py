@@ -1,6 +1,6 @@
 """The names of the files in an exported folder."""
 
-from imagenet_rn50.classes import FILE_NAME as CLASSES
+from imagenet_rn50.classes import FILE_NAME
 
 CARD = "README.md"
 CONFIG = "config.json"
@@ -18,6 +18,7 @@ EVALUATION = "metrics.json"
 RECIPE = "recipe.yaml"
 SHARDS = "shards.json"
 """Which shards it was trained on."""
+CLASSES = FILE_NAME
 ORIGIN = "origin.json"
 """Name and sha256 of weights that were not trained here."""
 
