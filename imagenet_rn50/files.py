@@ -44,6 +44,28 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     sync_folder(path.parent)
 
 
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Gives a folder that was written its name, when all of it is on disk.
+
+    An older folder of that name is moved aside first and removed last, so that at any moment one of
+    the two is whole on the disk.
+    """
+    for path in [*temporary.rglob("*"), temporary]:
+        sync_folder(path)  # a file alike: opened and synced
+    aside = final.with_name(f"{final.name}.replaced{TEMPORARY_SUFFIX}")
+    if final.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+    try:
+        temporary.rename(final)
+    except OSError:
+        if aside.exists():
+            aside.rename(final)
+        raise
+    sync_folder(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Writes `content` to `path`, whole or not at all."""
     with atomic_file(path) as file:

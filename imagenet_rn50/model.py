@@ -14,7 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from transformers import (
+    AutoImageProcessor,
     AutoModelForImageClassification,
+    BaseImageProcessor,
     BitImageProcessor,
     PreTrainedModel,
     ResNetConfig,
@@ -24,6 +26,7 @@ from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetB
 from transformers.utils import logging
 
 from imagenet_rn50.classes import Classes
+from imagenet_rn50.errors import InputError
 from imagenet_rn50.recipe import DataRecipe, ModelRecipe
 
 _BILINEAR = 2  # PIL's number, which processor configurations store
@@ -93,10 +96,30 @@ def load_exported(folder: Path) -> PreTrainedModel:
     """Loads an exported folder as anybody would, in evaluation mode and float32."""
     logging.disable_progress_bar()  # it is read in a moment
     model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(
-        folder, dtype=torch.float32
+        folder, dtype=torch.float32, trust_remote_code=False
     )
     model.eval()
     return model
+
+
+def load_processor(folder: Path) -> BaseImageProcessor:
+    """Loads the processor beside a model; Python that lies there is not run.
+
+    Raises:
+        InputError: When it is damaged, or is none without such Python.
+    """
+    try:
+        # None, the default, would ask the person at the terminal whether to run it.
+        loaded = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged configuration makes transformers raise
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        raise InputError(
+            f"the processor in {folder} cannot be loaded",
+            expected="a preprocessor_config.json, whole, of a processor that transformers has",
+            found=first,
+        ) from None
+    processor: BaseImageProcessor = loaded
+    return processor
 
 
 def logits_of(model: nn.Module, pictures: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ which are timm's too; `take_weights` puts them into transformers' model.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,8 @@ from imagenet_rn50.files import read_json, sha256_of_file
 from imagenet_rn50.model import from_torchvision, to_torchvision
 from imagenet_rn50.recipe import ModelRecipe
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+_FILES = ("*.safetensors", "config.json", "preprocessor_config.json")  # of the Hub
 _PICKLES = {".pth", ".pt", ".bin", ".tar", ".ckpt"}
 _WRAPPERS = ("state_dict", "model")  # timm's and torchvision's training scripts
 _PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")  # of DDP, of torch.compile
@@ -95,13 +96,57 @@ def read_pretrained(source: str) -> Pretrained:
         return _named(path.name, path)
     if path.is_dir():
         return _named(path.resolve().name, _weights_in(path), path)
-    if not _HUB_ID.fullmatch(source):
+    if not is_hub_id(source):
         raise InputError(
             f"there are no weights {source}",
             expected="a .safetensors or .pth file, an exported folder, or a Hub id: user/name",
+            found="no such file or folder",
         )
-    folder = _download(source)
+    folder = fetch(source, _FILES)
     return _named(source, _weights_in(folder), folder)
+
+
+def is_hub_id(text: str) -> bool:
+    """Says whether a text names a model of the Hub, and no file or folder that is not there.
+
+    A mistyped path shall be called one, and not be asked of the Hub.
+    """
+    found = _HUB_ID.fullmatch(text)
+    if found is None or text.startswith("."):
+        return False
+    return (
+        Path(text).suffix not in {".safetensors", *_PICKLES} and not Path(found[1]).parent.is_dir()
+    )
+
+
+def fetch(hub_id: str, wanted: Sequence[str]) -> Path:
+    """Fetches files of a model on the Hub, into its cache.
+
+    Args:
+        hub_id: user/name, or user/name@revision.
+        wanted: Patterns of their names.
+
+    Returns:
+        The folder of that very commit, by whose hash it is named.
+
+    Raises:
+        InputError: When they cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    found = _HUB_ID.fullmatch(hub_id)
+    assert found is not None
+    name, revision = found.groups()
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(wanted)))
+    except (OSError, HFValidationError) as error:
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        raise InputError(
+            f"there is no folder {hub_id}, and the Hub does not give a model of that name",
+            found=first,
+            fix="check the spelling, the network, and HF_TOKEN where the model is private",
+        ) from None
 
 
 def take_weights(
@@ -243,23 +288,3 @@ def _weights_in(folder: Path) -> Path:
             fix="python -m imagenet_rn50 export --run RUN --out DIR",
         )
     return found[0]
-
-
-def _download(hub_id: str) -> Path:
-    """Fetches configuration and weights from the Hub, into its cache.
-
-    Raises:
-        InputError: When they cannot be had.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    name, _, revision = hub_id.partition("@")
-    try:
-        wanted = ["*.safetensors", "config.json", "preprocessor_config.json"]
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        raise InputError(
-            f"{hub_id} is no file here, and cannot be had from the Hub",
-            found=str(error).splitlines()[0],
-        ) from None

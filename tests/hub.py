@@ -29,6 +29,7 @@ class Repo:
 
     def commit(self, changes):
         files = {**(self.commits[-1][1] if self.commits else {}), **changes}
+        files = {path: content for path, content in files.items() if content is not None}
         sha = hashlib.sha1(repr((len(self.commits), sorted(files.items()))).encode()).hexdigest()
         self.commits.append((sha, files))
         return sha
@@ -144,13 +145,15 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, {"transfer": "basic", "objects": answers})
 
     def commit(self, path, lines):
-        changes = {}
+        changes: dict[str, bytes | None] = {}
         for line in lines:
             value = line["value"]
             if line["key"] == "file":
                 changes[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 changes[value["path"]] = self.hub.blobs[value["oid"]]
+            elif line["key"] == "deletedFile":
+                changes[value["path"]] = None
         key = path.removeprefix("/api/").split("/commit/")[0]
         sha = self.hub.repos[key].commit(changes)
         url = f"{self.hub.address}/{key.removeprefix('models/')}/commit/{sha}"

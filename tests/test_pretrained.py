@@ -14,10 +14,11 @@ from imagenet_rn50.errors import InputError
 from imagenet_rn50.model import build_labelled, load_exported, to_torchvision
 from imagenet_rn50.pretrained import read_pretrained, take_weights
 from imagenet_rn50.publishing.export import Wanted, convert
-from imagenet_rn50.recipe import DataRecipe, ModelRecipe
+from imagenet_rn50.recipe import ModelRecipe
 
 TINY = ModelRecipe(embedding_size=8, hidden_sizes=(8, 16), depths=(1, 2), layer_type="bottleneck")
 NAMES = [f"kind {index}" for index in range(5)]
+CLASSES_OF_FIVE = Classes(tuple(f"n{index:08d}" for index in range(5)), tuple(NAMES))
 
 
 def from_timm(name):
@@ -72,6 +73,10 @@ def test_weights_go_both_ways_and_compute_the_same(tmp_path, make, wrapped):
 
 def names_of(model):
     return list(model.config.id2label.values())
+
+
+def processor_in(folder):
+    return json.loads((folder / "preprocessor_config.json").read_text())
 
 
 @pytest.fixture
@@ -163,10 +168,11 @@ def test_files_from_before_batches_were_counted_load_too(weights, tmp_path):
 
 
 def test_weights_of_others_become_a_folder_that_computes_the_same(weights, tmp_path, capsys):
-    classes = Classes(tuple(f"n{index:08d}" for index in range(5)), tuple(NAMES))
+    classes = CLASSES_OF_FIVE
     classes.save(tmp_path)
-    data = DataRecipe(eval_size=16, eval_resize=18)
-    convert(str(weights), tmp_path / "out", classes=tmp_path, data=data)
+    sizes = {"eval_size": 16, "eval_resize": 18}
+    convert(str(weights), tmp_path / "out", classes=tmp_path / "classes.json", sizes=sizes)
+    assert Classes.load(tmp_path / "out") == classes
     model = load_exported(tmp_path / "out")
     assert names_of(model) == NAMES
     original = read_pretrained(str(weights)).state
@@ -179,15 +185,32 @@ def test_weights_of_others_become_a_folder_that_computes_the_same(weights, tmp_p
     convert(str(tmp_path / "out"), tmp_path / "again", wanted=Wanted(dtype="float16"))
     again = load_exported(tmp_path / "again")
     assert names_of(again) == NAMES
-    sizes = [
-        json.loads((tmp_path / name / "preprocessor_config.json").read_text())
-        for name in ("out", "again")
-    ]
-    assert sizes[0] == sizes[1]
+    assert processor_in(tmp_path / "out") == processor_in(tmp_path / "again")
+
+
+def test_other_sizes_change_nothing_else_of_a_folders_processor(weights, tmp_path):
+    def made(**sizes):
+        convert(str(tmp_path / "out"), tmp_path / "again", sizes=sizes)
+        return processor_in(tmp_path / "again")
+
+    CLASSES_OF_FIVE.save(tmp_path)
+    convert(str(weights), tmp_path / "out", classes=tmp_path)
+    path = tmp_path / "out" / "preprocessor_config.json"
+    theirs = processor_in(tmp_path / "out") | {"image_mean": [0.1, 0.2, 0.3], "resample": 3}
+    path.write_text(json.dumps(theirs))
+    assert made(eval_size=32) == theirs | {"crop_size": {"height": 32, "width": 32}}
+    with pytest.raises(InputError, match="eval_size must not be larger than eval_resize"):
+        made(eval_size=300)
+
+    path.write_text('{"image_processor_type": "ConvNextImageProcessor", "image_mean": [0, 0, 0]}')
+    with pytest.raises(InputError, match="fix:      say it: --eval-resize 256 --eval-size 224"):
+        made()
+    said = made(eval_size=32, eval_resize=40)
+    assert (said["size"], said["image_mean"]) == ({"shortest_edge": 40}, [0, 0, 0])
 
 
 def test_what_weights_do_not_say_of_classes_and_pictures_must_be_said(weights, tmp_path, capsys):
-    with pytest.raises(InputError, match="--classes FOLDER"):
+    with pytest.raises(InputError, match=r"--classes classes\.json"):
         convert(str(weights), tmp_path / "out")
     save_file(shaken(resnet18()).state_dict(), tmp_path / "rn18.safetensors")
     convert(str(tmp_path / "rn18.safetensors"), tmp_path / "out")
@@ -198,5 +221,8 @@ def test_what_weights_do_not_say_of_classes_and_pictures_must_be_said(weights, t
     assert len(set(labels.values())) == 1000
     (tmp_path / "out" / "preprocessor_config.json").unlink()
     with pytest.raises(InputError, match=r"has no preprocessor_config\.json"):
+        convert(str(tmp_path / "out"), tmp_path / "again")
+    (tmp_path / "out" / "preprocessor_config.json").write_text('{"size": {"short')
+    with pytest.raises(InputError, match=r"the processor in .* cannot be loaded"):
         convert(str(tmp_path / "out"), tmp_path / "again")
     assert not (tmp_path / "again").exists()

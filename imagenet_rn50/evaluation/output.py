@@ -18,6 +18,7 @@ from typing import Any
 
 from imagenet_rn50 import __version__
 from imagenet_rn50.classes import Classes
+from imagenet_rn50.errors import InputError
 from imagenet_rn50.evaluation.evaluate import Evaluation
 from imagenet_rn50.evaluation.image_sets import ImageSet
 from imagenet_rn50.evaluation.report import render_report
@@ -30,6 +31,20 @@ SCHEMA = 1
 METRICS, PER_CLASS, REPORT = "metrics.json", "per_class.csv", "report.html"
 
 _PACKAGES = ("torch", "transformers", "torchvision", "pillow", "simplejpeg")
+
+
+def require_own_folder(out: Path) -> None:
+    """Makes sure that an evaluation's files do not come among those of a model, which are pushed.
+
+    Raises:
+        InputError: When a model stands there, or it is no folder.
+    """
+    if (out / "config.json").is_file() or (out.exists() and not out.is_dir()):
+        raise InputError(
+            f"{out} holds a model" if out.is_dir() else f"{out} is not a folder",
+            expected="a folder of its own for metrics.json, per_class.csv and report.html",
+            fix="name another one with --out",
+        )
 
 
 def write_evaluation(

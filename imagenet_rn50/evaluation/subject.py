@@ -5,32 +5,34 @@ Nothing that is loaded is executed: weights are safetensors, and a model's own c
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
 from PIL.Image import Resampling
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoImageProcessor, AutoModelForImageClassification, PreTrainedModel
+from transformers import (
+    AutoModelForImageClassification,
+    PreTrainedModel,
+    ResNetForImageClassification,
+)
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.utils import logging
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.model import build_model, build_processor, weights_digest
+from imagenet_rn50.model import build_model, build_processor, load_processor, weights_digest
+from imagenet_rn50.pretrained import fetch, is_hub_id
 from imagenet_rn50.recipe import DataRecipe
-from imagenet_rn50.runs.choice import Weights, Which, choose
+from imagenet_rn50.runs.choice import Choice, Weights, Which, choose
 from imagenet_rn50.runs.folder import RunFolder
 
 _EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json")
-_HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w.-]+))?")
+_OTHER_WEIGHTS = (".safetensors", ".onnx")  # what torchvision or onnxruntime loads
 _STEPS = ("resize", "center_crop", "rescale", "normalize")
 
 
@@ -70,12 +72,19 @@ def open_subject(model: str, which: Which = "best", weights: Weights = "auto") -
         InputError: When there is no such model, or it is incomplete or damaged.
     """
     path = Path(model)
+    if path.is_file():
+        raise InputError(
+            f"{model} is a file: it does not say which classes it names, of which pictures",
+            expected="a run folder, an exported folder, or a Hub id like microsoft/resnet-50",
+            fix=f"python -m imagenet_rn50 export --from {model} --out DIR, and evaluate DIR",
+        )
     if any((path / name).is_file() for name in _EXPORTED):
         subject = _exported(path, model)
     elif path.is_dir():
         subject = _of_run(path, which, weights)
-    elif hub_id := _HUB_ID.fullmatch(model):
-        subject = _published(model, *hub_id.groups())
+    elif is_hub_id(model):
+        folder = fetch(model, [*_EXPORTED, CLASSES_FILE])
+        subject = replace(_exported(folder, model), checkpoint={"hub_commit": folder.name})
     else:
         raise InputError(
             f"there is no model {model}",
@@ -91,11 +100,9 @@ def _of_run(path: Path, which: Which, weights: Weights) -> Subject:
     run = RunFolder(path)
     recipe, classes = run.recipe(), run.classes()
     choice = choose(run, which, weights)
-    network = build_model(recipe.model, classes)
-    network.load_state_dict(load_file(choice.file))
     return Subject(
         name=str(path),
-        network=network,
+        network=network_of(run, choice),
         labels=classes.labels,
         processor=build_processor(recipe.data),
         data=recipe.data,
@@ -110,50 +117,39 @@ def _of_run(path: Path, which: Which, weights: Weights) -> Subject:
     )
 
 
-def _published(model: str, repository: str, revision: str | None) -> Subject:
-    """Loads a model of the Hub, of which only the files of an exported folder are fetched."""
-    wanted = [*_EXPORTED, CLASSES_FILE]
+def network_of(run: RunFolder, choice: Choice) -> ResNetForImageClassification:
+    """Builds the network of a run, with weights that were chosen.
+
+    Raises:
+        InputError: When they do not fit the recipe and the classes that stand beside them.
+    """
+    classes = run.classes()
+    network = build_model(run.recipe().model, classes)
     try:
-        path = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted))
-    except (OSError, HFValidationError) as error:
-        first, *_ = str(error).splitlines()
+        network.load_state_dict(load_file(choice.file))
+    except (SafetensorError, RuntimeError) as error:
         raise InputError(
-            f"there is no folder {model}, and the Hub does not give a model of that name",
-            found=first,
-            fix="check the spelling, the network, and HF_TOKEN where the model is private",
+            f"{choice.file} does not fit the recipe and the classes beside it",
+            expected=f"the weights of a model of {len(classes)} classes",
+            found=" ".join(str(error).split("\n\t")[:2]),
         ) from None
-    subject = _exported(path, model)
-    return replace(subject, checkpoint={"hub_commit": path.name})
+    return network
 
 
 def _exported(path: Path, name: str) -> Subject:
     """Loads an exported folder as anybody would."""
     missing = [file for file in _EXPORTED if not (path / file).is_file()]
     if missing:
+        weights = (file.name for file in path.glob("*") if file.suffix in _OTHER_WEIGHTS)
+        others = [file for file in weights if file not in _EXPORTED]
         raise InputError(
-            f"{name} is not an exported model",
+            f"{name} is not an exported model that transformers loads",
             expected=", ".join(_EXPORTED),
-            found=f"no {', no '.join(missing)}",
-            fix="python -m imagenet_rn50 export --run RUN --out DIR",
+            found=", ".join([f"no {file}" for file in missing] + [f"but {o}" for o in others]),
+            fix="python -m imagenet_rn50 export --run RUN --out DIR --format transformers",
         )
-    logging.disable_progress_bar()  # it is read in a moment
-    try:
-        network, info = AutoModelForImageClassification.from_pretrained(
-            path, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
-        processor = AutoImageProcessor.from_pretrained(path)
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        first, *_ = str(error).splitlines() or [type(error).__name__]
-        raise InputError(
-            f"the model {name} cannot be loaded",
-            expected=f"{', '.join(_EXPORTED)}, whole",
-            found=first,
-        ) from None
-    if wrong := sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]):
-        raise InputError(
-            f"the weights of {name} are not those of its config.json",
-            found=f"{len(wrong)} missing or surplus tensors, such as {wrong[0]}",
-        )
+    network = _network_in(path, name)
+    processor = load_processor(path)
     return Subject(
         name=name,
         network=network,
@@ -163,6 +159,43 @@ def _exported(path: Path, name: str) -> Subject:
         classes=Classes.load(path) if (path / CLASSES_FILE).is_file() else None,
         checkpoint={},
     )
+
+
+def _network_in(path: Path, name: str) -> PreTrainedModel:
+    """Loads the network of an exported folder.
+
+    Raises:
+        InputError: When it is damaged, or its weights are not those of its configuration.
+    """
+    logging.disable_progress_bar()  # it is read in a moment
+    try:
+        network, info = AutoModelForImageClassification.from_pretrained(
+            path,
+            use_safetensors=True,
+            trust_remote_code=False,  # None would ask whether to run Python that lies there
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # they are named below, with both sizes
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        raise InputError(
+            f"the model {name} cannot be loaded",
+            expected=f"{', '.join(_EXPORTED)}, whole",
+            found=first,
+        ) from None
+    problem = f"the weights of {name} are not those of its config.json"
+    for tensor, found, expected in sorted(info["mismatched_keys"]):
+        raise InputError(
+            problem,
+            expected=f"{tensor} of {tuple(expected)}, by config.json",
+            found=f"one of {tuple(found)}",
+        )
+    if wrong := sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]):
+        found = f"{len(wrong)} missing or surplus tensors, such as {wrong[0]}"
+        raise InputError(problem, found=found)
+    loaded: PreTrainedModel = network
+    return loaded
 
 
 def _labels_of(network: PreTrainedModel) -> tuple[str, ...]:
@@ -183,9 +216,12 @@ def _data_of(processor: BaseImageProcessor) -> DataRecipe | None:
     )
     if resize is None or not is_ours:
         return None
-    return DataRecipe(
-        eval_resize=resize,
-        eval_size=crop["height"],
-        mean=tuple(settings["image_mean"]),
-        std=tuple(settings["image_std"]),
-    )
+    try:
+        return DataRecipe(
+            eval_resize=resize,
+            eval_size=crop["height"],
+            mean=tuple(settings["image_mean"]),
+            std=tuple(settings["image_std"]),
+        )
+    except ValueError:  # a crop that is larger than the picture, which a processor pads
+        return None

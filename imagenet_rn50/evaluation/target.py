@@ -53,7 +53,7 @@ def open_target(
     store = None if shards is None else open_shards(shards, cache=cache)
     known, where = subject.classes, subject.name
     if classes is not None:
-        known, where = _read_classes(classes), str(classes)
+        known, where = read_classes(classes), str(classes)
     elif store is not None:
         known, where = Classes.load(store.folder), str(shards)
     if known is not None:
@@ -68,8 +68,15 @@ def open_target(
     return Target(ShardImages(store, split), known)
 
 
-def _read_classes(path: Path) -> Classes:
-    """Reads classes from any file that lists them."""
+def read_classes(path: Path) -> Classes:
+    """Reads classes from any file that lists them, as every `--classes` takes it.
+
+    Args:
+        path: A classes.json, a folder that holds one, or Kaggle's LOC_synset_mapping.txt.
+
+    Raises:
+        InputError: When there is no such file, or it lists none.
+    """
     if path.is_dir() or path.name == CLASSES_FILE:
         return Classes.load(path if path.is_dir() else path.parent)
     if not path.is_file():

@@ -11,9 +11,17 @@ from typing import Any
 
 import yaml
 
-from imagenet_rn50.publishing.evidence import PUBLISHED, Evidence, Place
+from imagenet_rn50.publishing.evidence import (
+    EVALUATED_ON,
+    PUBLISHED,
+    REAL,
+    TRAINED_ON,
+    Evidence,
+    Place,
+)
 from imagenet_rn50.publishing.layout import CONFIG, EVALUATION, METRICS, ORIGIN, RECIPE, SHARDS
 from imagenet_rn50.publishing.metadata import HUB_DATASETS, Facts, evaluations, metadata
+from imagenet_rn50.publishing.reproduction import reproduction
 from imagenet_rn50.publishing.wording import IMAGENET_LIMITS, LIMITS, LOADING, SNIPPETS
 from imagenet_rn50.runs.choice import Choice
 from imagenet_rn50.runs.metrics import START
@@ -40,21 +48,22 @@ def model_card(folder: Path, facts: Facts) -> str:
     dataset = evidence.dataset()
     body = _TEMPLATE.read_text(encoding="utf-8").format(
         name=facts.name,
-        what=_what(evidence, facts, dataset),
-        results=_results(evidence, facts, dataset),
+        what=_what(evidence, facts),
+        results=_results(evidence, facts),
         published=_published(evidence, dataset),
         loading=LOADING[facts.form],
         snippet=SNIPPETS[facts.form],
         training=_training(evidence, facts),
         curves=_curves(folder),
         limits=_limits(dataset),
-        reproduce=_reproduce(evidence, facts),
+        reproduce=reproduction(evidence, facts),
     )
-    return f"---\n{metadata(evidence, facts, dataset).to_yaml()}\n---\n\n{body}"
+    trained_on = dataset if facts.choice else None
+    return f"---\n{metadata(evidence, facts, trained_on).to_yaml()}\n---\n\n{body}"
 
 
-def _what(evidence: Evidence, facts: Facts, dataset: str | None) -> str:
-    """Says what the model is, in two or three sentences."""
+def _what(evidence: Evidence, facts: Facts) -> str:
+    """Says what the model is, in a few sentences."""
     is_resnet50 = all(evidence.value(Place(CONFIG, key)) == v for key, v in _RESNET50.items())
     kind = "ResNet-50 (v1.5: stride in the middle convolution)" if is_resnet50 else "small ResNet"
     count = evidence.cite(Place(CONFIG, "id2label"), ",")
@@ -66,10 +75,18 @@ def _what(evidence: Evidence, facts: Facts, dataset: str | None) -> str:
             f"tensor by tensor (`{ORIGIN}`).\nThe license of the original holds."
         )
     averaged = ", averaged over training," if facts.choice.kind == "ema" else ""
-    return f"{text}\nIts weights{averaged} were trained on `{dataset}` with imagenet_rn50."
+    data = f"{evidence.cite(TRAINED_ON)} (`{SHARDS}`)"
+    text += f"\nIts weights{averaged} were trained on {data} with imagenet_rn50."
+    if (line := evidence.init_from()) is None:
+        return text
+    origin = Place(METRICS, "init_from.name", line)
+    return (
+        f"{text}\nTraining began with the weights of {evidence.cite(origin)} "
+        f"({origin.in_words()}).\nTheir license holds for what came of them, so none is given here."
+    )
 
 
-def _results(evidence: Evidence, facts: Facts, dataset: str | None) -> str:
+def _results(evidence: Evidence, facts: Facts) -> str:
     """Returns the table of what was measured here."""
     rows = [
         "| data | top-1 (95% interval) | top-5 (95% interval) | images | source |\n"
@@ -80,18 +97,32 @@ def _results(evidence: Evidence, facts: Facts, dataset: str | None) -> str:
         scores = [_with_interval(evidence, at + key) for key in ("top1", "top5")]
         images = evidence.cite(Place(EVALUATION, f"{at}num_images"), ",")
         flip = ", averaged with its mirror image" if result["flip"] else ""
-        name = evidence.cite(Place(EVALUATION, f"{at}name"))
-        cells = [f"{name}, as published, {result['transform']} transform{flip}", *scores, images]
+        cells = [
+            f"{_data(evidence, result)}, as published, {result['transform']} transform{flip}",
+            *scores,
+            images,
+        ]
         rows.append(_row([*cells, Place(EVALUATION, f"{at}top1").in_words()]))
     choice = facts.choice
     if choice and choice.line is not None:
         line, prefix = choice.line, choice.prefix
         places = [Place(METRICS, prefix + key, line) for key in ("top1", "top5")]
-        cells = [f"`{dataset}`, validation while training"]
+        cells = [f"{evidence.cite(TRAINED_ON)}, validation while training"]
         cells += [evidence.cite(place, ".2%") for place in places]
         cells.append(evidence.cite(Place(METRICS, f"{prefix}num_images", line), ","))
-        rows.append(_row([*cells, places[0].in_words()]))
+        rows.append(_row([*cells, f"{places[0].in_words()}, {SHARDS}"]))
     return "".join(rows).rstrip() if len(rows) > 1 else "Nothing was measured of these weights."
+
+
+def _data(evidence: Evidence, result: dict[str, Any]) -> str:
+    """Says which pictures a row of metrics.json is about."""
+    data, text = evidence.value(Place(EVALUATION, "dataset")), evidence.cite(EVALUATED_ON)
+    if result["name"] == data["name"]:
+        return text  # a test set of files
+    text += f", {data['split']}" + (", labels of ReaL" if result["name"] == REAL else "")
+    trained_on = evidence.value(Place(SHARDS, "digest")) if evidence.has(SHARDS) else None
+    is_other = trained_on is not None and trained_on != data.get("digest")
+    return text + (" (other shards than in training)" if is_other else "")
 
 
 def _published(evidence: Evidence, dataset: str | None) -> str:
@@ -137,8 +168,10 @@ def _circumstances(evidence: Evidence, choice: Choice) -> Iterator[list[str]]:
         number, first = starts[0]
         versions = {f"versions.{name}": name for name in first.get("versions", {})}
         yield from _cited(evidence, number, {"python": "Python"} | versions)
-        origin = {"init_from.name": "began with the weights", "init_from.sha256": "their sha256"}
-        yield from _cited(evidence, number, origin if "init_from" in first else {})
+        if (line := evidence.init_from()) is not None:
+            origin = {"name": "began with the weights", "sha256": "their sha256"}
+            fields = {f"init_from.{key}": told for key, told in origin.items()}
+            yield from _cited(evidence, line, fields)
         everything = Place(METRICS, "starts")
         yield ["starts, the first included", evidence.cite(everything), everything.in_words()]
     unit = "hours" if evidence.value(Place(METRICS, "hours")) >= 1 else "minutes"
@@ -177,31 +210,6 @@ def _curves(folder: Path) -> str:
 def _limits(dataset: str | None) -> str:
     """Says what the model is not good for."""
     return LIMITS + (IMAGENET_LIMITS if dataset in HUB_DATASETS else "")
-
-
-def _reproduce(evidence: Evidence, facts: Facts) -> str:
-    """Returns the commands that lead here."""
-    form = f" --format {facts.form}" if facts.form != "transformers" else ""
-    form += f" --dtype {facts.dtype}" if facts.dtype != "float32" else ""
-    if facts.choice is None:
-        digest = evidence.cite(Place(ORIGIN, "sha256"))
-        return (
-            f"```bash\npython -m imagenet_rn50 export --from WEIGHTS --out MODEL{form}\n```\n\n"
-            f"The file of weights has the sha256 {digest} (`{ORIGIN}`)."
-        )
-    digest = evidence.cite(Place(SHARDS, "digest"))
-    return f"""\
-With `{RECIPE}` from this folder, and shards whose manifest has the digest
-{digest} (`{SHARDS}`):
-
-```bash
-python shard_imagenet.py pack --source SOURCE --out SHARDS --dataset {evidence.dataset()}
-accelerate launch --config_file CONFIG train_accelerate.py \\
-    --recipe {RECIPE} --shards SHARDS --run RUN
-python -m imagenet_rn50 export --run RUN --out MODEL \\
-    --checkpoint {facts.choice.which} --weights {facts.choice.kind}{form}
-python -m imagenet_rn50 evaluate --model MODEL --shards SHARDS
-```"""
 
 
 def _with_interval(evidence: Evidence, field: str) -> str:

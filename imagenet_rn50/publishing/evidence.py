@@ -46,9 +46,16 @@ class Place:
             return f"{METRICS} line {self.line}" if self.line else f"{METRICS}, all lines"
         if self.file == PUBLISHED:
             return "not reproduced here"
-        if self.file == EVALUATION:
+        if self.file == EVALUATION and self.field.startswith("results."):
             return f"{EVALUATION} {'.'.join(self.field.split('.')[:2])}"
         return self.file
+
+
+TRAINED_ON = Place(SHARDS, "dataset")
+EVALUATED_ON = Place(EVALUATION, "dataset.name")
+REAL, REAL_SUFFIX = "real", "-real"
+"""Results by ImageNet-ReaL's labels: their name in metrics.json, and what the card's metadata adds
+to the name of the pictures' data set."""
 
 
 def marks(text: str) -> list[tuple[Place, int, int]]:
@@ -107,14 +114,15 @@ class Evidence:
         return f"{shown:{spec}}{place.mark()}"
 
     def dataset(self) -> str | None:
-        """Returns the name of the data that the model was trained on, where it is known."""
-        return str(self.value(Place(SHARDS, "dataset"))) if self.has(SHARDS) else None
+        """Returns the name of the data that it was trained on, or else evaluated on."""
+        for place in (TRAINED_ON, EVALUATED_ON):
+            if self.has(place.file):
+                return str(self.value(place))
+        return None
 
-    def names(self) -> list[str]:
-        """Returns the names of data sets, in which digits are no claim."""
-        results = self.value(Place(EVALUATION, "results")) if self.has(EVALUATION) else []
-        trained_on = self.dataset()
-        return [str(result["name"]) for result in results] + ([trained_on] if trained_on else [])
+    def init_from(self) -> int | None:
+        """Returns the line that says whose weights training began with; None for fresh ones."""
+        return next((n for n, record in self.lines(START) if "init_from" in record), None)
 
     def summary(self) -> dict[str, Any]:
         """Returns the figures about all lines of metrics.jsonl."""

@@ -10,6 +10,7 @@ OUT/
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,8 +21,8 @@ from imagenet_rn50.evaluation.agreement import require_same_classes
 from imagenet_rn50.files import (
     TEMPORARY_SUFFIX,
     read_json,
+    replace_folder,
     require_free_space,
-    sync_folder,
     write_bytes,
     write_json,
     write_text,
@@ -30,7 +31,14 @@ from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.model import weights_digest
 from imagenet_rn50.publishing.card import model_card
 from imagenet_rn50.publishing.formats import Dtype, converted, require_format, write_model
-from imagenet_rn50.publishing.layout import CARD, CONFIG, EVALUATION, ORIGIN
+from imagenet_rn50.publishing.layout import (
+    CARD,
+    CONFIG,
+    EVALUATION,
+    EXAMPLES,
+    ORIGIN,
+    is_of_export,
+)
 from imagenet_rn50.publishing.metadata import Facts
 from imagenet_rn50.publishing.source import Source, source_of_run, source_of_weights
 from imagenet_rn50.publishing.trace import untraced
@@ -40,7 +48,6 @@ from imagenet_rn50.publishing.verify import (
     tolerance,
 )
 from imagenet_rn50.publishing.wording import Format
-from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.runs.choice import Weights, Which
 
 _SCHEMA = 1  # of metrics.json
@@ -75,7 +82,7 @@ def export(
 
     Args:
         run: The run folder.
-        out: The new folder; an earlier export that stands there is replaced, anything else kept.
+        out: The new folder; an earlier export that stands there is replaced, nothing else.
         checkpoint: The one with the best validation top-1, or the newest.
         weights: Averaged, raw, or whichever scored better there.
         wanted: Format and type of the weights, and what to compare on.
@@ -93,24 +100,25 @@ def convert(
     out: Path,
     *,
     classes: Path | None = None,
-    data: DataRecipe | None = None,
+    sizes: Mapping[str, int] | None = None,
     wanted: Wanted = Wanted(),
 ) -> None:
     """Writes weights of others as an exported folder: torchvision's, timm's, or of the Hub.
 
     Args:
         weights: As `read_pretrained` takes them.
-        out: The new folder; an earlier export that stands there is replaced, anything else kept.
-        classes: Folder with the classes.json of the model's classes; None for those of its
+        out: The new folder; an earlier export that stands there is replaced, nothing else.
+        classes: Lists the model's classes, as `read_classes` takes it; None for those of its
             configuration, or of ImageNet where it has a thousand.
-        data: How pictures are prepared; None for how its configuration says.
+        sizes: `eval_resize` and `eval_size`, px, where they are to be others than its
+            configuration says.
         wanted: Format and type of the weights, and what to compare on.
 
     Raises:
         InputError: When the weights cannot be read, or their classes or processor are not known.
         RuntimeError: When the exported model does not compute what the original does.
     """
-    _write(source_of_weights(weights, classes, data, wanted.metrics), out, wanted)
+    _write(source_of_weights(weights, classes, sizes or {}, wanted.metrics), out, wanted)
 
 
 def _write(source: Source, out: Path, wanted: Wanted) -> None:
@@ -120,25 +128,45 @@ def _write(source: Source, out: Path, wanted: Wanted) -> None:
         where = wanted.shards.folder
         labels = list((source.model.config.id2label or {}).values())
         require_same_classes("the model", labels, str(where), Classes.load(where))
-    if out.exists() and not (out / CONFIG).is_file() and any(out.iterdir()):
-        raise InputError(
-            f"{out} holds something else than an exported model",
-            expected=f"a new or empty folder, or one with a {CONFIG}",
-            fix="name another folder with --out",
-        )
+    _require_replaceable(out)
     size = sum(tensor.nbytes for tensor in source.model.state_dict().values())
     require_free_space(out, size, "the exported model")
-    temporary = out.with_name(out.name + TEMPORARY_SUFFIX)
+    final = out.resolve()
+    temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         told = _fill(source, temporary, wanted)
-        shutil.rmtree(out, ignore_errors=True)
-        temporary.rename(out)
+        if (final / EXAMPLES).is_dir():
+            shutil.copytree(final / EXAMPLES, temporary / EXAMPLES)
+        replace_folder(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    sync_folder(out.parent)
     say(f"exported {source.described} to {out}: {told}")
+
+
+def _require_replaceable(out: Path) -> None:
+    """Makes sure that nothing but an earlier export would be replaced.
+
+    Raises:
+        InputError: When something else stands there.
+    """
+    if not out.exists():
+        return
+    fix = "name another folder with --out"
+    if not out.is_dir():
+        raise InputError(f"{out} is not a folder", expected="a new or empty one", fix=fix)
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise InputError(f"{out} would be replaced while this stands in it", fix=fix)
+    names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
+    others = sorted(name for name in names if not is_of_export(name))
+    if others or (names and CONFIG not in names):
+        raise InputError(
+            f"{out} holds something else than an exported model",
+            expected="a new or empty folder, or one with an earlier export and nothing more",
+            found=", ".join(others[:5]) or f"no {CONFIG}",
+            fix="move that away, or " + fix,
+        )
 
 
 def _fill(source: Source, folder: Path, wanted: Wanted) -> str:
@@ -181,6 +209,8 @@ def _copy_evidence(source: Source, folder: Path) -> None:
             raise InputError(f"there is no file {path}", expected=f"a {name}, for the card")
         (folder / name).parent.mkdir(exist_ok=True)
         write_bytes(folder / name, path.read_bytes())
+    if source.classes:
+        source.classes.save(folder)
     if source.origin:
         origin = {"name": source.origin.name, "sha256": source.origin.sha256}
         write_json(folder / ORIGIN, origin)
@@ -201,10 +231,11 @@ def _check_evaluation(folder: Path, weights: str, *, insist: bool) -> None:
     if not path.is_file():
         return
     content = read_json(path)
-    if not isinstance(content, dict) or content.get("schema") != _SCHEMA:
+    is_known = isinstance(content, dict) and content.get("schema") == _SCHEMA
+    if not is_known or not {"name", "split"} <= set(content.get("dataset", ())):
         raise InputError(
             "that metrics.json was not written by evaluate",
-            expected=f'{{"schema": {_SCHEMA}, "results": [...]}}',
+            expected=f'{{"schema": {_SCHEMA}, "dataset": {{...}}, "results": [...]}}',
             fix="python -m imagenet_rn50 evaluate --model MODEL --shards SHARDS --out FOLDER",
         )
     measured = content.get("checkpoint", {}).get("weights_sha256", weights)

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from json import JSONDecodeError
 from pathlib import Path
 
 from huggingface_hub import HfApi, get_token
@@ -24,17 +25,18 @@ from imagenet_rn50.errors import InputError
 from imagenet_rn50.publishing.layout import (
     CARD,
     CONFIG,
-    ONNX_MODEL,
+    PLOTS,
     PROCESSOR,
-    TORCHVISION_WEIGHTS,
+    REPLACED,
     TRANSFORMERS_WEIGHTS,
+    WEIGHTS,
 )
 from imagenet_rn50.publishing.staging import APP, stage_model, stage_space
 from imagenet_rn50.publishing.trace import untraced
 
-_WEIGHTS = (TRANSFORMERS_WEIGHTS, TORCHVISION_WEIGHTS, ONNX_MODEL)
 _TOKEN = re.compile(r"[\x21-\x7e]+")  # whatever else a header cannot carry is quoted in errors
-_SEARCHED_BYTES = 2**22  # of a file in which a token could have been left
+_CHUNK_BYTES = 2**22  # read at a time of files in which a token could have been left
+_PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 _NO_COMMIT = "0" * 40
 
 
@@ -127,6 +129,8 @@ def _upload(api: HfApi, stage: Path, hub_id: str, kind: str, *, private: bool) -
         repo_type=kind,
         folder_path=stage,
         commit_message="Push from imagenet_rn50",
+        # Weights of another format, or figures of another model, shall not stand beside this card.
+        delete_patterns=[*REPLACED, f"{PLOTS}/*"] if kind == "model" else None,
     )
     revision = done.oid
     checked = api.verify_repo_checksums(hub_id, repo_type=kind, revision=revision, local_dir=stage)
@@ -175,8 +179,8 @@ def _require_id(hub_id: str) -> None:
 def _require_exported(folder: Path, *, for_space: bool) -> None:
     """Raises `InputError` unless a folder holds all of an exported model that can be shown."""
     missing = [name for name in (CONFIG, PROCESSOR, CARD) if not (folder / name).is_file()]
-    if not any((folder / name).is_file() for name in _WEIGHTS):
-        missing.append(" or ".join(_WEIGHTS))
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        missing.append(" or ".join(WEIGHTS))
     if missing:
         raise InputError(
             f"{folder} is not an exported model",
@@ -195,12 +199,22 @@ def _require_exported(folder: Path, *, for_space: bool) -> None:
 def _require_no_token(stage: Path, token: str) -> None:
     """Raises `InputError` when a file that would go up holds the token."""
     for path in stage.rglob("*"):
-        is_small = path.is_file() and path.stat().st_size <= _SEARCHED_BYTES
-        if is_small and token.encode() in path.read_bytes():
+        if path.is_file() and path.name not in WEIGHTS and _holds(path, token.encode()):
             raise InputError(
                 f"{path.relative_to(stage)} holds the token of the Hub: nothing was sent",
                 fix="remove it from there, and make a new token: this one was written down",
             )
+
+
+def _holds(path: Path, token: bytes) -> bool:
+    """Says whether a file holds a token, wherever it stands."""
+    with path.open("rb") as file:
+        end = b""  # what a token that goes on in the next chunk could begin in
+        while chunk := file.read(_CHUNK_BYTES):
+            if token in end + chunk:
+                return True
+            end = (end + chunk)[-len(token) :]
+    return False
 
 
 @contextmanager
@@ -220,9 +234,12 @@ def _hub_answers(target: Target, token: str) -> Iterator[None]:
 
 def _as_input_error(error: Exception, target: Target, token: str) -> InputError:
     """Says what went wrong, and what to do about it."""
-    lines = [line for line in str(error.__cause__ or error).splitlines() if line.strip()]
-    said = " ".join(lines[:2] or [type(error).__name__]).replace(token, "***")
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+    # What the client wraps says more than its wrapping, but for its own words on an answer.
+    speaks = isinstance(error, (HfHubHTTPError, ValueError)) or not error.__cause__
+    inner = error if speaks else error.__cause__
+    lines = [line for line in str(inner).splitlines() if line.strip()]
+    said = " ".join(lines[:2] or [type(inner).__name__]).replace(token, "***")
+    status = inner.response.status_code if isinstance(inner, HfHubHTTPError) else None
     if status == HTTPStatus.UNAUTHORIZED:
         return InputError(
             "the Hub does not accept the token",
@@ -236,6 +253,10 @@ def _as_input_error(error: Exception, target: Target, token: str) -> InputError:
             expected="a token with write access there",
             found=said,
         )
+    is_refused = status is not None and 400 <= status < 500 and status not in _PASSING
+    is_damaged = isinstance(inner, (JSONDecodeError, UnicodeError))  # an answer, of ValueError's
+    if is_refused or (isinstance(inner, ValueError) and not is_damaged):
+        return InputError("the Hub refuses what would be sent", found=said)
     return InputError(
         "the push broke off",
         found=said,

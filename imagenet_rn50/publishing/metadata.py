@@ -8,7 +8,14 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from imagenet_rn50.publishing.evidence import Evidence, Place
+from imagenet_rn50.publishing.evidence import (
+    EVALUATED_ON,
+    REAL,
+    REAL_SUFFIX,
+    TRAINED_ON,
+    Evidence,
+    Place,
+)
 from imagenet_rn50.publishing.layout import EVALUATION, METRICS
 from imagenet_rn50.publishing.trace import place_arguments
 from imagenet_rn50.publishing.wording import Format
@@ -18,7 +25,7 @@ _LICENSE = "apache-2.0"
 HUB_DATASETS = {"imagenet1k": "ILSVRC/imagenet-1k"}
 """Where data sets stand on the Hub, by the names of their shards."""
 _METRICS = (("top-1", "top1"), ("top-5", "top5"))
-_SPLITS = ("train", "validation")
+_EVALUATED_SPLIT = Place(EVALUATION, "dataset.split")
 _LIBRARIES: dict[Format, str] = {
     "transformers": "transformers",
     "torchvision": "torchvision",
@@ -50,8 +57,9 @@ def metadata(evidence: Evidence, facts: Facts, dataset: str | None) -> ModelCard
     Args:
         evidence: Where the results stand.
         facts: What else is known.
-        dataset: Name of the data that it was trained on, where it is known.
+        dataset: Name of the data that it was trained on, where that happened here.
     """
+    is_own = facts.choice is not None and evidence.init_from() is None
     results = [
         EvalResult(
             task_type="image-classification",
@@ -63,11 +71,11 @@ def metadata(evidence: Evidence, facts: Facts, dataset: str | None) -> ModelCard
             metric_value=evidence.value(place),
             metric_args=place_arguments(place),
         )
-        for data, split, name, place in _scores(evidence, facts, dataset or "unknown")
+        for data, split, name, place in _scores(evidence, facts)
     ]
     hub_dataset = HUB_DATASETS.get(dataset or "")
     return ModelCardData(
-        license=_LICENSE if facts.choice else None,  # weights of others keep their own
+        license=_LICENSE if is_own else None,  # what comes of others' weights has theirs
         library_name=_LIBRARIES[facts.form],
         pipeline_tag="image-classification",
         tags=["image-classification", "resnet", "vision"],
@@ -78,9 +86,7 @@ def metadata(evidence: Evidence, facts: Facts, dataset: str | None) -> ModelCard
     )
 
 
-def _scores(
-    evidence: Evidence, facts: Facts, dataset: str
-) -> Iterator[tuple[str, str, str, Place]]:
+def _scores(evidence: Evidence, facts: Facts) -> Iterator[tuple[str, str, str, Place]]:
     """Yields data, split, metric and place of each result.
 
     Of every set of pictures the Hub takes one figure, so it is the one that people will get:
@@ -94,13 +100,14 @@ def _scores(
             best[result["name"]] = (rank, number)
     choice = facts.choice
     for name, (_, number) in best.items():
-        data, split = (dataset, name) if name in _SPLITS else (name, "test")
+        data, split = str(evidence.value(EVALUATED_ON)), evidence.value(_EVALUATED_SPLIT)
+        data += REAL_SUFFIX if name == REAL else ""
         for metric, key in _METRICS:
             yield data, split, metric, Place(EVALUATION, f"results.{number}.{key}")
     if not best and choice and choice.line is not None:
         for metric, key in _METRICS:
             place = Place(METRICS, choice.prefix + key, choice.line)
-            yield dataset, "validation", metric, place
+            yield str(evidence.value(TRAINED_ON)), "validation", metric, place
 
 
 def evaluations(evidence: Evidence) -> list[dict[str, Any]]:

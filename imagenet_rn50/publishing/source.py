@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from transformers import AutoImageProcessor, BaseImageProcessor, ResNetForImageClassification
+from transformers import BaseImageProcessor, ResNetForImageClassification
 
-from imagenet_rn50.classes import FILE_NAME as CLASSES
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.model import build_labelled, build_model, build_processor
+from imagenet_rn50.evaluation.subject import network_of
+from imagenet_rn50.evaluation.target import read_classes
+from imagenet_rn50.model import build_labelled, build_processor, load_processor
 from imagenet_rn50.pretrained import Pretrained, read_pretrained, take_weights
 from imagenet_rn50.publishing.layout import EVALUATION, METRICS, PROCESSOR, RECIPE, SHARDS
 from imagenet_rn50.recipe import DataRecipe
+from imagenet_rn50.recipe_files import parse_recipe
 from imagenet_rn50.runs.choice import Choice, Weights, Which, choose
 from imagenet_rn50.runs.folder import RunFolder
 
 _EVALUATION_OF_RUN = Path("evaluation") / EVALUATION
 _NUM_IMAGENET_CLASSES = 1000
+_SAY_SIZES = "say it: --eval-resize 256 --eval-size 224"
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class Source:
         model: Float32, on the CPU.
         processor: Prepares pictures for it.
         data: Sizes and normalisation, as the processor has them.
-        evidence: Files to lie beside it, for its card and for evaluation, by their names there.
+        evidence: Files to lie beside it, for its card, by their names there.
+        classes: Its classes with their wnids, to lie beside it for evaluation, where known.
         choice: Which weights of a run they are; None for weights of others.
         origin: Weights of others; None for a run's.
     """
@@ -46,6 +49,7 @@ class Source:
     processor: BaseImageProcessor
     data: DataRecipe
     evidence: dict[str, Path]
+    classes: Classes | None
     choice: Choice | None = None
     origin: Pretrained | None = None
 
@@ -63,57 +67,56 @@ def source_of_run(run: Path, which: Which, weights: Weights, metrics: Path | Non
         InputError: When there is no such run, checkpoint or weights, or they do not fit it.
     """
     folder = RunFolder(run)
-    recipe, classes = folder.recipe(), folder.classes()
+    recipe = folder.recipe()
     choice = choose(folder, which, weights)
     say(f"exporting {choice}")
     files = {name: run / name for name in (METRICS, RECIPE, SHARDS)}
-    files[CLASSES] = run / CLASSES
     files |= {f"plots/{path.name}": path for path in sorted((run / "plots").glob("*.png"))}
     found = metrics or run / _EVALUATION_OF_RUN
     if metrics or found.is_file():
         files[EVALUATION] = found
-    model = build_model(recipe.model, classes)
-    _load(model, choice, classes)
     return Source(
         name=run.resolve().name,
         described=str(choice.checkpoint.folder),
-        model=model.eval(),
+        model=network_of(folder, choice).eval(),
         processor=build_processor(recipe.data),
         data=recipe.data,
         evidence=files,
+        classes=folder.classes(),
         choice=choice,
     )
 
 
 def source_of_weights(
-    weights: str, classes: Path | None, data: DataRecipe | None, metrics: Path | None
+    weights: str, classes: Path | None, sizes: Mapping[str, int], metrics: Path | None
 ) -> Source:
     """Returns weights of others.
 
     Args:
         weights: As `read_pretrained` takes them.
-        classes: Folder with the classes.json of the model's classes; None for those of its
+        classes: Lists the model's classes, as `read_classes` takes it; None for those of its
             configuration, or of ImageNet where it has a thousand.
-        data: How pictures are prepared; None for how its configuration says.
+        sizes: `eval_resize` and `eval_size`, px, where they are to be others than its
+            configuration says.
         metrics: metrics.json of `evaluate`, if any.
 
     Raises:
         InputError: When they cannot be read, or their classes or processor are not known.
     """
     pretrained = read_pretrained(weights)
-    model = build_labelled(pretrained.shape(), _labels(pretrained, classes))
+    known = read_classes(classes) if classes else None
+    model = build_labelled(pretrained.shape(), _labels(pretrained, known))
     take_weights(model, pretrained)
-    processor = _processor(pretrained, data)
+    processor = _processor(pretrained, sizes)
     files = {EVALUATION: metrics} if metrics else {}
-    if classes:
-        files[CLASSES] = classes / CLASSES
     return Source(
         name=pretrained.name if pretrained.folder else Path(pretrained.name).stem,
         described=weights,
         model=model.eval(),
         processor=processor,
-        data=data or data_of(processor),
+        data=data_of(processor),
         evidence=files,
+        classes=known,
         origin=pretrained,
     )
 
@@ -136,33 +139,18 @@ def data_of(processor: Any) -> DataRecipe:
             f"the processor in {PROCESSOR} prepares pictures in a way that is not known here",
             expected="resize the shortest edge, crop the centre, normalise",
             found=f"{type(processor).__name__}: {error}",
+            fix=_SAY_SIZES,
         ) from None
 
 
-def _load(model: ResNetForImageClassification, choice: Choice, classes: Classes) -> None:
-    """Puts a checkpoint's weights into a model.
-
-    Raises:
-        InputError: When they are damaged, or belong to another network.
-    """
-    try:
-        model.load_state_dict(load_file(choice.file))
-    except (SafetensorError, RuntimeError) as error:
-        raise InputError(
-            f"{choice.file} does not fit the recipe and the classes beside it",
-            expected=f"the weights of a model of {len(classes)} classes",
-            found=" ".join(str(error).split("\n\t")[:2]),
-        ) from None
-
-
-def _labels(pretrained: Pretrained, classes: Path | None) -> list[str]:
+def _labels(pretrained: Pretrained, classes: Classes | None) -> list[str]:
     """Returns one name a class.
 
     Raises:
         InputError: When nobody says what the classes are.
     """
     if classes is not None:
-        return list(Classes.load(classes).labels)
+        return list(classes.labels)
     if (labels := pretrained.labels()) is not None:
         return labels
     if pretrained.num_classes == _NUM_IMAGENET_CLASSES:
@@ -172,30 +160,59 @@ def _labels(pretrained: Pretrained, classes: Path | None) -> list[str]:
         return list(_IMAGENET_CATEGORIES)
     raise InputError(
         f"{pretrained.name} does not name its {pretrained.num_classes} classes",
-        fix="name a folder with their classes.json: --classes FOLDER",
+        fix="list them: --classes classes.json",
     )
 
 
-def _processor(pretrained: Pretrained, data: DataRecipe | None) -> BaseImageProcessor:
+def _processor(pretrained: Pretrained, sizes: Mapping[str, int]) -> BaseImageProcessor:
     """Returns what prepares pictures for a model.
 
     Raises:
         InputError: When its folder should say and does not.
     """
-    if data is not None:
-        return build_processor(data)
-    if pretrained.folder is None:
-        data = DataRecipe()
+    folder = pretrained.folder
+    if folder is not None and (folder / PROCESSOR).is_file():
+        processor = load_processor(folder)
+        return _resized(processor, sizes) if sizes else processor
+    data = _with_sizes(DataRecipe(), sizes)
+    if folder is not None and not sizes:
+        raise InputError(
+            f"{pretrained.name} has no {PROCESSOR}",
+            expected="a folder that says how pictures are prepared for its model",
+            fix=_SAY_SIZES,
+        )
+    if not sizes:
         say(
             f"a file of weights says nothing of pictures: resized to {data.eval_resize} px, the "
             f"central {data.eval_size} px; --eval-resize and --eval-size change that"
         )
-        return build_processor(data)
-    if not (pretrained.folder / PROCESSOR).is_file():
-        raise InputError(
-            f"{pretrained.name} has no {PROCESSOR}",
-            expected="a folder that says how pictures are prepared for its model",
-            fix="say it: --eval-resize 256 --eval-size 224",
-        )
-    processor: BaseImageProcessor = AutoImageProcessor.from_pretrained(pretrained.folder)
-    return processor
+    return build_processor(data)
+
+
+def _resized(processor: Any, sizes: Mapping[str, int]) -> BaseImageProcessor:
+    """Returns a processor with other sizes; whatever else it does stays.
+
+    Raises:
+        InputError: When it has no such sizes, and not both were given.
+    """
+    try:
+        data = _with_sizes(data_of(processor), sizes)
+    except InputError:
+        if len(sizes) < 2:
+            raise
+        normalisation = {"mean": processor.image_mean, "std": processor.image_std}
+        return build_processor(_with_sizes(DataRecipe(), {**sizes, **normalisation}))
+    side = {"height": data.eval_size, "width": data.eval_size}
+    changed = {"size": {"shortest_edge": data.eval_resize}, "crop_size": side}
+    resized: BaseImageProcessor = processor.from_dict(processor.to_dict() | changed)
+    return resized
+
+
+def _with_sizes(data: DataRecipe, changes: Mapping[str, Any]) -> DataRecipe:
+    """Returns settings with changes, validated again.
+
+    Raises:
+        InputError: When they do not go together.
+    """
+    content = {"data": data.model_dump(mode="json") | dict(changes)}
+    return parse_recipe(content, "what --eval-resize and --eval-size make").data

@@ -14,7 +14,7 @@ from huggingface_hub import SpaceCard
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.publishing.layout import CARD
-from imagenet_rn50.publishing.wording import HERE
+from imagenet_rn50.publishing.wording import FROM_HERE, HERE
 
 APP = Path(__file__).parents[2] / "app"
 PINNED = "model.json"
@@ -32,7 +32,8 @@ def stage_model(folder: Path, hub_id: str, stage: Path) -> None:
         stage: New folder; large files are linked.
     """
     _link(folder, stage)
-    card = (folder / CARD).read_text(encoding="utf-8").replace(HERE, f'model="{hub_id}"')
+    card = (folder / CARD).read_text(encoding="utf-8")
+    card = card.replace(FROM_HERE, "").replace(HERE, f'model="{hub_id}"')
     (stage / CARD).unlink()
     (stage / CARD).write_text(card, encoding="utf-8")
 

@@ -1,8 +1,9 @@
 """Checks a card: every number in it stands in a file beside it, where the card says (contract 8).
 
-A number is whatever begins with a digit, outside the targets of links, the names in `_NAMES`, and a
-verbatim copy of recipe.yaml. In the text it must be followed by the mark of its place, and its line
-must name that place in words; in the metadata it must be a result whose arguments name the place.
+A number is whatever begins with a digit, and a percentage or decimal that clings to a letter, too;
+outside the title, the targets of links, the names in `_NAMES`, and a verbatim copy of recipe.yaml.
+In the text it must be followed by the mark of its place, and its line must name that place in
+words; in the metadata it must be a result whose arguments name the place.
 """
 
 from __future__ import annotations
@@ -15,14 +16,21 @@ from typing import Any
 import yaml
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.publishing.evidence import Evidence, Place, marks
+from imagenet_rn50.publishing.evidence import (
+    EVALUATED_ON,
+    REAL_SUFFIX,
+    TRAINED_ON,
+    Evidence,
+    Place,
+    marks,
+)
 from imagenet_rn50.publishing.layout import CARD, RECIPE
 
-_NUMBER = re.compile(r"(?<![\w.])[-+]?\.?\d[\d.,]*(?:[eE][-+]?\d+)?%?")
+_NUMBER = re.compile(r"(?<![\w.])[-+]?\.?\d[\d.,]*(?:[eE][-+]?\d+)?%?|\d[\d,]*(?:\.\d+)?%|\d+\.\d+")
 _SHOWN = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?$")
-_NAMES = re.compile(r"\b(ResNet-50s?|top-[15]|ImageNet-1k|95% interval|apache-2\.0)\b", re.I)
+_NAMES = re.compile(r"\b(ResNet-50s?|v1\.5|top-[15]|ImageNet-1k|95% interval|apache-2\.0)\b", re.I)
 _LINK_TARGET = re.compile(r"\]\([^()\s]*\)")
-_TITLE = re.compile(r"^# (.+)$", re.M)
+_TITLE = re.compile(r"\s*# (.+)\n")
 _FRONT_MATTER = re.compile(r"\A---\n(.*?\n)---\n", re.S)
 
 
@@ -36,24 +44,45 @@ def untraced(folder: Path) -> list[str]:
         One sentence for each, naming line and number; none where the card holds.
 
     Raises:
-        InputError: When there is no card, or it has no metadata.
+        InputError: When there is no card, or its metadata are none.
     """
     path = folder / CARD
     if not path.is_file():
         raise InputError(f"{folder} has no card", expected=f"a {CARD}")
-    text = path.read_text(encoding="utf-8")
-    front = _FRONT_MATTER.match(text)
-    if front is None:
-        raise InputError(f"{path} has no metadata", expected="YAML between two lines of ---")
-    evidence, metadata = Evidence(folder), yaml.safe_load(front[1])
-    title = _TITLE.search(text)
-    names = evidence.names() + ([title[1]] if title else [])
-    problems = list(_in_metadata(metadata, evidence, names))
-    blank = "\n" * front[0].count("\n")
-    body = blank + _without_recipe(text[front.end() :], evidence)
+    evidence, (front, metadata, body) = Evidence(folder), _parts(path)
+    name = ""
+    if title := _TITLE.match(body):
+        name, body = title[1], "\n" * title[0].count("\n") + body[title.end() :]
+    try:
+        problems = list(_in_metadata(metadata, evidence, name))
+    except (AttributeError, TypeError) as error:
+        raise InputError(
+            f"the metadata of {path} are laid out in no way that is known",
+            expected="model-index: a list of models with a list of results",
+            found=str(error),
+        ) from None
+    body = "\n" * front.count("\n") + _without_recipe(body, evidence)
     for number, line in enumerate(body.split("\n"), start=1):
-        problems += [f"line {number}: {problem}" for problem in _in_line(line, evidence, names)]
+        problems += [f"line {number}: {problem}" for problem in _in_line(line, evidence)]
     return problems
+
+
+def _parts(path: Path) -> tuple[str, dict[str, Any], str]:
+    """Returns a card's front matter, as it stands and as it is read, and its text.
+
+    Raises:
+        InputError: When it is not a card.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        front = _FRONT_MATTER.match(text)
+        metadata = yaml.safe_load(front[1]) if front else None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        found = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read", expected="YAML in UTF-8", found=found) from None
+    if front is None or not isinstance(metadata, dict):
+        raise InputError(f"{path} has no metadata", expected="YAML between two lines of ---")
+    return front[0], metadata, text[front.end() :]
 
 
 def place_arguments(place: Place) -> dict[str, Any]:
@@ -63,7 +92,7 @@ def place_arguments(place: Place) -> dict[str, Any]:
     )
 
 
-def _in_line(line: str, evidence: Evidence, names: list[str]) -> Iterator[str]:
+def _in_line(line: str, evidence: Evidence) -> Iterator[str]:
     """Yields what is wrong with the numbers in a line of the text."""
     rest = line
     for place, start, end in marks(line):
@@ -75,9 +104,11 @@ def _in_line(line: str, evidence: Evidence, names: list[str]) -> Iterator[str]:
             yield f"a number from {place.in_words()}, which the line does not name"
         # Blanked, so that what follows stays where it was.
         rest = _blank(rest, start - length, end)
-    for place, _, _ in marks(line):
-        rest = rest.replace(place.in_words(), " ")
-    yield from _bare_numbers(rest, names)
+    for words in sorted((place.in_words() for place, _, _ in marks(line)), key=len, reverse=True):
+        rest = rest.replace(words, " ")
+    if evidence.has(TRAINED_ON.file):  # in a command there is no place for a mark
+        rest = re.sub(rf"--dataset {re.escape(str(evidence.value(TRAINED_ON)))}(?!\S)", " ", rest)
+    yield from _bare_numbers(rest)
 
 
 def _borne_out(before: str, place: Place, evidence: Evidence) -> tuple[int, str | None]:
@@ -115,16 +146,22 @@ def _like(shown: str, value: float) -> str:
     return f"{value:{comma}.{decimals}{percent}}"
 
 
-def _in_metadata(metadata: Any, evidence: Evidence, names: list[str]) -> Iterator[str]:
+def _in_metadata(metadata: dict[str, Any], evidence: Evidence, title: str) -> Iterator[str]:
     """Yields what is wrong with the numbers in the metadata."""
+    known = [str(evidence.value(p)) for p in (TRAINED_ON, EVALUATED_ON) if evidence.has(p.file)]
+    known += [name + REAL_SUFFIX for name in known]
     for model in metadata.get("model-index", []):
+        if model.get("name") == title:
+            model.pop("name")
         for result in model.get("results", []):
+            data = result.get("dataset", {})
+            result["dataset"] = {k: v for k, v in data.items() if v not in known}
             for metric in result.get("metrics", []):
                 yield from _in_metric(metric, evidence)
                 metric.pop("args", None)
                 metric.pop("value", None)
     for leaf in _leaves(metadata):
-        for problem in _bare_numbers(leaf, names):
+        for problem in _bare_numbers(leaf):
             yield f"metadata: {problem}"
 
 
@@ -140,16 +177,13 @@ def _in_metric(metric: dict[str, Any], evidence: Evidence) -> Iterator[str]:
     except InputError as error:
         yield f"metadata: {error}"
         return
-    if value != metric["value"] or arguments != place_arguments(place):
-        yield f"metadata: {metric['value']}, but {place.in_words()} has {place.field} = {value}"
+    if value != metric.get("value") or arguments != place_arguments(place):
+        yield f"metadata: {metric.get('value')}, but {place.in_words()} has {place.field} = {value}"
 
 
-def _bare_numbers(text: str, names: list[str]) -> Iterator[str]:
+def _bare_numbers(text: str) -> Iterator[str]:
     """Yields the numbers in a text that no mark vouches for."""
-    text = _LINK_TARGET.sub("]", text)
-    for name in names:
-        text = re.sub(rf"(?<![\w.]){re.escape(name)}(?!\w)", " ", text)
-    for found in _NUMBER.finditer(_NAMES.sub(" ", text)):
+    for found in _NUMBER.finditer(_NAMES.sub(" ", _LINK_TARGET.sub("]", text))):
         yield f"{found[0]} has no source"
 
 

@@ -72,11 +72,11 @@ def compare_on_shards(
         allowed: From `tolerance`.
 
     Returns:
-        For how many images the same class comes first, and how many there were. Where logits may
-        differ, two classes that lie closer together than that may change places.
+        For how many images the same class comes first, and how many there were.
 
     Raises:
-        RuntimeError: When logits differ by more than is allowed.
+        RuntimeError: When logits differ by more than is allowed, or another class comes first where
+            our logits of both do not lie closer together than that.
     """
     split = Manifest.load(shards.folder).split(VALIDATION)
     num_images = min(_SAMPLE, split.num_samples)
@@ -92,9 +92,24 @@ def compare_on_shards(
     for batch in on_device(loader, torch.device("cpu"), data.mean, data.std):
         ours, theirs = logits_of(model, batch.pictures), exported(batch.pictures)
         _difference(ours, theirs, allowed)
-        same += int((ours.argmax(1) == theirs.argmax(1)).sum())
+        same += _same_first(ours, theirs, allowed)
     loader.close()
     return same, num_images
+
+
+def _same_first(ours: Tensor, theirs: Tensor, allowed: float) -> int:
+    """Returns for how many pictures the same class comes first.
+
+    Raises:
+        RuntimeError: When another one does, and not for being as good as equal.
+    """
+    named = theirs.argmax(1, keepdim=True)
+    margins = ours.max(1).values - ours.gather(1, named)[:, 0]
+    if num_wrong := int((margins > allowed * ours.abs().max()).sum()):
+        raise RuntimeError(
+            f"the exported model names another class first for {num_wrong} of {len(ours)} pictures"
+        )
+    return int((ours.argmax(1) == named[:, 0]).sum())
 
 
 def _difference(ours: Tensor, theirs: Tensor, allowed: float) -> float:

@@ -9,9 +9,11 @@ Format = Literal["transformers", "torchvision", "onnx"]
 HERE = 'model="."'
 """Where a snippet names the model; publishing puts its Hub id there."""
 
+FROM_HERE = ", from within this folder, or with the model's Hub id instead of the dot"
+"""Said beside `HERE`, and no more where the snippet names the Hub id."""
+
 LOADING = {
-    "transformers": "With `transformers` alone, from within this folder, or with the model's Hub "
-    "id instead of the dot:",
+    "transformers": f"With `transformers` alone{FROM_HERE}:",
     "torchvision": "With `torchvision` and `safetensors`, from within this folder:",
     "onnx": "With `onnxruntime`, from within this folder; `transformers` prepares the picture:",
 }

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -80,12 +80,23 @@ def evaluate(
     """
     from imagenet_rn50.console import say
     from imagenet_rn50.evaluation.evaluate import evaluate as evaluate_model
-    from imagenet_rn50.evaluation.output import results_table, write_evaluation
+    from imagenet_rn50.evaluation.output import (
+        require_own_folder,
+        results_table,
+        write_evaluation,
+    )
     from imagenet_rn50.evaluation.ranks import joined_ranks
     from imagenet_rn50.evaluation.real import read_real
     from imagenet_rn50.evaluation.subject import open_subject
     from imagenet_rn50.evaluation.target import open_target
 
+    if batch < 1 or workers < 0:
+        raise InputError(
+            f"--batch {batch} --workers {workers} makes no sense",
+            expected="--batch of 1 or more, --workers of 0 or more",
+        )
+    if out:
+        require_own_folder(out)
     with joined_ranks() as ranks:
         subject = open_subject(model, checkpoint, weights)
         target, known = open_target(
@@ -130,33 +141,44 @@ def export(
         run: Run folder of the training.
         from_: Instead of a run: a .safetensors or .pth file of torchvision's, timm's or ours, an
             exported folder, or a Hub id.
-        checkpoint: The run's checkpoint with the best validation top-1, or its newest.
-        weights: The run's averaged weights, its raw ones, or whichever scored better.
+        checkpoint: With --run: the checkpoint with the best validation top-1, or the newest.
+        weights: With --run: its averaged weights, its raw ones, or whichever scored better.
         format: Who loads it.
         dtype: Type of the weights.
         shards: Pictures to compare original and export on: a folder of shards, or its address.
         cache: Folder of this machine to keep remote shards in.
         metrics: metrics.json of `evaluate`, for the card; by default that of the run.
-        classes: With --from: folder with a classes.json, where the weights do not name them.
-        eval_resize: With --from: shorter side to resize pictures to, px, where nothing says it.
-        eval_size: With --from: side of the central crop, px, where nothing says it.
+        classes: With --from: classes.json or LOC_synset_mapping.txt, where the weights do not name
+            their classes.
+        eval_resize: With --from: shorter side to resize pictures to, px; by default what its folder
+            says, or training's.
+        eval_size: With --from: side of the central crop, px; likewise.
     """
     from imagenet_rn50.loading.cache import open_shards
     from imagenet_rn50.publishing.export import Wanted, convert
     from imagenet_rn50.publishing.export import export as export_run
-    from imagenet_rn50.recipe_files import parse_recipe
 
     if (run is None) == (from_ is None):
         raise InputError("one thing is exported at a time", expected="either --run or --from")
+    sizes = {"eval_resize": eval_resize, "eval_size": eval_size}
+    given = {name: size for name, size in sizes.items() if size is not None}
+    if run is not None:
+        _refuse("--run", "--from", {"--classes": classes, "--eval-resize or --eval-size": given})
+    else:
+        of_run = {"--checkpoint": checkpoint != "best", "--weights": weights != "auto"}
+        _refuse("--from", "--run", of_run)
     store = open_shards(shards, cache=cache) if shards else None
     wanted = Wanted(form=format, dtype=dtype, shards=store, metrics=metrics)
     if run is not None:
         export_run(run, out, checkpoint=checkpoint, weights=weights, wanted=wanted)
         return
-    sizes = {"eval_resize": eval_resize, "eval_size": eval_size}
-    given = {name: size for name, size in sizes.items() if size is not None}
-    data = parse_recipe({"data": given}, " and ".join(sizes)).data if given else None
-    convert(str(from_), out, classes=classes, data=data, wanted=wanted)
+    convert(str(from_), out, classes=classes, sizes=given, wanted=wanted)
+
+
+def _refuse(source: str, other: str, options: dict[str, Any]) -> None:
+    """Raises `InputError` where options of one source were given with another."""
+    for name in (name for name, given in options.items() if given):
+        raise InputError(f"{name} says nothing of {source}", fix=f"give it with {other} alone")
 
 
 def push(

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoImageProcessor
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
@@ -16,7 +17,9 @@ from imagenet_rn50.evaluation.ranks import Ranks
 from imagenet_rn50.evaluation.subject import open_subject
 from imagenet_rn50.evaluation.target import open_target
 from imagenet_rn50.loading.store import LocalShards
-from imagenet_rn50.model import weights_digest
+from imagenet_rn50.model import load_exported, weights_digest
+from imagenet_rn50.pretrained import read_pretrained
+from imagenet_rn50.publishing.export import convert
 from tests.evaluation.models import (
     classes_of,
     export_model,
@@ -115,6 +118,54 @@ def test_weights_of_half_precision_are_evaluated_in_full(model, shards):
     assert evaluate(subject, images, ranks=Ranks(torch.device("cpu"))).results[0].num_images == 4
 
 
+HOSTILE = """
+from pathlib import Path
+Path({trace!r}).touch()
+from transformers import BitImageProcessor, ResNetConfig
+class Config(ResNetConfig): model_type = "theirs"
+class Processor(BitImageProcessor): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "classes"),
+    [
+        ("config.json", "model_type", {"AutoConfig": "Config"}),
+        ("preprocessor_config.json", "image_processor_type", {"AutoImageProcessor": "Processor"}),
+    ],
+)
+def test_python_beside_a_model_is_not_run_whatever_the_terminal_answers(
+    model, tmp_path, monkeypatch, file, kind, classes
+):
+    trace = tmp_path / "trace"
+    (model / "theirs.py").write_text(HOSTILE.format(trace=str(trace)), encoding="utf-8")
+    content = json.loads((model / file).read_text())
+    content |= {kind: "theirs", "auto_map": {k: f"theirs.{v}" for k, v in classes.items()}}
+    (model / file).write_text(json.dumps(content), encoding="utf-8")
+    monkeypatch.setattr("builtins.input", lambda question: "y")
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    with pytest.raises(InputError, match="cannot be loaded"):
+        open_subject(str(model))
+    with pytest.raises((InputError, ValueError)):
+        load_exported(model) if file == "config.json" else convert(str(model), tmp_path / "out")
+    assert not trace.exists()
+    loader = AutoConfig if file == "config.json" else AutoImageProcessor
+    loader.from_pretrained(model, trust_remote_code=True)
+    assert trace.exists()  # the plant works, where somebody lets it
+
+
+def test_a_configuration_of_other_sizes_than_the_weights_is_named_with_both(model):
+    config = json.loads((model / "config.json").read_text())
+    config["id2label"].pop("5")
+    config["label2id"].pop("name5")
+    (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(
+        InputError, match=r"expected: .* of \(5,.*\n  found:    one of \(6,"
+    ) as caught:
+        open_subject(str(model))
+    assert "ignore_mismatched_sizes" not in str(caught.value)
+
+
 def test_weights_that_do_not_fill_the_model_are_refused(model):
     state = load_file(model / "model.safetensors")
     state.pop("classifier.1.bias")
@@ -123,13 +174,34 @@ def test_weights_that_do_not_fill_the_model_are_refused(model):
         open_subject(str(model))
 
 
-@pytest.mark.parametrize("name", ["nothing", "no/such/folder/here"])
-def test_a_model_that_is_nowhere_is_named(tmp_path, name):
+@pytest.mark.parametrize("name", ["nothing", "no/such/folder/here", "tests/nothing", "a/b.pth"])
+def test_a_model_that_is_nowhere_is_named_and_not_asked_of_the_hub(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", None)
     with pytest.raises(InputError, match="there is no model"):
         open_subject(name)
+    with pytest.raises(InputError, match="there are no weights"):
+        read_pretrained(name)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no run"):
         open_subject(str(tmp_path / "empty"))
+
+
+def test_a_file_of_weights_or_another_format_says_what_to_do_with_it(model, tmp_path):
+    with pytest.raises(InputError, match=r"fix: .* export --from .*model\.safetensors --out DIR"):
+        open_subject(str(model / "model.safetensors"))
+    (model / "model.safetensors").rename(model / "resnet50.safetensors")
+    with pytest.raises(
+        InputError, match=r"no model\.safetensors, but resnet50\.safetensors\n"
+    ) as c:
+        open_subject(str(model))
+    assert "--format transformers" in str(c.value)
+
+
+def test_a_run_whose_classes_are_of_another_number_is_refused(tmp_path, shards):
+    run = write_run(tmp_path / "run", shards, NUM_CLASSES)
+    classes_of(NUM_CLASSES - 1).save(run)
+    with pytest.raises(InputError, match="does not fit the recipe and the classes beside it"):
+        open_subject(str(run))
 
 
 def test_a_model_of_the_hub_is_loaded_from_its_cache(model, tmp_path, monkeypatch):
@@ -196,9 +268,12 @@ def test_shards_without_names_take_any_model():
         require_same_classes("model", nameless.wnids[::-1], "shards", nameless)
 
 
-def test_a_processor_that_training_cannot_imitate_is_used_alone(model, shards):
+@pytest.mark.parametrize(
+    "settings", [{"resample": 3}, {"crop_size": {"height": 20, "width": 20}}], ids=str
+)
+def test_a_processor_that_training_cannot_imitate_is_used_alone(model, shards, settings):
     path = model / "preprocessor_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"resample": 3}), encoding="utf-8")
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings), encoding="utf-8")
     subject, images = open_subject(str(model)), ShardImages(LocalShards(shards), "validation")
     ranks = Ranks(torch.device("cpu"))
     rows = evaluate(subject, images, ranks=ranks).results

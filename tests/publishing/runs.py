@@ -47,10 +47,18 @@ def save_checkpoint(run, samples_seen, top1, *, ema_top1=None, is_best=False):
 
 
 def make_run(
-    folder, shards, *, recipe=None, classes=CLASSES, dataset="tiny", init_from=None, cost=None
+    folder,
+    shards,
+    *,
+    recipe=None,
+    classes=CLASSES,
+    dataset="tiny",
+    init_from=None,
+    cost=None,
+    name="a-run-50",
 ):
     """A run with nothing but its first line."""
-    run = RunFolder(folder / "a-run-50")
+    run = RunFolder(folder / name)
     path = write_recipe(folder, recipe) if recipe else write_recipe(folder)
     run.create(load_recipe(str(path)), shards, dataset, classes)
     journal = Journal(run.path, 0)
@@ -69,18 +77,21 @@ def thousand_classes():
     return Classes(wnids=tuple(f"n{index:08d}" for index in range(1000)), names=tuple(names))
 
 
-def write_evaluation(path, model, *, weights_sha256=None):
+def write_evaluation(path, model, *, weights_sha256=None, dataset=None, names=("validation",)):
     """Writes a metrics.json as `evaluate` does."""
+    dataset = dataset or {"name": "imagenet1k", "split": "validation", "digest": "d" * 64}
     figures = {"num_images": 50000, "top1": 0.76543, "top1_low": 0.7617, "top1_high": 0.7691}
     figures |= {"top5": 0.931, "top5_low": 0.9287, "top5_high": 0.9332, "loss": 0.9, "ece": 0.02}
-    row = {"name": "validation", "transform": "training", "flip": False, **figures}
+    row = {"transform": "training", "flip": False, **figures}
     through = row | {"transform": "processor", "top1": 0.76541}
+    ways = [row, row | {"flip": True, "top1": 0.7712}, through]
     content = {
         "schema": 1,
         "model": "/home/somebody/a-model",
         "checkpoint": {"weights_sha256": weights_sha256 or weights_digest(model)},
-        "split": "validation",
-        "results": [row, row | {"flip": True, "top1": 0.7712}, through],
+        "dataset": dataset,
+        "split": dataset["split"],
+        "results": [{"name": name} | way for name in names for way in ways],
     }
     path.write_text(json.dumps(content), encoding="utf-8")
     return path

@@ -6,13 +6,16 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from huggingface_hub.errors import HfHubHTTPError
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.publishing.export import export
 from imagenet_rn50.publishing.hub import Target, push
 from imagenet_rn50.publishing.staging import stage_model
+from imagenet_rn50.publishing.wording import FROM_HERE
 from tests.hub import TOKEN, serving_hub
 from tests.publishing.runs import make_run, save_checkpoint
 
@@ -90,7 +93,9 @@ def test_model_and_space_arrive_whole_pinned_and_load_again(hub, exported, tmp_p
             assert model[name] == path.read_bytes(), name
     card = model["README.md"].decode()
     assert 'pipeline("image-classification", model="user/model")' in card
-    assert card.replace('model="user/model"', 'model="."') == (exported / "README.md").read_text()
+    assert "instead of the dot" not in card
+    here = card.replace('model="user/model"', 'model="."').replace("alone:", f"alone{FROM_HERE}:")
+    assert here == (exported / "README.md").read_text()
 
     _, space = hub.repos["spaces/user/show"].at("main")
     assert json.loads(space["model.json"]) == {"model_id": "user/model", "revision": revision}
@@ -137,7 +142,19 @@ def test_a_push_that_broke_off_goes_on_and_sends_nothing_twice(hub, exported, tm
     third = pushing(hub, exported, tmp_path)
     assert third.returncode == 0, third.stderr
     assert len(hub.repos["models/user/model"].commits) == 2  # the same again changes nothing
-    nowhere(TOKEN, tmp_path, first, second, third)
+
+    other = tmp_path / "other"
+    stage_model(exported, "user/model", other)
+    (other / "model.safetensors").unlink()
+    (other / "model.onnx").write_bytes(b"a graph")
+    theirs = {"LICENSE": b"put there by hand", "metrics.json": b"of other weights"}
+    hub.repos["models/user/model"].commit(theirs)
+    fourth = pushing(hub, other, tmp_path)
+    assert fourth.returncode == 0, fourth.stderr
+    _, files = hub.repos["models/user/model"].at("main")
+    assert {"model.onnx", "LICENSE"} <= set(files)
+    assert not {"model.safetensors", "metrics.json"} & set(files)
+    nowhere(TOKEN, tmp_path, first, second, third, fourth)
 
 
 @pytest.mark.multiprocess
@@ -226,9 +243,38 @@ def test_whatever_breaks_shows_no_token(exported, monkeypatch, wrapped):
     assert TOKEN not in "".join(traceback.format_exception(caught.value))
 
 
-def test_a_token_in_a_file_stays_here(exported, tmp_path, monkeypatch):
+def answered(status):
+    return HfHubHTTPError(f"answer {status}", response=Mock(status_code=status, headers={}))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (answered(400), "the Hub refuses what would be sent\n  found:    answer 400$"),
+        (answered(429), "the push broke off\n.*answer 429\n.*again"),
+        (answered(500), "the push broke off\n.*answer 500\n.*again"),
+        (
+            ValueError("Invalid metadata in README.md.\n- no such license"),
+            "refuses.*\n.*no such lic",
+        ),
+        (json.JSONDecodeError("a proxy's page", "<html>", 0), "the push broke off\n.*proxy's page"),
+    ],
+    ids=["refused", "too many", "broken", "metadata", "a proxy"],
+)
+def test_only_what_may_pass_is_to_be_tried_again(exported, monkeypatch, error, message):
+    def raised(self, **options):
+        raise error from OSError("what the client's client said")
+
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr("huggingface_hub.HfApi.whoami", raised)
+    with pytest.raises(InputError, match=message):
+        push(exported, Target("user/model"))
+
+
+@pytest.mark.parametrize("before", ["export HF_TOKEN=", "x" * (2**22 - 5)])
+def test_a_token_in_a_file_stays_here(exported, tmp_path, monkeypatch, before):
     stage_model(exported, "user/model", tmp_path / "model")
-    (tmp_path / "model" / "notes.txt").write_text(f"export HF_TOKEN={TOKEN}")
+    (tmp_path / "model" / "notes.txt").write_text(f"{before}{TOKEN}\n")
     (tmp_path / "model" / ".env").write_text(f"HF_TOKEN={TOKEN}")  # hidden: not sent anyway
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     with pytest.raises(InputError, match=r"notes\.txt holds the token") as caught:
