@@ -157,7 +157,9 @@ class Journal:
         return self._best
 
     def close(self) -> None:
-        """Brings all lines to the disk, if there is room, and closes metrics.jsonl."""
+        """Brings all lines to the disk, if there is room, and closes metrics.jsonl; once."""
+        if self._file.closed:
+            return
         with suppress(OSError):
             self.sync()
         self._file.close()

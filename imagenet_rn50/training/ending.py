@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from imagenet_rn50.console import say
@@ -41,6 +43,19 @@ def end_untrained(session: Session, sync: Sync, reason: str) -> None:
     if session.accelerator.is_main_process and is_to_draw:
         draw_plots(run)
     sync.finish()
+
+
+@contextmanager
+def ended_in_order(session: Session, journal: Journal | None) -> Iterator[None]:
+    """Closes the journal and draws what it says, when the body fails: one wants to see why."""
+    try:
+        yield
+    except Exception:
+        if journal:
+            journal.close()
+            with suppress(Exception):  # what failed before is what shall be told
+                draw_plots(session.folder.path)
+        raise
 
 
 def end(session: Session, journal: Journal | None, sync: Sync, *, is_saved: bool) -> None:

@@ -24,7 +24,13 @@ from imagenet_rn50.runs.metrics import Journal
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
 from imagenet_rn50.training.checkpoint import bytes_of_checkpoint
 from imagenet_rn50.training.cost import Cost
-from imagenet_rn50.training.ending import end, end_early, end_untrained, nothing_to_train
+from imagenet_rn50.training.ending import (
+    end,
+    end_early,
+    end_untrained,
+    ended_in_order,
+    nothing_to_train,
+)
 from imagenet_rn50.training.interruption import Agreement, Interrupted, Interruption
 from imagenet_rn50.training.learner import Learner
 from imagenet_rn50.training.meter import Meter, in_short
@@ -129,6 +135,7 @@ def fit(session: Session, learner: Learner) -> None:
     batches = session.on_device(loader)
     meter = Meter(accelerator.device, accelerator.num_processes, start.samples_hash)
     with (
+        ended_in_order(session, journal),
         Interruption(talks=is_main) as interruption,
         listening(interruption.request, enabled=session.listens),
         closing(Agreement(accelerator.num_processes)) as agreement,

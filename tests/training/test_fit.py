@@ -124,6 +124,7 @@ def test_only_training_names_the_option_to_go_on_without_a_damaged_sample(
         assert exit_code_of(words, monkeypatch) == 2
         said = capsys.readouterr().err
         assert "cannot be decoded" in said
+        assert (folder / "run" / "plots" / "loss.png").is_file()  # as far as it came
         assert (option in said) == (split == "train")
 
 
