@@ -127,6 +127,9 @@ def test_what_needs_nothing_runs_as_it_is_written(tmp_path):
                 check=False,
             )
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    evaluation = json.loads((tmp_path / "exports" / "evaluation.json").read_text())
+    path = tmp_path / "exports" / "evaluation" / "metrics.json"
+    evaluation, *_ = json.loads(path.read_text())["results"]
     assert evaluation["num_images"] == 360
     assert evaluation["top1"] > 0.9
+    card = (tmp_path / "exports" / "digits" / "README.md").read_text()
+    assert "<!--metrics.json results.0.top1-->" in card
