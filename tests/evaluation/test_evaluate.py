@@ -114,7 +114,7 @@ def on_rank(rank, folder, ports):
         (folder / f"{name}-{rank}.json").write_text(json.dumps(answer), encoding="utf-8")
     if rank < 2:
         os.environ["MASTER_PORT"] = str(ports[3])
-        shards, out = str(folder / "shards"), folder / "told"
+        shards, out = str(folder / "shards"), folder / f"told-{rank}"
         command(str(folder / "model"), shards=shards, batch=5, workers=0, out=out)
 
 
@@ -131,8 +131,9 @@ def test_two_and_three_ranks_count_what_one_counts_and_all_raise_what_one_meets(
         for rank in range(world_size):
             answer = json.loads((folder / f"{world_size}-{rank}.json").read_text())
             assert answer == expected
-    metrics = json.loads((folder / "told" / "metrics.json").read_text())
+    metrics = json.loads((folder / "told-0" / "metrics.json").read_text())
     assert metrics["results"] == expected
+    assert not (folder / "told-1").exists()  # one rank writes for all
     for rank in range(2):
         assert "sample sample_00020" in json.loads((folder / f"damaged-{rank}.json").read_text())
 
