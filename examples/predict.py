@@ -23,7 +23,8 @@ def main() -> None:
     arguments = parser.parse_args()
 
     logging.disable_progress_bar()
-    classify = pipeline("image-classification", model=str(arguments.model))
+    model = str(arguments.model)
+    classify = pipeline("image-classification", model=model, trust_remote_code=False)
     for picture in arguments.pictures:
         answers = classify(str(picture), top_k=arguments.top)
         named = "   ".join(f"{answer['score']:6.1%} {answer['label']}" for answer in answers)

@@ -114,9 +114,8 @@ def is_hub_id(text: str) -> bool:
     found = _HUB_ID.fullmatch(text)
     if found is None or text.startswith("."):
         return False
-    return (
-        Path(text).suffix not in {".safetensors", *_PICKLES} and not Path(found[1]).parent.is_dir()
-    )
+    is_file = Path(text).suffix in {".safetensors", *_PICKLES}
+    return not is_file and not Path(found[1]).parent.is_dir()
 
 
 def fetch(hub_id: str, wanted: Sequence[str]) -> Path:

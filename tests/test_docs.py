@@ -146,3 +146,5 @@ def test_what_needs_nothing_runs_as_it_is_written(tmp_path):
     (first, *_) = evaluation["results"]
     assert first["num_images"] == 360
     assert first["top1"] > 0.9
+    card = (tmp_path / "exports" / "digits" / "README.md").read_text()
+    assert "<!--metrics.json results.0.top1-->" in card

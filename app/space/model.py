@@ -112,7 +112,9 @@ class Classifier:
 
     def __init__(self, folder: Path) -> None:
         try:
-            self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True)
+            self._processor = AutoImageProcessor.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
             self._model, loading = AutoModelForImageClassification.from_pretrained(
                 folder,
                 local_files_only=True,

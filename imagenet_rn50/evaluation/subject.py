@@ -74,7 +74,7 @@ def open_subject(model: str, which: Which = "best", weights: Weights = "auto") -
     path = Path(model)
     if path.is_file():
         raise InputError(
-            f"{model} is a file: it does not say which classes it names, of which pictures",
+            f"{model} is a file, which tells neither its classes nor how to prepare pictures",
             expected="a run folder, an exported folder, or a Hub id like microsoft/resnet-50",
             fix=f"python -m imagenet_rn50 export --from {model} --out DIR, and evaluate DIR",
         )

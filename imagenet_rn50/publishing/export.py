@@ -232,7 +232,8 @@ def _check_evaluation(folder: Path, weights: str, *, insist: bool) -> None:
         return
     content = read_json(path)
     is_known = isinstance(content, dict) and content.get("schema") == _SCHEMA
-    if not is_known or not {"name", "split"} <= set(content.get("dataset", ())):
+    dataset = content.get("dataset") if is_known else None
+    if not isinstance(dataset, dict) or not {"name", "split"} <= dataset.keys():
         raise InputError(
             "that metrics.json was not written by evaluate",
             expected=f'{{"schema": {_SCHEMA}, "dataset": {{...}}, "results": [...]}}',

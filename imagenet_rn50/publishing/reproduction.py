@@ -49,14 +49,11 @@ def _needed(evidence: Evidence) -> str:
 
 def _weights_of_others(evidence: Evidence) -> str:
     """Says which file was converted, and what it was evaluated on."""
-    text = (
-        f"WEIGHTS is a file with the sha256 {evidence.cite(Place(ORIGIN, 'sha256'))} (`{ORIGIN}`)"
-    )
-    digest = Place(EVALUATION, "dataset.digest")
+    sha256 = evidence.cite(Place(ORIGIN, "sha256"))
+    text = f"WEIGHTS is a file with the sha256 {sha256} (`{ORIGIN}`)"
     if evidence.has(EVALUATION) and "digest" in evidence.value(Place(EVALUATION, "dataset")):
-        text += (
-            f",\nSHARDS have a manifest with the digest {evidence.cite(digest)} (`{EVALUATION}`)"
-        )
+        digest = evidence.cite(Place(EVALUATION, "dataset.digest"))
+        text += f",\nSHARDS have a manifest with the digest {digest} (`{EVALUATION}`)"
     return f"{text}:"
 
 

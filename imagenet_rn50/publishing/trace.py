@@ -150,6 +150,8 @@ def _in_metadata(metadata: dict[str, Any], evidence: Evidence, title: str) -> It
     """Yields what is wrong with the numbers in the metadata."""
     known = [str(evidence.value(p)) for p in (TRAINED_ON, EVALUATED_ON) if evidence.has(p.file)]
     known += [name + REAL_SUFFIX for name in known]
+    if metadata.get("model_name") == title:
+        metadata.pop("model_name")  # where nothing was measured there is no model-index
     for model in metadata.get("model-index", []):
         if model.get("name") == title:
             model.pop("name")

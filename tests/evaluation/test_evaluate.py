@@ -20,6 +20,7 @@ from imagenet_rn50.evaluation.statistics import class_counts
 from imagenet_rn50.evaluation.subject import open_subject
 from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.model import build_processor, logits_of
+from imagenet_rn50.verbs.after import evaluate as command
 from tests.evaluation.models import DATA, export_model, label_shards, random_model
 
 NUM_CLASSES = 9
@@ -90,15 +91,18 @@ def test_counts_equal_a_brute_force_reference_through_both_transforms_and_flippe
 
 
 def on_rank(rank, folder, ports):
-    """What each of three processes does: evaluate on three ranks, on two, then meet an error."""
+    """What each of three processes does: evaluate on three ranks, on two, then meet an error.
+
+    At last two of them are told to by the command, as under a launcher.
+    """
     torch.set_num_threads(1)
     subject = open_subject(str(folder / "model"))
-    for world_size, port in zip((3, 2, 2), ports, strict=True):
+    for world_size, port in zip((3, 2, 2), ports[:3], strict=True):
         if rank >= world_size:
             continue
         os.environ |= {"WORLD_SIZE": str(world_size), "RANK": str(rank)}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        is_last = port == ports[-1]
+        is_last = port == ports[2]
         images = images_in(folder / ("damaged" if is_last else "shards"))
         with joined_ranks() as ranks:
             try:
@@ -108,11 +112,15 @@ def on_rank(rank, folder, ports):
                 answer = str(error)
         name = "damaged" if is_last else str(world_size)
         (folder / f"{name}-{rank}.json").write_text(json.dumps(answer), encoding="utf-8")
+    if rank < 2:
+        os.environ["MASTER_PORT"] = str(ports[3])
+        shards, out = str(folder / "shards"), folder / f"told-{rank}"
+        command(str(folder / "model"), shards=shards, batch=5, workers=0, out=out)
 
 
 @pytest.mark.multiprocess
 def test_two_and_three_ranks_count_what_one_counts_and_all_raise_what_one_meets(folder):
-    ports = free_ports(3)
+    ports = free_ports(4)
     # Forked as loader workers are: what is imported already need not be imported three times.
     start_processes(on_rank, (folder, ports), nprocs=3, start_method="fork")
     images, subject = images_in(folder / "shards"), open_subject(str(folder / "model"))
@@ -123,6 +131,9 @@ def test_two_and_three_ranks_count_what_one_counts_and_all_raise_what_one_meets(
         for rank in range(world_size):
             answer = json.loads((folder / f"{world_size}-{rank}.json").read_text())
             assert answer == expected
+    metrics = json.loads((folder / "told-0" / "metrics.json").read_text())
+    assert metrics["results"] == expected
+    assert not (folder / "told-1").exists()  # one rank writes for all
     for rank in range(2):
         assert "sample sample_00020" in json.loads((folder / f"damaged-{rank}.json").read_text())
 
