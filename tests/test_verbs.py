@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.verbs.after import evaluate, export
+from imagenet_rn50.verbs.after import EvaluateArguments, evaluate, export
 
 OUT = Path("nowhere") / "out"
 
@@ -29,12 +29,12 @@ def test_an_option_of_the_other_source_is_refused(options, message):
 @pytest.mark.parametrize("options", [{"batch": 0}, {"workers": -1}], ids=str)
 def test_an_evaluation_without_batches_is_refused(options):
     with pytest.raises(InputError, match="makes no sense"):
-        evaluate("model", shards="shards", **options)
+        evaluate(EvaluateArguments("model", shards="shards", **options))
 
 
 def test_a_report_does_not_go_where_it_would_be_pushed(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="holds a model"):
-        evaluate("model", shards="shards", out=tmp_path)
+        evaluate(EvaluateArguments("model", shards="shards", out=tmp_path))
     with pytest.raises(InputError, match="is not a folder"):
-        evaluate("model", shards="shards", out=tmp_path / "config.json")
+        evaluate(EvaluateArguments("model", shards="shards", out=tmp_path / "config.json"))

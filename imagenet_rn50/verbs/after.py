@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -41,42 +42,48 @@ def prove_resume(
         raise SystemExit(1)
 
 
-def evaluate(
-    model: str,
-    shards: str | None = None,
-    split: Literal["validation", "train"] = "validation",
-    real: Path | None = None,
-    images: Path | None = None,
-    layout: Literal["imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch"] | None = None,
-    classes: Path | None = None,
-    checkpoint: Literal["best", "last"] = "best",
-    weights: Literal["auto", "ema", "raw"] = "auto",
-    transform: Literal["both", "training", "processor"] = "both",
-    flip: bool = False,
-    batch: int = 128,
-    workers: int = min(8, os.cpu_count() or 1),
-    cache: Path | None = None,
-    out: Path | None = None,
-) -> None:
+@dataclass(frozen=True)
+class EvaluateArguments:
+    """What to count, of which model, over which images."""
+
+    model: str
+    """Run folder, exported folder, or Hub id."""
+    shards: str | None = None
+    """Folder that shard_imagenet.py wrote, or its address: s3://, https://, hf://."""
+    split: Literal["validation", "train"] = "validation"
+    """Which images of the shards."""
+    real: Path | None = None
+    """ImageNet-ReaL's real.json, to count the validation images by its labels, too."""
+    images: Path | None = None
+    """Folder of ImageNet-V2, -A, -R or -Sketch, instead of shards."""
+    layout: Literal["imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch"] | None = None
+    """How that is laid out; found out by itself."""
+    classes: Path | None = None
+    """classes.json or LOC_synset_mapping.txt, where folders are named by wnid and neither the model
+    nor the shards say its classes."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Of a run: the one with the best validation top-1, or the newest."""
+    weights: Literal["auto", "ema", "raw"] = "auto"
+    """Of a run: its averaged weights, its raw ones, or whichever scored better."""
+    transform: Literal["both", "training", "processor"] = "both"
+    """Training's evaluation transform, the processor shipped with the model, or both."""
+    flip: bool = False
+    """Also average with the logits of the mirrored picture, and report that apart."""
+    batch: int = 128
+    """Images in a forward pass."""
+    workers: int = min(8, os.cpu_count() or 1)
+    """Loader processes of each rank."""
+    cache: Path | None = None
+    """Folder of this machine to keep remote shards in."""
+    out: Path | None = None
+    """Folder to write metrics.json, per_class.csv and report.html to."""
+
+
+def evaluate(asked: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) -> None:
     """Count how often a model is right, over shards or a test set of files, on any number of ranks.
 
     Args:
-        model: Run folder, exported folder, or Hub id.
-        shards: Folder that shard_imagenet.py wrote, or its address: s3://, https://, hf://.
-        split: Which images of the shards.
-        real: ImageNet-ReaL's real.json, to count the validation images by its labels, too.
-        images: Folder of ImageNet-V2, -A, -R or -Sketch, instead of shards.
-        layout: How that is laid out; found out by itself.
-        classes: classes.json or LOC_synset_mapping.txt, where folders are named by wnid and neither
-            the model nor the shards say its classes.
-        checkpoint: Of a run: the one with the best validation top-1, or the newest.
-        weights: Of a run: its averaged weights, its raw ones, or whichever scored better.
-        transform: Training's evaluation transform, the processor shipped with the model, or both.
-        flip: Also average with the logits of the mirrored picture, and report that apart.
-        batch: Images in a forward pass.
-        workers: Loader processes of each rank.
-        cache: Folder of this machine to keep remote shards in.
-        out: Folder to write metrics.json, per_class.csv and report.html to.
+        asked: What to count, of which model, over which images.
     """
     from imagenet_rn50.console import say
     from imagenet_rn50.evaluation.evaluate import evaluate as evaluate_model
@@ -90,33 +97,39 @@ def evaluate(
     from imagenet_rn50.evaluation.subject import open_subject
     from imagenet_rn50.evaluation.target import open_target
 
-    if batch < 1 or workers < 0:
+    if asked.batch < 1 or asked.workers < 0:
         raise InputError(
-            f"--batch {batch} --workers {workers} makes no sense",
+            f"--batch {asked.batch} --workers {asked.workers} makes no sense",
             expected="--batch of 1 or more, --workers of 0 or more",
         )
-    if out:
-        require_own_folder(out)
+    if asked.out:
+        require_own_folder(asked.out)
     with joined_ranks() as ranks:
-        subject = open_subject(model, checkpoint, weights)
+        subject = open_subject(asked.model, asked.checkpoint, asked.weights)
         target, known = open_target(
-            subject, shards, images, split=split, layout=layout, classes=classes, cache=cache
+            subject,
+            asked.shards,
+            asked.images,
+            split=asked.split,
+            layout=asked.layout,
+            classes=asked.classes,
+            cache=asked.cache,
         )
         evaluation = evaluate_model(
             subject,
             target,
             ranks=ranks,
-            transform=transform,
-            flip=flip,
-            batch=batch,
-            num_workers=workers,
-            real=read_real(real, target, len(subject.labels)) if real else None,
+            transform=asked.transform,
+            flip=asked.flip,
+            batch=asked.batch,
+            num_workers=asked.workers,
+            real=read_real(asked.real, target, len(subject.labels)) if asked.real else None,
         )
         if ranks.is_first:
             say(results_table(evaluation.results))
-            if out:
-                write_evaluation(out, subject, target, evaluation, known)
-                say(f"wrote {out}: metrics.json, per_class.csv, report.html")
+            if asked.out:
+                write_evaluation(asked.out, subject, target, evaluation, known)
+                say(f"wrote {asked.out}: metrics.json, per_class.csv, report.html")
 
 
 def export(

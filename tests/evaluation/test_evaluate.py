@@ -20,6 +20,7 @@ from imagenet_rn50.evaluation.statistics import class_counts
 from imagenet_rn50.evaluation.subject import open_subject
 from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.model import build_processor, logits_of
+from imagenet_rn50.verbs.after import EvaluateArguments
 from imagenet_rn50.verbs.after import evaluate as command
 from tests.evaluation.models import DATA, export_model, label_shards, random_model
 
@@ -115,7 +116,8 @@ def on_rank(rank, folder, ports):
     if rank < 2:
         os.environ["MASTER_PORT"] = str(ports[3])
         shards, out = str(folder / "shards"), folder / f"told-{rank}"
-        command(str(folder / "model"), shards=shards, batch=5, workers=0, out=out)
+        model = str(folder / "model")
+        command(EvaluateArguments(model, shards=shards, batch=5, workers=0, out=out))
 
 
 @pytest.mark.multiprocess
