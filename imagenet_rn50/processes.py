@@ -39,14 +39,20 @@ def signal_at_death_of_parent(number: signal.Signals) -> None:
 
 
 @contextmanager
-def children_without_signals() -> Iterator[None]:
-    """Lets processes that the body forks be deaf to the signals that ask a trainer to end.
+def children_without_signals(
+    numbers: tuple[signal.Signals, ...] = ENDING_SIGNALS,
+) -> Iterator[None]:
+    """Lets processes that the body starts be deaf to signals, those that ask a trainer to end.
 
     A terminal, systemd and Slurm send them to every process of a job. Loader workers must go on
     then, for the trainer needs them until it has saved; it ends them itself. The mask is set
-    before the fork, so there is no moment at which a worker could hear.
+    before the fork, so there is no moment at which a worker could hear; what comes meanwhile waits
+    for this process.
+
+    Args:
+        numbers: The signals.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:

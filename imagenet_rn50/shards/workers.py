@@ -10,13 +10,13 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.processes import children_without_signals
 from imagenet_rn50.shards.plan import ShardTask
 from imagenet_rn50.shards.shard import ShardRecord, make_shard
 
@@ -83,7 +83,7 @@ def _in_processes(
         num_workers, context, initializer=_begin_worker, initargs=(os.getpid(), counters)
     )
     try:
-        with _ctrl_c_ignored():  # which the workers inherit: Ctrl-C is for this process to handle
+        with children_without_signals((signal.SIGINT,)):  # Ctrl-C is for this process to handle
             running: set[Future[ShardRecord]] = {
                 executor.submit(_work, task, str(folder)) for task in tasks
             }
@@ -105,19 +105,6 @@ def _in_processes(
         raise
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    """Ignores Ctrl-C for the moment in which processes are started."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may, and only there Ctrl-C arrives
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _begin_worker(parent: int, counters: Any) -> None:

@@ -27,11 +27,11 @@ SCRIPT = Path(__file__).parents[2] / "shard_imagenet.py"
 WORDS = ("--train-shards", "12", "--validation-shards", "2", "--workers", "2")
 
 
-def start(source: Path, out: Path, *words: str) -> subprocess.Popen[str]:
+def start(source: Path, out: Path, *words: str, before: tuple[str, ...] = ()):
     """Starts packing in a session of its own, so that all its processes can be counted."""
     command = [sys.executable, str(SCRIPT), "pack", "--source", str(source), "--out", str(out)]
     return subprocess.Popen(
-        [*command, *WORDS, *words],
+        [*before, *command, *WORDS, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -113,7 +113,7 @@ def test_soak_killed_at_any_moments_and_run_again_gives_the_same_bytes(
 @pytest.mark.multiprocess
 def test_ctrl_c_says_how_to_go_on_leaves_no_half_file_and_no_process(source, undisturbed, tmp_path):
     out = tmp_path / "out"
-    process = start(source, out)
+    process = start(source, out, before=("nice", "-n", "19"))  # so that it is met on the way
     while not list(out.glob(".packing/*.tar.json")):
         assert process.poll() is None
         time.sleep(0.01)
