@@ -1,11 +1,10 @@
 """Settings of all tests, and what several rooms' tests need."""
 
 import os
+import tempfile
 
 import pytest
 from hypothesis import settings
-
-from imagenet_rn50.loading.filesystems import filesystem
 
 # Speed is shown by benchmarks; a busy machine makes no property false.
 settings.register_profile("untimed", deadline=None)
@@ -13,6 +12,15 @@ settings.load_profile("untimed")
 
 # Several processes share few cores: threads that wait shall not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# What Hugging Face's libraries keep, the user's token too, is neither read nor written.
+_HF_HOME = tempfile.TemporaryDirectory(prefix="hf-home-", ignore_cleanup_errors=True)
+os.environ["HF_HOME"] = _HF_HOME.name
+
+
+def pytest_unconfigure():
+    """Leaves nothing behind."""
+    _HF_HOME.cleanup()
 
 
 def pytest_collection_modifyitems(items):
@@ -25,6 +33,8 @@ def bucket_server(monkeypatch):
     """A client of moto's S3 server on loopback, which is what the environment names."""
     import botocore.session
     from moto.server import ThreadedMotoServer
+
+    from imagenet_rn50.loading.filesystems import filesystem
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -108,10 +108,11 @@ def test_a_disk_too_full_for_a_line_of_the_journal_is_told_and_the_training_goes
 def test_a_second_signal_ends_at_once_even_while_the_main_thread_waits_in_c():
     code = (
         "import ctypes; from imagenet_rn50.training.interruption import Interruption\n"
+        "lock = ctypes.CDLL(None).pthread_mutex_lock\n"
+        "mutex = ctypes.create_string_buffer(64)\n"
         "with Interruption(talks=True):\n"
         "    print('ready', flush=True)\n"
-        "    ctypes.CDLL(None).pause(); ctypes.CDLL(None).sleep(600)\n"
-        "    [ctypes.PyDLL(None).getpid() or ctypes.CDLL(None).sleep(600) for _ in range(9)]\n"
+        "    lock(mutex), lock(mutex)\n"  # for ever, whatever the signal
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True
