@@ -13,6 +13,9 @@ settings.load_profile("untimed")
 # Several processes share few cores: threads that wait shall not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Servers of tests listen on loopback, where no proxy is to be asked for them.
+os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1"
+
 # What Hugging Face's libraries keep, the user's token too, is neither read nor written.
 _HF_HOME = tempfile.TemporaryDirectory(prefix="hf-home-", ignore_cleanup_errors=True)
 os.environ["HF_HOME"] = _HF_HOME.name

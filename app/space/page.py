@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def launch(page: gr.Blocks, **options: Any) -> tuple[Any, str, str]:
     Returns:
         The web application, its address here, and "".
     """
+    _keep_off_proxies("localhost", "127.0.0.1")
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=NUM_WORKERS)
     answer: tuple[Any, str, str] = page.launch(
         max_file_size=MAX_FILE_SIZE,
@@ -78,6 +80,12 @@ def launch(page: gr.Blocks, **options: Any) -> tuple[Any, str, str]:
         **options,
     )
     return answer
+
+
+def _keep_off_proxies(*hosts: str) -> None:
+    """Lets Gradio ask its own address whether it is up, which it must, where HTTP_PROXY is set."""
+    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [others, *hosts]))
 
 
 def _blocks(title: str) -> gr.Blocks:

@@ -153,8 +153,9 @@ def test_what_was_uploaded_is_deleted_after_an_hour(model_folder, tmp_path, monk
         page.close()
 
 
-def test_without_a_usable_model_the_page_says_what_to_set(tmp_path):
-    with serve(tmp_path, MODEL_ID="examples") as served:  # a folder, but of pictures
+def test_without_a_usable_model_the_page_says_what_to_set_even_behind_a_proxy(tmp_path):
+    proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}  # nothing there
+    with serve(tmp_path, MODEL_ID="examples", **proxy) as served:  # a folder, but of pictures
         page = httpx.get(served.address, timeout=60).text
         assert "The model cannot be loaded." in page
         assert "MODEL_ID" in page
