@@ -26,12 +26,20 @@ from tests.shards.helpers import contents, jpeg, write_kaggle, write_parquet
 SCRIPT = Path(__file__).parents[2] / "shard_imagenet.py"
 WORDS = ("--train-shards", "12", "--validation-shards", "2", "--workers", "2")
 
+# A disk that takes its time, so that packing is met on the way however busy the machine is.
+SLOW_DISK = """
+import os, time
+fsync = os.fsync
+os.fsync = lambda descriptor: (time.sleep(0.5), fsync(descriptor))
+"""
 
-def start(source: Path, out: Path, *words: str, before: tuple[str, ...] = ()):
+
+def start(source: Path, out: Path, *words: str, **environment: str):
     """Starts packing in a session of its own, so that all its processes can be counted."""
     command = [sys.executable, str(SCRIPT), "pack", "--source", str(source), "--out", str(out)]
     return subprocess.Popen(
-        [*before, *command, *WORDS, *words],
+        [*command, *WORDS, *words],
+        env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -55,6 +63,14 @@ def wait_until_all_are_gone(group: int) -> None:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     return write_kaggle(tmp_path_factory.mktemp("source") / "it", train=180, validation=24)
+
+
+@pytest.fixture
+def slow_disk(tmp_path):
+    """Returns the environment in which Python writes to one."""
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW_DISK)
+    return {"PYTHONPATH": str(tmp_path / "slow")}
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +127,11 @@ def test_soak_killed_at_any_moments_and_run_again_gives_the_same_bytes(
 
 
 @pytest.mark.multiprocess
-def test_ctrl_c_says_how_to_go_on_leaves_no_half_file_and_no_process(source, undisturbed, tmp_path):
+def test_ctrl_c_says_how_to_go_on_leaves_no_half_file_and_no_process(
+    source, undisturbed, slow_disk, tmp_path
+):
     out = tmp_path / "out"
-    process = start(source, out, before=("nice", "-n", "19"))  # so that it is met on the way
+    process = start(source, out, **slow_disk)
     while not list(out.glob(".packing/*.tar.json")):
         assert process.poll() is None
         time.sleep(0.01)
@@ -132,9 +150,11 @@ def test_ctrl_c_says_how_to_go_on_leaves_no_half_file_and_no_process(source, und
 
 
 @pytest.mark.multiprocess
-def test_a_worker_that_is_killed_stops_the_run_with_a_message(source, undisturbed, tmp_path):
+def test_a_worker_that_is_killed_stops_the_run_with_a_message(
+    source, undisturbed, slow_disk, tmp_path
+):
     out = tmp_path / "out"
-    process = start(source, out)
+    process = start(source, out, **slow_disk)
     while not (workers := list(out.glob("*.partial"))):
         assert process.poll() is None
         time.sleep(0.005)
@@ -290,8 +310,10 @@ def test_a_second_process_may_not_pack_into_the_same_folder(source, tmp_path):
     while not (tmp_path / "out" / ".packing" / "plan.json").exists():
         assert process.poll() is None
         time.sleep(0.01)
+    process.send_signal(signal.SIGSTOP)  # so that it is there, however long the second takes
     second = start(source, tmp_path / "out")
     output, _ = second.communicate(timeout=60)
+    process.send_signal(signal.SIGCONT)
     assert second.returncode == 2, output
     assert "another process is packing into" in output
     process.communicate(timeout=120)
