@@ -36,7 +36,8 @@ _ENVIRONMENT = {
 def run_demo(run: Path, data: Path) -> None:
     """Packs, trains, exports, evaluates and predicts, then says where everything is.
 
-    What an earlier call finished is found finished, and kept.
+    What an earlier call finished is found finished, and kept; where it finished all, and neither
+    the code nor a result has changed since, there is nothing to do.
 
     Args:
         run: Run folder; `run`/summary.json and `run`/exported are written.
@@ -49,11 +50,16 @@ def run_demo(run: Path, data: Path) -> None:
     run, data = (Path(os.path.relpath(path, _ROOT)) for path in (run, data))
     os.chdir(_ROOT)  # so that every command below can be typed as it is shown
     source, shards = write_ilsvrc(data / "source"), data / "shards"
-    exported, evaluation = run / "exported", run / "evaluation"
+    exported, evaluation, summary_file = run / "exported", run / "evaluation", run / "summary.json"
     say(f"1,797 scans of handwritten digits stand in {source}, laid out as ImageNet is.")
 
     say("\n== Pack them into tar shards")
     _call(f"python shard_imagenet.py pack --source {source} --out {shards} {_PACKING}")
+    made = shards / "manifest.json", run / "logs.md", exported / "model.safetensors"
+    if _is_current(summary_file, *made, evaluation / "report.html"):
+        say("\nThe rest was made before. Nothing to do; `make clean` lets it begin anew.")
+        say(_summary(run, exported, evaluation, read_json(summary_file)))
+        return
     say("\n== Train a small ResNet")
     _call(
         f"accelerate launch --config_file {_CONFIG} --quiet "
@@ -76,8 +82,17 @@ def run_demo(run: Path, data: Path) -> None:
     first, *_ = read_json(evaluation / "metrics.json")["results"]
     summary = {key: first[key] for key in ("top1", "top5", "loss", "num_images")}
     summary["seconds"] = seconds
-    write_json(run / "summary.json", summary)
+    write_json(summary_file, summary)
     say(_summary(run, exported, evaluation, summary))
+
+
+def _is_current(summary: Path, *made: Path) -> bool:
+    """Says whether a summary is there and younger than what it tells of, and than the code."""
+    code = (*_ROOT.glob("imagenet_rn50/**/*.py"), *_ROOT.glob("imagenet_rn50/recipes/*.yaml"))
+    try:
+        return summary.stat().st_mtime >= max(path.stat().st_mtime for path in (*code, *made))
+    except FileNotFoundError:
+        return False
 
 
 def _call(command: str) -> None:
