@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.files import write_json
+from imagenet_rn50.files import sha256_of_file, write_json
 from imagenet_rn50.shards.audit import audit_of, write_audit
 from imagenet_rn50.shards.info import INFO_NAME, timm_info
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Split
@@ -39,9 +40,11 @@ def finish(
     Returns:
         The manifest, as it was written.
     """
-    manifest = Manifest(dataset=dataset, options=options, splits=_splits_of(records))
+    classes_sha256 = None
     if classes is not None:
         classes.save(folder)
+        classes_sha256 = sha256_of_file(folder / CLASSES_NAME)
+    manifest = Manifest(dataset, options, _splits_of(records), classes_sha256)
     write_json(folder / INFO_NAME, timm_info(manifest))
     write_audit(audit_of(records, folder, classes, options), folder)
     manifest.save(folder)

@@ -12,6 +12,7 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
@@ -76,6 +77,10 @@ def _repaired(raw: bytes, options: PackOptions) -> Prepared:
     _require_sane_size(header.width, header.height)
     if header.color_space in {"cmyk", "ycck"}:
         return _rewritten(raw, options, header.color_space.upper())
+    try:
+        read_layout(raw)  # as the loader will, which is stricter than decoders are
+    except ValueError as error:
+        return _rewritten(raw, options, str(error))
     if options.check == "decode":
         try:
             simplejpeg.decode_jpeg(raw, strict=True)
@@ -113,13 +118,20 @@ def decode(content: bytes) -> Image.Image:
             picture = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
             _require_sane_size(*picture.size)
             picture.load()
-            return picture if picture.mode == "L" else picture.convert("RGB")
+            return picture if picture.mode == "L" else _to_rgb(picture)
     except BadPictureError:
         raise
     except UnidentifiedImageError:  # whose message holds an address in memory
         raise BadPictureError("cannot be decoded: no JPEG or PNG that is known") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadPictureError(f"cannot be decoded: {error}") from None
+
+
+def _to_rgb(picture: Image.Image) -> Image.Image:
+    """Converts any mode of 8 or 16 bits to RGB."""
+    if picture.mode.startswith("I"):  # 16 bits of gray, which Pillow would clip at 255
+        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8)).convert("RGB")
+    return picture.convert("RGB")
 
 
 def _rewritten(raw: bytes, options: PackOptions, reason: str) -> Prepared:

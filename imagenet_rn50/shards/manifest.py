@@ -129,11 +129,13 @@ class Manifest:
         dataset: Name that begins every shard's name, such as `imagenet1k`.
         options: How the shards were made (seed, resizing, ...), for people and for comparing.
         splits: By name: `train`, `validation`.
+        classes_sha256: Of `classes.json` beside it; None where the classes are not known.
     """
 
     dataset: str
     options: dict[str, Any]
     splits: dict[str, Split]
+    classes_sha256: str | None = None
 
     def save(self, folder: Path) -> str:
         """Writes the manifest into `folder`: each split's columns first, then the JSON.
@@ -146,6 +148,7 @@ class Manifest:
             "version": VERSION,
             "dataset": self.dataset,
             "options": self.options,
+            "classes_sha256": self.classes_sha256,
             "splits": {},
         }
         for name, split in self.splits.items():
@@ -188,7 +191,8 @@ class Manifest:
             )
         try:
             splits = {name: _read_split(folder, entry) for name, entry in content["splits"].items()}
-            return cls(dataset=content["dataset"], options=content["options"], splits=splits)
+            told = (content["dataset"], content["options"], splits, content.get("classes_sha256"))
+            return cls(*told)
         except (AttributeError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path} is damaged: {error!r}",

@@ -21,17 +21,14 @@ from imagenet_rn50.shards.finishing import finish
 from imagenet_rn50.shards.jpegtran import require_installed
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.options import PackOptions
-from imagenet_rn50.shards.plan import Plan, ShardTask, make_plan
+from imagenet_rn50.shards.plan import Plan, make_plan
 from imagenet_rn50.shards.shard import ShardRecord
 from imagenet_rn50.shards.sources.base import Source
+from imagenet_rn50.shards.space import space_needed, space_taken
 from imagenet_rn50.shards.state import FOLDER as STATE_FOLDER
 from imagenet_rn50.shards.state import PackingState, describe_difference
 from imagenet_rn50.shards.verify import verify
 from imagenet_rn50.shards.workers import make_shards
-
-# What tar headers, labels and restart markers add to a picture, at most, in bytes and as a factor.
-_OVERHEAD_BYTES = 4096
-_RESTART_GROWTH = 1.05
 
 
 @dataclass(frozen=True)
@@ -71,10 +68,9 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
     if (out / manifests.FILE_NAME).is_file():
         return _already_packed(out, identity)
     _require_usable_folder(out, plan)
-    space = _space_needed(plan.tasks, options)
-    require_free_space(out, space - _bytes_present(out, plan), "packing")
+    require_free_space(out, space_needed(plan) - space_taken(plan, out), "packing")
     state = PackingState(out)
-    with state.locked(), _explained_full_disk(out):
+    with state.locked(), _explained_end(plan, out):
         state.adopt(identity)
         state.remove_leftovers()
         records, num_kept = _make_all(plan, out, state, num_workers)
@@ -136,22 +132,6 @@ def _require_usable_folder(out: Path, plan: Plan) -> None:
         )
 
 
-def _space_needed(tasks: tuple[ShardTask, ...], options: PackOptions) -> int:
-    """Estimates from above how many bytes the shards will take."""
-    growth = _RESTART_GROWTH if options.restart_blocks else 1.0
-    return sum(
-        int(picture.length * growth) + _OVERHEAD_BYTES
-        for task in tasks
-        for picture in task.pictures
-    )
-
-
-def _bytes_present(out: Path, plan: Plan) -> int:
-    """Returns how many bytes earlier runs have written."""
-    paths = (out / task.name for task in plan.tasks)
-    return sum(path.stat().st_size for path in paths if path.is_file())
-
-
 def _make_all(
     plan: Plan, out: Path, state: PackingState, num_workers: int
 ) -> tuple[dict[str, ShardRecord], int]:
@@ -167,30 +147,30 @@ def _make_all(
     missing = [task for task in plan.tasks if task.name not in records]
     num_pictures = sum(len(task.pictures) for task in plan.tasks)
     num_done = num_pictures - sum(len(task.pictures) for task in missing)
-    try:
-        ready = state.spread(missing)
-        with progress_bar(total=num_pictures, initial=num_done, description="packing") as bar:
-            for record in make_shards(ready, out, num_workers, bar):
-                state.save(record)
-                records[record.shard.name] = record
-    except KeyboardInterrupt:
-        say(
-            f"Stopped. {len(records)} of {len(plan.tasks)} shards are finished and kept in {out}; "
-            "the same command goes on from there."
-        )
-        raise
+    ready = state.spread(missing)
+    with progress_bar(total=num_pictures, initial=num_done, description="packing") as bar:
+        for record in make_shards(ready, out, num_workers, bar):
+            state.save(record)
+            records[record.shard.name] = record
     return records, num_kept
 
 
 @contextmanager
-def _explained_full_disk(out: Path) -> Iterator[None]:
-    """Turns what the system says of a full disk into what the user can do about it."""
+def _explained_end(plan: Plan, out: Path) -> Iterator[None]:
+    """Tells whoever presses Ctrl-C how to go on, and what can be done about a full disk."""
     try:
         yield
+    except KeyboardInterrupt:
+        finished = sum((out / task.name).is_file() for task in plan.tasks)
+        say(
+            f"Stopped. {finished} of {len(plan.tasks)} shards are finished and kept in {out}; "
+            "the same command goes on from there."
+        )
+        raise
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        finished = sum(1 for _ in out.glob("*.tar"))
+        finished = sum((out / task.name).is_file() for task in plan.tasks)
         raise InputError(
             f"the disk is full: {error.strerror} while packing into {out}",
             expected="space for all shards",

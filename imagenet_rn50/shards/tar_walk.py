@@ -133,9 +133,9 @@ def _pax_records(content: bytes) -> dict[str, str]:
     records = {}
     while content.strip(b"\0"):
         digits = content.partition(b" ")[0]
-        length = int(digits) if digits.isdigit() else 0
+        length = int(digits) if digits.isdigit() and len(digits) < 20 else 0
         keyword, equals, value = content[len(digits) + 1 : length - 1].partition(b"=")
-        if not equals or length > len(content):
+        if not equals or not len(digits) < length <= len(content):
             raise TarError("has a damaged pax header")
         records[_text(keyword)] = _text(value)
         content = content[length:]

@@ -9,9 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.console import progress_bar
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_json
+from imagenet_rn50.files import read_json, sha256_of_file
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.info import INFO_NAME, timm_info
 from imagenet_rn50.shards.manifest import Manifest, Split
@@ -89,7 +90,13 @@ def _surplus(folder: Path, manifest: Manifest) -> Iterator[Finding]:
 
 
 def _beside(folder: Path, manifest: Manifest) -> Iterator[Finding]:
-    """Compares timm's `_info.json` with the manifest, where there is one."""
+    """Compares `classes.json` and timm's `_info.json` with the manifest, where it knows them."""
+    classes = folder / CLASSES_NAME
+    if manifest.classes_sha256 is not None:
+        if not classes.is_file():
+            yield Finding(CLASSES_NAME, "is missing")
+        elif sha256_of_file(classes) != manifest.classes_sha256:
+            yield Finding(CLASSES_NAME, "has changed: the names of the classes may be others")
     if not (folder / INFO_NAME).is_file():
         return
     try:

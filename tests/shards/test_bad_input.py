@@ -3,9 +3,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from tests.shards.helpers import write_kaggle
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.shards.options import PackOptions
+from imagenet_rn50.shards.packing import pack
+from imagenet_rn50.shards.plan import make_plan
+from imagenet_rn50.shards.sources.detect import read_source
+from imagenet_rn50.shards.space import space_needed
+from tests.shards.helpers import WNIDS, write_kaggle
 
 SCRIPT = Path(__file__).parents[2] / "shard_imagenet.py"
 
@@ -61,14 +69,25 @@ def test_a_source_that_is_missing_or_empty_or_a_file_is_refused(tmp_path, prepar
 
 
 def test_a_disk_that_is_too_small_is_noticed_before_anything_is_written(tmp_path, monkeypatch):
-    from imagenet_rn50.errors import InputError
-    from imagenet_rn50.shards.options import PackOptions
-    from imagenet_rn50.shards.packing import pack
-    from imagenet_rn50.shards.sources.detect import read_source
-
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     source = read_source(write_kaggle(tmp_path / "source"))
     with pytest.raises(InputError, match="not enough disk space"):
         pack(source, tmp_path / "out", PackOptions())
     assert not (tmp_path / "out").exists()
+
+
+def test_resized_pictures_are_asked_for_the_space_that_they_will_take(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        noise = rng.integers(0, 256, (120 + 8 * number, 300, 3), dtype=np.uint8)
+        path = tmp_path / "source" / "train" / WNIDS[number % 3] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise).save(path, quality=95)
+    source = read_source(tmp_path / "source")
+    options = PackOptions(train_shards=5, resize="short=64")
+    needed = space_needed(make_plan(source, options))
+    pack(source, tmp_path / "out", options)
+    written = sum(path.stat().st_size for path in (tmp_path / "out").glob("*.tar"))
+    whole = sum(path.stat().st_size for path in (tmp_path / "source").rglob("*.jpg"))
+    assert written < needed < whole / 4

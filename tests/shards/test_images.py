@@ -136,6 +136,24 @@ def test_a_png_in_disguise_becomes_a_jpeg_of_nearly_the_same_pixels(mode):
     assert np.abs(pixels(prepared.jpeg) - pixels(raw)).mean() < (12 if mode in "P1" else 2)
 
 
+def test_a_png_of_16_bits_keeps_its_range():
+    ramp = np.linspace(0, 65535, 64 * 64, dtype=np.uint16).reshape(64, 64)
+    buffer = io.BytesIO()
+    Image.fromarray(ramp).save(buffer, format="PNG")
+    prepared = prepare(buffer.getvalue(), PLAIN)
+    assert np.abs(pixels(prepared.jpeg) - (ramp // 257)[..., None]).max() < 8
+
+
+@pytest.mark.parametrize("check", ["decode", "header"])
+def test_a_header_that_the_loader_would_refuse_is_written_anew(check):
+    raw = jpeg()
+    at = 2 + 2 + int.from_bytes(raw[4:6])  # behind the first segment
+    prepared = prepare(raw[:at] + b"\0\0" + raw[at:], PackOptions(check=check, restart_blocks=4))
+    assert prepared.changes == ("the JPEG is damaged at byte 20: written anew at quality 95",)
+    assert read_layout(prepared.jpeg).interval == 4
+    assert np.abs(pixels(prepared.jpeg) - pixels(raw)).mean() < 2
+
+
 def test_rewritten_pictures_carry_restart_markers_too():
     assert read_header(prepare(png(), MARKED).jpeg).restart_interval == 4
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -147,6 +148,16 @@ def test_ctrl_c_says_how_to_go_on_leaves_no_half_file_and_no_process(
     output, _ = process.communicate(timeout=120)
     assert "shards were finished before and are kept" in output
     assert contents(out) == undisturbed[0]
+
+
+def test_ctrl_c_in_the_last_step_too_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    source = read_source(write_kaggle(tmp_path / "source"))
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "finish", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            pack(source, tmp_path / "out", PackOptions(train_shards=2, validation_shards=1))
+    assert "3 of 3 shards are finished and kept" in capsys.readouterr().out
+    assert pack(source, tmp_path / "out", PackOptions(train_shards=2, validation_shards=1)).num_kept
 
 
 @pytest.mark.multiprocess

@@ -127,6 +127,28 @@ def test_a_mapping_that_names_a_class_without_pictures_is_refused(tmp_path):
         read_source(root)
 
 
+@pytest.mark.parametrize("write", [write_kaggle, write_imagefolder])
+@pytest.mark.parametrize("inside", ["nothing", "images"])
+def test_a_class_without_pictures_is_refused_for_it_would_shift_the_indices(
+    tmp_path, write, inside
+):
+    root = write(tmp_path / "source")
+    (root / "LOC_synset_mapping.txt").unlink(missing_ok=True)
+    (train,) = root.rglob("train")
+    (train / "n00000001" / ("" if inside == "nothing" else inside)).mkdir(parents=True)
+    with pytest.raises(InputError, match=rf"n00000001 is the folder of a class(.|\n)*{inside}"):
+        read_source(root)
+
+
+@pytest.mark.parametrize(("make", "found"), [("link", "nowhere"), ("folder", "a folder")])
+def test_what_is_named_as_a_picture_and_is_none_is_not_passed_over(tmp_path, make, found):
+    root = write_imagefolder(tmp_path / "source")
+    path = root / "train" / WNIDS[0] / "a.jpg"
+    path.mkdir() if make == "folder" else path.symlink_to(tmp_path / "gone.jpg")
+    with pytest.raises(InputError, match=rf"a\.jpg is named as a picture(.|\n)*{found}"):
+        read_source(root)
+
+
 def test_validation_classes_that_training_lacks_are_refused(tmp_path):
     root = write_imagefolder(tmp_path / "source")
     (root / "val" / "n09999999").mkdir()

@@ -1,5 +1,6 @@
 import io
 import tarfile
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -66,6 +67,17 @@ def test_a_tar_cut_anywhere_is_noticed(cut):
     whole = buffer.getvalue()
     with pytest.raises(TarError, match="cut off"):
         list(walk(whole[: min(cut, len(whole) - 1)]))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("digit", [b"0", b"2", b"9", b"v", b" ", b"\0", b"-"])
+def test_a_walk_past_a_damaged_pax_header_ends(digit):
+    written = tar_of({"n01440764_猫.jpg": b"abc", "b.jpg": b"xyz"})
+    (begin,) = [at for at in range(len(written)) if written.startswith(b"path=", at)]
+    for at in range(begin - 3, begin + 1):  # the length of the record, and the blank
+        damaged = written[:at] + digit + written[at + 1 :]
+        with suppress(TarError):
+            assert [member.name for member in walk(damaged)][-1] == "b.jpg"
 
 
 def test_data_behind_the_end_mark_are_noticed():

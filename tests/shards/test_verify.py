@@ -107,12 +107,20 @@ def test_a_label_that_differs_from_the_manifest_is_named(shards):
     assert "has the label" in finding.problem
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "manifest-train.npz", "_info.json"])
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "manifest-train.npz", "_info.json", "classes.json"]
+)
 def test_damage_beside_the_shards_is_found(shards, name):
     content = bytearray((shards / name).read_bytes())
     content[len(content) // 3] ^= 0x15
     (shards / name).write_bytes(bytes(content))
     assert verify(shards)
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_missing_names_of_classes_are_found(shards, quick):
+    (shards / "classes.json").unlink()
+    assert [str(finding) for finding in verify(shards, quick=quick)] == ["classes.json: is missing"]
 
 
 def test_shards_without_checksums_of_pictures_are_still_verified(shards):

@@ -10,7 +10,14 @@ from pathlib import Path
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
-from imagenet_rn50.shards.sources.base import Listed, Source, is_picture, with_keys
+from imagenet_rn50.shards.sources.base import (
+    PICTURE_SUFFIXES,
+    Listed,
+    Source,
+    is_picture,
+    readable,
+    with_keys,
+)
 
 MAPPING = "LOC_synset_mapping.txt"
 SOLUTION = "LOC_val_solution.csv"
@@ -160,18 +167,38 @@ def _require_same_pictures(pictures: set[str], solved: set[str], path: Path) -> 
 
 
 def class_folders(root: Path, folder: Path) -> Iterator[Listed]:
-    """Lists `folder`/<wnid>/ by wnid and file name."""
+    """Lists `folder`/<wnid>/ by wnid and file name.
+
+    Raises:
+        InputError: When one holds no pictures: without it, classes behind it had other indices.
+    """
     if not folder.is_dir():
         return
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir() and not entry.name.startswith("."):
-            yield from _files(root, Path(entry.path), wnid=entry.name)
+        if not entry.is_dir() or entry.name.startswith("."):
+            continue
+        pictures = list(_files(root, Path(entry.path), wnid=entry.name))
+        if not pictures:
+            inside = sorted(readable(name) for name in os.listdir(entry.path))
+            raise InputError(
+                f"{readable(entry.path)} is the folder of a class without pictures",
+                expected=f"files ending in {', '.join(sorted(PICTURE_SUFFIXES))} right within it",
+                found=", ".join(inside[:3]) + " ..." * (len(inside) > 3) or "nothing",
+                fix="put its pictures there, or take the folder away if it is no class",
+            )
+        yield from pictures
 
 
 def _files(root: Path, folder: Path, wnid: str) -> Iterator[Listed]:
     """Lists the pictures that lie in `folder` by file name."""
     prefix = folder.relative_to(root).as_posix()
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if is_picture(entry.name) and entry.is_file():
+        if is_picture(entry.name):
+            if not entry.is_file():
+                raise InputError(
+                    f"{readable(entry.path)} is named as a picture, but is no file",
+                    found="a link that leads nowhere" if entry.is_symlink() else "a folder",
+                    fix="mend it or take it away; pictures are not left out unnoticed",
+                )
             size = entry.stat().st_size
             yield Listed(Path(entry.name).stem, wnid, f"{prefix}/{entry.name}", 0, size)
