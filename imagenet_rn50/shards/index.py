@@ -16,14 +16,14 @@ from typing import NamedTuple
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.console import progress_bar
+from imagenet_rn50.console import progress_bar, say
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.jpeg_header import JpegError, read_header
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.finishing import finish
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard
 from imagenet_rn50.shards.samples import TarSample, picture_of, samples_in
-from imagenet_rn50.shards.shard import Remark, Row, ShardRecord
+from imagenet_rn50.shards.shard import Row, ShardRecord
 from imagenet_rn50.shards.sources.base import readable
 from imagenet_rn50.shards.tar_walk import Buffer, TarError, mapped
 
@@ -31,6 +31,10 @@ _SHARD_NAME = re.compile(r"(?:(?P<dataset>.+?)[-_])?(?P<split>train|validation|v
 _LARGEST_LABEL = 2**31 - 1  # of an int32 column
 _WNID_IN_KEY = re.compile(r"(?:.*/)?(n\d{8})_.+")
 MAPPING = "LOC_synset_mapping.txt"
+_WITHOUT_CLASSES = (
+    f"The classes are not known: {CLASSES_NAME} is not written, and training will refuse these "
+    f"shards.\nIndex them again with their names: --mapping {MAPPING} --force"
+)
 
 
 class FoundShard(NamedTuple):
@@ -64,12 +68,19 @@ def index(
         The manifest that was written.
 
     Raises:
-        InputError: When there are no shards, or one is damaged, unsafe or without labels.
+        InputError: When there are no shards, or one is damaged, unsafe, without labels, or with
+            pictures that are no JPEGs; or there is no such mapping.
     """
+    if mapping is not None and not mapping.is_file():
+        raise InputError(
+            f"--mapping {mapping} is not a file",
+            found="a folder" if mapping.is_dir() else "nothing of that name",
+            expected=f"Kaggle's {MAPPING}, or one like it",
+        )
     shards = find_shards(folder)
     if not force:
         _require_no_manifest(folder)
-    records = []
+    records: list[ShardRecord] = []
     with (
         ThreadPoolExecutor(num_threads) as pool,
         progress_bar(total=len(shards), description="indexing", unit="shard") as bar,
@@ -78,12 +89,15 @@ def index(
             records.append(record)
             bar.update()
     _require_distinct_keys(records)
+    classes = _classes_of(folder, mapping, records)
+    if classes is None:
+        say(_WITHOUT_CLASSES)
     return finish(
         records,
         folder,
         dataset=dataset or shards[0].dataset,
         options={"indexed": True},
-        classes=_classes_of(folder, mapping, records),
+        classes=classes,
     )
 
 
@@ -140,9 +154,7 @@ def _read_shard(found: FoundShard) -> ShardRecord:
         record = ShardRecord(found.split, Shard(path.name, 0, len(buffer), digest))
         try:
             for sample in samples_in(buffer):
-                row, remark = _row_of(buffer, sample, path)
-                record.rows.append(row)
-                record.changed += [] if remark is None else [remark]
+                record.rows.append(_row_of(buffer, sample, path))
         except TarError as error:
             raise InputError(
                 f"{path} {error}", expected="a whole tar", fix="fetch the shard again"
@@ -151,8 +163,8 @@ def _read_shard(found: FoundShard) -> ShardRecord:
     return record
 
 
-def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Remark | None]:
-    """Returns the row of one sample, and a remark when its picture is no JPEG."""
+def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> Row:
+    """Returns the row of one sample."""
     if ".." in PurePosixPath(sample.key).parts or sample.key.startswith("/"):
         raise InputError(
             f"{path} holds the member {sample.key!r}, which leads out of its folder",
@@ -164,33 +176,35 @@ def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Remark 
             f"{path} holds the member {readable(sample.key)!r}", expected="printable UTF-8 names"
         )
     picture, label = picture_of(sample), sample.label(buffer)
-    if label is not None and label > _LARGEST_LABEL:
+    if label is not None and not 0 <= label <= _LARGEST_LABEL:
         label = None
     if picture is None or label is None:
         missing = "picture (.jpg, .jpeg, .png)" if picture is None else "label (.cls, or in .json)"
         raise InputError(
             f"the sample {sample.key!r} in {path} has no {missing}",
-            expected="a picture and a class index for each sample",
+            expected="a picture and a class index, 0 or more, for each sample",
             found=f"members {', '.join(sorted(sample.members)) or 'none'}",
         )
     content = bytes(buffer[picture.offset : picture.offset + picture.size])
-    width = height = 0
-    remark = None
     try:
         header = read_header(content)
-        width, height = header.width, header.height
     except JpegError as error:
-        remark = Remark(path.name, sample.key, label, f"not changed, but {error}")
-    row = Row(
+        raise InputError(
+            f"training cannot read the picture of the sample {sample.key!r} in {path}",
+            expected="a JPEG",
+            found=str(error),
+            fix="unpack the shards into SOURCE/train/WNID/ and SOURCE/val/WNID/, and pack them "
+            "anew: python shard_imagenet.py pack makes JPEGs of what is none",
+        ) from None
+    return Row(
         key=sample.key,
         label=label,
         offset=picture.offset,
         length=picture.size,
         crc32=zlib.crc32(content),
-        width=width,
-        height=height,
+        width=header.width,
+        height=header.height,
     )
-    return row, remark
 
 
 def _require_distinct_keys(records: list[ShardRecord]) -> None:
@@ -198,12 +212,13 @@ def _require_distinct_keys(records: list[ShardRecord]) -> None:
     seen: dict[tuple[str, str], str] = {}
     for record in records:
         for row in record.rows:
-            other = seen.setdefault((record.split, row.key), record.shard.name)
-            if other != record.shard.name:
+            place = record.split, row.key
+            if place in seen:
                 raise InputError(
-                    f"the key {row.key!r} stands in {other} and in {record.shard.name}",
+                    f"the key {row.key!r} stands in {seen[place]} and again in {record.shard.name}",
                     expected="each sample once",
                 )
+            seen[place] = record.shard.name
 
 
 def _classes_of(folder: Path, mapping: Path | None, records: list[ShardRecord]) -> Classes | None:
