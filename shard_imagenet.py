@@ -15,7 +15,7 @@ from typing import Literal
 
 import tyro
 
-from imagenet_rn50.errors import InputError, exit_on_input_error
+from imagenet_rn50.errors import exit_on_input_error, require_least
 from imagenet_rn50.shards.audit import read_report
 from imagenet_rn50.shards.index import index as index_shards
 from imagenet_rn50.shards.jpegtran import is_installed
@@ -174,8 +174,8 @@ def sample(
 
 def _num_workers(asked: int | None) -> int:
     """Returns the asked number of workers, or one per core."""
-    if asked is not None and asked < 1:
-        raise InputError(f"{asked} workers do no work", expected="1 or more")
+    if asked is not None:
+        require_least("--workers", asked, 1)
     return asked or os.cpu_count() or 1
 
 

@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import ValidationError
 
-from imagenet_rn50.errors import InputError, exit_on_input_error
+from imagenet_rn50.errors import InputError, exit_on_input_error, require_least
 from imagenet_rn50.processes import launcher, signal_at_death_of_parent
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.recipe_files import explain, load_recipe
@@ -69,7 +69,7 @@ def parse(arguments: list[str]) -> Arguments:
         arguments: The command line, without the program's name.
 
     Raises:
-        InputError: When there is no such recipe, or it is not valid.
+        InputError: When there is no such recipe, it is not valid, or a number makes no sense.
         SystemExit: With code 0 after --help, 2 when an argument is wrong.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -82,9 +82,12 @@ def parse(arguments: list[str]) -> Arguments:
         hyperparameters=load_recipe(name) if name else Recipe(),
     )
     try:
-        return tyro.cli(Arguments, args=arguments, default=defaults)
+        parsed = tyro.cli(Arguments, args=arguments, default=defaults)
     except ValidationError as error:
         raise InputError(f"the changes make no valid recipe: {explain(error)}") from None
+    require_least("--workers", parsed.workers, 0)
+    require_least("--cache-gb", parsed.cache_gb, 0)
+    return parsed
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_json, write_json
+from imagenet_rn50.files import read_json, read_text, write_json
 
 WNID = re.compile(r"n\d{8}")
 FILE_NAME = "classes.json"
@@ -36,8 +36,16 @@ class Classes:
         """Checks that position i is the class with index i.
 
         Raises:
-            InputError: When wnids repeat, are not sorted, or do not match the names.
+            InputError: When wnids repeat, are not sorted, do not match the names, or are not UTF-8,
+                as a folder's name need not be.
         """
+        for text in (*self.wnids, *self.names):
+            if text != text.encode("utf-8", "replace").decode("utf-8"):
+                raise InputError(
+                    f"the class {ascii(text)} cannot be written down",
+                    expected="wnids and names of classes in UTF-8",
+                    fix="give the folder of the class another name",
+                )
         if len(self.wnids) != len(self.names):
             raise InputError(f"{len(self.wnids)} wnids cannot carry {len(self.names)} class names")
         for previous, wnid in zip(self.wnids, self.wnids[1:], strict=False):
@@ -77,7 +85,7 @@ class Classes:
             InputError: When a line has no wnid or no name, or a wnid repeats.
         """
         names: dict[str, str] = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_text(path).splitlines(), start=1):
             wnid, _, name = line.strip().partition(" ")
             if not wnid:
                 continue

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -54,7 +55,7 @@ def run_demo(run: Path, data: Path) -> None:
     say(f"1,797 scans of handwritten digits stand in {source}, laid out as ImageNet is.")
 
     say("\n== Pack them into tar shards")
-    _call(f"python shard_imagenet.py pack --source {source} --out {shards} {_PACKING}")
+    _call(f"python shard_imagenet.py pack --source {{}} --out {{}} {_PACKING}", source, shards)
     made = shards / "manifest.json", run / "logs.md", exported / "model.safetensors"
     if _is_current(summary_file, *made, evaluation / "report.html"):
         say("\nThe rest was made before. Nothing to do; `make clean` lets it begin anew.")
@@ -64,17 +65,19 @@ def run_demo(run: Path, data: Path) -> None:
     _call(
         f"accelerate launch --config_file {_CONFIG} --quiet "
         f"--num_cpu_threads_per_process {os.cpu_count()} "
-        f"train_accelerate.py --recipe digits --shards {shards} --run {run}"
+        "train_accelerate.py --recipe digits --shards {} --run {}",
+        *(shards, run),
     )
     say("\n== Export the best checkpoint for transformers")
-    _call(f"python -m imagenet_rn50 export --run {run} --out {exported}")
+    _call("python -m imagenet_rn50 export --run {} --out {}", run, exported)
     say("\n== Evaluate what was exported")
     _call(
-        f"python -m imagenet_rn50 evaluate --model {exported} --shards {shards} --out {evaluation}"
+        "python -m imagenet_rn50 evaluate --model {} --shards {} --out {}",
+        *(exported, shards, evaluation),
     )
     say("\n== Predict held-out pictures with transformers alone")
     pictures, names = _held_out(source, shards)
-    _call(f"python examples/predict.py --model {exported} {' '.join(pictures)}")
+    _call("python examples/predict.py --model {}" + " {}" * len(pictures), exported, *pictures)
     say(f"The truth: {' | '.join(names)}")
     _bring_examples(exported / "examples", pictures, names)
 
@@ -95,14 +98,19 @@ def _is_current(summary: Path, *made: Path) -> bool:
         return False
 
 
-def _call(command: str) -> None:
+def _call(form: str, *paths: str | Path) -> None:
     """Shows a command and runs it, with the Python that runs this.
+
+    Args:
+        form: The command, {} where a path goes.
+        paths: Those, quoted where a shell would want it.
 
     Raises:
         SystemExit: When it fails, with its exit code.
     """
+    command = form.format(*(shlex.quote(str(path)) for path in paths))
     say(f"$ {command}")
-    program, *arguments = command.split()
+    program, *arguments = shlex.split(command)
     path = Path(sys.executable).with_name(program)
     code = subprocess.run([path, *arguments], env=os.environ | _ENVIRONMENT, check=False).returncode
     if code:

@@ -39,6 +39,21 @@ class InputError(ValueError):
         super().__init__("\n".join(lines))
 
 
+def require_least(name: str, value: float, least: float) -> None:
+    """Refuses a number that is too small.
+
+    Args:
+        name: What it was given as, such as `--rows`.
+        value: The number.
+        least: The smallest that makes sense.
+
+    Raises:
+        InputError: When it is smaller.
+    """
+    if not value >= least:
+        raise InputError(f"{name} {value:g} makes no sense", expected=f"{least:g} or more")
+
+
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
     """Turns an `InputError` into its message on stderr and exit code 2.

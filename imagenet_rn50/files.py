@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -82,6 +83,22 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_text(path: Path) -> str:
+    """Reads a text file; the mark that Windows' editors put in front of UTF-8 is left out.
+
+    Raises:
+        InputError: When the file is missing or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} cannot be read", expected="text in UTF-8", found=str(error)
+        ) from None
+
+
 def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
@@ -89,11 +106,40 @@ def read_json(path: Path) -> Any:
         InputError: When the file is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}", expected="a JSON file") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path} cannot be read", expected="JSON", found=str(error)) from None
+
+
+def make_folder(folder: Path, fix: str) -> None:
+    """Makes a folder that files can be written into, and its parents; it may be there already.
+
+    Args:
+        folder: The folder.
+        fix: What to do where it cannot be had.
+
+    Raises:
+        InputError: When it cannot be made, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written", found=error.strerror, fix=fix) from None
+
+
+def require_place(path: Path) -> None:
+    """Stops before work whose result could not be written to `path`.
+
+    Raises:
+        InputError: When its folder is missing or read-only, or it is a folder itself.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} for {path.name}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        found = "a folder" if path.is_dir() else f"no right to write into {path.parent}"
+        raise InputError(f"{path} cannot be written", expected="the name of a file", found=found)
 
 
 def sha256_of_file(path: Path) -> str:

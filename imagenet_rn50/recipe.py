@@ -17,6 +17,7 @@ from imagenet_rn50.errors import InputError
 _SIZE_STEP = 32  # px, the stride of the network
 
 Positive: TypeAlias = Annotated[int, Field(gt=0)]
+AboveZero: TypeAlias = Annotated[float, Field(gt=0)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -80,7 +81,7 @@ class DataRecipe(_Section):
     """Probability that a random box is erased (Zhong et al. 2020)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Mean of each RGB channel, of values in [0, 1]."""
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    std: tuple[AboveZero, AboveZero, AboveZero] = (0.229, 0.224, 0.225)
     """Standard deviation of each RGB channel, of values in [0, 1]."""
     shuffle_window: Positive = 32
     """How many neighbouring shards, in the epoch's order, are mixed with each other."""
@@ -116,7 +117,7 @@ class OptimizerRecipe(_Section):
 
     name: Literal["sgd", "adamw", "lamb"] = "sgd"
     """Update rule; `lamb` is timm's, which also clips the whole gradient to a norm of 1."""
-    lr: Annotated[float, Field(gt=0)] = 0.5
+    lr: AboveZero = 0.5
     """Peak learning rate, for the whole global batch."""
     momentum: Fraction = 0.9
     """Momentum of SGD."""
@@ -128,7 +129,7 @@ class OptimizerRecipe(_Section):
     """Weight decay of convolution and linear weights."""
     decay_norms_and_biases: bool = False
     """Decay norms and biases too, as recipes before 2018 did."""
-    clip_norm: Annotated[float, Field(gt=0)] | None = None
+    clip_norm: AboveZero | None = None
     """Largest norm of the gradient of a step; None does not clip."""
 
 
@@ -144,7 +145,7 @@ class ScheduleRecipe(_Section):
     """Learning rate at the very start, as a part of the peak."""
     end_factor: Fraction = 4e-6
     """Learning rate where the decay ends, as a part of the peak."""
-    decay_until: Annotated[float, Field(gt=0)] | None = None
+    decay_until: AboveZero | None = None
     """Epoch at which the decay ends; None is the end of the run. The rate is level after it."""
     milestones: tuple[float, ...] = ()
     """Epochs at which `step` multiplies the rate."""

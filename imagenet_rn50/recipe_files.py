@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import read_text
 from imagenet_rn50.recipe import Recipe, flatten
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -42,7 +43,7 @@ def load_recipe(name_or_file: str) -> Recipe:
             fix=f"did you mean {near[0]!r}?" if near else None,
         )
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        content = yaml.load(read_text(path), Loader=_Loader)
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML", found=str(error)) from None
     return parse_recipe(content or {}, source=str(path))

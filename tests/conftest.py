@@ -1,6 +1,7 @@
 """Settings of all tests, and what several rooms' tests need."""
 
 import os
+import sys
 import tempfile
 
 import pytest
@@ -29,6 +30,21 @@ def pytest_unconfigure():
 def pytest_collection_modifyitems(items):
     """Begins with the longest test, beside which all others can run."""
     items.sort(key=lambda item: item.path.name != "test_demo.py")
+
+
+@pytest.fixture
+def refused(monkeypatch, capfd):
+    """Runs an entry point in this process, and returns what it says with exit code 2."""
+
+    def refused(main, *words):
+        monkeypatch.setattr(sys, "argv", ["program", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 2
+        from_tyro, _, ours = capfd.readouterr().err.partition("error: ")
+        return ours or from_tyro
+
+    return refused
 
 
 @pytest.fixture

@@ -25,6 +25,13 @@ def test_saving_and_loading_returns_the_same_classes(tmp_path):
     assert Classes.load(tmp_path) == classes
 
 
+def test_a_mapping_from_windows_gives_the_same_classes(tmp_path):
+    mapping = tmp_path / "LOC_synset_mapping.txt"
+    mapping.write_text("n01440764 tench\r\nn02012849 crane\r\n", encoding="utf-8-sig")
+    classes = Classes.from_synset_mapping(mapping)
+    assert classes == Classes(wnids=("n01440764", "n02012849"), names=("tench", "crane"))
+
+
 @pytest.mark.parametrize(
     "line", ["n0144076 too short", "n01440764", "tench", "n02012849 crane twice"]
 )

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 def run_demo(folder):
     return subprocess.run(
         [sys.executable, "-m", "imagenet_rn50", "demo"]
-        + ["--folder", str(folder / "run"), "--data", str(folder / "data")],
+        + ["--folder", str(folder / "a run"), "--data", str(folder / "its data")],
         cwd=ROOT,
         env=os.environ | {"https_proxy": "http://127.0.0.1:9"},  # nothing answers there
         capture_output=True,
@@ -33,12 +33,12 @@ def files_of(folder):
 def test_the_demo_learns_the_digits_and_a_second_run_finds_nothing_to_do(tmp_path):
     first = run_demo(tmp_path)
     assert first.returncode == 0, first.stdout + first.stderr
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    summary = json.loads((tmp_path / "a run" / "summary.json").read_text())
     assert summary["num_images"] == 360
     assert summary["top1"] >= 0.975
     assert summary["top5"] >= summary["top1"]
     assert "img/s" in first.stderr
-    assert len(list((tmp_path / "run" / "exported" / "examples").glob("*.jpg"))) == 5
+    assert len(list((tmp_path / "a run" / "exported" / "examples").glob("*.jpg"))) == 5
 
     before = files_of(tmp_path)
     second = run_demo(tmp_path)
@@ -53,7 +53,7 @@ def test_the_demo_learns_the_digits_and_a_second_run_finds_nothing_to_do(tmp_pat
 @pytest.mark.timeout(900)
 def test_a_demo_that_lost_its_model_makes_it_again_and_changes_no_other_result(tmp_path):
     assert run_demo(tmp_path).returncode == 0
-    run = tmp_path / "run"
+    run = tmp_path / "a run"
     summary, metrics = (run / "summary.json").read_text(), (run / "metrics.jsonl").read_bytes()
     weights = (run / "exported" / "model.safetensors").read_bytes()
     shutil.rmtree(run / "exported")

@@ -36,6 +36,10 @@ def test_the_defaults_are_resnet_50():
         ({"schedule": {"decay_until": 4.0}}, "decay_until must be later than warmup_epochs"),
         ({"bce_threshold": 0.2}, "bce_threshold goes with loss bce"),
         ({"data": {"randaugment_magnitude": 31}}, "less than or equal to 30"),
+        (
+            {"data": {"std": [0.2, 0.0, 0.2]}},
+            r"data\.std\.1 = 0\.0: input should be greater than 0",
+        ),
         ([1, 2], "is not a recipe"),
     ],
 )

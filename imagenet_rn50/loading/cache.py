@@ -24,7 +24,7 @@ from pathlib import Path
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_json
+from imagenet_rn50.files import make_folder, read_json
 from imagenet_rn50.loading.remote import PATIENCE, Patience, RemoteFolder
 from imagenet_rn50.loading.store import LocalShards, ShardStore
 from imagenet_rn50.shards.manifest import FILE_NAME as MANIFEST_FILE
@@ -63,14 +63,27 @@ class CachedShards:
         Raises:
             InputError: When they cannot be had.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder, fix="name another folder with --cache")
         with _locked(self.folder / "manifest.lock"):
             self.remote.download(MANIFEST_FILE, self.folder / MANIFEST_FILE)
-            content = read_json(self.folder / MANIFEST_FILE)
-            for split in content["splits"].values():
-                name, digest = Path(split["columns"]).name, split["columns_sha256"]
+            for name, digest in self._columns():
                 self.remote.download(name, self.folder / name, sha256=digest)
             self.remote.download(CLASSES_FILE, self.folder / CLASSES_FILE)
+
+    def _columns(self) -> list[tuple[str, str]]:
+        """Returns name and hash of each file that the manifest consists of besides the JSON.
+
+        Raises:
+            InputError: When the JSON is another program's.
+        """
+        try:
+            splits = read_json(self.folder / MANIFEST_FILE)["splits"].values()
+            return [(Path(split["columns"]).name, split["columns_sha256"]) for split in splits]
+        except (AttributeError, KeyError, TypeError):
+            raise InputError(
+                f"{MANIFEST_FILE} in {self.remote.public} is not a manifest of shards",
+                expected="a folder that shard_imagenet.py wrote",
+            ) from None
 
     def fetch(self, shard: Shard) -> Path:
         """Returns the shard's file in the cache, after downloading it where necessary.

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import write_bytes
+from imagenet_rn50.errors import InputError, require_least
+from imagenet_rn50.files import require_place, write_bytes
 from imagenet_rn50.loading.loader import Batch, Share, make_loader
 from imagenet_rn50.loading.order import TrainingOrder
 from imagenet_rn50.loading.transforms import EvalTransform, TrainTransform
@@ -45,8 +45,12 @@ def preview(
         What is shown, row after row.
 
     Raises:
-        InputError: When the shards have no such split, or it ends before the last picture.
+        InputError: When the shards have no such split, or it ends before the last picture, or
+            there is no such grid, or `out` cannot be written.
     """
+    for name, value, least in (("rows", rows, 1), ("columns", columns, 1), ("start", start, 0)):
+        require_least(f"--{name}", value, least)
+    require_place(out)
     samples = Manifest.load(shards).split(split)
     share = Share(start=start, stop=start + rows * columns, batch=rows * columns)
     if split == TRAIN:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from imagenet_rn50.jpeg_header import is_jpeg
 from imagenet_rn50.loading.memory import empty_pictures, keep_freed_memory
 from imagenet_rn50.loading.order import Order, batch_starts
 from imagenet_rn50.loading.prefetch import Prefetcher
@@ -274,8 +275,7 @@ def _problem(sample: Sample, error: ValueError) -> SampleError:
     """Says which sample is damaged, and how."""
     if isinstance(error, SampleError):
         return error
-    return SampleError(
-        f"{sample['place']} cannot be decoded",
-        found=str(error),
-        fix="run `python shard_imagenet.py verify` on the shards",
-    )
+    fix = "run `python shard_imagenet.py verify` on the shards"
+    if not is_jpeg(sample["jpg"]):  # as in shards made by others
+        fix = "do without it by --on-error substitute, or pack anew, which makes JPEGs of PNGs"
+    return SampleError(f"{sample['place']} cannot be decoded", found=str(error), fix=fix)

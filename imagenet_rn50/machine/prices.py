@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import read_text
 
 PRICES = Path(__file__).parent / "prices.yaml"
 
@@ -123,9 +124,7 @@ def load_prices(path: Path = PRICES) -> PriceTable:
         InputError: When there is no such file, or it is no such table.
     """
     try:
-        return PriceTable.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}", expected="a table of prices") from None
+        return PriceTable.model_validate(yaml.safe_load(read_text(path)))
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML", found=str(error)) from None
     except ValidationError as error:

@@ -24,7 +24,7 @@ from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import TEMPORARY_SUFFIX, read_json, write_json, write_text
+from imagenet_rn50.files import TEMPORARY_SUFFIX, make_folder, read_json, write_json, write_text
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.runs.continuity import SHARDS, changes_of_recipe, refuse
@@ -133,11 +133,11 @@ class RunFolder:
         waited for, a minute at most. The folder is made, and removed if nothing comes into it.
 
         Raises:
-            InputError: When another process trains there and does not end.
+            InputError: When another process trains there and does not end, or it cannot be written.
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"{self.path} is not a folder", fix="name another one with --run")
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path, fix="name another one with --run")
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
             _lock(descriptor, self.path)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.console import progress_bar
+from imagenet_rn50.console import progress_bar, say
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.jpeg_header import JpegError, read_header
 from imagenet_rn50.shards import manifest as manifests
@@ -31,6 +31,15 @@ _SHARD_NAME = re.compile(r"(?:(?P<dataset>.+?)[-_])?(?P<split>train|validation|v
 _LARGEST_LABEL = 2**31 - 1  # of an int32 column
 _WNID_IN_KEY = re.compile(r"(?:.*/)?(n\d{8})_.+")
 MAPPING = "LOC_synset_mapping.txt"
+_WITHOUT_CLASSES = (
+    f"The classes are not known: {CLASSES_NAME} is not written, and training will refuse these "
+    f"shards.\nIndex them again with their names: --mapping {MAPPING} --force"
+)
+_UNREADABLE = (
+    "{number} pictures are no JPEGs, which training cannot read; "
+    "they are listed in {folder}/audit.md.\n"
+    "Train with --on-error substitute to do without them, or unpack the shards and pack them anew."
+)
 
 
 class FoundShard(NamedTuple):
@@ -64,12 +73,19 @@ def index(
         The manifest that was written.
 
     Raises:
-        InputError: When there are no shards, or one is damaged, unsafe or without labels.
+        InputError: When there are no shards, or one is damaged, unsafe or without labels; or there
+            is no such mapping.
     """
+    if mapping is not None and not mapping.is_file():
+        raise InputError(
+            f"--mapping {mapping} is not a file",
+            found="a folder" if mapping.is_dir() else "nothing of that name",
+            expected=f"Kaggle's {MAPPING}, or one like it",
+        )
     shards = find_shards(folder)
     if not force:
         _require_no_manifest(folder)
-    records = []
+    records: list[ShardRecord] = []
     with (
         ThreadPoolExecutor(num_threads) as pool,
         progress_bar(total=len(shards), description="indexing", unit="shard") as bar,
@@ -78,12 +94,17 @@ def index(
             records.append(record)
             bar.update()
     _require_distinct_keys(records)
+    if unreadable := sum(len(record.changed) for record in records):
+        say(_UNREADABLE.format(number=unreadable, folder=folder))
+    classes = _classes_of(folder, mapping, records)
+    if classes is None:
+        say(_WITHOUT_CLASSES)
     return finish(
         records,
         folder,
         dataset=dataset or shards[0].dataset,
         options={"indexed": True},
-        classes=_classes_of(folder, mapping, records),
+        classes=classes,
     )
 
 
@@ -164,13 +185,13 @@ def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Remark 
             f"{path} holds the member {readable(sample.key)!r}", expected="printable UTF-8 names"
         )
     picture, label = picture_of(sample), sample.label(buffer)
-    if label is not None and label > _LARGEST_LABEL:
+    if label is not None and not 0 <= label <= _LARGEST_LABEL:
         label = None
     if picture is None or label is None:
         missing = "picture (.jpg, .jpeg, .png)" if picture is None else "label (.cls, or in .json)"
         raise InputError(
             f"the sample {sample.key!r} in {path} has no {missing}",
-            expected="a picture and a class index for each sample",
+            expected="a picture and a class index, 0 or more, for each sample",
             found=f"members {', '.join(sorted(sample.members)) or 'none'}",
         )
     content = bytes(buffer[picture.offset : picture.offset + picture.size])
@@ -198,12 +219,13 @@ def _require_distinct_keys(records: list[ShardRecord]) -> None:
     seen: dict[tuple[str, str], str] = {}
     for record in records:
         for row in record.rows:
-            other = seen.setdefault((record.split, row.key), record.shard.name)
-            if other != record.shard.name:
+            place = record.split, row.key
+            if place in seen:
                 raise InputError(
-                    f"the key {row.key!r} stands in {other} and in {record.shard.name}",
+                    f"the key {row.key!r} stands in {seen[place]} and again in {record.shard.name}",
                     expected="each sample once",
                 )
+            seen[place] = record.shard.name
 
 
 def _classes_of(folder: Path, mapping: Path | None, records: list[ShardRecord]) -> Classes | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from imagenet_rn50.shards.tar_walk import Buffer, Member, TarError, walk
 
 _PICTURE_FIELDS = ("jpg", "jpeg", "png")
+_MOST_DIGITS = 100  # of a class index; Python refuses to read thousands of them
 
 
 @dataclass
@@ -25,8 +26,8 @@ class TarSample:
     def label(self, buffer: Buffer) -> int | None:
         """Returns the class index, from `.cls` or else from `label` in `.json`; None without."""
         if (member := self.members.get("cls")) is not None:
-            text = bytes(buffer[member.offset : member.offset + member.size])
-            return int(text) if text.strip().isdigit() else None
+            text = bytes(buffer[member.offset : member.offset + member.size]).strip()
+            return int(text) if text.isdigit() and len(text) <= _MOST_DIGITS else None
         if (member := self.members.get("json")) is not None:
             return _label_in_json(bytes(buffer[member.offset : member.offset + member.size]))
         return None
@@ -65,7 +66,7 @@ def samples_in(buffer: Buffer) -> Iterator[TarSample]:
 def _label_in_json(content: bytes) -> int | None:
     try:
         value = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     label = value.get("label") if isinstance(value, dict) else None
-    return label if isinstance(label, int) else None
+    return label if isinstance(label, int) and not isinstance(label, bool) else None

@@ -8,8 +8,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import atomic_file
+from imagenet_rn50.errors import InputError, require_least
+from imagenet_rn50.files import atomic_file, require_place
 from imagenet_rn50.shards.images import BadPictureError, decode
 from imagenet_rn50.shards.manifest import Manifest, Split
 from imagenet_rn50.shards.plan import permutation
@@ -34,12 +34,12 @@ def write_sheet(folder: Path, out: Path, *, split: str, num_samples: int, seed: 
         The keys of the samples, as they stand on the sheet.
 
     Raises:
-        InputError: When there is no such split, or a picture cannot be decoded.
+        InputError: When there is no such split, a picture cannot be decoded, or `out` cannot be
+            written.
     """
-    if num_samples < 1:
-        raise InputError(f"{num_samples} samples make no sheet", expected="1 or more")
-    if not out.parent.is_dir():
-        raise InputError(f"there is no folder {out.parent} for {out.name}")
+    require_least("--num", num_samples, 1)
+    require_least("--seed", seed, 0)
+    require_place(out)
     chosen = Manifest.load(folder).split(split)
     labels = Classes.load(folder).labels if (folder / CLASSES_NAME).is_file() else None
     indices = permutation(chosen.num_samples, seed=seed, stream=0)[:num_samples].tolist()

@@ -20,7 +20,7 @@ from typing import Any
 
 from imagenet_rn50.console import progress_bar
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import TEMPORARY_SUFFIX, read_json, sha256_of_file, write_json
+from imagenet_rn50.files import TEMPORARY_SUFFIX, make_folder, read_json, sha256_of_file, write_json
 from imagenet_rn50.shards.plan import ShardTask
 from imagenet_rn50.shards.shard import ShardRecord
 from imagenet_rn50.shards.spool import SUFFIX, remove_all, spread
@@ -44,14 +44,9 @@ class PackingState:
         """Makes sure that no other process packs into the same folder meanwhile.
 
         Raises:
-            InputError: When one does.
+            InputError: When one does, or the folder cannot be written.
         """
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except (PermissionError, NotADirectoryError) as error:
-            raise InputError(
-                f"{self._out} cannot be written", found=error.strerror, fix="give another --out"
-            ) from None
+        make_folder(self._folder, fix="give another --out")
         with (self._folder / "lock").open("w", encoding="utf-8") as file:
             try:
                 # Unlike flock, not inherited by workers, who may outlive a killed parent a moment.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from imagenet_rn50.figures import new_figure, save_figure
+from imagenet_rn50.files import require_place
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.training.schedules import concerns, decay_end, learning_rate
 
@@ -18,7 +19,11 @@ def draw_schedule(recipe: Recipe, name: str, out: Path) -> None:
         recipe: What is drawn.
         name: Its name, for the title.
         out: The file.
+
+    Raises:
+        InputError: When it cannot be written.
     """
+    require_place(out)
     epochs = [point / _POINTS_PER_EPOCH for point in range(recipe.epochs * _POINTS_PER_EPOCH + 1)]
     figure = new_figure()
     axes = figure.add_subplot()

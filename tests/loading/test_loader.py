@@ -8,6 +8,7 @@ from PIL import Image
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.loading.loader import Share, make_loader
 from imagenet_rn50.loading.order import TrainingOrder
+from imagenet_rn50.loading.stages import TransformPicture
 from imagenet_rn50.loading.transforms import EvalTransform, TrainTransform
 from imagenet_rn50.model import build_processor
 from imagenet_rn50.recipe import DataRecipe
@@ -132,6 +133,17 @@ def test_a_damaged_picture_is_named_with_shard_and_offset(damaged, num_workers):
         f"sample sample_00001 (tiny-train-0.tar, offset {split.offsets[1]}) cannot be decoded"
     )
     assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("start", "fix"),
+    [(b"\x89PNG", "--on-error substitute, or pack anew"), (b"\xff\xd8oops", "verify")],
+)
+def test_who_meets_no_jpeg_in_a_whole_shard_is_not_sent_to_verify_it(shards, start, fix):
+    folder, splits = shards
+    sample = {"jpg": start + bytes(99), "index": 0, "epoch": 0, "row": 0, "rows": 1, "place": "it"}
+    with pytest.raises(InputError, match=rf"it cannot be decoded(.|\n)*fix: .*{fix}"):
+        list(TransformPicture(EvalTransform(18, 16))(iter([sample])))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -89,6 +89,25 @@ def test_a_manifest_with_a_damaged_part_is_tried_again(server, tmp_path):
     assert server.requests["manifest-train.npz"] == 2
 
 
+@pytest.mark.parametrize("content", ["{}", "[]", '{"splits": ["train"]}', '{"splits": {"a": {}}}'])
+def test_a_manifest_of_another_program_is_called_so(server, tmp_path, content):
+    server.folder = tmp_path
+    (tmp_path / "manifest.json").write_text(content)
+    with pytest.raises(
+        InputError, match=r"manifest\.json in http://.*/tiny is not a manifest of sh"
+    ):
+        opened(server.address, tmp_path / "cache")
+
+
+def test_a_cache_that_cannot_be_made_is_refused(server, tmp_path):
+    cache = tmp_path / "cache"
+    cache.symlink_to(cache)
+    with pytest.raises(
+        InputError, match=r"cannot be written(.|\n)*name another folder with --cache"
+    ):
+        opened(server.address, cache)
+
+
 def test_a_file_that_is_not_there_is_not_waited_for(server, source, tmp_path):
     store, split = opened(server.address, tmp_path)
     server.folder = tmp_path  # holds no such file

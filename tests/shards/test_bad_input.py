@@ -1,19 +1,22 @@
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import shard_imagenet
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.options import PackOptions
 from imagenet_rn50.shards.packing import pack
 from imagenet_rn50.shards.plan import make_plan
 from imagenet_rn50.shards.sources.detect import read_source
 from imagenet_rn50.shards.space import space_needed
-from tests.shards.helpers import WNIDS, write_kaggle
+from tests.shards.helpers import WNIDS, jpeg, write_kaggle, write_parquet
 
 SCRIPT = Path(__file__).parents[2] / "shard_imagenet.py"
 
@@ -56,6 +59,63 @@ def test_a_broken_source_gives_one_message_exit_code_2_and_no_output(tmp_path, d
     assert message in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def write_mapping(source: Path) -> None:
+    (source / "LOC_synset_mapping.txt").write_bytes(b"n01440764 caf\xe9\n")
+
+
+def write_class_of_latin_1(source: Path) -> None:
+    folder = source / "train" / os.fsdecode(b"caf\xe9")
+    folder.mkdir(parents=True)
+    (folder / "1.jpg").write_bytes(jpeg())
+
+
+def write_rows(*images: object) -> Callable[[Path], None]:
+    def write(source: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        (source / "data").mkdir(parents=True)
+        table = pa.Table.from_pylist([{"image": image, "label": 0} for image in images])
+        pq.write_table(table, source / "data" / "train-0.parquet")
+
+    return write
+
+
+def write_cut_off_parquet(source: Path) -> None:
+    write_parquet(source)
+    path = source / "data" / "train-00000-of-00002.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("write", "message", "options"),
+    [
+        (lambda source: write_mapping(write_kaggle(source)), "expected: text in UTF-8", ()),
+        (write_class_of_latin_1, r"the class 'caf\udce9' cannot be written down", ()),
+        (write_cut_off_parquet, "train-00000-of-00002.parquet cannot be read", ()),
+        (write_kaggle, "holds no parquet files", ("--layout", "parquet")),
+        (write_rows({"bytes": b"", "path": "a_n01440764.JPEG"}, None), "row 1 of", ()),
+        (write_rows(b""), "has other columns", ()),
+        (write_rows({"bytes": b""}), "has other columns", ()),
+    ],
+)
+def test_a_source_that_cannot_be_read_is_refused_before_packing(
+    tmp_path, refused, write, message, options
+):
+    write(tmp_path / "source")
+    words = ("pack", "--source", tmp_path / "source", "--out", tmp_path / "out", *options)
+    assert message in refused(shard_imagenet.main, *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_the_system_does_not_make_is_refused(tmp_path, refused):
+    source, out = write_kaggle(tmp_path / "source"), tmp_path / "out"
+    out.symlink_to(out)
+    said = refused(shard_imagenet.main, "pack", "--source", source, "--out", out)
+    assert "cannot be written" in said
+    assert "give another --out" in said
 
 
 @pytest.mark.parametrize("prepare", [Path.mkdir, Path.touch, lambda path: None])

@@ -1,9 +1,12 @@
+import io
 import shutil
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import shard_imagenet
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.index import index
@@ -95,6 +98,10 @@ def test_a_member_path_that_leads_out_is_refused_and_nothing_leaves_the_folder(t
         ({"a.jpg": jpeg(), "a.json": b'{"label": "1"}'}, "has no label"),
         ({"a.jpg": jpeg(), "a.cls": b"-1"}, "has no label"),
         ({"a.jpg": jpeg(), "a.cls": b"99999999999999999999"}, "has no label"),
+        ({"a.jpg": jpeg(), "a.cls": b"9" * 5000}, "has no label"),
+        ({"a.jpg": jpeg(), "a.json": b'{"label": -1}'}, "has no label"),
+        ({"a.jpg": jpeg(), "a.json": b'{"label": true}'}, "has no label"),
+        ({"a.jpg": jpeg(), "a.json": b"[" * 100_000}, "has no label"),
     ],
 )
 def test_a_sample_without_picture_or_label_is_named(tmp_path, members, message):
@@ -130,6 +137,17 @@ def test_the_same_key_in_two_shards_is_refused(tmp_path):
         index(tmp_path)
 
 
+def test_the_same_key_twice_in_one_shard_is_refused(tmp_path):
+    with tarfile.open(tmp_path / "x-train-0.tar", "w") as tar:
+        for name in ("a.jpg", "a.cls", "b.jpg", "b.cls", "a.jpg", "a.cls"):
+            content = b"0" if name.endswith("cls") else jpeg()
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    with pytest.raises(InputError, match=r"the key 'a' stands in x-train-0\.tar and again in x-tr"):
+        index(tmp_path)
+
+
 def test_a_whole_manifest_is_replaced_only_by_force(tmp_path):
     foreign(tmp_path, 0)
     index(tmp_path)
@@ -152,11 +170,36 @@ def test_a_folder_without_shards_is_refused_by_the_names_it_holds(tmp_path):
         index(tmp_path)
 
 
-def test_a_png_among_foreign_pictures_is_noted_in_the_audit(tmp_path):
-    members = {"n01440764_1.jpg": b"\x89PNG\r\n\x1a\n", "n01440764_1.cls": b"0"}
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", jpeg()[:20]], ids=["png", "cut off"])
+def test_pictures_that_training_cannot_read_are_counted_and_listed(
+    tmp_path, capsys, ending, content
+):
+    members = {f"n01440764_1.{ending}": content, "n01440764_1.cls": b"0"}
+    members |= {"n01440764_2.jpg": jpeg(), "n01440764_2.cls": b"0"}
     (tmp_path / "x-train-0.tar").write_bytes(tar_of(members))
+    assert index(tmp_path).split("train").num_samples == 2
+    said = capsys.readouterr().out
+    assert "1 pictures are no JPEGs, which training cannot read; they are listed in" in said
+    assert "n01440764_1" in (tmp_path / "audit.md").read_text()
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, lambda path: None])
+def test_a_mapping_that_is_no_file_is_refused(tmp_path, refused, make):
+    foreign(tmp_path, 0)
+    make(tmp_path / "mapping")
+    said = refused(
+        shard_imagenet.main, "index", "--shards", tmp_path, "--mapping", tmp_path / "mapping"
+    )
+    assert said.startswith(f"--mapping {tmp_path / 'mapping'} is not a file")
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_shards_whose_classes_nobody_names_are_called_so(tmp_path, capsys):
+    (tmp_path / "x-train-0.tar").write_bytes(tar_of({"a.jpg": jpeg(), "a.cls": b"0"}))
     index(tmp_path)
-    assert "not a JPEG" in (tmp_path / "audit.md").read_text(encoding="utf-8")
+    assert not (tmp_path / "classes.json").exists()
+    assert "training will refuse these shards" in capsys.readouterr().out
 
 
 def test_names_of_classes_come_from_a_mapping(tmp_path):

@@ -95,7 +95,7 @@ def read_solution(path: Path) -> dict[str, str]:
             fix="put it there, or take the val folder away to pack the training pictures alone",
         )
     wnid_of: dict[str, str] = {}
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8-sig") as file:
         for row in csv.DictReader(file):
             words = (row.get("PredictionString") or "").split()
             if not words or not row.get("ImageId"):

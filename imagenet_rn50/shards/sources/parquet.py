@@ -8,12 +8,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
 from imagenet_rn50.shards.sources.base import Listed, Source, with_keys
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 # `n01440764_10026_n01440764.JPEG`, `ILSVRC2012_val_00000293_n01440764.JPEG`
 _PATH = re.compile(r"(?P<stem>.+?)_(?P<wnid>n\d{8})")
@@ -34,8 +39,14 @@ def read_parquet(root: Path) -> Source:
     Raises:
         InputError: When the columns are others, or labels are not ranks of the paths' wnids.
     """
-    rows = {split: list(_rows(root, _files(root, split))) for split in _SPLITS}
-    names = _label_names(_files(root, TRAIN) or _files(root, VALIDATION))
+    files = {split: _files(root, split) for split in _SPLITS}
+    if not any(files.values()):
+        raise InputError(
+            f"the source {root} holds no parquet files",
+            expected="data/train-*.parquet or data/validation-*.parquet",
+        )
+    rows = {split: [*_rows(root, files[split])] for split in _SPLITS}
+    names = _label_names(files[TRAIN] or files[VALIDATION])
     classes = _classes(root, [row for split in rows.values() for row in split], names)
     splits = {
         split: with_keys((listed for _, listed in chosen), classes)
@@ -47,14 +58,31 @@ def read_parquet(root: Path) -> Source:
 
 def row_groups(path: Path) -> Iterator[tuple[int, list[bytes]]]:
     """Yields the number of the first row of each row group of a file, and its pictures' bytes."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
+    with _opened(path) as file:
         begin = 0
         for group in range(file.metadata.num_row_groups):
             column = file.read_row_group(group, columns=["image.bytes"]).column("image")
             yield begin, [(value or {}).get("bytes") or b"" for value in column.to_pylist()]
             begin += len(column)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """Opens a parquet file.
+
+    Raises:
+        InputError: When it cannot be read, here or in the body.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(
+            f"{path} cannot be read", found=str(error), fix="fetch the file again"
+        ) from None
 
 
 def _files(root: Path, split: str) -> list[Path]:
@@ -67,12 +95,10 @@ def _files(root: Path, split: str) -> list[Path]:
 
 def _rows(root: Path, files: Sequence[Path]) -> Iterator[tuple[int, Listed]]:
     """Lists labels, paths and places; the bytes stay where they are."""
-    import pyarrow.parquet as pq
-
     for path in files:
-        with pq.ParquetFile(path) as file:
-            columns = set(file.schema_arrow.names)
-            if not {"image", "label"} <= columns:
+        with _opened(path) as file:
+            columns = {file.schema.column(i).path for i in range(len(file.schema))}
+            if not {"image.bytes", "image.path", "label"} <= columns:
                 raise InputError(
                     f"{path} has other columns",
                     expected="image {bytes, path} and label",
@@ -85,7 +111,7 @@ def _rows(root: Path, files: Sequence[Path]) -> Iterator[tuple[int, Listed]]:
         for row, (image, label) in enumerate(
             zip(table.column("image").to_pylist(), labels, strict=True)
         ):
-            name = PurePosixPath(image["path"] or "").stem
+            name = PurePosixPath((image or {}).get("path") or "").stem
             match = _PATH.fullmatch(name)
             stem, wnid = (match["stem"], match["wnid"]) if match else (name, "")
             place = path.relative_to(root).as_posix()
@@ -94,16 +120,16 @@ def _rows(root: Path, files: Sequence[Path]) -> Iterator[tuple[int, Listed]]:
 
 def _label_names(files: Sequence[Path]) -> list[str]:
     """Returns the names of the class indices, as `datasets` reads them from the file."""
-    import pyarrow.parquet as pq
     from datasets import ClassLabel, Features
 
-    feature = Features.from_arrow_schema(pq.read_schema(files[0])).get("label")
+    with _opened(files[0]) as file:
+        feature = Features.from_arrow_schema(file.schema_arrow).get("label")
     return list(feature.names) if isinstance(feature, ClassLabel) else []
 
 
 def _classes(root: Path, rows: Sequence[tuple[int, Listed]], names: list[str]) -> Classes:
     """Makes the classes; the label of each row must be the rank of the wnid in its path."""
-    wnids = sorted({listed.wnid for _, listed in rows})
+    wnids = sorted({listed.wnid for _, listed in rows if listed.wnid})
     rank = {wnid: index for index, wnid in enumerate(wnids)}
     for label, listed in rows:
         if not listed.wnid or rank[listed.wnid] != label:

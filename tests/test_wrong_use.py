@@ -1,0 +1,77 @@
+"""What cannot be used is refused with one message and exit code 2, whatever is typed."""
+
+import os
+
+import pytest
+
+import shard_imagenet
+import train_accelerate
+from imagenet_rn50 import __main__ as verbs
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.runs.folder import RunFolder
+from tests.support import write_tiny
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return write_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def inside(tiny, monkeypatch):
+    """Lets commands name tiny.yaml and shards, a folder that nothing is written into."""
+    monkeypatch.chdir(tiny)
+    before = sorted(tiny.rglob("*"))
+    yield
+    assert sorted(tiny.rglob("*")) == before
+
+
+COMMANDS = {
+    "preview": (verbs.main, "preview", "--shards", "shards", "--recipe", "tiny.yaml"),
+    "schedule": (verbs.main, "schedule", "--recipe", "tiny.yaml"),
+    "sample": (shard_imagenet.main, "sample", "--shards", "shards"),
+    "train": (train_accelerate.main, "--recipe", "digits", "--shards", "shards", "--run", "run"),
+}
+
+
+@pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("preview", "--rows 0", "--rows 0 makes no sense"),
+        ("preview", "--rows -1", "--rows -1 makes no sense"),
+        ("preview", "--columns 0", "--columns 0 makes no sense"),
+        ("preview", "--start -5", "--start -5 makes no sense"),
+        ("preview", "--out nodir/x.png", "there is no folder nodir for x.png"),
+        ("schedule", "--out nodir/x.png", "there is no folder nodir for x.png"),
+        ("schedule", "--out shards", "shards cannot be written"),
+        ("sample", "--seed -3", "--seed -3 makes no sense"),
+        ("sample", "--num 0", "--num 0 makes no sense"),
+        ("sample", "--out shards", "shards cannot be written"),
+        ("sample", "--out nodir/x.png", "there is no folder nodir for x.png"),
+        ("train", "--workers -1", "--workers -1 makes no sense"),
+        ("train", "--cache-gb -1", "--cache-gb -1 makes no sense"),
+        ("train", "--data.std 0 0 0", "greater than 0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_and_nothing_is_written(command, options, message, refused):
+    assert message in refused(*COMMANDS[command], *options.split())
+
+
+@pytest.mark.usefixtures("inside")
+def test_a_folder_without_the_right_to_write_is_noticed_before_the_work(refused, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "no right to write into" in refused(*COMMANDS["sample"], "--out", "x.png")
+
+
+def test_a_recipe_that_is_not_utf_8_is_refused(tmp_path, refused):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(b"epochs: 3  # caf\xe9\n")
+    assert "expected: text in UTF-8" in refused(verbs.main, "schedule", "--recipe", path)
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path):
+    run = tmp_path / "run"
+    run.symlink_to(run)
+    with pytest.raises(InputError, match="cannot be written"), RunFolder(run).claimed():
+        pass
