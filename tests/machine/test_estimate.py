@@ -107,8 +107,11 @@ def quoted(monkeypatch, capsys, *words):
 
 def test_a_quote_prints_its_prices_and_that_its_speed_was_not_measured(monkeypatch, capsys):
     out = quoted(monkeypatch, capsys, "--recipe", "onecycle-plateau")
-    assert "1,205 images/s of 4 L4 at 224 px in mixed precision: published, NOT MEASURED" in out
+    assert "1,205 images/s of 4 L4 at 224 px in mixed precision: of others, NOT MEASURED" in out
     assert "looked up 2026-11-23; check it" in out
+    unpublished = [line for line in out.splitlines() if "unpublished log" in line]
+    assert len(unpublished) == 1
+    assert not re.search(r"\bpublished", unpublished[0])
     hours, on_demand, spot = re.search(
         r"as asked .* ([\d.]+) +\$([\d.]+) +\$([\d.]+)", out
     ).groups()  # type: ignore[union-attr]
