@@ -126,6 +126,10 @@ def load_prices(path: Path = PRICES) -> PriceTable:
         return PriceTable.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise InputError(f"there is no file {path}", expected="a table of prices") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} cannot be read", expected="a table of prices", found=str(error)
+        ) from None
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not YAML", found=str(error)) from None
     except ValidationError as error:

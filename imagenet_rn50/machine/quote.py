@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -195,7 +196,7 @@ def _require_positive(options: Options) -> None:
     for name in ("images_per_second", "disk", "price", "nodes"):
         value = getattr(options, name)
         is_free = name == "price" and value == 0
-        if value is not None and value <= 0 and not is_free:
+        if value is not None and not is_free and not (value > 0 and math.isfinite(value)):
             option = name.replace("_", "-")
             raise InputError(
                 f"--{option} {value} makes no sense", expected="a finite number over 0"

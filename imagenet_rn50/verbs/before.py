@@ -60,7 +60,7 @@ def doctor(
 
     if shards is not None:
         _require_local(shards)
-    if seconds <= 0 or workers < 0:
+    if not 0 < seconds < float("inf") or workers < 0:
         raise InputError(
             f"--seconds {seconds:g} --workers {workers} makes no sense",
             expected="--seconds over 0, --workers of 0 or more",
