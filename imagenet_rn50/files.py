@@ -87,13 +87,13 @@ def read_text(path: Path) -> str:
     """Reads a text file; the mark that Windows' editors put in front of UTF-8 is left out.
 
     Raises:
-        InputError: When the file is missing or is not UTF-8.
+        InputError: When the file is missing, cannot be read or is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"there is no file {path}") from None
-    except UnicodeDecodeError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise InputError(
             f"{path} cannot be read", expected="text in UTF-8", found=str(error)
         ) from None
@@ -103,7 +103,7 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-        InputError: When the file is missing or is not JSON.
+        InputError: When the file is missing, cannot be read or is not JSON.
     """
     try:
         return json.loads(read_text(path))

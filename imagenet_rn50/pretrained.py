@@ -55,13 +55,25 @@ class Pretrained:
         return len(self.state[_HEAD[0]])
 
     def labels(self) -> list[str] | None:
-        """Returns the names of the classes that its configuration gives, if it does."""
+        """Returns the names of the classes that its configuration gives, if it does.
+
+        Raises:
+            InputError: When it is no configuration, or does not count the classes from 0.
+        """
         if self.folder is None or not (self.folder / "config.json").is_file():
             return None
-        labels = read_json(self.folder / "config.json").get("id2label") or {}
-        if len(labels) != self.num_classes:
+        config = read_json(self.folder / "config.json")
+        labels = (config.get("id2label") or {}) if isinstance(config, dict) else None
+        ids = [str(index) for index in range(self.num_classes)]
+        if isinstance(labels, dict) and len(labels) != len(ids):
             return None
-        return [str(labels[str(index)]) for index in range(len(labels))]
+        if not isinstance(labels, dict) or labels.keys() != set(ids):
+            raise InputError(
+                f"{self.folder / 'config.json'} does not say which class is which",
+                expected=f'"id2label": {{"0": NAME, ...}}, with ids from 0 to {len(ids) - 1}',
+                fix="mend it, or name the file of weights beside it; export takes --classes then",
+            )
+        return [str(labels[index]) for index in ids]
 
     def shape(self) -> ModelRecipe:
         """Returns the shape of the ResNet whose weights these are."""
@@ -246,11 +258,10 @@ def _tensors(weights: Path) -> Any:
     try:
         return torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile pickle makes torch raise
-        found = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
             f"{weights} cannot be read without running code that it may hold, or is damaged",
             expected="tensors and nothing else: torch.load(..., weights_only=True)",
-            found=found,
+            found=(str(error) or type(error).__name__).splitlines()[0],
             fix="whoever trusts it saves its state_dict alone, best as .safetensors",
         ) from None
 

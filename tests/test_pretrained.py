@@ -209,6 +209,17 @@ def test_other_sizes_change_nothing_else_of_a_folders_processor(weights, tmp_pat
     assert (said["size"], said["image_mean"]) == ({"shortest_edge": 40}, [0, 0, 0])
 
 
+@pytest.mark.parametrize(
+    "config",
+    [[], {"id2label": NAMES}, {"id2label": dict(enumerate(NAMES, 1))}],
+)
+def test_a_configuration_that_does_not_count_classes_from_0_is_refused(weights, tmp_path, config):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"config\.json does not say which class is which"):
+        convert(str(tmp_path), tmp_path / "out")
+    assert read_pretrained(str(weights)).labels() is None  # which the fix relies on
+
+
 def test_what_weights_do_not_say_of_classes_and_pictures_must_be_said(weights, tmp_path, capsys):
     with pytest.raises(InputError, match=r"--classes classes\.json"):
         convert(str(weights), tmp_path / "out")

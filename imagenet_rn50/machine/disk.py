@@ -59,6 +59,12 @@ def measure_disk(folder: Path, split: Split, seconds: float) -> DiskRates:
     return DiskRates(sequential, random, num_bytes)
 
 
+def read_whole(paths: list[Path]) -> None:
+    """Reads files front to back, after which they are in memory, as far as there is room."""
+    for _ in _front_to_back(paths):
+        pass
+
+
 def _read_all(sizes: Iterator[int], seconds: float) -> tuple[int, float]:
     """Reads until it is done or the time is up; returns bytes, and MiB/s."""
     began, num_bytes = time.perf_counter(), 0

@@ -14,7 +14,7 @@ from imagenet_rn50.machine.compute import DeviceRates, measure_devices
 from imagenet_rn50.machine.decoding import DecodingRates, measure_decoding
 from imagenet_rn50.machine.disk import DiskRates, measure_disk
 from imagenet_rn50.machine.estimate import rate_text
-from imagenet_rn50.machine.facts import Machine, read_machine, volume_of
+from imagenet_rn50.machine.facts import Machine, most_workers, read_machine, volume_of
 from imagenet_rn50.machine.links import measure_all_reduce
 from imagenet_rn50.machine.nodes import PARAMETERS
 from imagenet_rn50.machine.verdict import (
@@ -86,7 +86,7 @@ def examine(
         train = Manifest.load(shards).split(TRAIN)
         _tell("reading shards from the volume")
         disk = measure_disk(shards, train, seconds)
-        all_workers = min(num_workers * num_ranks, machine.cores)
+        all_workers = min(num_workers * num_ranks, most_workers(machine.cores, num_ranks))
         decoding = _measure_loader(shards, train, recipe, all_workers, seconds, problems)
     _tell("training on each device")
     devices = measure_devices(recipe, seconds)
@@ -133,7 +133,7 @@ def _measure_loader(
     """Measures the loader; None when this machine has a problem that would stop it."""
     if problems:
         return None
-    _tell("making pictures of them")
+    _tell("making pictures of some of them, in memory")
     try:
         return measure_decoding(shards, train, recipe, num_workers, seconds)
     except InputError as error:  # a sample that is damaged inside a shard of the right size
@@ -188,7 +188,10 @@ def _measured_rows(found: Examination) -> list[tuple[str, str]]:
         one = f"{decoding.one_worker:,.0f} images/s at {decoding.size} px"
         rows += [
             ("loader, 1 worker", one),
-            (f"loader, {decoding.num_workers} workers", f"{decoding.all_workers:,.0f} images/s"),
+            (
+                f"loader, all {decoding.num_workers} workers",
+                f"{decoding.all_workers:,.0f} images/s",
+            ),
         ]
     else:
         why = "a blocker is in its way" if found.blockers else "name --shards"

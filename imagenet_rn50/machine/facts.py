@@ -14,6 +14,7 @@ KEPT_IN_MEMORY = 0.8  # part of the memory that the page cache may take
 
 _PACKAGES = ("torch", "torchvision", "accelerate", "transformers", "simplejpeg")
 _SHARED_MEMORY = Path("/dev/shm")
+_MEMORY = Path("/proc/meminfo")  # Linux only
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -44,7 +45,7 @@ def read_machine() -> Machine:
     versions = {"python": platform.python_version()}
     return Machine(
         cores=num_cores(),
-        memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        memory_bytes=memory_bytes(),
         shared_memory_bytes=shutil.disk_usage(_SHARED_MEMORY).free if has_shared_memory else None,
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         driver=_driver_version(_DRIVER),
@@ -52,11 +53,30 @@ def read_machine() -> Machine:
     )
 
 
+def most_workers(cores: int, num_ranks: int) -> int:
+    """Returns how many loader processes a machine has cores for, beside a core for each rank."""
+    return max(cores - num_ranks, 1)
+
+
 def num_cores() -> int:
     """Returns how many CPUs this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux only
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def available_memory(memory: Path = _MEMORY) -> int:
+    """Returns how many bytes are free or can be freed at once; all, where nothing says so."""
+    for line in memory.read_text(encoding="utf-8").splitlines() if memory.is_file() else ():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 2**10  # "kB" there are KiB
+    return memory_bytes()
+
+
+def memory_bytes() -> int:
+    """Returns the memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def volume_of(folder: Path, *, system: Path = Path("/")) -> str:

@@ -44,7 +44,7 @@ class Instance(_Row):
 
 
 class Speed(_Row):
-    """A published speed of training ResNet-50 at 224 px in mixed precision."""
+    """A speed that others found, of training ResNet-50 at 224 px in mixed precision."""
 
     gpu: str
     gpus: PositiveInt
@@ -82,8 +82,8 @@ class PriceTable(_Row):
             )
         return self.instances[name]
 
-    def speed(self, instance: Instance) -> Published:
-        """Returns the published speed nearest to an instance's GPUs.
+    def speed(self, instance: Instance) -> FoundSpeed:
+        """Returns the speed that others found on what is nearest to an instance's GPUs.
 
         Raises:
             InputError: When nothing is known of its GPUs.
@@ -101,11 +101,11 @@ class PriceTable(_Row):
         if nearest.gpus != instance.gpus:
             source += f"; of {nearest.gpus} GPUs, taken in proportion"
         rate = nearest.images_per_second * instance.gpus / nearest.gpus
-        return Published(rate, source)
+        return FoundSpeed(rate, source)
 
 
 @dataclass(frozen=True)
-class Published:
+class FoundSpeed:
     """A speed and who says so.
 
     Attributes:

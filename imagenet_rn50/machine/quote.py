@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -17,7 +18,7 @@ USUAL_INSTANCE = "g6.12xlarge"
 Precision: TypeAlias = Literal["bf16", "fp16", "no"]
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "no")
 
-_PUBLISHED_SIZE = 224  # px, of the speeds in the table
+_TABLE_SIZE = 224  # px, of the speeds in the table
 _BASELINE = 125.0  # MiB/s of a gp3 volume
 # ILSVRC2012_img_train.tar has 147,897,477,120 bytes for 1,281,167 images; a label's member in our
 # shards takes 1,024 more.
@@ -195,9 +196,11 @@ def _require_positive(options: Options) -> None:
     for name in ("images_per_second", "disk", "price", "nodes"):
         value = getattr(options, name)
         is_free = name == "price" and value == 0
-        if value is not None and value <= 0 and not is_free:
+        if value is not None and not is_free and not (value > 0 and math.isfinite(value)):
             option = name.replace("_", "-")
-            raise InputError(f"--{option} {value} makes no sense", expected="more than 0")
+            raise InputError(
+                f"--{option} {value} makes no sense", expected="a finite number over 0"
+            )
 
 
 def _read_measured(path: Path) -> dict[str, Any]:
@@ -236,7 +239,7 @@ def _gpus(
     """Returns images/s of all GPUs, and the size at which that is."""
     if options.images_per_second is not None:
         assumptions.append(f"{options.images_per_second:,.0f} images/s of the GPUs: you said so")
-        return options.images_per_second, _PUBLISHED_SIZE
+        return options.images_per_second, _TABLE_SIZE
     if found:
         devices = found["devices"]
         rates = [device["steps"].get(options.precision) for device in devices]
@@ -251,17 +254,17 @@ def _gpus(
             f"{rate_text(sum(rates))} images/s of {len(devices)} device(s) at {size} px: measured"
         )
         return sum(rates), size
-    published = prices.speed(instance)
-    rate = published.images_per_second
+    found_by_others = prices.speed(instance)
+    rate = found_by_others.images_per_second
     assumptions.append(
-        f"{rate:,.0f} images/s of {instance.gpus} {instance.gpu} at {_PUBLISHED_SIZE} px in mixed "
-        f"precision: published, NOT MEASURED HERE ({published.source})"
+        f"{rate:,.0f} images/s of {instance.gpus} {instance.gpu} at {_TABLE_SIZE} px in mixed "
+        f"precision: of others, NOT MEASURED HERE ({found_by_others.source})"
     )
     if options.precision == "no":
         single = prices.single_precision
-        assumptions.append(f"of that {single.part:.0%} in float32: published ({single.source})")
+        assumptions.append(f"of that {single.part:.0%} in float32: of others ({single.source})")
         rate *= single.part
-    return rate, _PUBLISHED_SIZE
+    return rate, _TABLE_SIZE
 
 
 def _input(

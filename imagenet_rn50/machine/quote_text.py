@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from textwrap import wrap
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.machine.estimate import Duration, duration, rate_text, variants
@@ -13,6 +14,7 @@ from imagenet_rn50.machine.quote import RESIZED_PART, Quote, make_quote
 from imagenet_rn50.recipe_files import RECIPES, load_recipe, recipe_names
 
 _NUM_WORKERS = 8  # loader processes of a rank, as train_accelerate.py has them at most
+_WIDTH = 85  # of the table
 
 
 def text_of(quote: Quote, target: float | None) -> str:
@@ -114,6 +116,16 @@ def _towards(quote: Quote, target: float) -> Iterator[str]:
             continue
         label = f"{name}, {recipe.epochs} epochs, {published:.1%}"
         yield _priced(quote, label, duration(recipe, quote.rates, quote.options.nodes))
+        yield from _caveats(name)
+
+
+def _caveats(name: str) -> Iterator[str]:
+    """Yields under what conditions a figure was published, and what the recipe does otherwise."""
+    yield f"  published: {published_line(name)}"
+    if differs := _field_of(name, "differs"):
+        yield from wrap(
+            f"differs here: {differs}", _WIDTH, initial_indent="  ", subsequent_indent="    "
+        )
 
 
 def _price_source(quote: Quote) -> Iterator[str]:
@@ -131,10 +143,16 @@ def _price_source(quote: Quote) -> Iterator[str]:
 
 def published_line(name: str) -> str:
     """Returns what a recipe's head says of its published accuracy."""
+    found = _field_of(name, "published") or _field_of(name, "expected")
+    return found or "unknown: the recipe names no published figure"
+
+
+def _field_of(name: str, field: str) -> str | None:
+    """Returns what a recipe's head says under a word, in one line; None where it says nothing."""
     path = RECIPES / f"{name}.yaml"
     head = path.read_text(encoding="utf-8") if path.is_file() else ""
-    found = re.search(r"^#\s+(?:published|expected)\s+(.*)$", head, re.MULTILINE)
-    return found[1] if found else "unknown: the recipe names no published figure"
+    found = re.search(rf"^# +{field} +(.*(?:\n# {{8,}}.*)*)", head, re.MULTILINE)
+    return re.sub(r"\n# +", " ", found[1]) if found else None
 
 
 def published_top1(name: str) -> float | None:

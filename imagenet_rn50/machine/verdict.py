@@ -13,7 +13,7 @@ from imagenet_rn50.machine.compute import DeviceRates
 from imagenet_rn50.machine.decoding import DecodingRates
 from imagenet_rn50.machine.disk import DiskRates
 from imagenet_rn50.machine.estimate import rate_text
-from imagenet_rn50.machine.facts import KEPT_IN_MEMORY, Machine
+from imagenet_rn50.machine.facts import KEPT_IN_MEMORY, Machine, most_workers
 from imagenet_rn50.recipe import Recipe
 
 # Batches of one rank that stand in shared memory at a time: torch's DataLoader asks each worker for
@@ -76,7 +76,8 @@ def stages(
         rate = disk.sequential * 2**20 / packed.bytes_per_image
         found.append(Stage(_VOLUME, rate, _volume_fix(packed)))
     if decoding:
-        found.append(Stage("the loader", decoding.all_workers, _loader_fix(machine, decoding)))
+        fix = _loader_fix(machine, decoding, num_ranks=len(devices))
+        found.append(Stage("the loader", decoding.all_workers, fix))
     precision, rate = best_precision(devices)
     if devices[0].memory_bytes is None:
         return [*found, Stage("the CPU's training step", rate, "train on a GPU (docs/ec2.md)")]
@@ -172,9 +173,11 @@ def _volume_fix(packed: Packed) -> str:
     return f"`aws ec2 modify-volume --throughput`, {copy}, or {smaller}"
 
 
-def _loader_fix(machine: Machine, decoding: DecodingRates) -> str:
-    """Says what makes the loader faster."""
+def _loader_fix(machine: Machine, decoding: DecodingRates, num_ranks: int) -> str:
+    """Says what makes the loader faster; each rank of training needs a core for itself."""
     packing = "pack with restart markers (jpegtran) or --resize short=256"
-    if decoding.num_workers < machine.cores:
-        return f"give it more --workers, for there are {machine.cores} cores, or {packing}"
+    of_each_rank = most_workers(machine.cores, num_ranks) // num_ranks
+    if decoding.num_workers < of_each_rank * num_ranks:
+        cores = f"{machine.cores} cores have room for them beside {num_ranks} rank(s)"
+        return f"give it --workers {of_each_rank}, for {cores}, or {packing}"
     return f"{packing}, or take a machine with more cores"

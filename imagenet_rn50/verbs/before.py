@@ -60,7 +60,7 @@ def doctor(
 
     if shards is not None:
         _require_local(shards)
-    if seconds <= 0 or workers < 0:
+    if not 0 < seconds < float("inf") or workers < 0:
         raise InputError(
             f"--seconds {seconds:g} --workers {workers} makes no sense",
             expected="--seconds over 0, --workers of 0 or more",
@@ -92,7 +92,7 @@ def estimate(
         nodes: How many of them.
         precision: Mixed precision, or no.
         target: Top-1 in (0, 1]: also list the recipes whose published figure reaches it.
-        measured: What `doctor --json` printed on the machine, instead of published speeds.
+        measured: What `doctor --json` printed on the machine, instead of speeds that others found.
         images_per_second: Speed of all GPUs of a machine at 224 px, where you know it better.
         disk: MiB/s of the volume of the shards.
         price: USD an hour of a machine.

@@ -200,6 +200,11 @@ def test_a_file_that_is_no_list_of_classes_is_refused(tmp_path, shuffled, conten
         read_real(write_real(tmp_path, content), shuffled, NUM_CLASSES)
 
 
+def test_a_folder_in_the_place_of_the_list_is_refused(tmp_path, shuffled):
+    with pytest.raises(InputError, match="cannot be read"):
+        read_real(tmp_path, shuffled, NUM_CLASSES)
+
+
 def test_a_list_in_which_nothing_fits_is_refused(tmp_path, shuffled):
     with pytest.raises(InputError, match="only empty lists"):
         read_real(write_real(tmp_path, [[]] * 5), shuffled, NUM_CLASSES)

@@ -8,6 +8,7 @@ import pytest
 
 from imagenet_rn50 import __main__ as verbs
 from imagenet_rn50.machine import doctor as examining
+from imagenet_rn50.machine.decoding import DecodingRates
 from imagenet_rn50.machine.estimate import rate_text
 from imagenet_rn50.machine.facts import read_machine
 from tests.support import write_shards, write_tiny
@@ -101,6 +102,27 @@ def test_too_little_shared_memory_is_told_before_it_kills_a_worker(tiny, monkeyp
     assert code == 1
     assert "BLOCKER: /dev/shm has 0.00 GB free" in out
     assert "not measured: a blocker is in its way" in out
+
+
+def test_each_rank_keeps_a_core_for_itself_while_the_loader_is_measured(tiny, monkeypatch, capsys):
+    asked = []
+
+    def measuring(shards, train, recipe, num_workers, seconds):
+        asked.append(num_workers)
+        return DecodingRates(1.0, 2.0, num_workers, 16)
+
+    monkeypatch.setattr(examining, "read_machine", lambda: replace(read_machine(), cores=6))
+    monkeypatch.setattr(examining, "measure_decoding", measuring)
+    for workers in ("4", "5", "6", "0"):
+        doctor(monkeypatch, capsys, *options(tiny), "--workers", workers)
+    assert asked == [4, 5, 5, 0]
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0"])
+def test_a_measurement_that_takes_no_time_or_never_ends_is_refused(seconds, monkeypatch, capsys):
+    code, _, error = doctor(monkeypatch, capsys, "--seconds", seconds)
+    assert code == 2
+    assert f"--seconds {seconds}" in error
 
 
 def test_an_address_of_shards_is_refused_as_one(monkeypatch, capsys):

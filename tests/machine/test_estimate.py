@@ -18,7 +18,7 @@ from imagenet_rn50.machine.estimate import Rates, duration, rate_text, variants
 from imagenet_rn50.machine.nodes import PARAMETERS, demand
 from imagenet_rn50.machine.prices import PRICES, load_prices
 from imagenet_rn50.machine.quote import LOADER_PER_CORE, Options, make_quote
-from imagenet_rn50.machine.quote_text import published_top1, text_of
+from imagenet_rn50.machine.quote_text import published_line, published_top1, text_of
 from imagenet_rn50.model import build_model
 from imagenet_rn50.recipe import DataRecipe, Recipe
 from imagenet_rn50.recipe_files import load_recipe, recipe_names
@@ -107,8 +107,11 @@ def quoted(monkeypatch, capsys, *words):
 
 def test_a_quote_prints_its_prices_and_that_its_speed_was_not_measured(monkeypatch, capsys):
     out = quoted(monkeypatch, capsys, "--recipe", "onecycle-plateau")
-    assert "1,205 images/s of 4 L4 at 224 px in mixed precision: published, NOT MEASURED" in out
+    assert "1,205 images/s of 4 L4 at 224 px in mixed precision: of others, NOT MEASURED" in out
     assert "looked up 2026-11-23; check it" in out
+    unpublished = [line for line in out.splitlines() if "unpublished log" in line]
+    assert len(unpublished) == 1
+    assert not re.search(r"\bpublished", unpublished[0])
     hours, on_demand, spot = re.search(
         r"as asked .* ([\d.]+) +\$([\d.]+) +\$([\d.]+)", out
     ).groups()  # type: ignore[union-attr]
@@ -141,6 +144,17 @@ def test_a_target_lists_the_recipes_that_reach_it(monkeypatch, capsys):
     for name in recipe_names():
         reaches = (published_top1(name) or 0) >= 0.77
         assert (f"\n{name}," in listed) == reaches
+        assert (f"\n  published: {published_line(name)}\n" in listed) == reaches
+
+
+def test_a_figure_that_a_recipe_does_not_reach_says_so_beside_it(monkeypatch, capsys):
+    out = quoted(monkeypatch, capsys, "--recipe", "rn50-16ep", "--target", "0.76")
+    (listed,) = re.findall(r"^rn50-32ep, 32 epochs, 76\.6%.*\n((?:  .*\n)+)", out, re.MULTILINE)
+    said = " ".join(listed.split())
+    assert "on 8 A100 with blurpool and flip averaging; not reproduced here" in said
+    assert "differs here: neither blurpool," in said
+    assert said.endswith("norms of shortcuts and the classifier's bias do not decay")
+    assert max(map(len, out.partition("assumed:")[0].splitlines())) <= 100
 
 
 @pytest.mark.parametrize(
@@ -153,7 +167,14 @@ def test_a_target_lists_the_recipes_that_reach_it(monkeypatch, capsys):
         ("--recipe rn50-16ep --target 76", "--target 76 is no top-1"),
         ("--recipe rn50-16ep --nodes 0", "--nodes 0 makes no sense"),
         ("--recipe rn50-16ep --disk -1", "--disk -1.0 makes no sense"),
+        ("--recipe rn50-16ep --disk nan", "--disk nan makes no sense"),
+        ("--recipe rn50-16ep --price inf", "--price inf makes no sense"),
+        ("--recipe rn50-16ep --images-per-second nan", "--images-per-second nan makes no sense"),
+        ("--recipe rn50-16ep --target nan", "--target nan is no top-1"),
         ("--recipe rn50-16ep --measured pyproject.toml", "cannot be read"),
+        ("--recipe rn50-16ep --measured app", "app cannot be read"),
+        ("--recipe rn50-16ep --prices app", "app cannot be read"),
+        ("--recipe rn50-16ep --prices docs/none.yaml", "there is no file"),
         ("--recipe rn50-16ep --measured app/none.json", "there is no file"),
     ],
 )

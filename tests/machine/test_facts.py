@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from imagenet_rn50.machine.facts import _driver_version, read_machine, volume_of
+from imagenet_rn50.machine.facts import _driver_version, available_memory, read_machine, volume_of
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,13 @@ def test_the_driver_is_read_from_what_it_says_of_itself(tmp_path):
     )
     assert _driver_version(path) == "580.95.05"
     assert _driver_version(tmp_path / "none") is None
+
+
+def test_the_memory_that_is_available_is_less_than_all_of_it(tmp_path):
+    (tmp_path / "meminfo").write_text("MemTotal:  8 kB\nMemFree:  1 kB\nMemAvailable:  6 kB\n")
+    assert available_memory(tmp_path / "meminfo") == 6 * 1024
+    assert available_memory(tmp_path / "none") == read_machine().memory_bytes
+    assert 0 < available_memory() <= read_machine().memory_bytes
 
 
 def test_this_machine_is_described_without_its_name_and_paths():

@@ -34,11 +34,11 @@ def recipe(tiny):
     return load_recipe(str(tiny / "tiny.yaml"))
 
 
-def is_in_memory(path):
-    """Whether the first bytes of a file can be had without its disk."""
+def is_in_memory(path, offset=0):
+    """Whether a byte of a file can be had without its disk."""
     with path.open("rb") as file:
         try:
-            os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT)
+            os.preadv(file.fileno(), [bytearray(1)], offset, os.RWF_NOWAIT)
         except OSError as error:
             if error.errno == errno.EAGAIN:
                 return False
@@ -74,6 +74,48 @@ def test_reading_stops_when_its_time_is_up(monkeypatch):
     num_bytes, rate = disk._read_all(slow(), seconds=0.1)
     assert 1 <= num_bytes / 2**20 <= 11
     assert rate <= 100
+
+
+def test_shards_are_in_memory_when_the_loader_is_timed(tiny, train, recipe, monkeypatch):
+    shards = [tiny / "shards" / shard.name for shard in train.shards]
+    disk.measure_disk(tiny / "shards", train, seconds=60)
+    for shard in shards:
+        disk._forget(shard)
+    assert not any(map(is_in_memory, shards))
+    before = []
+
+    def watching(loader, num_workers, seconds):
+        pages = [(path, at) for path in shards for at in range(0, path.stat().st_size, 4096)]
+        before.append(all(is_in_memory(path, at) for path, at in pages))
+        return 1.0
+
+    monkeypatch.setattr(decoding, "_rate", watching)
+    decoding.measure_decoding(tiny / "shards", train, recipe, num_workers=2, seconds=1)
+    assert before == [True, True]
+
+
+def test_the_loader_is_timed_on_as_many_first_shards_as_memory_holds(tiny, train, monkeypatch):
+    first, second = (shard.num_bytes for shard in train.shards)
+    assert decoding.first_shards(train, first + second).num_samples == 70
+    assert decoding.first_shards(train, first + second - 1).num_samples == 40
+    assert decoding.first_shards(train, 1).shards == train.shards[:1]
+
+
+@pytest.mark.multiprocess
+def test_crops_do_not_grow_while_the_loader_is_timed(tiny, train, recipe, monkeypatch):
+    grow = {"final_size": 64, "growth": (0, 1)}
+    growing = recipe.model_copy(update={"data": recipe.data.model_copy(update=grow)})
+    assert growing.data.size_at(0) != growing.data.size_at(1)
+    sizes: set[int] = set()
+
+    def looking(loader, num_workers, seconds):
+        batches = iter(loader)
+        sizes.update(next(batches).pictures.shape[-1] for _ in range(3 * 70 // 4))
+        return 1.0
+
+    monkeypatch.setattr(decoding, "_rate", looking)
+    rates = decoding.measure_decoding(tiny / "shards", train, growing, num_workers=0, seconds=1)
+    assert sizes == {rates.size} == {growing.data.size_at(0)}
 
 
 @pytest.mark.multiprocess

@@ -1,4 +1,6 @@
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,7 @@ from imagenet_rn50.machine.verdict import (
 )
 from imagenet_rn50.recipe import Recipe
 
+ROOT = Path(__file__).parents[2]
 GIB = 2**30
 MACHINE = Machine(48, 192 * GIB, 96 * GIB, 65536, "580.95.05", {})
 IMAGENET = Packed(
@@ -49,8 +52,18 @@ def test_a_loader_that_has_cores_left_is_given_more_workers():
     slow = replace(LOADER, all_workers=800.0, num_workers=4)
     said = sentence(decoding=slow)
     assert said.startswith("Training is held up by the loader, at 800 images/s")
-    assert "--workers" in said
-    assert "--workers" not in sentence(decoding=replace(slow, num_workers=48))
+    assert "give it --workers 11, for 48 cores have room for them beside 4 rank(s)" in said
+    assert "--workers" not in sentence(decoding=replace(slow, num_workers=44))
+
+
+def test_the_workers_that_the_configuration_of_four_l4_starts_are_enough():
+    head = (ROOT / "accelerate_configs/g6_12xlarge.yaml").read_text(encoding="utf-8")
+    (workers,) = re.findall(r"--workers (\d+)", head)
+    (ranks,) = re.findall(r"^num_processes: (\d+)", head, re.MULTILINE)
+    started = replace(LOADER, all_workers=800.0, num_workers=int(workers) * int(ranks))
+    assert "--workers" not in sentence(decoding=started)
+    one_less = replace(started, num_workers=started.num_workers - int(ranks))
+    assert f"--workers {workers}," in sentence(decoding=one_less)
 
 
 def test_gpus_that_are_held_up_by_nothing_are_told_the_faster_precision():
