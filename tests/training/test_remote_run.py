@@ -204,6 +204,34 @@ def test_a_run_whose_every_checkpoint_there_is_damaged_is_not_begun_anew_and_sta
     assert contents(there) == before
 
 
+@pytest.mark.parametrize("address", ["", "elsewhere", "link", "file://", "../another", "../holds"])
+def test_an_address_where_a_run_folder_is_is_refused_before_anything_is_written(
+    tiny, stopped, tmp_path, address, monkeypatch
+):
+    run = tmp_path / "holds" / "objects" / "run"
+    shutil.copytree(stopped.path, run)
+    shutil.copytree(stopped.path, run.parent / "another")
+    (tmp_path / "link").symlink_to(run)
+    given = {
+        "link": tmp_path / "link",
+        "file://": f"file://{run}",
+        "../holds": tmp_path / "holds",
+    }.get(address, run / address)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="not brought into a run folder"):
+        fetch_as_the_first(run, stopped.recipe(), tiny / "shards", given, monkeypatch)
+    assert contents(tmp_path) == before
+
+
+def test_an_address_beside_the_run_folder_or_above_it_is_none_in_it(
+    tiny, stopped, tmp_path, monkeypatch
+):
+    run = tmp_path / "runs" / "run"
+    shutil.copytree(stopped.path, run)
+    for address in (tmp_path / "runs", tmp_path / "runs" / "run-elsewhere"):
+        fetch_as_the_first(run, stopped.recipe(), tiny / "shards", address, monkeypatch)
+
+
 @pytest.mark.parametrize("path", ["../recipe.yaml", "/tmp/x", "checkpoints/../../x", ""])
 def test_a_list_that_would_write_outside_the_run_folder_is_refused(stopped, tmp_path, path):
     bring(tmp_path, stopped)
