@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar, Protocol
 
 import numpy as np
@@ -214,7 +215,19 @@ def normalise(
     Returns:
         (B, 3, H, W) float32, channels last.
     """
-    scale = torch.tensor([1 / (255 * s) for s in std], device=pictures.device).view(1, 3, 1, 1)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=pictures.device)
+    scale, shift = _scale_and_shift(mean, std, pictures.device)
     floats = pictures.to(torch.float32, memory_format=torch.channels_last)
-    return floats.mul_(scale).add_(shift.view(1, 3, 1, 1))
+    return floats.mul_(scale).add_(shift)
+
+
+@cache
+def _scale_and_shift(
+    mean: tuple[float, float, float], std: tuple[float, float, float], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Returns what `normalise` multiplies by and adds, (1, 3, 1, 1) each.
+
+    Kept, for the host waits for a GPU while it brings them there.
+    """
+    scale = torch.tensor([1 / (255 * s) for s in std], device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device=device)
+    return scale.view(1, 3, 1, 1), shift.view(1, 3, 1, 1)

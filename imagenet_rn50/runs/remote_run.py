@@ -25,7 +25,7 @@ from imagenet_rn50.files import write_json
 from imagenet_rn50.loading.remote import RemoteFolder, UnusableFileError
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.recipe_files import load_recipe
-from imagenet_rn50.runs.checkpoints import set_aside, verify
+from imagenet_rn50.runs.checkpoints import newest_checkpoint, set_aside, verify
 from imagenet_rn50.runs.folder import RECIPE, RunFolder
 from imagenet_rn50.runs.metrics import FILE_NAME as METRICS
 from imagenet_rn50.runs.snapshot import (
@@ -148,7 +148,7 @@ class RemoteRun:
             run: Where to; may hold an older state of the same run.
 
         Raises:
-            InputError: When a file of it cannot be had.
+            InputError: When a file of it cannot be had, or no checkpoint of those that it has.
         """
         staging = run.path / STAGING
         staging.mkdir(parents=True, exist_ok=True)
@@ -156,22 +156,33 @@ class RemoteRun:
         for file in files:
             if file.checkpoint is None and file.path != RECIPE:
                 self._get(file, run.path)
-        for name in dict.fromkeys(file.checkpoint for file in files if file.checkpoint):
+        names = list(dict.fromkeys(file.checkpoint for file in files if file.checkpoint))
+        are_here = [
             self._fetch_checkpoint(name, [f for f in files if f.checkpoint == name], run)
+            for name in names
+        ]
+        if names and not any(are_here) and newest_checkpoint(run.checkpoints) is None:
+            raise InputError(
+                f"every checkpoint at {self.folder.public} is damaged, and none stands here",
+                expected="a whole one among them",
+                found=", ".join(names),
+                fix="restore its files there; or, to begin anew, name another address with --sync "
+                "and another folder with --run",
+            )
         for file in files:
             if file.path == RECIPE:
                 self._get(file, run.path)
         shutil.rmtree(staging)
 
-    def _fetch_checkpoint(self, name: str, files: list[File], run: RunFolder) -> None:
-        """Fetches a checkpoint, unless it is here."""
+    def _fetch_checkpoint(self, name: str, files: list[File], run: RunFolder) -> bool:
+        """Fetches a checkpoint, unless it is here; returns whether it now is."""
         final = run.checkpoints / name
         try:
             verify(final)
         except InputError:
             pass
         else:
-            return
+            return True
         parts = run.path / STAGING / "fetched"
         shutil.rmtree(parts, ignore_errors=True)
         try:
@@ -180,10 +191,11 @@ class RemoteRun:
             verify(parts / CHECKPOINTS / name)
         except UnusableFileError as error:
             say(f"passing over a damaged checkpoint: {error}")
-            return
+            return False
         if final.exists():
             set_aside(final)
         (parts / CHECKPOINTS / name).rename(final)
+        return True
 
     def _get(self, file: File, folder: Path) -> None:
         """Downloads a file to its path in a folder, and checks it."""

@@ -77,6 +77,8 @@ def bottleneck(run: Path) -> str:
     """Says in a sentence what held the run up, with its figure."""
     train = read_metrics(run, TRAIN)
     seconds = sum(record["seconds"] for record in train)
+    if not train:  # begun with another run's last checkpoint, which was only to be evaluated
+        return "nothing was trained here: no speed to tell of"
     waited = sum(record["data_wait"] * record["seconds"] for record in train) / seconds
     rate = sum(record["num_images"] for record in train) / seconds
     culprit = "the loader holds it up" if waited > _DATA_BOUND else "compute holds it up"

@@ -21,8 +21,9 @@ class Persistence:
     """How a run is kept; nothing in it changes what is learnt."""
 
     resume: str = AUTO
-    """auto: go on from the newest whole checkpoint, or begin. none: begin, and refuse a folder that
-    holds checkpoints. Or a checkpoint's folder, of this run or of another, to go on from."""
+    """auto: go on from the newest whole checkpoint, or begin what was never saved. none: begin, and
+    refuse a folder that holds checkpoints. Or a checkpoint's folder, of this run or of another, to
+    go on from."""
     allow_change: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """What may differ from the checkpoint: a field of the recipe (optimizer.lr), shards, or
     mixed_precision; may be given several times."""

@@ -18,7 +18,13 @@ from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.recipe_files import parse_recipe
-from imagenet_rn50.runs.checkpoints import Checkpoint, checkpoint_folders, set_aside, verify
+from imagenet_rn50.runs.checkpoints import (
+    Checkpoint,
+    checkpoint_folders,
+    folder_name,
+    set_aside,
+    verify,
+)
 from imagenet_rn50.runs.continuity import (
     LEARNING_RATE,
     PRECISION,
@@ -27,6 +33,8 @@ from imagenet_rn50.runs.continuity import (
     changes_of_recipe,
     refuse,
 )
+from imagenet_rn50.runs.metrics import CHECKPOINT, read_metrics
+from imagenet_rn50.runs.metrics import FILE_NAME as METRICS
 from imagenet_rn50.training.persistence import AUTO, NONE, Persistence
 from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.schedules import learning_rate
@@ -124,6 +132,8 @@ def _find(checkpoints: Path, persistence: Persistence, asked: Asked) -> Start:
     if given == NONE:
         _require_none(checkpoints)
         return Start()
+    if given == AUTO and whole is None:
+        _require_unsaved(checkpoints)
     checkpoint, origin = whole, whole.facts.get("origin") if whole else None
     if given != AUTO and whole is not None and origin is not None and not Path(given).is_dir():
         say(f"--resume {given} is gone; this run has gone on from there, to {whole.folder.name}")
@@ -164,7 +174,8 @@ def _newest(checkpoints: Path) -> tuple[Checkpoint | None, list[Path]]:
             f"every checkpoint in {checkpoints} is damaged",
             expected="a whole one among them",
             found=", ".join(folder.name for folder in damaged),
-            fix="begin another run with --run, or move them away to begin anew",
+            fix="begin another run with --run, or move them away and begin anew with "
+            f"--resume {NONE}",
         )
     return None, []
 
@@ -188,6 +199,20 @@ def _require_none(checkpoints: Path) -> None:
             expected="a run folder without any, for a run that begins anew",
             found=", ".join(folder.name for folder in folders),
             fix="name another folder with --run, or move these away",
+        )
+
+
+def _require_unsaved(checkpoints: Path) -> None:
+    """Refuses to begin anew where a run was saved and its checkpoints are gone."""
+    run = checkpoints.parent
+    lines = read_metrics(run, CHECKPOINT) if (run / METRICS).is_file() else []
+    saved = [line["samples_seen"] for line in lines if line["failed"] is None]
+    if saved:
+        raise InputError(
+            f"{checkpoints} holds no checkpoint, but {run / METRICS} says that the run was saved",
+            expected=f"{folder_name(saved[-1])} or one before it",
+            fix="restore the checkpoints, begin another run with --run, or say that this one "
+            f"shall begin anew and its metrics be lost: --resume {NONE}",
         )
 
 

@@ -21,7 +21,7 @@ from imagenet_rn50.runs.checkpoints import Checkpoint, newest_checkpoint, sample
 from imagenet_rn50.runs.continuity import changes_of_recipe, refuse
 from imagenet_rn50.runs.folder import RECIPE, RunFolder
 from imagenet_rn50.runs.remote_run import RemoteRun, Superseded
-from imagenet_rn50.runs.snapshot import STAGING, Snapshot, clear_staging, take_snapshot
+from imagenet_rn50.runs.snapshot import OBJECTS, STAGING, Snapshot, clear_staging, take_snapshot
 from imagenet_rn50.training.persistence import NONE, Persistence
 
 
@@ -42,7 +42,8 @@ def fetch_run(
         persistence: What the user wants.
 
     Raises:
-        InputError: When the address cannot be read or written, or holds another run; on all ranks.
+        InputError: When the address cannot be read or written, holds another run, or lies where a
+            run folder does; on all ranks.
     """
     if persistence.sync is None:
         return
@@ -50,6 +51,7 @@ def fetch_run(
     problem: list[InputError | None] = [None]
     if accelerator.is_main_process:
         try:
+            _require_apart(run, persistence.sync)
             remote = RemoteRun(_address(persistence.sync))
             newest_there = _fetch(remote, run, recipe, shards, persistence)
             remote.require_writable()
@@ -204,3 +206,19 @@ class Sync:
 def _address(given: str) -> RemoteFolder:
     """Returns the folder that --sync names; a path may be relative."""
     return RemoteFolder(given if "://" in given else str(Path(given).absolute()))
+
+
+def _require_apart(run: RunFolder, given: str) -> None:
+    """Refuses a path where what is brought would replace or remove files of a run folder."""
+    scheme, _, path = _address(given).location.rpartition("://")
+    if scheme not in {"", "file", "local"}:
+        return
+    here, there = run.path.resolve(), Path(path).resolve()
+    is_within = there.is_relative_to(here) or here.is_relative_to(there / OBJECTS)
+    if is_within or (there / RECIPE).is_file():
+        raise InputError(
+            f"--sync {given}: a run is not brought into a run folder",
+            expected="an address for this run alone, apart from every run folder",
+            found=f"{there}, and --run {here}",
+            fix="name another address with --sync",
+        )

@@ -3,7 +3,9 @@ import torch
 
 from imagenet_rn50.loading.device import on_device
 from imagenet_rn50.loading.loader import Batch
+from imagenet_rn50.loading.transforms import normalise
 from imagenet_rn50.recipe import DataRecipe
+from tests.operators import Operators
 
 DATA = DataRecipe()
 
@@ -38,6 +40,18 @@ def assert_moved(moved, made, device):
 def test_batches_are_normalised_in_their_order():
     made = batches()
     assert_moved(list(on_device(made, torch.device("cpu"), DATA.mean, DATA.std)), made, "cpu")
+
+
+def test_mean_and_deviation_are_brought_to_a_device_once():
+    made = batches()
+    with torch.inference_mode():  # as evaluation does, before training or after it
+        normalise(made[0].pictures, DATA.mean, DATA.std)
+    with Operators() as launched:
+        pictures = normalise(made[1].pictures, DATA.mean, DATA.std)
+    assert launched.names == ["_to_copy", "mul_", "add_"]
+    torch.testing.assert_close(pictures, expected(made[1]), rtol=1e-5, atol=1e-5)
+    weight = torch.ones(3, 1, 1, requires_grad=True)
+    (pictures * weight).sum().backward()  # an inference tensor would not do
 
 
 @pytest.mark.gpu

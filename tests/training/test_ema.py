@@ -3,6 +3,7 @@ from safetensors.torch import save
 from torch import nn
 
 from imagenet_rn50.training.ema import Ema
+from tests.operators import Operators
 
 
 def small_model():
@@ -46,3 +47,22 @@ def test_an_average_that_was_saved_goes_on_as_if_it_had_not_stopped():
     resumed.update(model)
     for name, tensor in straight.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], tensor)
+
+
+def test_an_update_launches_two_operators_and_the_host_asks_the_device_nothing():
+    model = small_model()
+    ema = Ema(model, decay=0.9)
+    for steady in (False, True):
+        with Operators() as launched:
+            ema.update(model)
+        average = "_foreach_lerp_" if steady else "_foreach_copy_"
+        assert launched.names == [average, "_foreach_copy_"]
+
+
+def test_batches_are_counted_and_not_averaged():
+    model = small_model()
+    ema = Ema(model, decay=0.9)
+    for _ in range(3):
+        model(torch.zeros(2, 3, 4, 4))
+        ema.update(model)
+    assert ema.model.state_dict()["1.num_batches_tracked"] == 3

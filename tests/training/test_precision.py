@@ -172,12 +172,12 @@ def test_an_overflow_changes_nothing_is_counted_and_the_next_steps_are_taken(fp1
     assert 1.0 < line["loss"] < 3.0  # the loss itself, not scaled
     assert fp16.scaler.get_scale() == 2.0**39
     assert learner.optimizer.state_dict()["state"] == {}
-    assert learner.ema._averaged.n_averaged == 0
+    assert learner.ema._num_updates == 0
     for name, parameter in learner.bare.named_parameters():
         assert torch.equal(parameter, weights[name])
     for _ in range(40):
         learner.step(batches, 0.05, meter, samples_seen=0)
-        if learner.ema._averaged.n_averaged == 2:
+        if learner.ema._num_updates == 2:
             break
     assert meter.read(lambda tensor: tensor)["skipped_steps"] > 1
     for name, tensor in learner.bare.state_dict().items():

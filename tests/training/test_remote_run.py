@@ -60,6 +60,10 @@ def bring(folder, run):
     snapshot.discard()
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def test_an_upload_cut_off_at_any_file_leaves_the_state_before_it(stopped, later, tmp_path):
     snapshot, there = take_snapshot(later), tmp_path / "there"
     num_cut = 0
@@ -110,6 +114,16 @@ def test_a_fetch_cut_off_at_any_file_is_done_again(tiny, stopped, tmp_path, monk
     assert hashes(run.path) == hashes(stopped.path)
     here = {path.name for path in stopped.path.iterdir()} - {"tensorboard", "sync.partial"}
     assert {path.name for path in run.path.iterdir()} == here
+
+
+def fetch_as_the_first(run, recipe, shards, address, monkeypatch):
+    """Does what the main process of a run does before it trains, and tries nothing twice."""
+    monkeypatch.setattr(syncing, "gather_object", lambda mains: [True])
+    monkeypatch.setattr(syncing, "_address", lambda given: RemoteFolder(given, Patience(tries=1)))
+    accelerator: Any = SimpleNamespace(
+        is_main_process=True, is_local_main_process=True, wait_for_everyone=lambda: None
+    )
+    fetch_run(accelerator, RunFolder(run), recipe, shards, Persistence(sync=str(address)))
 
 
 def test_machines_that_share_nothing_all_go_on_from_what_the_first_one_has(
@@ -166,6 +180,56 @@ def test_a_damaged_checkpoint_there_is_passed_over_for_the_one_before(stopped, t
     found = newest_checkpoint(fetched.checkpoints)
     assert found is not None
     assert found.samples_seen == 16
+
+
+def test_a_run_whose_every_checkpoint_there_is_damaged_is_not_begun_anew_and_stands(
+    tiny, stopped, tmp_path, monkeypatch
+):
+    there, run = tmp_path / "there", tmp_path / "run"
+    bring(there, stopped)
+    for path in there.glob("objects/*model.safetensors"):
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    before = contents(there)
+    for _ in range(2):  # the same command again
+        with pytest.raises(InputError, match="is damaged, and none stands here") as refused:
+            fetch_as_the_first(run, stopped.recipe(), tiny / "shards", there, monkeypatch)
+        assert "samples-000000016, samples-000000024" in str(refused.value)
+    assert contents(there) == before
+    # Where one stands here, the run goes on from that.
+    newest = stopped.checkpoints / "samples-000000024"
+    shutil.copytree(newest, run / "checkpoints" / "samples-000000008")
+    fetch_as_the_first(run, stopped.recipe(), tiny / "shards", there, monkeypatch)
+    assert contents(there) == before
+
+
+@pytest.mark.parametrize("address", ["", "elsewhere", "link", "file://", "../another", "../holds"])
+def test_an_address_where_a_run_folder_is_is_refused_before_anything_is_written(
+    tiny, stopped, tmp_path, address, monkeypatch
+):
+    run = tmp_path / "holds" / "objects" / "run"
+    shutil.copytree(stopped.path, run)
+    shutil.copytree(stopped.path, run.parent / "another")
+    (tmp_path / "link").symlink_to(run)
+    given = {
+        "link": tmp_path / "link",
+        "file://": f"file://{run}",
+        "../holds": tmp_path / "holds",
+    }.get(address, run / address)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match="not brought into a run folder"):
+        fetch_as_the_first(run, stopped.recipe(), tiny / "shards", given, monkeypatch)
+    assert contents(tmp_path) == before
+
+
+def test_an_address_beside_the_run_folder_or_above_it_is_none_in_it(
+    tiny, stopped, tmp_path, monkeypatch
+):
+    run = tmp_path / "runs" / "run"
+    shutil.copytree(stopped.path, run)
+    for address in (tmp_path / "runs", tmp_path / "runs" / "run-elsewhere"):
+        fetch_as_the_first(run, stopped.recipe(), tiny / "shards", address, monkeypatch)
 
 
 @pytest.mark.parametrize("path", ["../recipe.yaml", "/tmp/x", "checkpoints/../../x", ""])

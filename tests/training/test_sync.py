@@ -146,3 +146,6 @@ def test_another_recipe_and_a_new_beginning_are_refused_where_a_run_stands(
     said = trainers.train(tiny, another, *address, "--resume", "none", code=2)
     assert "elsewhere holds a run" in said
     assert not another.exists()
+    said = trainers.train(tiny, another, "--sync", str(another), code=2)
+    assert "a run is not brought into a run folder" in said
+    assert not another.exists()

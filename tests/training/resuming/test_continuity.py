@@ -12,7 +12,7 @@ from imagenet_rn50.training import fit as fitting
 from imagenet_rn50.training.persistence import Persistence
 from imagenet_rn50.training.session import make_accelerator
 from tests.support import write_shards
-from tests.training.resuming.support import other_recipe, recipe_of, refusal, train
+from tests.training.resuming.support import NUM_STEPS, other_recipe, recipe_of, refusal, train
 from tests.training.trainers import hashes
 
 
@@ -128,3 +128,13 @@ def test_a_run_goes_on_from_a_checkpoint_of_another_run_and_then_from_its_own(
     message = refusal(tiny, stopped, resume=named)
     assert "would abandon" in message
     assert "there is no such folder" in refusal(tiny, stopped, resume=str(tmp_path / "nowhere"))
+
+
+def test_a_run_that_begins_where_all_but_evaluating_is_done_ends_well(tiny, tmp_path, capsys):
+    train(tiny, tmp_path / "stopped", stop_at_step=NUM_STEPS)
+    named = str(tmp_path / "stopped" / "checkpoints" / folder_name(NUM_STEPS * 8))
+    capsys.readouterr()
+    assert train(tiny, tmp_path / "forked", resume=named) == 0
+    assert "nothing was trained here" in capsys.readouterr().out
+    (validation,) = read_metrics(tmp_path / "forked", "validation")
+    assert validation["samples_seen"] == NUM_STEPS * 8

@@ -18,7 +18,7 @@ from imagenet_rn50.runs.checkpoints import (
     seal,
     verify,
 )
-from imagenet_rn50.runs.metrics import Journal
+from imagenet_rn50.runs.metrics import Journal, read_metrics
 from imagenet_rn50.training import fit as fitting
 from imagenet_rn50.training import saver as saving
 from imagenet_rn50.training.saver import Saver
@@ -29,6 +29,7 @@ from tests.training.resuming.support import (
     refusal,
     train,
 )
+from tests.training.trainers import steps_saved
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,24 @@ def test_a_run_without_any_whole_checkpoint_is_not_begun_anew(tiny, stopped):
     for folder in (stopped / "checkpoints").iterdir():
         (folder / "checkpoint.json").unlink()
     assert "every checkpoint in" in refusal(tiny, stopped)
+
+
+def test_a_run_whose_checkpoints_are_gone_is_begun_anew_only_when_told_to(tiny, stopped):
+    shutil.rmtree(stopped / "checkpoints")
+    message = refusal(tiny, stopped)
+    assert "says that the run was saved" in message
+    assert f"{folder_name(40)} or one before it" in message
+    assert train(tiny, stopped, resume="none", stop_at_step=1) == 0
+    assert steps_saved(stopped) == [8]
+    assert {line["samples_seen"] for line in read_metrics(stopped)} == {0, 8}
+
+
+def test_a_run_whose_every_save_failed_begins_anew(tiny, stopped):
+    shutil.rmtree(stopped / "checkpoints")
+    path = stopped / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"failed": null', '"failed": "no space left"'))
+    assert train(tiny, stopped, stop_at_step=1) == 0
+    assert steps_saved(stopped) == [8]
 
 
 def test_an_older_manifest_in_a_newer_checkpoint_is_damage(stopped):
