@@ -15,7 +15,7 @@ from typing import Any
 
 import webdataset as wds
 
-from imagenet_rn50.errors import InputError
+from imagenet_rn50.errors import InputError, RankError
 from imagenet_rn50.loading.cache import CachedShards
 from imagenet_rn50.loading.order import Order, ShardOrder
 from imagenet_rn50.loading.prefetch import least_cache_bytes
@@ -234,7 +234,8 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def _of_worker(error: InputError) -> InputError:
+def _of_worker(error: InputError) -> RankError:
     """Returns a worker's error without the worker's traceback, which torch puts into the text."""
     _, _, text = str(error).rpartition(f"{type(error).__name__}: ")
-    return type(error)(text)
+    kind = type(error) if isinstance(error, RankError) else RankError
+    return kind(text)
