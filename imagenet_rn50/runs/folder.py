@@ -133,12 +133,18 @@ class RunFolder:
         waited for, a minute at most. The folder is made, and removed if nothing comes into it.
 
         Raises:
-            InputError: When another process trains there and does not end.
+            InputError: When the folder cannot be made, or another process trains there and does
+                not end.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is not a folder", fix="name another one with --run")
-        self.path.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise InputError(
+                f"{self.path} cannot be made a run folder",
+                found=error.strerror,
+                fix="name another one with --run",
+            ) from None
         try:
             _lock(descriptor, self.path)
             yield
