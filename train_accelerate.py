@@ -46,7 +46,8 @@ class Arguments:
     """Weights that a new run begins with, to fine-tune them: a .safetensors or .pth file of
     torchvision's, timm's or ours, an exported folder, or a Hub id."""
     on_error: Literal["stop", "substitute"] = "stop"
-    """What a damaged sample does: stop the run, or let another one stand in for it."""
+    """What a damaged sample does: stop the run, or let another one stand in for it; more than 100
+    damaged samples of one rank stop it all the same."""
     cache: Path | None = None
     """Folder of this machine, best on its own NVMe, to keep remote shards in."""
     cache_gb: float = 100.0

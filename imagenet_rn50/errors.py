@@ -2,6 +2,7 @@
 
     ValueError
     └── InputError      what the user gave cannot be used: exit code 2, no traceback
+        └── RankError   the same, where one rank of several may be the only one to meet it
 
 Everything else that is raised is a bug or a broken machine, and keeps its traceback.
 """
@@ -39,6 +40,14 @@ class InputError(ValueError):
         super().__init__("\n".join(lines))
 
 
+class RankError(InputError):
+    """What one rank may meet alone, in what it reads: a damaged sample say, which others never see.
+
+    It is a class and no mark on an error, so that it comes through a loader's worker, which makes
+    errors anew from their type and text.
+    """
+
+
 def require_least(name: str, value: float, least: float) -> None:
     """Refuses a number that is too small.
 
@@ -58,7 +67,8 @@ def require_least(name: str, value: float, least: float) -> None:
 def exit_on_input_error() -> Iterator[None]:
     """Turns an `InputError` into its message on stderr and exit code 2.
 
-    Under a launcher every rank fails alike, so only the first of a machine speaks.
+    Under a launcher every rank fails alike, so only the first of a machine speaks; of a `RankError`
+    each one that meets it.
 
     Raises:
         SystemExit: With code 2, when the body raised `InputError`.
@@ -66,6 +76,6 @@ def exit_on_input_error() -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        if isinstance(error, RankError) or int(os.environ.get("LOCAL_RANK", "0")) == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(EXIT_WRONG_INPUT) from None

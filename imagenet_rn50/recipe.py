@@ -20,6 +20,7 @@ Positive: TypeAlias = Annotated[int, Field(gt=0)]
 AboveZero: TypeAlias = Annotated[float, Field(gt=0)]
 NotNegative: TypeAlias = Annotated[float, Field(ge=0)]
 Fraction: TypeAlias = Annotated[float, Field(ge=0.0, le=1.0)]
+Beta: TypeAlias = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class _Section(BaseModel):
@@ -113,7 +114,7 @@ class DataRecipe(_Section):
 
 
 class OptimizerRecipe(_Section):
-    """The update rule; norms and biases are never decayed."""
+    """The update rule."""
 
     name: Literal["sgd", "adamw", "lamb"] = "sgd"
     """Update rule; `lamb` is timm's, which also clips the whole gradient to a norm of 1."""
@@ -123,7 +124,7 @@ class OptimizerRecipe(_Section):
     """Momentum of SGD."""
     nesterov: bool = True
     """Nesterov's form of momentum."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Decay rates of the moments of AdamW and LAMB."""
     weight_decay: NotNegative = 1e-4
     """Weight decay of convolution and linear weights."""
@@ -190,7 +191,7 @@ class Recipe(_Section):
     """Beta distribution of mixup's weight (Zhang et al. 2018); 0 does not mix."""
     cutmix_alpha: NotNegative = 0.0
     """Beta distribution of CutMix's area (Yun et al. 2019); 0 does not mix. Where both are on, each
-    step takes one of them with equal chance."""
+    micro batch takes one of them with equal chance."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay per step of the exponential moving average of the weights; None keeps none."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+import train_accelerate
 from imagenet_rn50.digits import write_ilsvrc
+from imagenet_rn50.loading.loader import MAX_SUBSTITUTIONS
 from tests.commands import DOCUMENTS, ROOT, Command, check, commands_in
 
 COMMANDS = [command for document in DOCUMENTS for command in commands_in(document)]
@@ -79,6 +81,15 @@ def test_help_lists_the_verbs_in_the_order_of_the_journey():
     )
     listed = re.findall(r"• (\w+)", done.stdout)
     assert [verb for verb in listed if verb in JOURNEY] == JOURNEY
+
+
+def test_help_of_training_says_what_training_does(capsys):
+    with pytest.raises(SystemExit):
+        train_accelerate.parse(["--help"])
+    said = " ".join(re.sub("[│\n]", " ", capsys.readouterr().out).split())
+    assert f"more than {MAX_SUBSTITUTIONS} damaged samples of one rank stop it" in said
+    assert "each micro batch takes one of them" in said  # mixing is drawn for each
+    assert "never decayed" not in said  # --optimizer.decay-norms-and-biases decays them
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

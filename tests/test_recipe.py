@@ -35,6 +35,8 @@ def test_the_defaults_are_resnet_50():
         ({"schedule": {"name": "step"}}, "step needs them"),
         ({"schedule": {"decay_until": 4.0}}, "decay_until must be later than warmup_epochs"),
         ({"bce_threshold": 0.2}, "bce_threshold goes with loss bce"),
+        ({"optimizer": {"betas": [1.0, 0.9]}}, r"betas\.0 = 1\.0: input should be less than 1"),
+        ({"optimizer": {"betas": [0.9, 1.0]}}, r"betas\.1 = 1\.0: input should be less than 1"),
         ({"data": {"randaugment_magnitude": 31}}, "less than or equal to 30"),
         (
             {"data": {"std": [0.2, 0.0, 0.2]}},

@@ -15,7 +15,7 @@ from typing import Any
 
 import webdataset as wds
 
-from imagenet_rn50.errors import InputError
+from imagenet_rn50.errors import InputError, RankError
 from imagenet_rn50.loading.cache import CachedShards
 from imagenet_rn50.loading.order import Order, ShardOrder
 from imagenet_rn50.loading.prefetch import least_cache_bytes
@@ -74,7 +74,8 @@ class Loader:
         num_workers: Processes that read and decode; 0 does it in this one. They live as long as
             the loader, so a second pass starts at once.
         pin_memory: Whether batches are copied to page-locked memory, for a GPU.
-        max_substitutions: How many damaged samples may be substituted before the run stops.
+        max_substitutions: How many samples may be damaged and substituted before the run stops; one
+            that is met in each epoch counts once.
     """
 
     def __init__(
@@ -94,14 +95,15 @@ class Loader:
             persistent_workers=num_workers > 0,
         )
         self._max_substitutions = max_substitutions
-        self._num_substitutions = 0
+        self._damaged: set[int] = set()
         self._start_measuring()
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields batches.
 
         Raises:
-            InputError: When a sample is damaged, or more were than may be substituted.
+            RankError: When a sample is damaged, more were than may be substituted, or a shard
+                cannot be had: other ranks read other samples and shards.
         """
         self._start_measuring()
         batches = iter(self.web_loader)
@@ -156,10 +158,10 @@ class Loader:
         for note in batch.notes:
             log.warning("%s", note)
         self._substituted += len(batch.notes)
-        self._num_substitutions += len(batch.notes)
-        if self._num_substitutions > self._max_substitutions:
-            raise InputError(
-                f"{self._num_substitutions} samples were damaged and substituted",
+        self._damaged.update(batch.damaged)
+        if len(self._damaged) > self._max_substitutions:
+            raise RankError(
+                f"{len(self._damaged)} samples were damaged and substituted",
                 expected=f"at most {self._max_substitutions}",
                 found=f"the last: {batch.notes[-1]}",
                 fix="run `python shard_imagenet.py verify` on the shards",
@@ -190,7 +192,8 @@ def make_loader(
         num_workers: Processes that read and decode; 0 does it in this one.
         pin_memory: Whether batches are copied to page-locked memory, for a GPU.
         on_error: What a damaged sample does: `stop`, or let another one `substitute` for it.
-        max_substitutions: How many damaged samples this rank may substitute before it stops.
+        max_substitutions: How many samples of this rank may be damaged and substituted before it
+            stops; one that is met in each epoch counts once.
         stages: WebDataset stages of your own, between the transform and the batch; they see
             samples with "picture", (3, H, W) uint8.
 
@@ -234,7 +237,8 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def _of_worker(error: InputError) -> InputError:
+def _of_worker(error: InputError) -> RankError:
     """Returns a worker's error without the worker's traceback, which torch puts into the text."""
     _, _, text = str(error).rpartition(f"{type(error).__name__}: ")
-    return type(error)(text)
+    kind = type(error) if isinstance(error, RankError) else RankError
+    return kind(text)

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from imagenet_rn50.errors import InputError
+from imagenet_rn50.errors import InputError, RankError
 from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.shards.manifest import Split
 
@@ -17,7 +17,7 @@ _MAX_OPEN_SHARDS = 64
 _OPEN_TRIES = 5
 
 
-class SampleError(InputError):
+class SampleError(RankError):
     """One sample cannot be read or decoded; the others may be whole."""
 
 

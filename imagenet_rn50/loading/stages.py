@@ -43,6 +43,7 @@ class Batch(NamedTuple):
         indices: Sample indices; (B,) int64, -1 for a filler.
         mask: Which rows count, being no fillers; (B,) bool.
         notes: What was substituted, a sentence each.
+        damaged: Indices of the samples that were substituted.
     """
 
     pictures: Tensor
@@ -50,6 +51,7 @@ class Batch(NamedTuple):
     indices: Tensor
     mask: Tensor
     notes: tuple[str, ...] = ()
+    damaged: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,8 @@ class TransformPicture:
     """Map stage: replaces "jpg" by "picture", which is written straight into its batch.
 
     Where a sample cannot be decoded and has "others", the first of them that can be decoded takes
-    its place, with its own index and label, and "note" says so. So what stands in is the same in
-    every run, on any number of ranks and workers.
+    its place, with its own index and label; "damaged" keeps the sample's index, and "note" says
+    what happened. So what stands in is the same in every run, on any number of ranks and workers.
     """
 
     transform: Transform
@@ -224,6 +226,7 @@ class TransformPicture:
                 self._decode(sample | other)
             except ValueError:
                 continue
+            sample["damaged"] = sample["index"]
             sample.update(other)
             sample["note"] = f"{problem}\n  instead:  sample {other['__key__']}"
             return
@@ -268,6 +271,7 @@ def _stack(samples: list[Sample]) -> Batch:
         indices=indices,
         mask=indices != FILLER,
         notes=tuple(sample["note"] for sample in samples if "note" in sample),
+        damaged=tuple(sample["damaged"] for sample in samples if "damaged" in sample),
     )
 
 

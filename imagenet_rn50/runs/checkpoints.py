@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from imagenet_rn50.console import say
-from imagenet_rn50.errors import InputError
+from imagenet_rn50.errors import InputError, RankError
 from imagenet_rn50.files import TEMPORARY_SUFFIX, read_json, sha256_of_file, sync_folder, write_text
 
 MANIFEST = "checkpoint.json"
@@ -65,17 +65,17 @@ class Checkpoint:
         """Returns a file's content, which is what the manifest says at this very moment.
 
         Raises:
-            InputError: When the file is missing or damaged.
+            RankError: When the file is missing or damaged, maybe where this rank reads alone.
         """
         path, expected = self.folder / name, self.files.get(name)
         if expected is None:
-            raise InputError(f"{self.folder} holds no {name}", found=", ".join(self.files))
+            raise RankError(f"{self.folder} holds no {name}", found=", ".join(self.files))
         try:
             content = path.read_bytes()
         except FileNotFoundError:
-            raise InputError(f"{path} is missing", expected=f"{expected['bytes']} bytes") from None
+            raise RankError(f"{path} is missing", expected=f"{expected['bytes']} bytes") from None
         if hashlib.sha256(content).hexdigest() != expected["sha256"]:
-            raise InputError(f"{path} is damaged", expected=f"sha256 {expected['sha256']}")
+            raise RankError(f"{path} is damaged", expected=f"sha256 {expected['sha256']}")
         return content
 
 

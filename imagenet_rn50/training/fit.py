@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.console import progress_bar
+from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import require_free_space
 from imagenet_rn50.loading.loader import Loader
 from imagenet_rn50.loading.stages import OnError
@@ -118,7 +119,8 @@ def fit(session: Session, learner: Learner) -> None:
         learner: From `open_session`.
 
     Raises:
-        RuntimeError: When the loss is no longer finite, or the last checkpoint is not saved.
+        InputError: When the loss is no longer finite, or a sample is damaged.
+        RuntimeError: When the last checkpoint is not saved.
         SystemExit: With code `EXIT_INTERRUPTED` when it was told to end, 0 when it was to stop at
             this step; after saving.
     """
@@ -227,7 +229,7 @@ def _read(meter: Meter, loader: Loader, session: Session, progress: Progress) ->
     """Returns what happened since the last reading; all ranks call it.
 
     Raises:
-        RuntimeError: When the loss is no longer finite.
+        InputError: When the loss is no longer finite.
     """
     num_steps, line = meter.num_steps, meter.read(session.add_up)
     if substitutions := loader.rates().substitutions:
@@ -235,9 +237,11 @@ def _read(meter: Meter, loader: Loader, session: Session, progress: Progress) ->
     if not math.isfinite(line["loss"]):
         last = progress.samples_seen // progress.global_batch
         newest = newest_checkpoint(session.folder.checkpoints)
-        raise RuntimeError(
+        raise InputError(
             f"the loss became nan or inf within steps [{last - num_steps + 1}, {last}]; "
-            f"the last good checkpoint is {newest.folder if newest else 'none'}"
+            f"the last good checkpoint is {newest.folder if newest else 'none'}",
+            fix=f"{'go on from there' if newest else 'begin again'} with a lower rate: "
+            f"--optimizer.lr {session.recipe.optimizer.lr / 2:g} --allow-change optimizer.lr",
         )
     return line
 

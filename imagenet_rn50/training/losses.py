@@ -7,6 +7,12 @@ from torch.nn import functional
 
 from imagenet_rn50.recipe import Recipe
 
+LABELS = {
+    "cross_entropy": "cross-entropy, nats",
+    "bce": "binary cross-entropy, mean over classes, nats",
+}
+"""What each loss is called in plots, with its unit."""
+
 
 def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
     """Returns targets with `smoothing` of the mass spread over all classes (Szegedy et al. 2016).

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenet_rn50.console import progress_bar
+from imagenet_rn50.console import progress_bar, say
 from imagenet_rn50.figures import new_figure, save_figure
 from imagenet_rn50.files import write_json
 from imagenet_rn50.training.learner import Learner
+from imagenet_rn50.training.losses import LABELS
 from imagenet_rn50.training.meter import Meter
 from imagenet_rn50.training.session import Session
 
@@ -78,7 +79,8 @@ def ramp(step: Callable[[float], float], num_steps: int = NUM_STEPS) -> Ramp:
 def find_lr(session: Session, learner: Learner, num_steps: int = NUM_STEPS) -> Ramp:
     """Runs the ramp from the learner's weights, and puts everything back as it was.
 
-    All ranks call it; one writes `lr_finder.json` and `lr_finder.png` into the run folder.
+    All ranks call it; one writes `lr_finder.json` and `lr_finder.png` into the run folder, and says
+    what was found.
 
     Args:
         session: From `open_session`.
@@ -103,14 +105,28 @@ def find_lr(session: Session, learner: Learner, num_steps: int = NUM_STEPS) -> R
     loader.close()
     learner.put_back(before)
     if is_main:
-        write(found, session.folder.path)
+        table, plot = write(found, session.folder.path, loss=LABELS[recipe.loss])
+        say(
+            f"suggested peak: --optimizer.lr {found.suggestion:.3g}, a third of the rate with the "
+            f"lowest smoothed loss\n  rates and losses: {table}\n  plot: {plot}"
+        )
     return found
 
 
-def write(found: Ramp, folder: Path) -> None:
-    """Writes what a ramp found as `lr_finder.json` and draws it as `lr_finder.png`."""
+def write(found: Ramp, folder: Path, *, loss: str) -> tuple[Path, Path]:
+    """Writes what a ramp found as `lr_finder.json` and draws it as `lr_finder.png`.
+
+    Args:
+        found: From `ramp`.
+        folder: Where to; made if need be.
+        loss: Name and unit of the loss, for the plot.
+
+    Returns:
+        Both files.
+    """
+    table, plot = folder / "lr_finder.json", folder / "lr_finder.png"
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "lr_finder.json", vars(found))
+    write_json(table, vars(found))
     figure = new_figure()
     axes = figure.add_subplot()
     axes.plot(found.rates, found.losses, alpha=0.3, label="loss")
@@ -119,9 +135,10 @@ def write(found: Ramp, folder: Path) -> None:
     axes.set(
         xscale="log",
         xlabel="learning rate",
-        ylabel="cross-entropy, nats",
+        ylabel=loss,
         title=f"suggested peak: {found.suggestion:.3g}",
     )
     axes.set_ylim(0, 1.5 * found.smoothed[0])
     axes.legend(frameon=False)
-    save_figure(figure, folder / "lr_finder.png")
+    save_figure(figure, plot)
+    return table, plot

@@ -50,6 +50,10 @@ class Persistence:
             InputError: When one does not.
         """
         check_names(self.allow_change)
+        if not self.resume:
+            raise InputError(
+                "--resume is empty", expected=f"{AUTO}, {NONE}, or the folder of a checkpoint"
+            )
         numbers = {
             "--checkpoint-minutes": self.checkpoint_minutes,
             "--checkpoint-steps": self.checkpoint_steps,

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from imagenet_rn50.errors import InputError
+from imagenet_rn50.errors import InputError, RankError
 from imagenet_rn50.loading.loader import Share, make_loader
 from imagenet_rn50.loading.order import TrainingOrder
 from imagenet_rn50.loading.stages import TransformPicture
@@ -195,6 +195,40 @@ def test_more_substitutions_than_allowed_stop_the_run(damaged):
         max_substitutions=2,
     )
     with pytest.raises(InputError, match="3 samples were damaged and substituted"):
+        list(loader)
+
+
+def test_a_damaged_sample_that_every_epoch_meets_counts_once(damaged):
+    folder, split = damaged
+    order = TrainingOrder(split.shard_sizes, seed=3, window=2)
+    num_epochs = 5
+    for allowed in (3, 2):
+        loader = make_loader(
+            folder,
+            split,
+            Share(0, 12 * num_epochs, 4),
+            EvalTransform(18, 16),
+            order=order,
+            num_workers=1,
+            on_error="substitute",
+            max_substitutions=allowed,
+        )
+        if allowed == 3:
+            assert sum(len(batch.labels) for batch in loader) == 12 * num_epochs
+            assert loader.rates().substitutions == 3 * num_epochs
+        else:
+            with pytest.raises(RankError, match="3 samples were damaged and substituted"):
+                list(loader)
+        loader.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_missing_shard_is_told_by_the_rank_that_needs_it(damaged, num_workers):
+    folder, split = damaged
+    (folder / "tiny-train-1.tar").unlink()
+    share = Share(6, 12, 3)
+    loader = make_loader(folder, split, share, EvalTransform(18, 16), num_workers=num_workers)
+    with pytest.raises(RankError, match="there is no shard"):
         list(loader)
 
 

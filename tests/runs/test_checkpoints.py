@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagenet_rn50.errors import RankError
 from imagenet_rn50.runs.checkpoints import (
     MANIFEST,
     best_score,
@@ -24,6 +25,16 @@ def save(checkpoints, samples_seen, *, is_best=False, **facts):
     (temporary / "optimizer.bin").write_bytes(b"momentum %d" % samples_seen)
     final = checkpoints / folder_name(samples_seen)
     seal(temporary, final, samples_seen, is_best=is_best, **facts)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"other")])
+def test_a_file_that_is_damaged_when_one_rank_reads_it_is_that_ranks_to_tell(tmp_path, damage):
+    save(tmp_path, 10)
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    damage(checkpoint.weights)
+    with pytest.raises(RankError, match=r"model\.safetensors is (missing|damaged)"):
+        checkpoint.read("model.safetensors")
 
 
 def kept(checkpoints):

@@ -197,6 +197,8 @@ def test_a_wrong_run_folder_is_answered_with_one_message_and_code_2(tiny, traine
         (["--recipe", "digts"], "did you mean 'digits'?"),
         (["--shards", "no/such/folder"], "holds no manifest"),
         (["--run", str(ROOT / "tests")], "is not a run folder"),
+        (["--run", "/proc/nope/run"], "/proc/nope/run cannot be made a run folder"),
+        (["--resume", ""], "--resume is empty"),
         (["--optimizer.lt", "0.3"], "--optimizer.lr"),
         (["--global-batch", "2", "--micro-batch", "4"], "must be a multiple of"),
     ],
@@ -218,14 +220,18 @@ def test_shards_that_changed_are_refused_by_an_older_run(
     assert f"the shards of tiny with digest {digest[:12]}" in capsys.readouterr().err
 
 
-def test_the_lr_finder_suggests_a_rate_and_leaves_the_folder_to_a_run(tiny, tmp_path, monkeypatch):
+def test_the_lr_finder_suggests_a_rate_and_leaves_the_folder_to_a_run(
+    tiny, tmp_path, monkeypatch, capsys
+):
     run = tmp_path / "run"
     monkeypatch.setattr(sys, "argv", command(tiny, run, "--find-lr"))
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     train_accelerate.main()
     assert {path.name for path in run.iterdir()} == {"lr_finder.json", "lr_finder.png"}
     found = json.loads((run / "lr_finder.json").read_text())
-    assert found["suggestion"] > 0
+    said = capsys.readouterr().out
+    assert f"suggested peak: --optimizer.lr {found['suggestion']:.3g}" in said
+    assert all(str(run / f"lr_finder.{ending}") in said for ending in ("json", "png"))
     RunFolder(run).check(load_recipe(str(tiny / "tiny.yaml")), tiny / "shards")
 
 

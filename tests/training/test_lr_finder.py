@@ -5,7 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_rn50.training.lr_finder import ramp, write
+from imagenet_rn50.training import lr_finder
+from imagenet_rn50.training.losses import LABELS
+from imagenet_rn50.training.lr_finder import Ramp, ramp, write
 
 
 @given(curvature=st.floats(1.0, 1000.0), seed=st.integers(0, 1000))
@@ -34,6 +36,15 @@ def test_a_loss_that_is_lost_ends_the_ramp_and_what_came_before_counts():
 def test_what_was_found_is_written_and_drawn(tmp_path):
     losses = iter([3.0, 2.0, 1.0, 50.0])
     found = ramp(lambda rate: next(losses))
-    write(found, tmp_path)
-    assert json.loads((tmp_path / "lr_finder.json").read_text())["losses"] == found.losses
-    assert (tmp_path / "lr_finder.png").read_bytes().startswith(b"\x89PNG")
+    table, plot = write(found, tmp_path, loss=LABELS["cross_entropy"])
+    assert json.loads(table.read_text())["losses"] == found.losses
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
+def test_the_plot_names_the_loss_that_was_measured(loss, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(lr_finder, "save_figure", lambda figure, path: figures.append(figure))
+    write(Ramp([0.1, 0.2], [2.0, 1.0], [2.0, 1.0], 0.1), tmp_path, loss=LABELS[loss])
+    [axes] = figures[0].axes
+    assert axes.get_ylabel().startswith("binary cross-entropy" if loss == "bce" else "cross-")

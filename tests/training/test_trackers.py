@@ -2,17 +2,71 @@ import errno
 from types import SimpleNamespace
 from typing import Any
 
-from imagenet_rn50.training.trackers import end_tracking, track
+import pytest
+from accelerate.tracking import GeneralTracker
+
+from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.training.session import make_accelerator
+from imagenet_rn50.training.trackers import begin_tracking, end_tracking, track
 
 
-def test_a_tracker_that_cannot_write_is_left_and_named_once(capsys):
-    def fail(*values, **options):
-        if accelerator.trackers:
-            raise OSError(errno.ENOSPC, "No space left on device")
+class ServerError(Exception):
+    """No OSError, as none of wandb's errors is."""
 
-    trackers = [SimpleNamespace(name="tensorboard")]
-    accelerator: Any = SimpleNamespace(log=fail, end_training=fail, trackers=trackers)
+
+class Tracker(GeneralTracker):  # type: ignore[misc]
+    """Remembers what it was told, and fails where it is told to."""
+
+    requires_logging_directory = False
+
+    def __init__(self, name, fails_at=None, error=None):
+        super().__init__(_blank=True)
+        self.name, self.fails_at, self.error, self.told = name, fails_at, error, []
+
+    tracker = None
+
+    def __str__(self):
+        return self.name
+
+    def _hear(self, call):
+        self.told.append(call)
+        if call == self.fails_at:
+            raise self.error
+
+    def start(self):
+        self._hear("start")
+
+    def store_init_configuration(self, values):
+        pass
+
+    def log(self, values, step, **more):
+        self._hear("log")
+
+    def finish(self):
+        self._hear("finish")
+
+
+@pytest.mark.parametrize("fails_at", ["start", "log", "finish"])
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), ServerError("timed out")]
+)
+def test_a_tracker_that_fails_is_named_once_and_left_and_the_others_go_on(
+    fails_at, error, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    accelerator = make_accelerator()
+    failing, sound = Tracker("wandb", fails_at, error), Tracker("tensorboard")
+    accelerator.log_with = [failing, sound]
+    session: Any = SimpleNamespace(
+        recipe=Recipe(), folder=RunFolder(tmp_path), accelerator=accelerator
+    )
+    begin_tracking(session)
     track(accelerator, {"loss": 1.0}, 8)
     track(accelerator, {"loss": 1.0}, 16)
     end_tracking(accelerator)
-    assert capsys.readouterr().out.count("tensorboard, which cannot write: [Errno 28]") == 1
+    assert sound.told == ["start", "log", "log", "finish"]
+    assert failing.told == sound.told[: sound.told.index(fails_at) + 1]
+    said = capsys.readouterr().out
+    assert said.count("left for the rest of this process") == 1
+    assert f"the tracker wandb, which fails: {type(error).__name__}: {error}" in said
