@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from imagenet_rn50.machine.prices import load_prices
 from imagenet_rn50.runs.metrics import read_metrics
+from imagenet_rn50.shards.manifest import Manifest
 from tests.commands import ROOT, Command, check
 from tests.support import write_recipe, write_shards
 from tests.training.trainers import RECIPE, lines_of, wait_until
@@ -61,6 +63,100 @@ def starts_again(unit, code):
         return True
     clean = {0, *(-number for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM))}
     return code not in clean | {-signal.SIGPIPE}
+
+
+def run_as_systemd(key, **environment):
+    """Runs a line of the unit with /bin/sh as its program; returns its exit code."""
+    line = settings(SERVICE)[key].removeprefix("+").replace("$$", "$").replace("%n", SERVICE.name)
+    return subprocess.run(shlex.split(line), env=environment, check=False).returncode
+
+
+@pytest.mark.parametrize("there", ["nothing", "an empty folder", "a copy that was broken off"])
+def test_the_service_copies_the_shards_anew_where_a_stop_has_emptied_the_nvme(tmp_path, there):
+    kept, shards = tmp_path / "kept", tmp_path / "nvme" / "shards"
+    manifest = write_shards(kept, train=[2], validation=[1])
+    shards.parent.mkdir()
+    if there != "nothing":
+        (shards if "empty" in there else shards.with_name("shards.part")).mkdir()
+    names = {"SHARDS": str(shards), "KEPT_SHARDS": str(kept), "PATH": os.environ["PATH"]}
+    assert run_as_systemd("ExecStartPre", **names) == 0
+    assert Manifest.load(shards).splits.keys() == manifest.splits.keys()
+    assert {p.name for p in shards.iterdir()} == {p.name for p in kept.iterdir()}
+    assert [path.name for path in shards.parent.iterdir()] == ["shards"]
+
+    (shards / "mark").touch()
+    assert run_as_systemd("ExecStartPre", **names) == 0  # what is there stays
+    assert (shards / "mark").exists()
+    assert settings(SERVICE)["TimeoutStartSec"] == "infinity"
+    assert "dlami-nvme.service" in settings(SERVICE)["After"].split()
+
+
+def test_what_cannot_be_copied_fails_and_what_stands_in_a_bucket_is_not(tmp_path):
+    names = {"SHARDS": str(tmp_path / "shards"), "PATH": os.environ["PATH"]}
+    assert run_as_systemd("ExecStartPre", **names, KEPT_SHARDS=str(tmp_path / "none")) != 0
+    assert not (tmp_path / "shards").exists()
+    names["SHARDS"] = "s3://bucket/imagenet"
+    assert run_as_systemd("ExecStartPre", **names, KEPT_SHARDS="") == 0
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "asked"),
+    [
+        ("success", "0", ["disable --no-reload imagenet-rn50.service"]),
+        ("success", "TERM", []),  # systemctl stop
+        ("exit-code", "75", []),
+        ("signal", "KILL", []),
+        ("timeout", "0", []),
+        ("exit-code", "", []),  # the copy failed
+    ],
+)
+def test_the_service_disables_itself_after_a_finished_run_alone(tmp_path, result, status, asked):
+    stand_in, told = tmp_path / "systemctl", tmp_path / "told"
+    stand_in.write_text(f'#!/bin/sh\necho "$@" >> {told}\n')
+    stand_in.chmod(0o755)
+    names = {"SERVICE_RESULT": result, "EXIT_STATUS": status, "PATH": str(tmp_path)}
+    assert run_as_systemd("ExecStopPost", **names) == 0
+    assert (told.read_text().splitlines() if told.exists() else []) == asked
+
+
+def section(number):
+    """The text of a section of the guide to EC2."""
+    return re.split(r"^## ", (ROOT / "docs" / "ec2.md").read_text(), flags=re.M)[number]
+
+
+def test_the_guide_copies_shards_into_a_folder_of_roots_after_each_stop(tmp_path):
+    kept, nvme = tmp_path / "data" / "shards", tmp_path / "nvme"
+    write_shards(kept, train=[2], validation=[1])
+    lines = [line for line in section(3).splitlines() if "/opt/dlami/nvme" in line]
+    text = "\n".join(lines).replace("/opt/dlami/nvme", str(nvme)).replace("/data", str(kept.parent))
+    assert text.startswith("sudo install -d -o ubuntu ")
+    stand_in = 'sudo() { [ "$1 $2 $3 $4" = "install -d -o ubuntu" ] && mkdir -p "${@:5}"; }\n'
+    for _ in range(2):  # the second as if something were left
+        subprocess.run(["bash", "-ec", stand_in + text], check=True)
+        assert {p.name for p in (nvme / "shards").iterdir()} == {p.name for p in kept.iterdir()}
+    assert "sudo install -d -o ubuntu /opt/dlami/nvme/cache" in section(7)
+
+
+def test_the_guide_keeps_a_machine_on_whose_service_would_power_it_off(tmp_path):
+    lines = re.search(r"```bash\n(sudo systemctl disable.*?)```", section(10), re.S)
+    assert lines
+    unit = tmp_path / SERVICE.name
+    unit.write_text(re.sub("^# (?=.*=poweroff)", "", SERVICE.read_text(), flags=re.M))
+    assert settings(unit).keys() >= {"SuccessAction", "FailureAction"}
+    text = lines[1].replace(f"/etc/systemd/system/{SERVICE.name}", str(unit))
+    stand_in = 'sudo() { [ "$1" = systemctl ] && echo "$2" || "$@"; }\n'
+    done = subprocess.run(["bash", "-c", stand_in + text], capture_output=True, check=True)
+    assert done.stdout.split() == [b"disable", b"daemon-reload", b"stop"]
+    assert unit.read_text() == SERVICE.read_text()
+
+
+def test_the_price_of_each_command_is_that_of_its_market():
+    price = load_prices().instances["g6.12xlarge"]
+    assert "--instance-market-options MarketType=spot" in section(7)
+    assert f"--price-per-hour {price.spot:.2f}\n" in section(7)
+    assert f"{price.spot:.2f} instead of {price.on_demand:.2f}" in section(7)
+    more = settings(DEPLOY / "imagenet-rn50.env")["MORE"]
+    assert more.endswith(f"--price-per-hour {price.on_demand:.2f}")
 
 
 @pytest.mark.slow

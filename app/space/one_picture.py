@@ -111,7 +111,7 @@ class OnePicture:
             gr.JSON(label="classes", visible=False),
             api_name="predict",
             api_description="The five likeliest classes of a picture, as transformers' "
-            "image-classification pipeline gives them.",
+            "image-classification pipeline gives them. It takes files, not addresses of files.",
             **QUEUE,
         )
 
@@ -138,10 +138,14 @@ def _picture_input() -> gr.Image:
     def example() -> dict[str, object]:  # in the API's documentation; Gradio's is an address
         return {"path": "picture.jpg", "meta": {"_type": "gradio.FileData"}}
 
+    # What the schema says of `url` stays, false as it is: by it Gradio's clients know a file.
+    described = picture.api_info() | {"additional_description": "A file, not an address."}
+
     def path_of(file: ImageData | None) -> str | None:
         return None if file is None else file.path
 
     refuse_addresses(picture)
     picture.example_payload = example  # type: ignore[method-assign]
+    picture.api_info = lambda: described  # type: ignore[method-assign]
     picture.preprocess = path_of  # type: ignore[assignment, method-assign]
     return picture

@@ -40,7 +40,8 @@ def open_picture(path: str | Path) -> Image.Image:
         with Image.open(path, formats=FORMATS) as picture:
             _check_shape(*picture.size)
             picture.load()
-            return _to_rgb(ImageOps.exif_transpose(picture))
+            is_16_bit = picture.mode.startswith("I;16") or _is_deep_pgm(picture)
+            return _to_rgb(ImageOps.exif_transpose(picture), is_16_bit)
     except PictureError:
         raise
     except FileNotFoundError:
@@ -75,9 +76,14 @@ def _check_shape(width: int, height: int) -> None:
         )
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _is_deep_pgm(picture: Image.Image) -> bool:
+    """Says whether a picture is a PGM of over 8 bits: Pillow scales it to 65535, but calls it I."""
+    return (picture.format, picture.mode) == ("PPM", "I")
+
+
+def _to_rgb(picture: Image.Image, is_16_bit: bool) -> Image.Image:
     """Converts any mode to RGB; what is transparent shows a white page behind it."""
-    if picture.mode.startswith("I;16"):
+    if is_16_bit:
         return _gray(np.asarray(picture) // 257)
     if picture.mode in {"I", "F"}:
         return _gray(_stretched(np.array(picture, dtype=np.float32)))

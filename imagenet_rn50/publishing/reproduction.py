@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from imagenet_rn50.publishing.evidence import REAL, TRAINED_ON, Evidence, Place
+from imagenet_rn50.publishing.evidence import REAL, Evidence, Place
 from imagenet_rn50.publishing.layout import CLASSES, EVALUATION, METRICS, ORIGIN, RECIPE, SHARDS
 from imagenet_rn50.publishing.metadata import Facts
+from imagenet_rn50.publishing.packed import packing_command, packing_remark
 
 _NEXT = " \\\n    "  # a command goes on in the next line
 
@@ -36,7 +37,7 @@ def _needed(evidence: Evidence) -> str:
     """Says what the training began with."""
     digest = evidence.cite(Place(SHARDS, "digest"))
     text = f"With `{RECIPE}` from this folder, and shards whose manifest has the digest\n"
-    text += f"{digest} (`{SHARDS}`)"
+    text += f"{digest} (`{SHARDS}`){packing_remark(evidence)}"
     if (line := evidence.init_from()) is None:
         return f"{text}:"
     name, sha256 = (Place(METRICS, f"init_from.{key}", line) for key in ("name", "sha256"))
@@ -60,9 +61,8 @@ def _weights_of_others(evidence: Evidence) -> str:
 def _training(evidence: Evidence) -> list[str]:
     """Returns the commands that pack and train."""
     began = " --init-from WEIGHTS" if evidence.init_from() is not None else ""
-    dataset = evidence.value(TRAINED_ON)
     return [
-        f"python shard_imagenet.py pack --source SOURCE --out SHARDS --dataset {dataset}",
+        packing_command(evidence),
         f"accelerate launch --config_file CONFIG train_accelerate.py{_NEXT}"
         f"--recipe {RECIPE} --shards SHARDS --run RUN{began}",
     ]

@@ -25,6 +25,7 @@ from imagenet_rn50.publishing.evidence import (
     marks,
 )
 from imagenet_rn50.publishing.layout import CARD, RECIPE
+from imagenet_rn50.publishing.packed import packing_words
 
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\.?\d[\d.,]*(?:[eE][-+]?\d+)?%?|\d[\d,]*(?:\.\d+)?%|\d+\.\d+")
 _SHOWN = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?$")
@@ -107,7 +108,8 @@ def _in_line(line: str, evidence: Evidence) -> Iterator[str]:
     for words in sorted((place.in_words() for place, _, _ in marks(line)), key=len, reverse=True):
         rest = rest.replace(words, " ")
     if evidence.has(TRAINED_ON.file):  # in a command there is no place for a mark
-        rest = re.sub(rf"--dataset {re.escape(str(evidence.value(TRAINED_ON)))}(?!\S)", " ", rest)
+        for words in packing_words(evidence):
+            rest = re.sub(rf"{re.escape(words)}(?!\S)", " ", rest)
     yield from _bare_numbers(rest)
 
 

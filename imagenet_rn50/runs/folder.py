@@ -2,7 +2,7 @@
 
 RUN/
   recipe.yaml           the recipe as resolved, defaults included
-  shards.json           which shards: name and digest of their manifest
+  shards.json           which shards: name and digest of their manifest, and how they were packed
   classes.json          the classes, so that a model can be exported without the shards
   metrics.jsonl         the truth; see journal
   logs.md  plots/       made from it
@@ -114,10 +114,12 @@ class RunFolder:
     def create(self, recipe: Recipe, shards: Path, dataset: str, classes: Classes) -> None:
         """Writes what identifies a run, where it is not written yet or was allowed to change.
 
+        A folder that was made before shards.json told of the packing's options learns them here.
         `recipe.yaml` comes last and makes it a run.
         """
         is_run = (self.path / RECIPE).is_file()
-        identity = {"dataset": dataset, "digest": Manifest.digest_of(shards)}
+        packed = {"digest": Manifest.digest_of(shards), "options": Manifest.options_of(shards)}
+        identity = {"dataset": dataset, **packed}
         if is_run and self.recipe() == recipe and read_json(self.path / SHARDS_FILE) == identity:
             return
         self.path.mkdir(parents=True, exist_ok=True)

@@ -210,6 +210,12 @@ class Manifest:
         splits = read_json(folder / FILE_NAME)["splits"]
         return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
 
+    @staticmethod
+    def options_of(folder: Path) -> dict[str, Any]:
+        """Returns how the shards in `folder` were made, without reading their columns."""
+        options: dict[str, Any] = read_json(folder / FILE_NAME)["options"]
+        return options
+
     def split(self, name: str) -> Split:
         """Returns the split of that name.
 

@@ -81,9 +81,10 @@ def test_gray_pictures_stay_gray(tmp_path, mode):
     assert_shows(picture, (0, 0, 0), WHITE, 0)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
 @pytest.mark.parametrize(
-    ("deep", "expected"), [((0x4000, 0xC000), (64, 191)), ((0, 0xFFFF), (0, 255))]
+    ("deep", "expected"),
+    [((0x4000, 0xC000), (64, 191)), ((0, 0xFFFF), (0, 255)), ((0x2000, 0x3FFF), (32, 64))],
 )
 def test_16_bits_a_pixel_keep_their_brightness(tmp_path, kind, deep, expected):
     values = np.array([deep], dtype=np.uint16)
@@ -91,6 +92,12 @@ def test_16_bits_a_pixel_keep_their_brightness(tmp_path, kind, deep, expected):
     picture = opened(tmp_path, saved(Image.fromarray(pixels), kind))
     left, right = ((value, value, value) for value in expected)
     assert_shows(picture, left, right, 1)
+
+
+@pytest.mark.parametrize("content", [b"P2 2 1 1023 256 512", b"P5 2 1 1023 \x01\x00\x02\x00"])
+def test_so_do_other_depths_than_16_bits(tmp_path, content):
+    picture = opened(tmp_path, content)
+    assert [picture.getpixel((x, 0))[0] for x in (0, 1)] == [63, 127]
 
 
 @pytest.mark.parametrize("values", [[-3.5, 12.25], [0.1, 0.2], [float("nan"), 7.0]])

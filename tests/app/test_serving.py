@@ -61,6 +61,13 @@ def test_the_only_endpoint_on_offer_is_predict(client):
     assert not endpoints["unnamed_endpoints"]
 
 
+def test_the_documented_api_asks_for_a_file_and_for_no_address(space):
+    told = httpx.get(f"{space.address}/gradio_api/info").json()["named_endpoints"]["/predict"]
+    [picture] = told["parameters"]
+    assert picture["python_type"] == {"type": "filepath", "description": "A file, not an address."}
+    assert "files, not addresses" in told["description"]
+
+
 def test_bad_files_get_a_plain_sentence_and_the_space_lives_on(client, tmp_path):
     draws = random.Random(0)
     sound = (APP / "examples" / "cat.jpg").read_bytes()

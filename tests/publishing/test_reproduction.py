@@ -1,0 +1,99 @@
+"""A card's first command makes the very shards that the card names."""
+
+import json
+import shlex
+import shutil
+import sys
+from dataclasses import fields, replace
+
+import pytest
+
+import shard_imagenet
+from imagenet_rn50.publishing.export import export
+from imagenet_rn50.publishing.trace import untraced
+from imagenet_rn50.shards.manifest import Manifest
+from imagenet_rn50.shards.options import PackOptions
+from tests.commands import check, commands_in
+from tests.publishing.runs import make_run, save_checkpoint
+from tests.shards.helpers import write_kaggle
+
+OPTIONS = "--train-shards 3 --validation-shards 2 --seed 7 --resize short=20 --quality 80"
+OPTIONS += " --restart-blocks none --metadata --check header"
+
+
+def shard(line, monkeypatch):
+    monkeypatch.setattr(sys, "argv", shlex.split(line)[1:])
+    with pytest.raises(SystemExit) as left:
+        shard_imagenet.main()
+    assert left.value.code == 0
+
+
+def exported(folder, shards, dataset):
+    """The card of a run over shards."""
+    run = make_run(folder, shards, dataset=dataset)
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    export(run.path, folder / "out")
+    return folder / "out" / "README.md"
+
+
+@pytest.mark.parametrize("options", [OPTIONS, "", "--restart-blocks 3 --dataset in-100"])
+def test_packing_by_the_command_of_the_card_gives_its_digest(tmp_path, monkeypatch, options):
+    source, shards = write_kaggle(tmp_path / "source"), tmp_path / "shards"
+    shard(f"python shard_imagenet.py pack --source {source} --out {shards} {options}", monkeypatch)
+    card = exported(tmp_path, shards, Manifest.load(shards).dataset)
+    assert untraced(card.parent) == []
+    [line] = [command.text for command in commands_in(card) if " pack " in command.text]
+    line = line.replace("SOURCE", str(source)).replace("SHARDS", str(tmp_path / "again"))
+    shard(line, monkeypatch)
+    digest = Manifest.digest_of(tmp_path / "again")
+    assert digest == Manifest.digest_of(shards)
+    text = card.read_text(encoding="utf-8")
+    assert f"\n{digest}<!--" in text
+    assert "SOURCE is laid out as `kaggle`" in text
+    assert ("jpegtran" in text) == ("none" not in options)
+
+
+def test_every_option_of_pack_is_tried_here():
+    decide_no_byte_of_sound_pictures = {"on_bad"}
+    tried = {word[2:].replace("-", "_") for word in OPTIONS.split() if word.startswith("--")}
+    names = {field.name for field in fields(PackOptions)}
+    assert tried | {"dataset"} | decide_no_byte_of_sound_pictures == names
+
+
+def test_a_run_that_was_begun_before_options_were_recorded_says_so_and_learns_them(
+    tmp_path, monkeypatch
+):
+    source, shards = write_kaggle(tmp_path / "source"), tmp_path / "shards"
+    shard(f"python shard_imagenet.py pack --source {source} --out {shards} --seed 7", monkeypatch)
+    run = make_run(tmp_path, shards, dataset="imagenet1k")
+    whole = json.loads((run.path / "shards.json").read_text())
+    assert whole["options"]["seed"] == 7
+    older = {name: whole[name] for name in ("dataset", "digest")}
+    (run.path / "shards.json").write_text(json.dumps(older))
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    export(run.path, tmp_path / "out")
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "With which options they were packed is not recorded:" in text
+    assert "pack --source SOURCE --out SHARDS --dataset imagenet1k\n" in text
+
+    run.check(run.recipe(), shards)
+    run.create(run.recipe(), shards, "imagenet1k", run.classes())
+    assert json.loads((run.path / "shards.json").read_text()) == whole
+
+
+def test_shards_that_others_packed_are_indexed(tmp_path, shards):
+    manifest = Manifest.load(shards)
+    replace(manifest, options={"indexed": True}).save(shutil.copytree(shards, tmp_path / "shards"))
+    card = exported(tmp_path, tmp_path / "shards", "tiny")
+    command = commands_in(card)[0]
+    check(command)
+    assert command.text == "python shard_imagenet.py index --shards SHARDS --dataset tiny"
+    assert "Others packed them" in card.read_text(encoding="utf-8")
+
+
+def test_another_number_in_the_command_is_found(tmp_path, monkeypatch):
+    source, shards = write_kaggle(tmp_path / "source"), tmp_path / "shards"
+    shard(f"python shard_imagenet.py pack --source {source} --out {shards} {OPTIONS}", monkeypatch)
+    card = exported(tmp_path, shards, "imagenet1k")
+    card.write_text(card.read_text(encoding="utf-8").replace("--seed 7", "--seed 71"))
+    assert any("71 has no source" in problem for problem in untraced(card.parent))
