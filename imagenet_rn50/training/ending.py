@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from imagenet_rn50.console import say
+from imagenet_rn50.errors import InputError
 from imagenet_rn50.processes import typed_command
 from imagenet_rn50.runs import metrics
+from imagenet_rn50.runs.checkpoints import newest_checkpoint
 from imagenet_rn50.runs.metrics import Journal
 from imagenet_rn50.runs.report import bottleneck, draw_plots
 from imagenet_rn50.training.interruption import EXIT_INTERRUPTED, Interruption
@@ -43,6 +46,23 @@ def end_untrained(session: Session, sync: Sync, reason: str) -> None:
     if session.accelerator.is_main_process and is_to_draw:
         draw_plots(run)
     sync.finish()
+
+
+def require_finite(loss: float, session: Session, place: str) -> None:
+    """Stops training whose loss is lost; all ranks call it with the same loss.
+
+    Raises:
+        InputError: When it is nan or inf; with the last good checkpoint, and how to go on.
+    """
+    if math.isfinite(loss):
+        return
+    newest = newest_checkpoint(session.folder.checkpoints)
+    raise InputError(
+        f"the loss became nan or inf {place}; "
+        f"the last good checkpoint is {newest.folder if newest else 'none'}",
+        fix=f"{'go on from there' if newest else 'begin again'} with a lower rate: "
+        f"--optimizer.lr {session.recipe.optimizer.lr / 2:g} --allow-change optimizer.lr",
+    )
 
 
 @contextmanager

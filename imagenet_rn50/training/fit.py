@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ from tqdm import tqdm
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.console import progress_bar
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import require_free_space
 from imagenet_rn50.loading.loader import Loader
 from imagenet_rn50.loading.stages import OnError
 from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs import metrics
-from imagenet_rn50.runs.checkpoints import checkpoint_folders, newest_checkpoint
+from imagenet_rn50.runs.checkpoints import checkpoint_folders
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import Journal
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
@@ -31,6 +29,7 @@ from imagenet_rn50.training.ending import (
     end_untrained,
     ended_in_order,
     nothing_to_train,
+    require_finite,
 )
 from imagenet_rn50.training.interruption import Agreement, Interrupted, Interruption
 from imagenet_rn50.training.learner import Learner
@@ -234,15 +233,8 @@ def _read(meter: Meter, loader: Loader, session: Session, progress: Progress) ->
     num_steps, line = meter.num_steps, meter.read(session.add_up)
     if substitutions := loader.rates().substitutions:
         line["substitutions"] = substitutions
-    if not math.isfinite(line["loss"]):
-        last = progress.samples_seen // progress.global_batch
-        newest = newest_checkpoint(session.folder.checkpoints)
-        raise InputError(
-            f"the loss became nan or inf within steps [{last - num_steps + 1}, {last}]; "
-            f"the last good checkpoint is {newest.folder if newest else 'none'}",
-            fix=f"{'go on from there' if newest else 'begin again'} with a lower rate: "
-            f"--optimizer.lr {session.recipe.optimizer.lr / 2:g} --allow-change optimizer.lr",
-        )
+    last = progress.samples_seen // progress.global_batch
+    require_finite(line["loss"], session, f"within steps [{last - num_steps + 1}, {last}]")
     return line
 
 

@@ -15,6 +15,7 @@ from imagenet_rn50.loading.loader import Batch
 from imagenet_rn50.runs import metrics
 from imagenet_rn50.runs.metrics import Journal
 from imagenet_rn50.runs.report import write_logs
+from imagenet_rn50.training.ending import require_finite
 from imagenet_rn50.training.learner import Learner
 from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.session import Session
@@ -40,9 +41,13 @@ def evaluate(
 
     Returns:
         What the best is chosen by, in [0, 1].
+
+    Raises:
+        InputError: When the loss is not finite, before anything is written.
     """
     began = time.perf_counter()
     accuracy = _accuracy(learner.bare, session, between_batches)
+    require_finite(accuracy.loss, session, f"in validation, after epoch {progress.epoch:.2f}")
     line: dict[str, Any] = accuracy.as_dict()
     told = f"epoch {progress.epoch:.2f}: {accuracy}"
     if learner.ema:

@@ -30,21 +30,27 @@ def test_a_sample_that_only_the_second_rank_finds_damaged_is_named(trainers, tmp
     assert train.key_of(index) not in first.said()
 
 
-@pytest.mark.parametrize("has_checkpoint", [False, True])
-def test_a_rate_that_is_too_high_is_told_with_words_that_go_on(trainers, tmp_path, has_checkpoint):
+@pytest.mark.parametrize(
+    ("begin", "place"),
+    [
+        (None, r"within steps \[1, 3\]"),
+        (2, r"in validation, after epoch 1\.14"),  # the last step of an epoch lost it
+        (4, r"within steps \[5, 6\]"),
+    ],
+)
+def test_a_rate_that_is_too_high_is_told_with_words_that_go_on(trainers, tmp_path, begin, place):
     tiny, run = write_tiny(tmp_path), tmp_path / "run"
     common = ("--schedule.name", "constant", "--schedule.warmup-epochs", "0", "--epochs", "3")
-    if has_checkpoint:
-        trainers.train(tiny, run, *common, "--stop-at-step", "4")
+    if begin:
+        trainers.train(tiny, run, *common, "--stop-at-step", str(begin))
     hot = ("--optimizer.lr", "1e30", "--allow-change", "optimizer.lr")
     said = trainers.train(tiny, run, *common, *hot, code=2)
     assert "Traceback" not in said
-    last_good = run / "checkpoints" / "samples-000000032" if has_checkpoint else "none"
-    steps = r"\[5, 6\]" if has_checkpoint else r"\[1, 3\]"
-    problem = rf"error: the loss became nan or inf within steps {steps}; the last good checkpoint "
+    last_good = run / "checkpoints" / f"samples-{8 * begin:09d}" if begin else "none"
+    problem = f"error: the loss became nan or inf {place}; the last good checkpoint "
     assert re.search(rf"{problem}is {re.escape(str(last_good))}\n", said), said
     fix = said.rpartition("with a lower rate: ")[2].split()
     assert fix == ["--optimizer.lr", "5e+29", "--allow-change", "optimizer.lr"]
-    assert ("go on from there with" in said) == has_checkpoint
+    assert ("go on from there with" in said) == bool(begin)
     trainers.train(tiny, run, *common, *fix, "--optimizer.lr", "0.05")
     assert steps_saved(run)[-1] == 64  # 3 x 21, in steps of 8
