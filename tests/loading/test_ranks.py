@@ -1,17 +1,46 @@
 import json
 import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch.multiprocessing.spawn import start_processes
 
-from tests.loading.ranks import BATCH, indices_of
+from imagenet_rn50.loading.loader import Share, make_loader
+from imagenet_rn50.loading.order import TrainingOrder
+from imagenet_rn50.loading.transforms import EvalTransform
+from imagenet_rn50.shards.manifest import Manifest
 from tests.support import write_shards
 
-ROOT = Path(__file__).parents[2]
-NUM_SAMPLES = 25
+NUM_SAMPLES, BATCH, SEED = 25, 3, 5
+
+
+def indices_of(shards, start, stop, rank, world_size, num_workers):
+    """Which samples a rank is given in each of its batches."""
+    train = Manifest.load(shards).split("train")
+    order = TrainingOrder(train.shard_sizes, seed=SEED, window=2)
+    share = Share(start, stop, BATCH, rank, world_size)
+    transform = EvalTransform(18, 16)
+    loader = make_loader(shards, train, share, transform, order=order, num_workers=num_workers)
+    return [batch.indices.tolist() for batch in loader]
+
+
+def on_rank(rank, shards, out, start, stop, port):
+    """What each of two ranks does: note which samples it was given."""
+    os.environ |= {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(True)  # what this process was before it was forked
+    accelerator = Accelerator(cpu=True)
+    assert (accelerator.process_index, accelerator.num_processes) == (rank, 2)
+    batches = indices_of(shards, start, stop, rank, world_size=2, num_workers=1)
+    # The ranks really speak with each other: they add up how many samples each was given.
+    seen = accelerator.reduce(torch.tensor(sum(map(len, batches))), "sum")
+    assert int(seen) == stop - start
+    (out / f"{start}-{rank}.json").write_text(json.dumps(batches), encoding="utf-8")
+    accelerator.end_training()
 
 
 def on_two_ranks(shards, out, start, stop):
@@ -19,21 +48,8 @@ def on_two_ranks(shards, out, start, stop):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    words = [str(word) for word in (shards, out, start, stop)]
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    place |= {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.loading.ranks", *words],
-            cwd=ROOT,
-            env=os.environ | place | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    errors = [process.communicate()[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
+    # Forked as loader workers are: what is imported already need not be imported again.
+    start_processes(on_rank, (shards, out, start, stop, port), nprocs=2, start_method="fork")
     ranks = [json.loads((out / f"{start}-{rank}.json").read_text()) for rank in (0, 1)]
     return [ranks[k % 2][k // 2] for k in range(sum(map(len, ranks)))]
 

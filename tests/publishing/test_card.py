@@ -163,26 +163,9 @@ def test_a_metrics_json_that_is_none_is_refused(run, tmp_path):
 @pytest.mark.multiprocess
 def test_the_snippet_runs_as_it_stands_in_the_card(run, tmp_path):
     export(run.path, tmp_path / "out")
-    run_snippet(tmp_path / "out")
-
-
-@pytest.mark.multiprocess
-@pytest.mark.parametrize("form", ["torchvision", pytest.param("onnx", marks=[pytest.mark.slow])])
-@pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
-def test_so_do_the_snippets_of_the_other_formats(tmp_path, shards, form):
-    run = make_run(tmp_path, shards, recipe=RESNET50_RECIPE)
-    save_checkpoint(run, 24, 0.5, is_best=True)
-    export(run.path, tmp_path / "out", wanted=Wanted(form=form))
-    run_snippet(tmp_path / "out")
-
-
-def run_snippet(folder):
-    """Runs the Python of a card, in its folder, where none of our code can be found."""
-    text = (folder / "README.md").read_text(encoding="utf-8")
-    [snippet] = re.findall("```python\n(.*?)```", text, re.S)
-    Image.new("RGB", (50, 40), (200, 30, 30)).save(folder / "picture.jpg")
-    done = subprocess.run(
-        [sys.executable, "-c", snippet + "\nimport sys; assert 'imagenet_rn50' not in sys.modules"],
+    folder = tmp_path / "out"
+    done = subprocess.run(  # where none of our code can be found
+        [sys.executable, "-c", snippet_of(folder)],
         cwd=folder,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
         capture_output=True,
@@ -190,8 +173,35 @@ def run_snippet(folder):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert names_a_class(folder, done.stdout)
+
+
+@pytest.mark.parametrize("form", ["torchvision", pytest.param("onnx", marks=[pytest.mark.slow])])
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
+def test_so_do_the_snippets_of_the_other_formats(tmp_path, shards, form, monkeypatch, capsys):
+    run = make_run(tmp_path, shards, recipe=RESNET50_RECIPE)
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    folder = tmp_path / "out"
+    export(run.path, folder, wanted=Wanted(form=form))
+    snippet = snippet_of(folder)
+    assert "imagenet_rn50" not in snippet
+    capsys.readouterr()
+    monkeypatch.chdir(folder)
+    exec(snippet, {})
+    assert names_a_class(folder, capsys.readouterr().out)
+
+
+def snippet_of(folder):
+    """Returns the Python of a card, and puts the picture there that it speaks of."""
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    [snippet] = re.findall("```python\n(.*?)```", text, re.S)
+    Image.new("RGB", (50, 40), (200, 30, 30)).save(folder / "picture.jpg")
+    return snippet
+
+
+def names_a_class(folder, said):
     config = json.loads((folder / "config.json").read_text())
-    assert any(label in done.stdout for label in config["id2label"].values())
+    return any(label in said for label in config["id2label"].values())
 
 
 def test_the_published_figures_all_have_an_address():
