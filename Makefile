@@ -16,8 +16,8 @@ help:  ## what there is to make
 demo: $(VENV)/.installed  ## real pictures down the whole path: pack, train, export, evaluate, predict
 	@$(BIN)/python -m imagenet_rn50 demo
 
-test: check  ## format, lint, types, layers, then the default tests
-	$(BIN)/python -m pytest -n 2
+test: check  ## format, lint, types, layers, then the default tests: one more at a time than two cores, for some wait
+	$(BIN)/python -m pytest -n 3
 
 check: $(VENV)/.installed-dev  ## format, lint, types, import layers
 	$(BIN)/ruff format --check .
