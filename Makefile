@@ -16,7 +16,8 @@ help:  ## what there is to make
 demo: $(VENV)/.installed  ## real pictures down the whole path: pack, train, export, evaluate, predict
 	@$(BIN)/python -m imagenet_rn50 demo
 
-test: check  ## format, lint, types, layers, then the default tests: one more at a time than two cores, for some wait
+# Three at a time on two cores, for some wait.
+test: check  ## format, lint, types, layers, then the default tests
 	$(BIN)/python -m pytest -n 3
 
 check: $(VENV)/.installed-dev  ## format, lint, types, import layers
