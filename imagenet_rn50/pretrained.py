@@ -179,7 +179,7 @@ def take_weights(
     """
     own, state = model.state_dict(), dict(pretrained.state)
     num_classes = model.config.num_labels
-    takes_head = pretrained.num_classes == num_classes
+    takes_head: bool = pretrained.num_classes == num_classes
     if not takes_head and not new_head:
         raise InputError(
             f"{pretrained.name} tells other classes apart",

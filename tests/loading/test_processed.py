@@ -49,4 +49,4 @@ def test_a_processor_whose_pictures_differ_in_shape_is_refused():
         return type("Features", (), {"pixel_values": pixels})
 
     with pytest.raises(InputError, match="cannot be batched"):
-        ProcessorTransform.of(processor)  # type: ignore[arg-type]  # a stand-in
+        ProcessorTransform.of(processor)
