@@ -1,6 +1,7 @@
-"""Small real shards for tests, written with Python's own tarfile."""
+"""Small real shards for tests, written with Python's own tarfile; and free ports."""
 
 import io
+import socket
 import tarfile
 from pathlib import Path
 
@@ -87,3 +88,12 @@ def write_tiny(folder: Path) -> Path:
     write_shards(folder / "shards", train=[8, 6, 7], validation=[6, 5])
     write_recipe(folder)
     return folder
+
+
+def free_ports(count: int = 1) -> list[int]:
+    """Returns ports that nobody listens on."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [server.getsockname()[1] for server in sockets]
+    for server in sockets:
+        server.close()
+    return ports

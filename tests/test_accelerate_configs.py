@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from collections import Counter
@@ -19,7 +18,7 @@ from safetensors.torch import load_file
 import train_accelerate
 from imagenet_rn50.runs.checkpoints import newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
-from tests.support import write_tiny
+from tests.support import free_ports, write_tiny
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
@@ -101,7 +100,7 @@ def test_two_machines_share_each_sample_and_learn_what_one_learns(
     tiny, tmp_path, name, monkeypatch
 ):
     (tmp_path / "notes").mkdir()
-    run, port = tmp_path / "run", free_port()
+    run, [port] = tmp_path / "run", free_ports()
     nodes = [start_node(name, rank, port, tiny, tmp_path / "notes", run) for rank in (0, 1)]
     try:
         errors = [node.communicate()[1] for node in nodes]
@@ -159,9 +158,3 @@ def weights(run):
     checkpoint = newest_checkpoint(run / "checkpoints")
     assert checkpoint is not None
     return load_file(checkpoint.weights)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

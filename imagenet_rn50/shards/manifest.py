@@ -191,8 +191,9 @@ class Manifest:
             )
         try:
             splits = {name: _read_split(folder, entry) for name, entry in content["splits"].items()}
-            told = (content["dataset"], content["options"], splits, content.get("classes_sha256"))
-            return cls(*told)
+            return cls(
+                content["dataset"], content["options"], splits, content.get("classes_sha256")
+            )
         except (AttributeError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path} is damaged: {error!r}",

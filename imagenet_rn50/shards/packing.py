@@ -161,19 +161,22 @@ def _explained_end(plan: Plan, out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        finished = sum((out / task.name).is_file() for task in plan.tasks)
         say(
-            f"Stopped. {finished} of {len(plan.tasks)} shards are finished and kept in {out}; "
-            "the same command goes on from there."
+            f"Stopped. {_num_finished(plan, out)} of {len(plan.tasks)} shards are finished and "
+            f"kept in {out}; the same command goes on from there."
         )
         raise
     except OSError as error:
         if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
             raise
-        finished = sum((out / task.name).is_file() for task in plan.tasks)
         raise InputError(
             f"the disk is full: {error.strerror} while packing into {out}",
             expected="space for all shards",
-            found=f"space for {finished}, which are finished and kept",
+            found=f"space for {_num_finished(plan, out)}, which are finished and kept",
             fix="free some space and give the same command again",
         ) from None
+
+
+def _num_finished(plan: Plan, out: Path) -> int:
+    """Returns how many shards stand there: they have their names only when they are whole."""
+    return sum((out / task.name).is_file() for task in plan.tasks)

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,8 @@ import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support import free_ports
 
 APP = Path(__file__).parents[2] / "app"
 
@@ -60,12 +61,6 @@ class Served:
         return 1024 * int(line.split()[1])
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @contextmanager
 def serve(folder, **environment):
     """Runs `python app.py` in `folder`/space until the block ends."""
@@ -73,7 +68,7 @@ def serve(folder, **environment):
     (folder / "guard").mkdir()
     (folder / "guard" / "sitecustomize.py").write_text(GUARD, encoding="utf-8")
     (folder / "outside").touch()
-    port = free_port()
+    [port] = free_ports()
     settings = {
         "PYTHONPATH": str(folder / "guard"),
         "OUTSIDE": str(folder / "outside"),

@@ -1,7 +1,6 @@
 import io
 import json
 import os
-import socket
 
 import numpy as np
 import pytest
@@ -23,6 +22,7 @@ from imagenet_rn50.model import build_processor, logits_of
 from imagenet_rn50.verbs.after import EvaluateArguments
 from imagenet_rn50.verbs.after import evaluate as command
 from tests.evaluation.models import DATA, export_model, label_shards, random_model
+from tests.support import free_ports
 
 NUM_CLASSES = 9
 SIZES = [7, 1, 0, 12, 3]  # 23 images: no multiple of any batch below
@@ -138,15 +138,6 @@ def test_two_and_three_ranks_count_what_one_counts_and_all_raise_what_one_meets(
     assert not (folder / "told-1").exists()  # one rank writes for all
     for rank in range(2):
         assert "sample sample_00020" in json.loads((folder / f"damaged-{rank}.json").read_text())
-
-
-def free_ports(count):
-    """Ports that nobody listens on."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [server.getsockname()[1] for server in sockets]
-    for server in sockets:
-        server.close()
-    return ports
 
 
 def table_of(num_images):

@@ -1,6 +1,5 @@
 import json
 import os
-import socket
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from imagenet_rn50.loading.loader import Share, make_loader
 from imagenet_rn50.loading.order import TrainingOrder
 from imagenet_rn50.loading.transforms import EvalTransform
 from imagenet_rn50.shards.manifest import Manifest
-from tests.support import write_shards
+from tests.support import free_ports, write_shards
 
 NUM_SAMPLES, BATCH, SEED = 25, 3, 5
 
@@ -45,9 +44,7 @@ def on_rank(rank, shards, out, start, stop, port):
 
 def on_two_ranks(shards, out, start, stop):
     """Runs two gloo ranks; returns the batches of both in the order of the stream."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    [port] = free_ports()
     # Forked as loader workers are: what is imported already need not be imported again.
     start_processes(on_rank, (shards, out, start, stop, port), nprocs=2, start_method="fork")
     ranks = [json.loads((out / f"{start}-{rank}.json").read_text()) for rank in (0, 1)]

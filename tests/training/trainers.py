@@ -10,7 +10,6 @@ import json
 import os
 import resource
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from imagenet_rn50.runs.checkpoints import checkpoint_folders, newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
+from tests.support import free_ports
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 120
@@ -125,9 +125,7 @@ class Trainers:
 
     def start_two_ranks(self, tiny, run, *more):
         """Starts two gloo ranks, each told its place as launchers tell it."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        [port] = free_ports()
         place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         return [
             self.start(tiny, run, *more, **place, RANK=str(rank), LOCAL_RANK=str(rank))
