@@ -1,6 +1,7 @@
 """Settings of all tests, and what several rooms' tests need."""
 
 import os
+import signal
 import sys
 import tempfile
 
@@ -13,6 +14,10 @@ settings.load_profile("untimed")
 
 # Several processes share few cores: threads that wait shall not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A shell's background job ignores Ctrl-C, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Servers of tests listen on loopback, where no proxy is to be asked for them.
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1"
