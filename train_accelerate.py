@@ -24,7 +24,7 @@ from imagenet_rn50.errors import InputError, exit_on_input_error, require_least
 from imagenet_rn50.processes import launcher, signal_at_death_of_parent
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.recipe_files import explain, load_recipe
-from imagenet_rn50.training.persistence import DEFAULTS, Persistence
+from imagenet_rn50.training.config import CheckpointConfig
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,8 @@ class Arguments:
     in the run folder; the weights stay as they are."""
     workers: int = min(8, os.cpu_count() or 1)
     """Loader processes of each rank."""
-    persistence: Annotated[Persistence, tyro.conf.arg(name="")] = DEFAULTS
-    """How the run is kept, gone on with and ended."""
+    checkpointing: Annotated[CheckpointConfig, tyro.conf.arg(name="")] = CheckpointConfig()
+    """How the run is checkpointed, resumed and stopped."""
 
 
 def parse(arguments: list[str]) -> Arguments:
@@ -101,14 +101,14 @@ def main() -> None:
         # After parsing, so that --help and mistakes answer at once.
         from imagenet_rn50.loading.cache import open_shards
         from imagenet_rn50.runs.folder import RunFolder
-        from imagenet_rn50.training.fit import fit, open_session
+        from imagenet_rn50.training.accelerator import make_accelerator
         from imagenet_rn50.training.lr_finder import find_lr
-        from imagenet_rn50.training.session import make_accelerator
+        from imagenet_rn50.training.trainer import Trainer
 
         accelerator = make_accelerator(arguments.run, arguments.trackers)
         is_main = accelerator.is_main_process
         with RunFolder(arguments.run).claimed() if is_main else nullcontext():
-            session, learner = open_session(
+            trainer = Trainer(
                 arguments.hyperparameters,
                 open_shards(
                     arguments.shards,
@@ -119,14 +119,14 @@ def main() -> None:
                 accelerator,
                 arguments.workers,
                 on_error=arguments.on_error,
-                persistence=arguments.persistence,
+                config=arguments.checkpointing,
                 create=not arguments.find_lr,
                 init_from=arguments.init_from,
             )
             if arguments.find_lr:
-                find_lr(session, learner)
+                find_lr(trainer)
             else:
-                fit(session, learner)
+                trainer.train()
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from torch import distributed, multiprocessing
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.recipe import Recipe
-from imagenet_rn50.runs.checkpoints import folder_name, seal
+from imagenet_rn50.runs.checkpoints import commit, folder_name
 from imagenet_rn50.training.checkpoint import num_bytes, write_state
 from imagenet_rn50.training.interruption import Agreement
 from imagenet_rn50.training.learner import Learner
@@ -90,7 +90,7 @@ def _write(state: dict[str, Any], folder: Path, number: int) -> None:
     temporary = final.with_suffix(".partial")
     temporary.mkdir()
     write_state(temporary, state)
-    seal(temporary, final, number, is_best=False)
+    commit(temporary, final, number, is_best=False)
 
 
 def _steps(until: Callable[[], bool] | None = None) -> list[float]:

@@ -27,13 +27,13 @@ from imagenet_rn50.errors import InputError, RankError
 from imagenet_rn50.files import TEMPORARY_SUFFIX, read_json, sha256_of_file, sync_folder, write_text
 
 MANIFEST = "checkpoint.json"
-_WEIGHTS = "model.safetensors"
+WEIGHTS = "model.safetensors"
 EMA_WEIGHTS = "ema.safetensors"
 DAMAGED_SUFFIX = ".damaged"
 _REPLACED_SUFFIX = ".replaced"
 _NAME = re.compile(rf"samples-(\d{{9,}})({re.escape(_REPLACED_SUFFIX)})?")
 KEEP_LAST = 2
-SCORE = "score"  # among a checkpoint's facts: what the best is chosen by, where it was validated
+SCORE = "score"  # among a checkpoint's metadata: what the best is chosen by, where it was validated
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Checkpoint:
         folder: Where it is.
         samples_seen: How far the run was.
         is_best: Whether its score was the best of its run's checkpoints when it was saved.
-        facts: What else its manifest tells of the run that saved it.
+        metadata: What else its manifest tells of the run that saved it.
         files: Bytes and sha256 of each file.
         digest: SHA-256 of its manifest, which is that of the whole checkpoint.
     """
@@ -52,14 +52,14 @@ class Checkpoint:
     folder: Path
     samples_seen: int
     is_best: bool
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     digest: str = ""
 
     @property
     def weights(self) -> Path:
         """The model's weights, safetensors."""
-        return self.folder / _WEIGHTS
+        return self.folder / WEIGHTS
 
     def read(self, name: str) -> bytes:
         """Returns a file's content, which is what the manifest says at this very moment.
@@ -156,8 +156,8 @@ def verify_sizes(folder: Path) -> Checkpoint:
     return checkpoint
 
 
-def seal(
-    temporary: Path, final: Path, samples_seen: int, *, is_best: bool, **facts: Any
+def commit(
+    temporary: Path, final: Path, samples_seen: int, *, is_best: bool, metadata: dict[str, Any]
 ) -> Checkpoint:
     """Makes a checkpoint of a folder of files: syncs them, writes the manifest, renames.
 
@@ -166,7 +166,7 @@ def seal(
         final: The checkpoint's name; one that stood there stands until this one does.
         samples_seen: How far the run is.
         is_best: Whether its score is the best of those of the checkpoints that are there.
-        facts: What else identifies the run and where it stands; JSON.
+        metadata: What else identifies the run and where it stands; JSON.
     """
     files = {}
     for path in sorted(path for path in temporary.iterdir() if path.name != MANIFEST):
@@ -174,7 +174,12 @@ def seal(
         os.fsync(descriptor)
         os.close(descriptor)
         files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
-    content = {"samples_seen": samples_seen, "is_best": is_best, "facts": facts, "files": files}
+    content = {
+        "samples_seen": samples_seen,
+        "is_best": is_best,
+        "metadata": metadata,
+        "files": files,
+    }
     text, digest = _rendered(content)
     write_text(temporary / MANIFEST, text)
     sync_folder(temporary)
@@ -185,7 +190,7 @@ def seal(
     temporary.rename(final)
     sync_folder(final.parent)
     _remove(replaced)
-    return Checkpoint(final, samples_seen, is_best, facts, files, digest)
+    return Checkpoint(final, samples_seen, is_best, metadata, files, digest)
 
 
 def prune(checkpoints: Path, keep_last: int = KEEP_LAST) -> None:
@@ -195,21 +200,21 @@ def prune(checkpoints: Path, keep_last: int = KEEP_LAST) -> None:
         checkpoints: The run's folder of checkpoints; its newest is whole.
         keep_last: How many of the newest stay.
     """
-    candidates = [c for c in _seemingly_whole(checkpoints) if c.is_best or SCORE in c.facts]
+    candidates = [c for c in _seemingly_whole(checkpoints) if c.is_best or SCORE in c.metadata]
     best = max(candidates, key=lambda c: (_score(c), c.is_best, c.samples_seen), default=None)
     for folder in checkpoint_folders(checkpoints)[:-keep_last]:
         if best is None or folder != best.folder:
             _remove(folder)
 
 
-def sweep(checkpoints: Path) -> None:
+def remove_partial(checkpoints: Path) -> None:
     """Removes what a kill left half written or half removed."""
     if checkpoints.is_dir():
         for path in checkpoints.glob(f"samples-*{TEMPORARY_SUFFIX}"):
             shutil.rmtree(path)
 
 
-def set_aside(folder: Path) -> None:
+def quarantine(folder: Path) -> None:
     """Renames a damaged checkpoint, so that it is neither taken nor counted, nor lost."""
     target = folder.with_name(folder.name + DAMAGED_SUFFIX)
     if target.exists():
@@ -266,4 +271,4 @@ def _seemingly_whole(checkpoints: Path) -> Iterator[Checkpoint]:
 
 def _score(checkpoint: Checkpoint) -> float:
     """Returns what validation said of a checkpoint; -1 where none did."""
-    return float(checkpoint.facts.get(SCORE, -1.0))
+    return float(checkpoint.metadata.get(SCORE, -1.0))

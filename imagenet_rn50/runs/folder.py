@@ -27,7 +27,7 @@ from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import TEMPORARY_SUFFIX, make_folder, read_json, write_json, write_text
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.recipe_files import load_recipe
-from imagenet_rn50.runs.continuity import SHARDS, changes_of_recipe, refuse
+from imagenet_rn50.runs.compatibility import SHARDS, changes_of_recipe, refuse
 from imagenet_rn50.shards.manifest import Manifest
 
 RECIPE = "recipe.yaml"

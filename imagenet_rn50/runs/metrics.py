@@ -69,10 +69,10 @@ def score(validation: dict[str, Any]) -> float:
     return float(validation.get("ema_top1", validation["top1"]))
 
 
-class Journal:
-    """Writes a run's metrics as they come; a single rank does.
+class MetricsLogger:
+    """Appends to a run's metrics.jsonl, on the rank that logs; elsewhere it writes nothing.
 
-    A full disk ends no training: lines that find no room wait in memory for the next write.
+    A full disk does not stop training: lines that could not be written are kept for the next write.
 
     Args:
         run: The run folder.
@@ -81,6 +81,7 @@ class Journal:
         evaluation_due: Whether it goes on with the evaluation of that very place; what an earlier
             one left behind is removed.
         cost: Returns figures that every line has, from its `samples_seen`.
+        enabled: False on the ranks that do not log.
     """
 
     def __init__(
@@ -90,12 +91,16 @@ class Journal:
         *,
         evaluation_due: bool = False,
         cost: Callable[[int], dict[str, float]] = lambda samples_seen: {},
+        enabled: bool = True,
     ) -> None:
+        self._enabled = enabled
         self._cost = cost
         self._best = -1.0
         self._unwritten = b""
         self._failing: set[str] = set()
         self._lock = threading.Lock()
+        if not enabled:
+            return
         path = run / FILE_NAME
         if path.is_file():
             lines = [r for r in read_metrics(run) if r["samples_seen"] <= samples_seen]
@@ -111,12 +116,14 @@ class Journal:
         self._file = path.open("ab", buffering=0)
 
     def write(self, kind: str, samples_seen: int, epoch: float, /, **values: Any) -> dict[str, Any]:
-        """Appends one line, at once, and returns it."""
+        """Append one line, at once, and return it."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"kind": kind, "samples_seen": samples_seen, "epoch": epoch, "time": now}
         record |= values | self._cost(samples_seen)
         if kind == VALIDATION:
             self._best = max(self._best, score(record))
+        if not self._enabled:
+            return record
         with self._lock:
             self._unwritten += json.dumps(record).encode() + b"\n"
             self._write_out()
@@ -135,7 +142,7 @@ class Journal:
         os.fsync(self._file.fileno())
 
     @contextmanager
-    def tolerating(self, name: str) -> Iterator[None]:
+    def warn_on_oserror(self, name: str) -> Iterator[None]:
         """Lets the body fail to write, and says so once until it succeeds.
 
         Args:
@@ -158,7 +165,7 @@ class Journal:
 
     def close(self) -> None:
         """Brings all lines to the disk, if there is room, and closes metrics.jsonl; once."""
-        if self._file.closed:
+        if not self._enabled or self._file.closed:
             return
         with suppress(OSError):
             self.sync()
@@ -168,7 +175,7 @@ class Journal:
 
     def _write_out(self) -> None:
         """Appends the lines that wait; what finds no room waits on, a line's rest too."""
-        with self.tolerating(FILE_NAME):
+        with self.warn_on_oserror(FILE_NAME):
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 

@@ -25,7 +25,7 @@ from imagenet_rn50.files import write_json
 from imagenet_rn50.loading.remote import RemoteFolder, UnusableFileError
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.recipe_files import load_recipe
-from imagenet_rn50.runs.checkpoints import newest_checkpoint, set_aside, verify
+from imagenet_rn50.runs.checkpoints import newest_checkpoint, quarantine, verify
 from imagenet_rn50.runs.folder import RECIPE, RunFolder
 from imagenet_rn50.runs.metrics import FILE_NAME as METRICS
 from imagenet_rn50.runs.snapshot import (
@@ -193,7 +193,7 @@ class RemoteRun:
             say(f"passing over a damaged checkpoint: {error}")
             return False
         if final.exists():
-            set_aside(final)
+            quarantine(final)
         (parts / CHECKPOINTS / name).rename(final)
         return True
 

@@ -42,7 +42,7 @@ class RunningStatistics:
                 layer.momentum = 1.0
 
     def before_micro_batch(self, turn: int) -> None:
-        """Takes note of the micro batch before; `turn` counts from 0 within the step."""
+        """Take note of the micro batch before; `turn` counts from 0 within the step."""
         if self._accumulation == 1:
             return
         if turn == 0:
@@ -63,16 +63,16 @@ class RunningStatistics:
         self._write(now)
 
     def _buffers(self) -> list[Tensor]:
-        """Returns running means and variances, where they are now."""
+        """Return running means and variances, where they are now."""
         buffers = [b for layer in self._layers for b in (layer.running_mean, layer.running_var)]
         return [buffer for buffer in buffers if buffer is not None]
 
     def _read(self) -> Tensor:
-        """Returns a copy of all statistics in one tensor, in one launch on a GPU."""
+        """Return a copy of all statistics in one tensor, in one launch on a GPU."""
         return torch.cat(self._buffers())
 
     @torch.no_grad()
     def _write(self, values: Tensor) -> None:
-        """Sets all statistics, in one launch on a GPU."""
+        """Set all statistics, in one launch on a GPU."""
         buffers = self._buffers()
         torch._foreach_copy_(buffers, torch.split(values, [b.numel() for b in buffers]))

@@ -4,40 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
+from accelerate import Accelerator
 from torch import nn
 from transformers import ResNetForImageClassification
 
 from imagenet_rn50.pretrained import Pretrained, read_pretrained, take_weights
-from imagenet_rn50.training.session import Session
 
 
-def begin_with(model: nn.Module, session: Session) -> dict[str, Any]:
-    """Puts the weights that a session names into a fresh model; every rank calls it.
-
-    What takes up a checkpoint has its weights, and keeps them. The learning rate finder takes up
-    none: it tries the weights that are named, whatever stands in the run folder.
+def init_from_pretrained(
+    model: nn.Module, init_from: str, accelerator: Accelerator
+) -> dict[str, Any]:
+    """Initialise a model from pretrained weights; every rank calls it.
 
     Args:
         model: Freshly initialised, on the CPU.
-        session: Says whose weights, if any.
+        init_from: Weights, as `read_pretrained` takes them.
+        accelerator: Prints what was done, once.
 
     Returns:
-        Where they came from, for the journal's line of this start; empty where the weights are
-        fresh, or the run's own.
+        The source of the weights, for the log line of this start.
 
     Raises:
-        InputError: When they cannot be read, or belong to another network.
+        InputError: If they cannot be read, or belong to another architecture.
     """
-    if session.init_from is None:
-        return {}
-    if session.start.checkpoint is not None:
-        place = session.start.checkpoint.folder
-        session.accelerator.print(f"the weights are those of {place}: --init-from is left aside")
-        return {}
     assert isinstance(model, ResNetForImageClassification)
-    pretrained = read_pretrained(session.init_from)
+    pretrained = read_pretrained(init_from)
     took_head = take_weights(model, pretrained, new_head=True)
-    session.accelerator.print(_told(pretrained, model, took_head))
+    accelerator.print(_told(pretrained, model, took_head))
     return {
         "init_from": {
             "name": pretrained.name,

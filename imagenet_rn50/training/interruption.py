@@ -26,25 +26,25 @@ _ECHO_SECONDS = 1.0  # launchers and terminals send the same signal along severa
 _NO_SIGNAL = b"\0"
 
 
-class Interrupted(Exception):
+class StopTraining(Exception):
     """Training ends here, on all ranks alike, after saving."""
 
 
-class Interruption:
+class SignalHandler:
     """Hears that the process shall end; a context manager for the main thread.
 
     SIGTERM and SIGINT ask for it, and SIGUSR1, which the kernel also sends when the launcher has
     ended. A second SIGTERM or SIGINT, a second or more after the first, ends the process at once.
 
     Args:
-        talks: Whether this process tells the user.
+        verbose: Whether this process tells the user.
 
     Attributes:
         reason: Who asked, once anybody did.
     """
 
-    def __init__(self, *, talks: bool) -> None:
-        self._talks = talks
+    def __init__(self, *, verbose: bool) -> None:
+        self._verbose = verbose
         self.reason: str | None = None
 
     @property
@@ -57,7 +57,7 @@ class Interruption:
         if self.reason is not None:
             return
         self.reason = reason
-        if self._talks:
+        if self._verbose:
             say(f"{reason}: saving and ending at the next step. A second signal ends at once.")
 
     def __enter__(self) -> Self:
@@ -103,7 +103,7 @@ class Interruption:
                 os._exit(128 + number)
 
 
-class Wishes(NamedTuple):
+class Requests(NamedTuple):
     """What any rank wishes for.
 
     Attributes:
@@ -115,7 +115,7 @@ class Wishes(NamedTuple):
     save: bool
 
 
-class Agreement:
+class RankFlags:
     """Lets all ranks know at the same step what any of them wishes.
 
     The exchange runs in the background of a step, on the host, and its answer is read at the next:
@@ -129,10 +129,10 @@ class Agreement:
         self._group = _group_of_hosts() if world_size > 1 else None
         self._under_way: tuple[Any, torch.Tensor] | None = None
 
-    def exchange(self, *, stop: bool, save: bool = False) -> Wishes:
+    def exchange(self, *, stop: bool, save: bool = False) -> Requests:
         """Tells this rank's wishes and returns those of all; every rank calls it equally often."""
         if self._group is None:
-            return Wishes(stop, save)
+            return Requests(stop, save)
         agreed = self._read()
         told = torch.tensor([stop, save], dtype=torch.uint8)
         work = distributed.all_reduce(
@@ -146,19 +146,19 @@ class Agreement:
         with suppress(RuntimeError):  # another rank is dead, which is told elsewhere
             self._read()
 
-    def _read(self) -> Wishes:
-        """Returns what the exchange under way brings."""
+    def _read(self) -> Requests:
+        """Return what the exchange under way brings."""
         if self._under_way is None:
-            return Wishes(stop=False, save=False)
+            return Requests(stop=False, save=False)
         work, told = self._under_way
         work.wait()
         self._under_way = None
         stop, save = told.tolist()
-        return Wishes(bool(stop), bool(save))
+        return Requests(bool(stop), bool(save))
 
 
 def _group_of_hosts() -> distributed.ProcessGroup:
-    """Returns all ranks as a group that talks over the hosts' network, whatever their devices."""
+    """Return all ranks as a group that talks over the hosts' network, whatever their devices."""
     group = distributed.new_group(backend="gloo")
     assert isinstance(group, distributed.ProcessGroup)  # of all ranks, so this one is a member
     return group

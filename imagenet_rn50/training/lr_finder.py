@@ -10,16 +10,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from imagenet_rn50.console import progress_bar, say
 from imagenet_rn50.figures import new_figure, save_figure
 from imagenet_rn50.files import write_json
-from imagenet_rn50.training.learner import Learner
 from imagenet_rn50.training.losses import LABELS
-from imagenet_rn50.training.meter import Meter
-from imagenet_rn50.training.session import Session
+from imagenet_rn50.training.trainer import Trainer
 
 LOWEST, HIGHEST = 1e-5, 10.0
 NUM_STEPS = 100
@@ -46,7 +45,7 @@ class Ramp:
 
 
 def ramp(step: Callable[[float], float], num_steps: int = NUM_STEPS) -> Ramp:
-    """Takes steps at growing rates until the loss explodes.
+    """Take steps at growing rates until the loss explodes.
 
     Args:
         step: Takes one training step at a learning rate and returns its loss, before the step.
@@ -76,36 +75,35 @@ def ramp(step: Callable[[float], float], num_steps: int = NUM_STEPS) -> Ramp:
     return Ramp(rates, losses, smoothed, rates[best] / _SAFETY)
 
 
-def find_lr(session: Session, learner: Learner, num_steps: int = NUM_STEPS) -> Ramp:
-    """Runs the ramp from the learner's weights, and puts everything back as it was.
+def find_lr(trainer: Trainer, num_steps: int = NUM_STEPS) -> Ramp:
+    """Run the ramp from the trainer's weights, and restore everything afterwards.
 
-    All ranks call it; one writes `lr_finder.json` and `lr_finder.png` into the run folder, and says
-    what was found.
+    All ranks call it; one writes `lr_finder.json` and `lr_finder.png` into the run directory and
+    logs the suggestion.
 
     Args:
-        session: From `open_session`.
-        learner: From `open_session`.
+        trainer: One that has not trained yet.
         num_steps: Steps of the ramp.
     """
-    accelerator, recipe = session.accelerator, session.recipe
-    before = learner.snapshot()
-    meter = Meter(accelerator.device, accelerator.num_processes)
-    loader = session.training_loader(0, num_steps * recipe.global_batch)
-    batches = session.on_device(loader)
+    recipe, is_main = trainer.recipe, trainer.accelerator.is_main_process
+    before = trainer.state.snapshot()
+    loader = trainer.train_loader(0, num_steps * recipe.global_batch)
+    batches = trainer.to_device(loader)
     positions = itertools.count(0, recipe.global_batch)
-    is_main = accelerator.is_main_process
-    with progress_bar(total=num_steps, description="find lr", unit="step", enabled=is_main) as bar:
+    with (
+        closing(loader),
+        progress_bar(total=num_steps, description="find lr", unit="step", enabled=is_main) as bar,
+    ):
 
         def step(rate: float) -> float:
-            learner.step(batches, rate, meter, samples_seen=next(positions))
+            trainer.train_step(batches, rate, position=next(positions))
             bar.update()
-            return float(meter.read(session.add_up)["loss"])
+            return float(trainer.meter.compute_and_reset(trainer.all_reduce_sum)["loss"])
 
         found = ramp(step, num_steps)
-    loader.close()
-    learner.put_back(before)
+    trainer.state.restore(before)
     if is_main:
-        table, plot = write(found, session.folder.path, loss=LABELS[recipe.loss])
+        table, plot = write(found, trainer.run.path, loss=LABELS[recipe.loss])
         say(
             f"suggested peak: --optimizer.lr {found.suggestion:.3g}, a third of the rate with the "
             f"lowest smoothed loss\n  rates and losses: {table}\n  plot: {plot}"

@@ -1,15 +1,23 @@
-"""The optimizer: weight decay on weights alone, fused where that is safe."""
+"""The optimizer, with weight decay on weights alone, and the moving average of the weights."""
 
 from __future__ import annotations
 
-from torch import nn
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from imagenet_rn50.recipe import OptimizerRecipe
 
+_NUM_UPDATES = "n_averaged"
+
 
 def build_optimizer(model: nn.Module, recipe: OptimizerRecipe, *, fused: bool = False) -> Optimizer:
-    """Builds the optimizer with two groups of parameters.
+    """Build the optimizer with two parameter groups.
 
     Convolution and linear weights decay; norms and biases, all parameters of one dimension, do not
     (He et al. 2019, "Bag of Tricks", section 3.1), unless the recipe says so.
@@ -46,6 +54,67 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe, *, fused: bool = 
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
-    """Sets the learning rate of every group, in place."""
+    """Set the learning rate of every group, in place."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+class Ema:
+    """A second copy of the model whose weights and BatchNorm statistics are averaged over training.
+
+    The exponential moving average of the weights, as torch's `get_ema_multi_avg_fn` defines it:
+
+        W_0^EMA = W_0
+        W_t^EMA = decay W_(t-1)^EMA + (1 - decay) W_t
+
+    torch's own `AveragedModel` computes the same, but copies its counter to the device at every
+    update, which waits there for all work launched before.
+
+    Args:
+        model: The unwrapped model, on its device.
+        decay: Weight of the old average in each step, in (0, 1).
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(model)
+        self._decay = decay
+        self._num_updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Update the average with the weights after a step; the first ones become the average."""
+        averages, counters = _floats_and_integers(self.model)
+        weights, counts = _floats_and_integers(model)
+        if self._num_updates == 0:
+            torch._foreach_copy_(averages, weights)
+        else:
+            torch._foreach_lerp_(averages, weights, 1 - self._decay)
+        if counters:
+            torch._foreach_copy_(counters, counts)
+        self._num_updates += 1
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Return the averages, and the number of updates as safetensors metadata."""
+        return self.model.state_dict(), {_NUM_UPDATES: str(self._num_updates)}
+
+    def load(self, path: Path) -> None:
+        """Load averages that were saved with `state_dict`.
+
+        Args:
+            path: A safetensors file.
+        """
+        with safe_open(path, framework="pt") as file:
+            self.model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+            self._num_updates = int(file.metadata()[_NUM_UPDATES])
+
+    def reset(self, weights: Mapping[str, Tensor]) -> None:
+        """Start again from a model's weights."""
+        self.model.load_state_dict(weights)
+        self._num_updates = 0
+
+
+def _floats_and_integers(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the tensors of a model to average, and the integer ones: BatchNorm's counters."""
+    tensors = [*model.parameters(), *model.buffers()]
+    floats = [tensor for tensor in tensors if tensor.is_floating_point()]
+    return floats, [tensor for tensor in tensors if not tensor.is_floating_point()]

@@ -19,7 +19,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from imagenet_rn50.console import say
-from imagenet_rn50.training.persistence import Spot
+from imagenet_rn50.training.config import Spot
 
 POLL_SECONDS = 5.0
 _TIMEOUT_SECONDS = 2.0
@@ -44,7 +44,7 @@ class MetadataService:
         self._token_until = 0.0
 
     def notice(self) -> str | None:
-        """Returns what will happen and when, or None while nothing will.
+        """Return what will happen and when, or None while nothing will.
 
         Raises:
             OSError: When the service cannot be asked.
@@ -78,14 +78,14 @@ class MetadataService:
             return text.strip()  # whatever it is, it is a notice
 
     def _ask(self, path: str, method: str, headers: dict[str, str]) -> str:
-        """Returns the service's answer."""
+        """Return the service's answer."""
         request = urllib.request.Request(f"{self._endpoint}/{path}", method=method, headers=headers)
         with _opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
             text: str = answer.read().decode()
         return text
 
 
-def listens(spot: Spot) -> bool:
+def is_spot_watched(spot: Spot) -> bool:
     """Says whether to listen: where asked to, or by default on EC2."""
     if spot != "auto":
         return spot == "on"
@@ -98,7 +98,7 @@ def listens(spot: Spot) -> bool:
 
 
 @contextmanager
-def listening(
+def watch_spot_notice(
     request: Callable[[str], None], *, enabled: bool, poll_seconds: float = POLL_SECONDS
 ) -> Iterator[None]:
     """Asks for an end as soon as a notice is there, while the body runs.

@@ -10,7 +10,7 @@ from imagenet_rn50.recipe import Recipe
 
 
 def learning_rate(recipe: Recipe, epoch: float, num_cuts: int = 0) -> float:
-    """Returns the learning rate at a point of the run.
+    """Return the learning rate at a point of the run.
 
     From `start_factor` x peak up to the peak at `warmup_epochs`: by a cosine for `onecycle` (Smith
     and Topin 2018, in the form of torch's OneCycleLR), linearly for the others. Then down to
@@ -37,7 +37,7 @@ def learning_rate(recipe: Recipe, epoch: float, num_cuts: int = 0) -> float:
 
 
 def decay_end(recipe: Recipe) -> float:
-    """Returns the epoch at which the decay ends."""
+    """Return the epoch at which the decay ends."""
     schedule = recipe.schedule
     if schedule.name in {"step", "constant"}:
         return max(schedule.milestones, default=schedule.warmup_epochs)
@@ -62,7 +62,7 @@ class Plateau:
         self._num_waited = 0
 
     def after_validation(self, epoch: float, loss: float) -> bool:
-        """Takes note of a validation, and says whether it cuts the rate.
+        """Take note of a validation, and says whether it cuts the rate.
 
         Args:
             epoch: Epochs done so far.
@@ -81,7 +81,7 @@ class Plateau:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what a checkpoint must hold."""
+        """Return what a checkpoint must hold."""
         return {
             "num_cuts": self.num_cuts,
             "lowest": self._lowest,
@@ -89,12 +89,12 @@ class Plateau:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what a checkpoint holds."""
+        """Take up what a checkpoint holds."""
         self.num_cuts = state["num_cuts"]
         self._lowest, self._num_waited = state["lowest"], state["num_waited"]
 
 
-def concerns(recipe: Recipe) -> Iterator[str]:
+def schedule_warnings(recipe: Recipe) -> Iterator[str]:
     """Yields, in words, what a run of this length would leave out of its schedule."""
     schedule, epochs, peak = recipe.schedule, recipe.epochs, recipe.optimizer.lr
     last = learning_rate(recipe, epochs)
@@ -114,6 +114,6 @@ def concerns(recipe: Recipe) -> Iterator[str]:
 
 
 def _between(start: float, end: float, part: float, cosine: bool) -> float:
-    """Returns the value `part` of the way from `start` to `end`, part in [0, 1]."""
+    """Return the value `part` of the way from `start` to `end`, part in [0, 1]."""
     travelled = (1 - math.cos(math.pi * part)) / 2 if cosine else part
     return start + (end - start) * travelled

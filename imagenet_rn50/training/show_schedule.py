@@ -7,7 +7,7 @@ from pathlib import Path
 from imagenet_rn50.figures import new_figure, save_figure
 from imagenet_rn50.files import require_place
 from imagenet_rn50.recipe import Recipe
-from imagenet_rn50.training.schedules import concerns, decay_end, learning_rate
+from imagenet_rn50.training.schedules import decay_end, learning_rate, schedule_warnings
 
 _POINTS_PER_EPOCH = 20
 
@@ -39,7 +39,7 @@ def draw_schedule(recipe: Recipe, name: str, out: Path) -> None:
 
 
 def schedule_in_words(recipe: Recipe) -> str:
-    """Returns the course of the learning rate, and what the run would leave out of it."""
+    """Return the course of the learning rate, and what the run would leave out of it."""
     schedule, peak = recipe.schedule, recipe.optimizer.lr
     lines = [
         f"epoch 0: {learning_rate(recipe, 0):.3g}",
@@ -58,6 +58,6 @@ def schedule_in_words(recipe: Recipe) -> str:
             f"fall for more than {schedule.plateau_patience} evaluations"
         )
     lines.append(f"epoch {recipe.epochs}: the run ends")
-    found = list(concerns(recipe))
+    found = list(schedule_warnings(recipe))
     lines += [f"mind: {concern}" for concern in found] or ["nothing of it is left out"]
     return "\n".join(lines)

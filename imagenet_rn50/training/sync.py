@@ -18,15 +18,15 @@ from imagenet_rn50.errors import InputError
 from imagenet_rn50.loading.remote import RemoteFolder
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.checkpoints import Checkpoint, newest_checkpoint, samples_of
-from imagenet_rn50.runs.continuity import changes_of_recipe, refuse
+from imagenet_rn50.runs.compatibility import changes_of_recipe, refuse
 from imagenet_rn50.runs.folder import RECIPE, RunFolder
 from imagenet_rn50.runs.remote_run import RemoteRun, Superseded
 from imagenet_rn50.runs.snapshot import OBJECTS, STAGING, Snapshot, clear_staging, take_snapshot
-from imagenet_rn50.training.persistence import NONE, Persistence
+from imagenet_rn50.training.config import NONE, CheckpointConfig
 
 
 def fetch_run(
-    accelerator: Accelerator, run: RunFolder, recipe: Recipe, shards: Path, persistence: Persistence
+    accelerator: Accelerator, run: RunFolder, recipe: Recipe, shards: Path, config: CheckpointConfig
 ) -> None:
     """Fetches the run from where it is synced to, where that is further; all ranks call it.
 
@@ -39,21 +39,21 @@ def fetch_run(
         run: The run folder.
         recipe: What the run shall be.
         shards: Folder of the shards' manifest.
-        persistence: What the user wants.
+        config: What the user wants.
 
     Raises:
         InputError: When the address cannot be read or written, holds another run, or lies where a
             run folder does; on all ranks.
     """
-    if persistence.sync is None:
+    if config.sync is None:
         return
     num_machines = sum(gather_object([bool(accelerator.is_local_main_process)]))
     problem: list[InputError | None] = [None]
     if accelerator.is_main_process:
         try:
-            _require_apart(run, persistence.sync)
-            remote = RemoteRun(_address(persistence.sync))
-            newest_there = _fetch(remote, run, recipe, shards, persistence)
+            _require_apart(run, config.sync)
+            remote = RemoteRun(_address(config.sync))
+            newest_there = _fetch(remote, run, recipe, shards, config)
             remote.require_writable()
             if num_machines > 1:
                 _bring_what_is_newer(remote, run, newest_there)
@@ -63,12 +63,12 @@ def fetch_run(
     if problem[0] is not None:
         raise problem[0]
     if accelerator.is_local_main_process and not accelerator.is_main_process:
-        _fetch(RemoteRun(_address(persistence.sync)), run, recipe, shards, persistence)
+        _fetch(RemoteRun(_address(config.sync)), run, recipe, shards, config)
     accelerator.wait_for_everyone()
 
 
 def _fetch(
-    remote: RemoteRun, run: RunFolder, recipe: Recipe, shards: Path, persistence: Persistence
+    remote: RemoteRun, run: RunFolder, recipe: Recipe, shards: Path, config: CheckpointConfig
 ) -> int:
     """Fetches a run, if what stands there is further than what stands here.
 
@@ -78,12 +78,12 @@ def _fetch(
     is_run = (run.path / RECIPE).is_file()
     is_fetched_in_part = (run.path / STAGING).is_dir() and not is_run
     if not is_fetched_in_part:
-        run.check(recipe, shards, persistence.allow_change)
+        run.check(recipe, shards, config.allow_change)
     files = remote.latest()
     if files is None:
         return -1
     public = remote.folder.public
-    if persistence.resume == NONE:
+    if config.resume == NONE:
         raise InputError(
             f"--resume none: {public} holds a run",
             expected="an address without one, for a run that begins anew",
@@ -91,7 +91,7 @@ def _fetch(
         )
     subject = f"{public} already holds the run of another recipe"
     changes = changes_of_recipe(remote.recipe(files), recipe)
-    refuse(changes, persistence.allow_change, subject=subject)
+    refuse(changes, config.allow_change, subject=subject)
     names = {file.checkpoint for file in files if file.checkpoint}
     newest_there = max((samples_of(Path(name)) for name in names), default=0)
     newest_here = newest_checkpoint(run.checkpoints)
@@ -120,16 +120,16 @@ class Sync:
 
     Args:
         run: The run folder.
-        persistence: Says where to, if anywhere.
+        config: Says where to, if anywhere.
         enabled: False on the ranks that do not; there, nothing in here does anything.
     """
 
-    def __init__(self, run: RunFolder, persistence: Persistence, *, enabled: bool) -> None:
+    def __init__(self, run: RunFolder, config: CheckpointConfig, *, enabled: bool) -> None:
         self._run = run
         self._remote: RemoteRun | None = None
-        if persistence.sync is None or not enabled:
+        if config.sync is None or not enabled:
             return
-        self._remote = RemoteRun(_address(persistence.sync))
+        self._remote = RemoteRun(_address(config.sync))
         self._remote.latest()
         clear_staging(run)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sync")
@@ -204,7 +204,7 @@ class Sync:
 
 
 def _address(given: str) -> RemoteFolder:
-    """Returns the folder that --sync names; a path may be relative."""
+    """Return the folder that --sync names; a path may be relative."""
     return RemoteFolder(given if "://" in given else str(Path(given).absolute()))
 
 

@@ -14,7 +14,7 @@ from imagenet_rn50.evaluation.subject import Subject
 from imagenet_rn50.model import build_model, build_processor
 from imagenet_rn50.recipe import DataRecipe, ModelRecipe, Recipe
 from imagenet_rn50.runs import metrics
-from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS, folder_name, seal
+from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS, commit, folder_name
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.shards.manifest import VALIDATION, Manifest
 from tests.support import write_shards
@@ -57,8 +57,8 @@ def write_run(folder, shards, num_classes, *, ema=False):
             averaged = random_model(num_classes, seed=samples_seen + 1).state_dict()
             save_file(averaged, temporary / EMA_WEIGHTS)
         final = run.checkpoints / folder_name(samples_seen)
-        seal(temporary, final, samples_seen, is_best=samples_seen == 24)
-        journal = metrics.Journal(folder, samples_seen)
+        commit(temporary, final, samples_seen, is_best=samples_seen == 24)
+        journal = metrics.MetricsLogger(folder, samples_seen)
         scores = {"top1": 12 / samples_seen} | ({"ema_top1": 18 / samples_seen} if ema else {})
         journal.write(metrics.VALIDATION, samples_seen, 1.0, **scores)
         journal.close()

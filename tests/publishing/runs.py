@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.model import build_model, weights_digest
 from imagenet_rn50.recipe_files import load_recipe
-from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS, folder_name, seal
+from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS, commit, folder_name
 from imagenet_rn50.runs.folder import RunFolder
-from imagenet_rn50.runs.metrics import START, TRAIN, VALIDATION, Journal
+from imagenet_rn50.runs.metrics import START, TRAIN, VALIDATION, MetricsLogger
 from tests.support import CLASSES, write_recipe
 
 RESNET50_RECIPE = "data: {eval_size: 64, eval_resize: 72}\n"
@@ -38,8 +38,8 @@ def save_checkpoint(run, samples_seen, top1, *, ema_top1=None, is_best=False):
         averaged = random_model(run.recipe().model, classes, samples_seen + 1)
         save_file(averaged.state_dict(), temporary / EMA_WEIGHTS)
         values |= {"ema_top1": ema_top1, "ema_top5": 1.0, "ema_num_images": 11}
-    seal(temporary, run.checkpoints / folder_name(samples_seen), samples_seen, is_best=is_best)
-    journal = Journal(run.path, samples_seen)
+    commit(temporary, run.checkpoints / folder_name(samples_seen), samples_seen, is_best=is_best)
+    journal = MetricsLogger(run.path, samples_seen)
     trained = {"lr": 0.1, "loss": 2.0, "num_images": 24, "seconds": 3.0, "images_per_second": 8.0}
     journal.write(TRAIN, samples_seen, samples_seen / 21, **trained, data_wait=0.5)
     journal.write(VALIDATION, samples_seen, samples_seen / 21, **values)
@@ -61,7 +61,7 @@ def make_run(
     run = RunFolder(folder / name)
     path = write_recipe(folder, recipe) if recipe else write_recipe(folder)
     run.create(load_recipe(str(path)), shards, dataset, classes)
-    journal = Journal(run.path, 0)
+    journal = MetricsLogger(run.path, 0)
     versions = {"imagenet_rn50": "0.1.0", "torch": "2.14.1"}
     machine = {"device": "cuda (NVIDIA L4)", "world_size": 4, "mixed_precision": "bf16"}
     began = {"init_from": init_from} if init_from else {}

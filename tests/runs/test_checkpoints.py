@@ -12,8 +12,8 @@ from imagenet_rn50.runs.checkpoints import (
     folder_name,
     newest_checkpoint,
     prune,
-    seal,
-    sweep,
+    commit,
+    remove_partial,
 )
 
 
@@ -24,7 +24,7 @@ def save(checkpoints, samples_seen, *, is_best=False, **facts):
     (temporary / "model.safetensors").write_bytes(b"weights %d" % samples_seen)
     (temporary / "optimizer.bin").write_bytes(b"momentum %d" % samples_seen)
     final = checkpoints / folder_name(samples_seen)
-    seal(temporary, final, samples_seen, is_best=is_best, **facts)
+    commit(temporary, final, samples_seen, is_best=is_best, **facts)
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"other")])
@@ -129,7 +129,7 @@ def test_one_of_the_same_place_is_replaced_and_stands_until_then(tmp_path, monke
     newest = newest_checkpoint(tmp_path)
     assert newest is not None
     assert (newest.samples_seen, newest.is_best) == (20, False)
-    sweep(tmp_path)
+    remove_partial(tmp_path)
     save(tmp_path, 20, is_best=True)
     prune(tmp_path, keep_last=1)
     newest = newest_checkpoint(tmp_path)
@@ -144,5 +144,5 @@ def test_what_a_kill_left_half_written_or_half_removed_is_swept(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(b"half")
     (tmp_path / "notes.partial").mkdir()
-    sweep(tmp_path)
+    remove_partial(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {folder_name(10), "notes.partial"}

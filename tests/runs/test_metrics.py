@@ -6,13 +6,13 @@ import pytest
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.figures import save_figure
 from imagenet_rn50.runs import report
-from imagenet_rn50.runs.metrics import TRAIN, VALIDATION, Journal, read_metrics
+from imagenet_rn50.runs.metrics import TRAIN, VALIDATION, MetricsLogger, read_metrics
 from imagenet_rn50.runs.report import logs_markdown
 
 
 def write_two_epochs(run, **averaged):
     """A run of two epochs; `averaged` is what validation says of averaged weights."""
-    journal = Journal(run, 0)
+    journal = MetricsLogger(run, 0)
     for epoch, top1 in ((1, 0.5), (2, 0.75)):
         for part, (images, seconds) in enumerate(((30, 1.0), (10, 3.0))):
             journal.write(
@@ -33,7 +33,7 @@ def write_two_epochs(run, **averaged):
 
 def test_going_on_forgets_the_steps_that_will_be_run_again(tmp_path):
     write_two_epochs(tmp_path).close()
-    Journal(tmp_path, 40).close()
+    MetricsLogger(tmp_path, 40).close()
     assert [r["samples_seen"] for r in read_metrics(tmp_path)] == [30, 40, 40]
 
 
@@ -57,7 +57,7 @@ def test_the_best_is_the_best_before_and_after_a_restart(tmp_path):
     journal = write_two_epochs(tmp_path)
     assert journal.best_score() == 0.75
     journal.close()
-    journal = Journal(tmp_path, 40)
+    journal = MetricsLogger(tmp_path, 40)
     assert journal.best_score() == 0.5
     journal.close()
 
@@ -76,7 +76,7 @@ class Disk(io.FileIO):
 
 
 def test_lines_that_find_no_room_wait_until_they_do_and_that_is_told_once(tmp_path, capsys):
-    journal = Journal(tmp_path, 0)
+    journal = MetricsLogger(tmp_path, 0)
     journal._file.close()
     journal._file = Disk(tmp_path / "metrics.jsonl", "ab")
     for number, room in enumerate((1000, 50, 0, 0)):

@@ -14,7 +14,7 @@ from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.model import build_labelled, to_torchvision
 from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint
-from imagenet_rn50.runs.metrics import START, Journal, read_metrics
+from imagenet_rn50.runs.metrics import START, MetricsLogger, read_metrics
 from imagenet_rn50.training.fit import open_session
 from imagenet_rn50.training.initial import begin_with
 from imagenet_rn50.training.persistence import Persistence
@@ -91,7 +91,7 @@ def test_a_checkpoint_taken_up_comes_before_other_weights_and_the_lr_finder_take
     assert torch.equal(begun.bare.state_dict()[STEM], theirs[STEM])
     assert begun.origin["init_from"]["name"] == "weights.safetensors"
     session, trained = open_session(recipe, shards, tiny / "other", make_accelerator(), 0)
-    with closing(Journal(tiny / "other", 0)) as journal:
+    with closing(MetricsLogger(tiny / "other", 0)) as journal:
         with closing(Saver(session, trained, journal)) as saver:
             saver.save(session.progress(8), 0)
     assert not torch.equal(trained.bare.state_dict()[STEM], theirs[STEM])

@@ -30,7 +30,7 @@ def test_a_changed_recipe_is_refused_with_both_values_until_it_is_named(tiny, st
     assert read_metrics(stopped, "train")[-1]["lr"] == 0.02
     newest = newest_checkpoint(stopped / "checkpoints")
     assert newest is not None
-    assert newest.facts["recipe"]["optimizer"]["weight_decay"] == 0.5
+    assert newest.metadata["recipe"]["optimizer"]["weight_decay"] == 0.5
     assert train(tiny, stopped, recipe=recipe) == 0  # from now on it is the run's own
 
 

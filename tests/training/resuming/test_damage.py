@@ -15,10 +15,10 @@ from imagenet_rn50.runs.checkpoints import (
     checkpoint_folders,
     folder_name,
     newest_checkpoint,
-    seal,
+    commit,
     verify,
 )
-from imagenet_rn50.runs.metrics import Journal, read_metrics
+from imagenet_rn50.runs.metrics import MetricsLogger, read_metrics
 from imagenet_rn50.training import fit as fitting
 from imagenet_rn50.training import saver as saving
 from imagenet_rn50.training.saver import Saver
@@ -106,7 +106,7 @@ def test_a_pickle_that_would_run_something_is_not_run(tiny, stopped, tmp_path):
     shutil.copytree(checkpoint.folder, made)
     (made / "optimizer.bin").write_bytes(pickle.dumps(Stranger(), protocol=2))
     stranger = tmp_path / folder_name(40)
-    seal(made, stranger, 40, is_best=False, **checkpoint.facts)
+    commit(made, stranger, 40, is_best=False, **checkpoint.metadata)
     with pytest.raises(InputError, match="something else than tensors"):
         train(tiny, tmp_path / "run", resume=str(stranger))
     assert not (tmp_path / "owned").exists()
@@ -116,7 +116,7 @@ def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path, capsys):
     session, learner = fitting.open_session(
         recipe_of(tiny), LocalShards(tiny / "shards"), tmp_path / "run", make_accelerator(), 0
     )
-    journal = Journal(tmp_path / "run", 0)
+    journal = MetricsLogger(tmp_path / "run", 0)
     with closing(Saver(session, learner, journal)) as saver:
         with torch.no_grad():
             next(learner.bare.parameters())[0] = torch.nan
@@ -131,7 +131,7 @@ def test_what_could_not_be_saved_is_not_what_a_later_best_must_beat(tiny, tmp_pa
     session, learner = fitting.open_session(
         recipe_of(tiny), LocalShards(tiny / "shards"), tmp_path / "run", make_accelerator(), 0
     )
-    journal = Journal(tmp_path / "run", 0)
+    journal = MetricsLogger(tmp_path / "run", 0)
 
     def full(folder, state):
         raise OSError(errno.ENOSPC, "no space left")
@@ -149,12 +149,12 @@ def test_what_could_not_be_saved_is_not_what_a_later_best_must_beat(tiny, tmp_pa
 
 def test_weights_of_another_model_are_named(tiny, stopped, tmp_path):
     checkpoint = verify(stopped / "checkpoints" / folder_name(40))
-    facts = dict(checkpoint.facts)
+    facts = dict(checkpoint.metadata)
     recipe = recipe_of(tiny)
     wider = recipe.model.model_copy(update={"embedding_size": 16})
     recipe = recipe.model_copy(update={"model": wider})
-    facts["recipe"] = recipe.model_dump(mode="json")
-    lying = dataclasses.replace(checkpoint, facts=facts)
+    metadata["recipe"] = recipe.model_dump(mode="json")
+    lying = dataclasses.replace(checkpoint, metadata=facts)
     session, learner = fitting.open_session(
         recipe, LocalShards(tiny / "shards"), tmp_path / "new", make_accelerator(), 0, create=False
     )
@@ -168,7 +168,7 @@ def test_the_loss_scale_of_fp16_is_kept_and_begins_anew_after_bf16(tiny, tmp_pat
         recipe_of(tiny), LocalShards(tiny / "shards"), tmp_path / "run", accelerator, 0
     )
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
-    saver = Saver(session, learner, Journal(tmp_path / "run", 0))
+    saver = Saver(session, learner, MetricsLogger(tmp_path / "run", 0))
     with closing(saver):
         saver.save(session.progress(8), 0)
         assert saver.finish()
@@ -194,7 +194,7 @@ def test_what_follows_a_save_is_given_it_and_cannot_harm_it(tiny, tmp_path, caps
         given.append(verify(checkpoint.folder))
         raise ConnectionError("the bucket is away")
 
-    journal = Journal(tmp_path / "run", 0)
+    journal = MetricsLogger(tmp_path / "run", 0)
     with closing(Saver(session, learner, journal, upload)) as saver:
         saver.save(session.progress(8), 0)
         assert saver.finish()

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from imagenet_rn50.loading.order import TrainingOrder
 from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.prove_resume import compare
-from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint, seal, verify
+from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint, commit, verify
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
 from imagenet_rn50.training import fit as fitting
@@ -90,7 +90,7 @@ def test_a_signal_in_evaluation_ends_it_and_it_is_done_once_when_going_on(
     newest = newest_checkpoint(run / "checkpoints")
     assert newest is not None
     assert newest.samples_seen == epoch_end
-    assert newest.facts["evaluation_due"]
+    assert newest.metadata["evaluation_due"]
     monkeypatch.setattr(fitting, "evaluate", plain)
     train(tiny, run)
     assert_same_run(run, finished)
@@ -140,7 +140,7 @@ def test_accelerate_itself_reads_a_checkpoint(tiny, finished):
         recipe_of(tiny), LocalShards(tiny / "shards"), finished, accelerator, 0, create=False
     )
     accelerator.load_state(str(newest.folder))
-    learner.plateau.load_state_dict(newest.facts["plateau"])
+    learner.plateau.load_state_dict(newest.metadata["plateau"])
     fresh = learner.capture()
     learner.restore(newest)
     restored = learner.capture()
@@ -165,9 +165,9 @@ def test_the_proof_shows_a_difference(tiny, finished, stopped, tmp_path, capsys)
     state["classifier.1.bias"][0] += 1e-7
     state_again = learner_differs / "checkpoints" / "made.partial"
     shutil.copytree(weights.parent, state_again)
-    facts = verify(weights.parent).facts
+    facts = verify(weights.parent).metadata
     save_file(state, state_again / weights.name)
-    seal(state_again, weights.parent, 32, is_best=False, **facts)
+    commit(state_again, weights.parent, 32, is_best=False, **facts)
     train(tiny, learner_differs, stop_at_step=5, checkpoint_steps=1, keep_last=3)
     assert not compare(stopped, learner_differs)
     said = capsys.readouterr().out

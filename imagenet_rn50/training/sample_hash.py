@@ -14,7 +14,7 @@ _BITS = 64
 
 
 def hash_of_samples(position: int, indices: Tensor) -> int:
-    """Returns the sum of a hash of each (position, index), in [0, 2^64).
+    """Return the sum of a hash of each (position, index), in [0, 2^64).
 
     Args:
         position: Where the batch begins in the training stream.
@@ -26,12 +26,12 @@ def hash_of_samples(position: int, indices: Tensor) -> int:
 
 
 def as_int64(value: int) -> int:
-    """Returns a number of [0, 2^64) as the int64 of the same bits, which torch can add up."""
+    """Return a number of [0, 2^64) as the int64 of the same bits, which torch can add up."""
     return value - (1 << _BITS) if value >> (_BITS - 1) else value
 
 
 def wrapped(value: int) -> int:
-    """Returns a number modulo 2^64."""
+    """Return a number modulo 2^64."""
     return value % (1 << _BITS)
 
 

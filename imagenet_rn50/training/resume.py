@@ -1,6 +1,6 @@
 """Where a run goes on: the newest whole checkpoint, and the proof that it is this run's.
 
-Nothing is taken up that differs from what is asked for, and nothing is destroyed: a damaged
+Nothing is taken up that differs from what is spec for, and nothing is destroyed: a damaged
 checkpoint is set aside, and a folder whose checkpoints would be abandoned is refused.
 """
 
@@ -16,16 +16,17 @@ from accelerate.utils import broadcast_object_list
 
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import read_json
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.recipe_files import parse_recipe
 from imagenet_rn50.runs.checkpoints import (
     Checkpoint,
     checkpoint_folders,
     folder_name,
-    set_aside,
+    quarantine,
     verify,
 )
-from imagenet_rn50.runs.continuity import (
+from imagenet_rn50.runs.compatibility import (
     LEARNING_RATE,
     PRECISION,
     SHARDS,
@@ -35,14 +36,14 @@ from imagenet_rn50.runs.continuity import (
 )
 from imagenet_rn50.runs.metrics import CHECKPOINT, read_metrics
 from imagenet_rn50.runs.metrics import FILE_NAME as METRICS
-from imagenet_rn50.training.persistence import AUTO, NONE, Persistence
-from imagenet_rn50.training.progress import Progress
+from imagenet_rn50.training.config import AUTO, NONE, CheckpointConfig
 from imagenet_rn50.training.schedules import learning_rate
+from imagenet_rn50.training.state import PROGRESS, Progress
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a run is asked to be; a checkpoint tells the same of the run that saved it.
+class RunSpec:
+    """What a run is spec to be; a checkpoint tells the same of the run that saved it.
 
     Attributes:
         recipe: Hyperparameters.
@@ -57,13 +58,13 @@ class Asked:
     mixed_precision: str
 
     def learning_rate(self, samples_seen: int, num_cuts: int) -> float:
-        """Returns the rate of the step that follows."""
+        """Return the rate of the step that follows."""
         progress = Progress.of(self.recipe, self.samples_per_epoch, samples_seen)
         return learning_rate(self.recipe, progress.epoch, num_cuts)
 
 
 @dataclass(frozen=True)
-class Start:
+class ResumePoint:
     """Where a run begins or goes on.
 
     Attributes:
@@ -81,41 +82,31 @@ class Start:
         """How far the run is."""
         return self.checkpoint.samples_seen if self.checkpoint else 0
 
-    @property
-    def evaluation_due(self) -> bool:
-        """Whether an epoch has ended that was not evaluated."""
-        return bool(self.checkpoint and self.checkpoint.facts["evaluation_due"])
-
-    @property
-    def samples_hash(self) -> int:
-        """Hash of all samples seen so far."""
-        return int(self.checkpoint.facts["samples_hash"], 16) if self.checkpoint else 0
-
     def as_dict(self) -> dict[str, Any]:
-        """Returns what a journal's start line says of it."""
+        """Return what a journal's start line says of it."""
         if self.checkpoint is None:
             return {}
         return {"checkpoint": self.checkpoint.folder.name, "changes": list(self.changes)}
 
 
-def find_start(
-    accelerator: Accelerator, checkpoints: Path, persistence: Persistence, asked: Asked
-) -> Start:
+def find_resume_point(
+    accelerator: Accelerator, checkpoints: Path, config: CheckpointConfig, spec: RunSpec
+) -> ResumePoint:
     """Finds where to go on; every rank calls it and gets the same answer.
 
     Args:
         accelerator: Its main process looks and hashes.
         checkpoints: The run's folder of checkpoints.
-        persistence: What the user wants.
-        asked: What the run shall be.
+        config: What the user wants.
+        spec: What the run shall be.
 
     Raises:
         InputError: When that cannot be, or would not be the same run; on every rank.
     """
-    found: list[Start | InputError | None] = [None]
+    found: list[ResumePoint | InputError | None] = [None]
     if accelerator.is_main_process:
         try:
-            found[0] = _find(checkpoints, persistence, asked)
+            found[0] = _find(checkpoints, config, spec)
         except InputError as error:
             found[0] = error
     broadcast_object_list(found)
@@ -125,16 +116,16 @@ def find_start(
     return found[0]
 
 
-def _find(checkpoints: Path, persistence: Persistence, asked: Asked) -> Start:
+def _find(checkpoints: Path, config: CheckpointConfig, spec: RunSpec) -> ResumePoint:
     """Finds where to go on, on one rank."""
     whole, damaged = _newest(checkpoints)
-    given = persistence.resume
+    given = config.resume
     if given == NONE:
         _require_none(checkpoints)
-        return Start()
+        return ResumePoint()
     if given == AUTO and whole is None:
         _require_unsaved(checkpoints)
-    checkpoint, origin = whole, whole.facts.get("origin") if whole else None
+    checkpoint, origin = whole, whole.metadata.get("origin") if whole else None
     if given != AUTO and whole is not None and origin is not None and not Path(given).is_dir():
         say(f"--resume {given} is gone; this run has gone on from there, to {whole.folder.name}")
     elif given != AUTO:
@@ -149,15 +140,15 @@ def _find(checkpoints: Path, persistence: Persistence, asked: Asked) -> Start:
                 fix="name another folder with --run, or leave out --resume",
             )
     if checkpoint is None:
-        return Start()
-    changes = _changes(checkpoint, asked, persistence.allow_change)
+        return ResumePoint()
+    changes = _changes(checkpoint, spec, config.allow_change)
     for folder in damaged:
-        set_aside(folder)
-    return Start(checkpoint, origin, tuple(map(str, changes)))
+        quarantine(folder)
+    return ResumePoint(checkpoint, origin, tuple(map(str, changes)))
 
 
 def _newest(checkpoints: Path) -> tuple[Checkpoint | None, list[Path]]:
-    """Returns the newest whole checkpoint, and the damaged folders that are newer.
+    """Return the newest whole checkpoint, and the damaged folders that are newer.
 
     Raises:
         InputError: When there are checkpoints and all are damaged.
@@ -216,47 +207,45 @@ def _require_unsaved(checkpoints: Path) -> None:
         )
 
 
-def _changes(checkpoint: Checkpoint, asked: Asked, allowed: tuple[str, ...]) -> list[Change]:
-    """Returns what differs between a checkpoint's run and what is asked for, if it may.
+def _changes(checkpoint: Checkpoint, spec: RunSpec, allowed: tuple[str, ...]) -> list[Change]:
+    """Return what differs between a checkpoint's run and what is spec for, if it may.
 
     Raises:
         InputError: With both values of what may not.
     """
-    facts = _facts(checkpoint)
-    then = parse_recipe(facts["recipe"], source=f"the recipe in {checkpoint.folder}")
-    changes = changes_of_recipe(then, asked.recipe)
+    metadata = _metadata(checkpoint)
+    then = parse_recipe(metadata["recipe"], source=f"the recipe in {checkpoint.folder}")
+    changes = changes_of_recipe(then, spec.recipe)
     for key, before, now in (
-        (SHARDS, facts["shards"]["digest"], asked.shards["digest"]),
-        (PRECISION, facts["mixed_precision"], asked.mixed_precision),
+        (SHARDS, metadata["shards"]["digest"], spec.shards["digest"]),
+        (PRECISION, metadata["mixed_precision"], spec.mixed_precision),
     ):
         if before != now:
             changes.append(Change(key, before, now))
-    subject = f"{checkpoint.folder} was saved by a run that differs from what is asked for"
+    subject = f"{checkpoint.folder} was saved by a run that differs from what is spec for"
     refuse(changes, allowed, subject=subject)
-    rate = asked.learning_rate(checkpoint.samples_seen, facts["plateau"]["num_cuts"])
-    if math.isclose(rate, facts["next_lr"], rel_tol=1e-9):
+    num_cuts = read_json(checkpoint.folder / PROGRESS)["plateau"]["num_cuts"]
+    rate = spec.learning_rate(checkpoint.samples_seen, num_cuts)
+    if math.isclose(rate, metadata["next_lr"], rel_tol=1e-9):
         return changes
-    other_rate = Change(LEARNING_RATE, facts["next_lr"], rate)
+    other_rate = Change(LEARNING_RATE, metadata["next_lr"], rate)
     if all(change.key == PRECISION for change in changes):  # nothing that was named explains it
         refuse([other_rate], allowed, subject=subject)
     return [*changes, other_rate]
 
 
-def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Returns what a checkpoint tells of its run.
+def _metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a checkpoint says of its run.
 
     Raises:
-        InputError: When it does not tell enough.
+        InputError: If something is missing.
     """
-    needed = {
-        *("recipe", "shards", "mixed_precision", "next_lr", "plateau"),
-        *("evaluation_due", "samples_hash"),
-    }
-    missing = needed - checkpoint.facts.keys()
-    if missing:
+    needed = {"recipe", "shards", "mixed_precision", "next_lr"}
+    missing = needed - checkpoint.metadata.keys()
+    if missing or PROGRESS not in checkpoint.files:
         raise InputError(
-            f"{checkpoint.folder} does not say what it was saved by",
-            expected=", ".join(sorted(needed)),
-            found=f"no {', '.join(sorted(missing))}",
+            f"{checkpoint.folder} does not describe the run that saved it",
+            expected=", ".join([*sorted(needed), PROGRESS]),
+            found=f"no {', '.join(sorted(missing) or [PROGRESS])}",
         )
-    return checkpoint.facts
+    return checkpoint.metadata

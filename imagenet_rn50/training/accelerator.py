@@ -1,0 +1,67 @@
+"""The Accelerator that training expects, and what logs say about a process."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+import imagenet_rn50
+from imagenet_rn50.errors import InputError
+
+
+def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) -> Accelerator:
+    """Make the Accelerator that `Trainer` expects. The launcher chooses devices and precision.
+
+    Args:
+        run: Run folder, for trackers that write files.
+        trackers: Names of Accelerate's trackers: tensorboard, wandb, trackio.
+
+    Raises:
+        InputError: If a tracker is not installed, which Accelerate would ignore; or if
+            Accelerate is told to accumulate gradients.
+    """
+    for name in trackers:
+        if importlib.util.find_spec(name) is None:
+            raise InputError(f"the tracker {name} is not installed", fix=f"pip install {name}")
+    # BatchNorm buffers are kept equal by RunningStatistics, not by copying those of rank 0.
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
+    accelerator = Accelerator(
+        kwargs_handlers=handlers,
+        log_with=list(trackers) or None,
+        project_dir=run / "tensorboard" if run else None,
+    )
+    if (num_steps := accelerator.gradient_accumulation_steps) != 1:
+        raise InputError(
+            f"Accelerate is told to accumulate gradients over {num_steps} steps, which would scale "
+            "them a second time",
+            expected="1: the recipe's global_batch and micro_batch say how often to accumulate",
+            fix="unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS, or leave it out of the launcher's "
+            "options",
+        )
+    return accelerator
+
+
+def system_info(accelerator: Accelerator) -> dict[str, Any]:
+    """Return what a model card or a bug report needs to know of this process; no secrets."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "world_size": accelerator.num_processes,
+        "mixed_precision": accelerator.mixed_precision,
+        "compile": accelerator.state.dynamo_plugin.backend.value.lower(),
+        "device": f"{device.type} ({name})",
+        "python": platform.python_version(),
+        "versions": {
+            "imagenet_rn50": imagenet_rn50.__version__,
+            "torch": torch.__version__,
+            "accelerate": accelerate.__version__,
+            "transformers": transformers.__version__,
+        },
+    }

@@ -1,0 +1,620 @@
+"""The training loop. Start reading here, from top to bottom.
+
+`Trainer` builds everything (`__init__`), then `train` alternates `train_step`, `log`, `validate`
+and `save` until the run is finished or is told to stop. Where each part lives:
+
+    state.py         TrainState: all that training changes and a checkpoint restores
+    checkpointer.py  writes checkpoints in the background
+    resume.py        finds the checkpoint to resume from, and refuses one of another run
+    preemption.py    signals, spot notices, and the agreement of all ranks to stop
+
+Departures from the usual Accelerate loop have their reason at the line.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, nullcontext, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.console import progress_bar, say
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.evaluation.metrics import Accuracy
+from imagenet_rn50.evaluation.validate import validate
+from imagenet_rn50.files import require_free_space
+from imagenet_rn50.loading.device import DeviceBatch, on_device
+from imagenet_rn50.loading.loader import Loader, Share, make_loader
+from imagenet_rn50.loading.order import TrainingOrder
+from imagenet_rn50.loading.reader import SampleError
+from imagenet_rn50.loading.stages import OnError
+from imagenet_rn50.loading.store import ShardStore
+from imagenet_rn50.loading.transforms import TrainTransform
+from imagenet_rn50.model import build_model, logits_of
+from imagenet_rn50.processes import typed_command
+from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.runs import metrics
+from imagenet_rn50.runs.checkpoints import SCORE, checkpoint_folders, newest_checkpoint, verify
+from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.runs.metrics import MetricsLogger
+from imagenet_rn50.runs.report import bottleneck, draw_plots, write_logs
+from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
+from imagenet_rn50.training.accelerator import system_info
+from imagenet_rn50.training.batch_norm import RunningStatistics
+from imagenet_rn50.training.checkpointer import AsyncCheckpointer
+from imagenet_rn50.training.config import CheckpointConfig
+from imagenet_rn50.training.initial import init_from_pretrained
+from imagenet_rn50.training.interruption import (
+    EXIT_INTERRUPTED,
+    RankFlags,
+    SignalHandler,
+    StopTraining,
+)
+from imagenet_rn50.training.losses import mix, smooth_targets, training_loss
+from imagenet_rn50.training.meters import Cost, Meter, format_postfix
+from imagenet_rn50.training.optim import Ema, build_optimizer, set_learning_rate
+from imagenet_rn50.training.preemption import is_spot_watched, watch_spot_notice
+from imagenet_rn50.training.resume import ResumePoint, RunSpec, find_resume_point
+from imagenet_rn50.training.schedules import Plateau, learning_rate, schedule_warnings
+from imagenet_rn50.training.state import Progress, TrainState, checkpoint_bytes
+from imagenet_rn50.training.sync import Sync, fetch_run
+from imagenet_rn50.training.trackers import end_training, init_trackers, log_to_trackers
+
+_STEPS_PER_LOG_LINE = 20  # reading the loss waits for the device, so not after every step
+_EXTRA_CHECKPOINTS = 2  # on disk besides the newest: the best, and the one being written
+_STOP_AT_STEP = "--stop-at-step"
+
+
+class Trainer:
+    """Trains one recipe over one set of shards into one run directory.
+
+    Args:
+        recipe: Hyperparameters.
+        shards: Where the shards are.
+        run: Run directory: new, or one of the same recipe and shards.
+        accelerator: From `make_accelerator`.
+        num_workers: Loader processes of each rank.
+        config: How the run is checkpointed, resumed and stopped.
+        on_error: What a damaged sample does: stop the run, or be substituted by another one.
+        init_from: Pretrained weights to start a new run from, as `read_pretrained` takes them.
+        create: Whether to create the run directory, or resume from it. The learning rate finder
+            does neither.
+
+    Attributes:
+        state: All that training changes.
+        run: The run directory.
+        meter: Loss, speed and data wait since the last log line.
+
+    Raises:
+        InputError: If recipe, shards and run directory do not fit; nothing is written before that.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        shards: ShardStore,
+        run: Path,
+        accelerator: Accelerator,
+        num_workers: int = 0,
+        *,
+        config: CheckpointConfig | None = None,
+        on_error: OnError = "stop",
+        init_from: str | None = None,
+        create: bool = True,
+    ) -> None:
+        self.recipe, self.shards, self.run = recipe, shards, RunFolder(run)
+        self.accelerator, self.num_workers, self.on_error = accelerator, num_workers, on_error
+        self.config = config or CheckpointConfig()
+        self.config.check()
+        self.manifest, self.classes = Manifest.load(shards.folder), Classes.load(shards.folder)
+        self.train_split = self.manifest.split(TRAIN)
+        self.validation_split = self.manifest.split(VALIDATION)
+        self.fingerprint = Manifest.digest_of(shards.folder)
+
+        if create:
+            fetch_run(accelerator, self.run, recipe, shards.folder, self.config)
+        self.run.check(recipe, shards.folder, self.config.allow_change)
+        self.resume_point = self._find_resume_point() if create else ResumePoint()
+        self._build(init_from)
+        if self.resume_point.checkpoint:
+            self._load(self.resume_point.checkpoint.folder)
+        if create and accelerator.is_main_process:
+            self._create_run()
+        accelerator.wait_for_everyone()
+
+    # ---------------------------------------------------------------- build
+
+    def _find_resume_point(self) -> ResumePoint:
+        spec = RunSpec(
+            self.recipe,
+            {"dataset": self.manifest.dataset, "digest": self.fingerprint},
+            self.train_split.num_samples,
+            self.accelerator.mixed_precision,
+        )
+        return find_resume_point(self.accelerator, self.run.checkpoints, self.config, spec)
+
+    def _build(self, init_from: str | None) -> None:
+        """Build the model and all else that training changes, on this rank's device."""
+        recipe, accelerator = self.recipe, self.accelerator
+        torch.backends.cudnn.benchmark = True  # few input sizes, each often
+        torch.manual_seed(recipe.seed)  # every rank initialises the same weights
+        model: nn.Module = build_model(recipe.model, self.classes)
+        self.init_info: dict[str, Any] = {}
+        if init_from and self.resume_point.checkpoint:
+            folder = self.resume_point.checkpoint.folder
+            accelerator.print(f"resuming with the weights of {folder}: --init-from is not used")
+        elif init_from:
+            self.init_info = init_from_pretrained(model, init_from, accelerator)
+        model.to(memory_format=torch.channels_last)
+
+        # The recipe fixes the micro batch, hence accumulation depends on the number of ranks. Our
+        # own loop rather than accelerator.accumulate, which would count batches across epochs.
+        self.accumulation = recipe.accumulation(accelerator.num_processes)
+        self.batch_norm = RunningStatistics(model, self.accumulation, accelerator.num_processes)
+        fused = accelerator.device.type == "cuda" and accelerator.scaler is None
+        optimizer = build_optimizer(model, recipe.optimizer, fused=fused)
+        # No scheduler to prepare: the learning rate is a function of progress, and a prepared
+        # scheduler would step once per rank.
+        self.model, optimizer = accelerator.prepare(model, optimizer)
+        self.state = TrainState(
+            model=model,
+            optimizer=optimizer,
+            scaler=accelerator.scaler,
+            ema=Ema(model, recipe.ema_decay) if recipe.ema_decay else None,
+            plateau=Plateau(recipe),
+            progress=Progress.of(recipe, self.train_split.num_samples),
+        )
+        self.state.register_hooks(accelerator)
+        self.meter = Meter(accelerator.device, accelerator.num_processes)
+
+    def _load(self, folder: Path) -> None:
+        """Load a checkpoint on this rank.
+
+        Raises:
+            InputError: If it is damaged, or of another model.
+        """
+        verify(folder)  # on every rank: no file is interpreted before its hash is verified
+        try:
+            self.accelerator.load_state(str(folder))
+        except Exception as error:  # safetensors, torch and pickle each raise their own type
+            raise InputError(
+                f"{folder} cannot be loaded into this model", found=f"{error}".partition("\n")[0]
+            ) from error
+        self.meter.sample_hash = self.state.sample_hash
+
+    def _create_run(self) -> None:
+        """Create the run directory, if there is room for its checkpoints."""
+        num_kept = self.config.keep_last + _EXTRA_CHECKPOINTS
+        num_to_write = max(num_kept - len(checkpoint_folders(self.run.checkpoints)), 1)
+        num_bytes = num_to_write * checkpoint_bytes(self.state.model, self.recipe)
+        require_free_space(self.run.path, num_bytes, "checkpoints")
+        self.run.create(self.recipe, self.shards.folder, self.manifest.dataset, self.classes)
+
+    def train_loader(self, start: int, stop: int) -> Loader:
+        """Return this rank's micro batches, from position `start` of the stream to `stop`.
+
+        The loader shards itself. It must not go through `Accelerator.prepare`, which would shard it
+        a second time and silently drop half of the data.
+        """
+        recipe, accelerator = self.recipe, self.accelerator
+        share = Share(
+            start=start,
+            stop=stop,
+            batch=recipe.micro_batch,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+        )
+        order = TrainingOrder(
+            self.train_split.shard_sizes, seed=recipe.seed, window=recipe.data.shuffle_window
+        )
+        return make_loader(
+            self.shards,
+            self.train_split,
+            share,
+            TrainTransform(recipe.data, recipe.seed),
+            order=order,
+            num_workers=self.num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+            on_error=self.on_error,
+        )
+
+    def to_device(self, loader: Loader) -> Iterator[DeviceBatch]:
+        """Yield a training loader's batches on this rank's device, normalised.
+
+        Raises:
+            SampleError: If a sample is damaged; it names the option to train without it.
+        """
+        data = self.recipe.data
+        try:
+            yield from on_device(loader, self.accelerator.device, data.mean, data.std)
+        except SampleError as error:
+            raise SampleError(f"{error}\n{'':11} or continue with --on-error substitute") from None
+
+    # ---------------------------------------------------------------- train
+
+    def train(self) -> None:
+        """Train until the recipe's epochs are done, or until told to save and stop.
+
+        Raises:
+            InputError: If the loss is no longer finite, or a sample is damaged.
+            RuntimeError: If the last checkpoint could not be saved.
+            SystemExit: After saving: with code `EXIT_INTERRUPTED` if told to stop, with code 0 at
+                --stop-at-step.
+        """
+        state, accelerator = self.state, self.accelerator
+        is_main = accelerator.is_main_process
+        self.sync = Sync(self.run, self.config, enabled=is_main)
+        if reason := self._nothing_to_train():
+            self._finish_untrained(reason)
+            return
+        self._init_logging()
+        watches = accelerator.is_local_main_process and is_spot_watched(self.config.spot)
+        with ExitStack() as stack:
+            stack.enter_context(self._plots_on_failure())
+            self.signals = stack.enter_context(SignalHandler(verbose=is_main))
+            stack.enter_context(watch_spot_notice(self.signals.request, enabled=watches))
+            self.flags = stack.enter_context(closing(RankFlags(accelerator.num_processes)))
+            self.checkpointer = stack.enter_context(closing(self._make_checkpointer()))
+            progress = state.progress
+            self.loader = self.train_loader(progress.samples_seen, progress.total_samples)
+            stack.enter_context(closing(self.loader))
+            batches = self.to_device(self.loader)
+            self.bar = stack.enter_context(
+                progress_bar(
+                    total=progress.total_samples,
+                    initial=progress.samples_seen,
+                    description="train",
+                    enabled=is_main,
+                )
+            )
+            try:
+                while state.evaluation_due or not state.progress.finished:
+                    # Once an epoch, maybe one that an earlier process trained: validate and save.
+                    if state.evaluation_due:
+                        score = self.validate()
+                        state.evaluation_due = False
+                        self.save(score)
+                        self.meter.reset()
+                        continue
+
+                    progress = state.progress
+                    lr = learning_rate(self.recipe, progress.epoch, state.plateau.num_cuts)
+                    self.train_step(batches, lr, position=progress.samples_seen)
+                    state.progress = progress.after_step()
+                    state.evaluation_due = progress.next_epoch_end == state.progress.samples_seen
+                    self.bar.update(self.recipe.global_batch)
+                    save_due = self.sync_requests() or self.config.saves_after(state.progress.step)
+                    if state.progress.step == self.config.stop_at_step:
+                        raise StopTraining
+
+                    # Once in a while: log and save.
+                    is_log_step = self.meter.num_steps == _STEPS_PER_LOG_LINE
+                    if is_log_step or state.evaluation_due or save_due:
+                        self.log()
+                    if save_due and not state.evaluation_due:
+                        self.save()
+            except StopTraining:
+                self.log()
+                self.save()
+                self._stop()
+            is_saved = self.checkpointer.wait()
+        self._finish(is_saved=is_saved)
+
+    def train_step(self, batches: Iterator[DeviceBatch], lr: float, *, position: int) -> None:
+        """Take one optimizer step over one global batch.
+
+        Args:
+            batches: This rank's micro batches.
+            lr: Learning rate.
+            position: Where the global batch begins in the training stream, in samples.
+        """
+        recipe, accelerator, state = self.recipe, self.accelerator, self.state
+        set_learning_rate(state.optimizer, lr)
+        losses = []
+        for micro_step in range(self.accumulation):
+            with self.meter.waiting():
+                batch = next(batches)
+            rank_position = position + recipe.micro_batch * (
+                micro_step * accelerator.num_processes + accelerator.process_index
+            )
+            self.batch_norm.before_micro_batch(micro_step)
+            # Gradients are reduced over ranks once a step, with the last micro batch.
+            is_last = micro_step == self.accumulation - 1
+            with nullcontext() if is_last else accelerator.no_sync(self.model):
+                self.meter.update_hash(rank_position, batch.host.indices)
+                loss = self.loss(batch, rank_position)
+                accelerator.backward(loss / self.accumulation)
+            losses.append(loss.detach())
+        if recipe.optimizer.clip_norm is not None:
+            accelerator.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip_norm)
+        state.optimizer.step()
+        skipped = bool(state.optimizer.step_was_skipped)  # fp16 overflow: the scaler backs off
+        state.optimizer.zero_grad()
+        self.batch_norm.after_step(self.all_reduce_sum)
+        if state.ema and not skipped:
+            state.ema.update(state.model)
+        self.meter.after_step(losses, recipe.global_batch, skipped=skipped)
+
+    def loss(self, batch: DeviceBatch, position: int) -> Tensor:
+        """Return the mean loss of a micro batch, a scalar; `position` seeds its mixing."""
+        recipe = self.recipe
+        images, targets = batch.pictures, batch.labels  # (B, 3, H, W) float32, (B,) int64
+        if recipe.mixup_alpha or recipe.cutmix_alpha:
+            soft = smooth_targets(targets, len(self.classes), recipe.label_smoothing)  # (B, C)
+            images, targets = mix(images, soft, recipe, position)
+        return training_loss(logits_of(self.model, images), targets, recipe)
+
+    def all_reduce_sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over all ranks."""
+        total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
+        return total
+
+    def sync_requests(self) -> bool:
+        """Share the requests of all ranks; every rank calls it equally often.
+
+        Returns:
+            Whether a checkpoint is due by the clock.
+
+        Raises:
+            StopTraining: On all ranks at the same step, if any was told to stop.
+        """
+        requests = self.flags.exchange(
+            stop=self.signals.is_requested, save=self.checkpointer.is_due()
+        )
+        if requests.stop:
+            raise StopTraining
+        return requests.save
+
+    # ---------------------------------------------------------------- validate
+
+    def validate(self) -> float:
+        """Validate raw and averaged weights, update the plateau rule, log; all ranks call it.
+
+        Returns:
+            The score that selects the best checkpoint, in [0, 1].
+
+        Raises:
+            InputError: If the loss is not finite; nothing is logged then.
+            StopTraining: If any rank is told to stop meanwhile; nothing is logged then.
+        """
+        state, epoch = self.state, self.state.progress.epoch
+        began = time.perf_counter()
+        accuracy = self._accuracy(state.model)
+        self._require_finite(accuracy.loss, f"in validation, after epoch {epoch:.2f}")
+        record: dict[str, Any] = accuracy.as_dict()
+        message = f"epoch {epoch:.2f}: {accuracy}"
+        if state.ema:
+            averaged = self._accuracy(state.ema.model)
+            record |= {f"ema_{key}": value for key, value in averaged.as_dict().items()}
+            message += f"; averaged weights: top-1 {averaged.top1:.2%}"
+        score = metrics.score(record)
+        is_best = score > self.logger.best_score()
+        seconds = time.perf_counter() - began
+        lr_was_cut = state.plateau.after_validation(epoch, accuracy.loss)
+        written = self._write(metrics.VALIDATION, **record, seconds=seconds, is_best=is_best)
+        values = {f"validation/{key}": value for key, value in record.items()}
+        log_to_trackers(self.accelerator, values, state.progress.samples_seen)
+
+        message += ", the best so far" * is_best
+        if "cost_usd" in written:
+            message += f"; {written['cost_usd']:.2f} USD spent"
+        if "cost_left_usd" in written:
+            message += f", about {written['cost_left_usd']:.2f} to come"
+        self._say(message)
+        if lr_was_cut:
+            self._say("the validation loss has stopped falling: the learning rate is cut")
+        if self.accelerator.is_main_process:
+            with self.logger.warn_on_oserror("logs.md"):
+                write_logs(self.run.path)
+        return score
+
+    def _accuracy(self, model: nn.Module) -> Accuracy:
+        """Evaluate one set of weights on all ranks together; each image counts once."""
+        accelerator, batch = self.accelerator, self.recipe.micro_batch
+        # Ranks differ by one batch; requests are exchanged after those that all ranks have.
+        num_batches = -(-self.validation_split.num_samples // batch)
+        exchanges = iter(range(num_batches // accelerator.num_processes))
+
+        def on_batch(*_: object) -> None:
+            if next(exchanges, None) is not None:
+                self.sync_requests()
+
+        return validate(
+            model,
+            self.shards,
+            self.validation_split,
+            self.recipe.data,
+            device=accelerator.device,
+            batch=batch,
+            num_workers=self.num_workers,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            reduce=self.all_reduce_sum,
+            on_batch=on_batch,
+        )
+
+    # ---------------------------------------------------------------- log and save
+
+    def _init_logging(self) -> None:
+        """Start the trackers and metrics.jsonl; all ranks call it."""
+        recipe, accelerator, state = self.recipe, self.accelerator, self.state
+        for warning in schedule_warnings(recipe):
+            self._say(f"warning: schedule: {warning}")
+        init_trackers(accelerator, recipe, self.run.path)
+        self.logger = MetricsLogger(
+            self.run.path,
+            state.progress.samples_seen,
+            evaluation_due=state.evaluation_due,
+            cost=Cost(self.run, self.config.price_per_hour, state.progress).metrics,
+            enabled=accelerator.is_main_process,
+        )
+        self._write(
+            metrics.START,
+            **system_info(accelerator),
+            **self.resume_point.as_dict(),
+            **self.init_info,
+        )
+
+    def log(self) -> None:
+        """Log the metrics since the last log line; all ranks call it.
+
+        Raises:
+            InputError: If the loss is no longer finite.
+        """
+        self.checkpointer.log_result()
+        num_steps = self.meter.num_steps
+        if not num_steps:
+            return
+        state = self.state
+        record = self.meter.compute_and_reset(self.all_reduce_sum)
+        state.sample_hash = self.meter.sample_hash
+        if substitutions := self.loader.rates().substitutions:
+            record["substitutions"] = substitutions
+        last = state.progress.step
+        self._require_finite(record["loss"], f"within steps [{last - num_steps + 1}, {last}]")
+        lr = state.optimizer.param_groups[0]["lr"]
+        self._write(metrics.TRAIN, lr=lr, **record)
+        values = {key: value for key, value in record.items() if not isinstance(value, str)}
+        log_to_trackers(self.accelerator, values | {"lr": lr}, state.progress.samples_seen)
+        self.bar.set_postfix_str(format_postfix(record, lr), refresh=False)
+
+    def save(self, score: float | None = None) -> None:
+        """Start to save a checkpoint in the background.
+
+        Args:
+            score: What validation has just said of this state, in [0, 1].
+        """
+        progress, num_cuts = self.state.progress, self.state.plateau.num_cuts
+        metadata = {
+            **({} if score is None else {SCORE: score}),
+            "sample_hash": f"{self.state.sample_hash:016x}",
+            "next_lr": learning_rate(self.recipe, progress.epoch, num_cuts),
+            "recipe": self.recipe.model_dump(mode="json"),
+            "shards": {"dataset": self.manifest.dataset, "digest": self.fingerprint},
+            "origin": self.resume_point.origin,
+            "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            **system_info(self.accelerator),
+        }
+        self.checkpointer.save(self.state, metadata)
+
+    def _make_checkpointer(self) -> AsyncCheckpointer:
+        return AsyncCheckpointer(
+            self.run,
+            self.config,
+            self.logger,
+            self.sync.bring,
+            enabled=self.accelerator.is_main_process,
+            saved=self.state,
+        )
+
+    def _write(self, kind: str, **values: Any) -> dict[str, Any]:
+        """Write a line of metrics.jsonl about the present state; return it."""
+        progress = self.state.progress
+        return self.logger.write(kind, progress.samples_seen, progress.epoch, **values)
+
+    def _say(self, text: str) -> None:
+        if self.accelerator.is_main_process:
+            say(text)
+
+    def _require_finite(self, loss: float, where: str) -> None:
+        """Stop training if the loss diverged; all ranks call it with the same loss.
+
+        Raises:
+            InputError: If it is nan or inf.
+        """
+        if math.isfinite(loss):
+            return
+        newest = newest_checkpoint(self.run.checkpoints)
+        raise InputError(
+            f"the loss became nan or inf {where}; "
+            f"the last good checkpoint is {newest.folder if newest else 'none'}",
+            fix=f"{'resume from there' if newest else 'start again'} with a lower learning rate: "
+            f"--optimizer.lr {self.recipe.optimizer.lr / 2:g} --allow-change optimizer.lr",
+        )
+
+    # ---------------------------------------------------------------- stop
+
+    def _nothing_to_train(self) -> str | None:
+        """Return why there is nothing to train, if that is so."""
+        progress, stop = self.state.progress, self.config.stop_at_step
+        if progress.finished and not self.state.evaluation_due:
+            return f"{self.run.path} is finished: {self.recipe.epochs} epochs. Nothing to train."
+        if stop is not None and progress.step >= stop:
+            command = typed_command(without=_STOP_AT_STEP)
+            return (
+                f"{self.run.path} is at step {progress.step}, and {_STOP_AT_STEP} is {stop}. "
+                f"Nothing to train. To continue:\n  {command}"
+            )
+        return None
+
+    def _finish_untrained(self, reason: str) -> None:
+        """Leave the run as it is, except for what an earlier process did not get to."""
+        self.accelerator.print(reason)
+        run = self.run.path
+        is_to_draw = (run / metrics.FILE_NAME).is_file() and not (run / "plots").is_dir()
+        if self.accelerator.is_main_process and is_to_draw:
+            draw_plots(run)
+        self.sync.finish()
+
+    @contextmanager
+    def _plots_on_failure(self) -> Iterator[None]:
+        """Close metrics.jsonl and draw it if the body fails: users want to see why."""
+        try:
+            yield
+        except Exception:
+            self.logger.close()
+            if self.accelerator.is_main_process:
+                with suppress(Exception):  # the first error is the one to show
+                    draw_plots(self.run.path)
+            raise
+
+    def _close_logs(self) -> None:
+        """Close metrics.jsonl and draw the plots, on the rank that logs."""
+        self.logger.close()
+        if self.accelerator.is_main_process:
+            with self.logger.warn_on_oserror("plots"):
+                draw_plots(self.run.path)
+
+    def _finish(self, *, is_saved: bool) -> None:
+        """End a finished run; all ranks call it.
+
+        Raises:
+            RuntimeError: If the last checkpoint could not be saved.
+        """
+        self._close_logs()
+        if not is_saved:
+            raise RuntimeError("the last checkpoint could not be saved; the previous one is kept")
+        self.sync.finish()
+        if self.accelerator.is_main_process:
+            say(bottleneck(self.run.path))
+        self.accelerator.wait_for_everyone()
+        end_training(self.accelerator)
+
+    def _stop(self) -> NoReturn:
+        """End this process after the pending save, and say how to resume; all ranks call it.
+
+        Raises:
+            SystemExit: Always.
+        """
+        step = self.state.progress.step
+        is_planned = step == self.config.stop_at_step
+        is_saved = self.checkpointer.wait()
+        default = f"{_STOP_AT_STEP} {step}" if is_planned else "a signal to another rank"
+        reason = self.signals.reason or default
+        self._write(metrics.STOP, reason=reason, saved=is_saved)
+        self._close_logs()
+        self.sync.finish()
+        what = "saved and stopped" if is_saved else "stopped; only the previous checkpoint is kept,"
+        command = typed_command(without=_STOP_AT_STEP if is_planned else None)
+        self._say(f"{what} after step {step} ({reason}). To resume:\n  {command}")
+        self.accelerator.wait_for_everyone()  # torchelastic kills the others when one rank exits
+        end_training(self.accelerator)
+        raise SystemExit(0 if is_planned and is_saved else EXIT_INTERRUPTED)
