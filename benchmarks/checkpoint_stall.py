@@ -17,20 +17,29 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 import tyro
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import distributed, multiprocessing
 
 from imagenet_rn50.classes import Classes
+from imagenet_rn50.model import build_model
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.checkpoints import commit, folder_name
-from imagenet_rn50.training.checkpoint import num_bytes, write_state
-from imagenet_rn50.training.interruption import Agreement
-from imagenet_rn50.training.learner import Learner
-from imagenet_rn50.training.session import make_accelerator
+from imagenet_rn50.training.interruption import RankFlags
+from imagenet_rn50.training.optim import Ema, build_optimizer
+from imagenet_rn50.training.schedules import Plateau
+from imagenet_rn50.training.state import (
+    Progress,
+    StateDict,
+    TrainState,
+    copy_to_cpu,
+    num_bytes,
+    write_state,
+)
 
 _NUM_CLASSES = 1000
 _STEP_SECONDS = 0.1  # of one GPU at about 2,500 images/s and 256 images in a step
@@ -52,32 +61,32 @@ def main() -> None:
     """Prints medians and the slowest of each."""
     arguments = tyro.cli(Arguments)
     torch.set_num_threads(1)
-    learner = _learner()
+    state = _train_state()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-        _time_saves(learner, Path(name), arguments.rounds)
+        _time_saves(state, Path(name), arguments.rounds)
     _time_agreement()
 
 
-def _time_saves(learner: Learner, folder: Path, rounds: int) -> None:
+def _time_saves(state: TrainState, folder: Path, rounds: int) -> None:
     """Prints what a save costs the loop, either way."""
     stalls: list[float] = []
     whole: list[float] = []
     beside: list[float] = []
     alone = _steps()
-    state = learner.capture()
+    copied: StateDict = {}
     with ThreadPoolExecutor(max_workers=1) as thread:
         for turn in range(rounds):
             began = time.perf_counter()
-            state = learner.capture()
+            copied = copy_to_cpu(state.state_dict())
             stalls.append(time.perf_counter() - began)
-            writing = thread.submit(_write, state, folder, 2 * turn)
+            writing = thread.submit(_write, copied, folder, 2 * turn)
             beside += _steps(writing.done)
             writing.result()
 
             began = time.perf_counter()
-            _write(learner.capture(), folder, 2 * turn + 1)
+            _write(copy_to_cpu(state.state_dict()), folder, 2 * turn + 1)
             whole.append(time.perf_counter() - began)
-    print(f"a ResNet-50 with momenta and averaged weights: {num_bytes(state) / 1e6:.0f} MB, CPU")
+    print(f"a ResNet-50 with momenta and averaged weights: {num_bytes(copied) / 1e6:.0f} MB, CPU")
     _print("training stands still, copying", stalls)
     _print("training would stand still, writing", whole)
     _print("a step, nothing else going on", alone)
@@ -90,7 +99,7 @@ def _write(state: dict[str, Any], folder: Path, number: int) -> None:
     temporary = final.with_suffix(".partial")
     temporary.mkdir()
     write_state(temporary, state)
-    commit(temporary, final, number, is_best=False)
+    commit(temporary, final, number, is_best=False, metadata={})
 
 
 def _steps(until: Callable[[], bool] | None = None) -> list[float]:
@@ -104,16 +113,18 @@ def _steps(until: Callable[[], bool] | None = None) -> list[float]:
     return seconds
 
 
-def _learner() -> Learner:
-    """Makes a ResNet-50 that has taken a step, so that its momenta are there."""
-    recipe, accelerator = Recipe(ema_decay=0.999), make_accelerator()
-    session = SimpleNamespace(recipe=recipe, accelerator=accelerator, init_from=None)
+def _train_state() -> TrainState:
+    """Return a ResNet-50 that has taken a step, so that it has momenta."""
+    Accelerator(cpu=True)  # AcceleratedOptimizer asks its state
+    recipe = Recipe(ema_decay=0.999)
     wnids = tuple(f"n{number:08d}" for number in range(_NUM_CLASSES))
-    learner = Learner(session, Classes(wnids, wnids))  # type: ignore[arg-type]
-    for parameter in learner.bare.parameters():
+    model = build_model(recipe.model, Classes(wnids, wnids))
+    optimizer = AcceleratedOptimizer(build_optimizer(model, recipe.optimizer))
+    for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    learner.optimizer.step()
-    return learner
+    optimizer.step()
+    ema, progress = Ema(model, recipe.ema_decay or 0.0), Progress.of(recipe, 1000)
+    return TrainState(model, optimizer, None, ema, Plateau(recipe), progress)
 
 
 def _time_agreement() -> None:
@@ -136,7 +147,7 @@ def _time_agreement() -> None:
 def _agree(rank: int, address: str, queue: Any) -> None:
     """Is one rank."""
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    agreement, seconds = Agreement(2), []
+    agreement, seconds = RankFlags(2), []
     for _ in range(_NUM_EXCHANGES):
         time.sleep(_STEP_SECONDS / 10)
         began = time.perf_counter()

@@ -4,7 +4,7 @@
     python -m benchmarks.train_step --modes eager compile    compiled too, which takes longer
     python -m benchmarks.train_step --profile --sizes 224    where the time of our step goes
 
-Ours is `Learner.step`, as training calls it, on transformers' ResNet-50 under Accelerate. The plain
+Ours is `Trainer.train_step`, as training calls it, on transformers' ResNet-50 under Accelerate. The plain
 loop is written out here, on torchvision's. Both get the same uint8 batches, from memory or from our
 loader, and do the same work: copy, normalise, forward, smoothed cross-entropy, backward, SGD. They
 take turns, round by round, so that a change in the machine's speed meets both alike; a ratio is
@@ -36,11 +36,11 @@ from benchmarks.train_step_contenders import (
     Mode,
     Precision,
     Step,
-    make_session,
+    make_trainer,
     ours,
     plain,
 )
-from imagenet_rn50.training.session import Session
+from imagenet_rn50.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 _LINE = "{:>4} {:<8} {:<14} {:<5} {:<9} {:>9} {:>9}   {}"
@@ -178,12 +178,12 @@ class Times:
 def _times(case: Case, arguments: Arguments) -> tuple[Times, Times]:
     """Returns what the rounds of ours and of the plain loop cost."""
     with tempfile.TemporaryDirectory() as run:
-        session = _session_of(case, arguments, Path(run))
-        steps: list[Step] = [ours(case, session), plain(case, session)]
+        trainer = _trainer_of(case, arguments, Path(run))
+        steps: list[Step] = [ours(case, trainer), plain(case, trainer)]
         costs: list[list[float]] = [[], []]
         for turn in range(arguments.rounds + 1):
             for number in (0, 1) if turn % 2 else (1, 0):
-                cost = _cost(steps[number], arguments.steps, session.accelerator.device)
+                cost = _cost(steps[number], arguments.steps, trainer.accelerator.device)
                 if turn:
                     costs[number].append(cost)
         del steps
@@ -209,20 +209,20 @@ def _cost(step: Step, count: int, device: torch.device) -> float:
     return clock() - began
 
 
-def _session_of(case: Case, arguments: Arguments, run: Path) -> Session:
-    """Makes the session of a case."""
-    return make_session(case, arguments.batch, arguments.workers, arguments.photos, run)
+def _trainer_of(case: Case, arguments: Arguments, run: Path) -> Trainer:
+    """Make the trainer of a case."""
+    return make_trainer(case, arguments.batch, arguments.workers, arguments.photos, run)
 
 
 def _profile(case: Case, arguments: Arguments) -> str:
     """Returns torch.profiler's table of some of our steps."""
     with tempfile.TemporaryDirectory() as run:
-        session = _session_of(case, arguments, Path(run))
-        step = ours(case, session)
-        _cost(step, 3, session.accelerator.device)
+        trainer = _trainer_of(case, arguments, Path(run))
+        step = ours(case, trainer)
+        _cost(step, 3, trainer.accelerator.device)
         with torch.profiler.profile() as profiler:
-            _cost(step, arguments.steps, session.accelerator.device)
-    on_gpu = session.accelerator.device.type == "cuda"
+            _cost(step, arguments.steps, trainer.accelerator.device)
+    on_gpu = trainer.accelerator.device.type == "cuda"
     order = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     table: str = profiler.key_averages().table(
         sort_by=order, row_limit=15, max_name_column_width=40

@@ -19,17 +19,14 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imagenet_rn50.classes import Classes
 from imagenet_rn50.loading.device import DeviceBatch, on_device
 from imagenet_rn50.loading.stages import Batch
 from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.recipe import DataRecipe, Recipe
-from imagenet_rn50.runs.folder import RunFolder
-from imagenet_rn50.shards.manifest import TRAIN, Manifest
-from imagenet_rn50.training.learner import Learner
-from imagenet_rn50.training.meter import Meter
+from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.schedules import learning_rate
-from imagenet_rn50.training.session import Session, make_accelerator
+from imagenet_rn50.training.state import Progress
+from imagenet_rn50.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 _NUM_CLASSES = 1000
@@ -61,8 +58,8 @@ class Case:
             yield batch._replace(pictures=batch.pictures.contiguous()) if contiguous else batch
 
 
-def make_session(case: Case, batch: int, workers: int, photos: Path, run: Path) -> Session:
-    """Makes the session that training would have, for a launcher that asks for the case."""
+def make_trainer(case: Case, batch: int, workers: int, photos: Path, run: Path) -> Trainer:
+    """Make the trainer of a launcher that asks for the case."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = case.precision.replace("fp32", "no")
     os.environ["ACCELERATE_DYNAMO_BACKEND"] = "INDUCTOR" if case.mode == "compile" else "NO"
     os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "False"
@@ -73,10 +70,7 @@ def make_session(case: Case, batch: int, workers: int, photos: Path, run: Path) 
         micro_batch=batch,
         data=DataRecipe(train_size=case.size, shuffle_window=2),
     )
-    folder = _shards(photos)
-    split = Manifest.load(folder).split(TRAIN)
-    shards = LocalShards(folder)
-    return Session(recipe, shards, split, split, RunFolder(run), accelerator, workers)
+    return Trainer(recipe, LocalShards(_shards(photos)), run, accelerator, workers, create=False)
 
 
 def _shards(photos: Path) -> Path:
@@ -88,15 +82,15 @@ def _shards(photos: Path) -> Path:
     return photos / kind
 
 
-def _batches(case: Case, session: Session) -> Iterator[DeviceBatch]:
-    """Yields batches as the session gives them to training, with fresh workers for each caller."""
+def _batches(case: Case, trainer: Trainer) -> Iterator[DeviceBatch]:
+    """Yield batches as training gets them, with fresh workers for each caller."""
     if case.data == "loader":
-        return case.arrange(session.on_device(session.training_loader(0, _ENDLESS)))
-    size, number = case.size, session.recipe.micro_batch
+        return case.arrange(trainer.to_device(trainer.train_loader(0, _ENDLESS)))
+    size, number = case.size, trainer.recipe.micro_batch
     pictures = torch.randint(0, 256, (number, 3, size, size), dtype=torch.uint8)
     pictures = pictures.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, _NUM_CLASSES, (number,))
-    device, data = session.accelerator.device, session.recipe.data
+    device, data = trainer.accelerator.device, trainer.recipe.data
     if device.type == "cuda":
         pictures, labels = pictures.pin_memory(), labels.pin_memory()
     batch = Batch(pictures, labels, labels, labels >= 0)
@@ -104,26 +98,25 @@ def _batches(case: Case, session: Session) -> Iterator[DeviceBatch]:
     return case.arrange(repeated)
 
 
-def ours(case: Case, session: Session) -> Step:
-    """Returns our step: `Learner.step` at the rate that the loop would give it."""
-    wnids = tuple(f"n{number:08d}" for number in range(_NUM_CLASSES))
-    learner = Learner(session, Classes(wnids, wnids))
+def ours(case: Case, trainer: Trainer) -> Step:
+    """Return our step: `Trainer.train_step` at the learning rate of the loop."""
     if case.layout == "contiguous":
-        learner.bare.to(memory_format=torch.contiguous_format)
-    meter = Meter(session.accelerator.device, session.accelerator.num_processes)
-    batches, positions = _batches(case, session), itertools.count(0, session.recipe.global_batch)
+        trainer.state.model.to(memory_format=torch.contiguous_format)
+    batches, positions = _batches(case, trainer), itertools.count(0, trainer.recipe.global_batch)
+    num_samples = trainer.train_split.num_samples
 
     def step() -> None:
         position = next(positions)
-        rate = learning_rate(session.recipe, session.progress(position).epoch)
-        learner.step(batches, rate, meter, samples_seen=position)
+        progress = Progress.of(trainer.recipe, num_samples, position)
+        rate = learning_rate(trainer.recipe, progress.epoch)
+        trainer.train_step(batches, rate, position=position)
 
     return step
 
 
-def plain(case: Case, session: Session) -> Step:
+def plain(case: Case, trainer: Trainer) -> Step:
     """Returns the step of a plain loop, as torchvision's reference script has it."""
-    device, dtype = session.accelerator.device, _DTYPES[case.precision]
+    device, dtype = trainer.accelerator.device, _DTYPES[case.precision]
     theirs: nn.Module = torchvision.models.resnet50()
     theirs.to(device, memory_format=_LAYOUTS[case.layout]).train()  # type: ignore[call-overload]
     model: Callable[[Tensor], Tensor]
@@ -133,7 +126,7 @@ def plain(case: Case, session: Session) -> Step:
     optimizer = torch.optim.SGD(
         theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=fused
     )
-    batches = _batches(case, session)
+    batches = _batches(case, trainer)
 
     def loss_of(batch: DeviceBatch) -> Tensor:
         with torch.autocast(device.type, dtype) if dtype else nullcontext():

@@ -190,12 +190,12 @@ def _saved(run: Path) -> dict[int, Checkpoint]:
 
 def _told(checkpoint: Checkpoint) -> tuple[str, float]:
     """Returns the hash of the samples seen so far, and the next learning rate."""
-    return checkpoint.metadata["samples_hash"], checkpoint.metadata["next_lr"]
+    return checkpoint.metadata["sample_hash"], checkpoint.metadata["next_lr"]
 
 
 def _hashes(checkpoint: Checkpoint) -> tuple[object, ...]:
     """Returns all that must be the same in two runs."""
-    return (*_told(checkpoint), checkpoint.metadata["plateau"], checkpoint.files)
+    return (*_told(checkpoint), checkpoint.files)
 
 
 def _row(checkpoint: Checkpoint | None) -> str:

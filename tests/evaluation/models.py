@@ -57,7 +57,7 @@ def write_run(folder, shards, num_classes, *, ema=False):
             averaged = random_model(num_classes, seed=samples_seen + 1).state_dict()
             save_file(averaged, temporary / EMA_WEIGHTS)
         final = run.checkpoints / folder_name(samples_seen)
-        commit(temporary, final, samples_seen, is_best=samples_seen == 24)
+        commit(temporary, final, samples_seen, is_best=samples_seen == 24, metadata={})
         journal = metrics.MetricsLogger(folder, samples_seen)
         scores = {"top1": 12 / samples_seen} | ({"ema_top1": 18 / samples_seen} if ema else {})
         journal.write(metrics.VALIDATION, samples_seen, 1.0, **scores)

@@ -38,7 +38,8 @@ def save_checkpoint(run, samples_seen, top1, *, ema_top1=None, is_best=False):
         averaged = random_model(run.recipe().model, classes, samples_seen + 1)
         save_file(averaged.state_dict(), temporary / EMA_WEIGHTS)
         values |= {"ema_top1": ema_top1, "ema_top5": 1.0, "ema_num_images": 11}
-    commit(temporary, run.checkpoints / folder_name(samples_seen), samples_seen, is_best=is_best)
+    final = run.checkpoints / folder_name(samples_seen)
+    commit(temporary, final, samples_seen, is_best=is_best, metadata={})
     journal = MetricsLogger(run.path, samples_seen)
     trained = {"lr": 0.1, "loss": 2.0, "num_images": 24, "seconds": 3.0, "images_per_second": 8.0}
     journal.write(TRAIN, samples_seen, samples_seen / 21, **trained, data_wait=0.5)

@@ -9,10 +9,10 @@ from imagenet_rn50.errors import RankError
 from imagenet_rn50.runs.checkpoints import (
     MANIFEST,
     best_score,
+    commit,
     folder_name,
     newest_checkpoint,
     prune,
-    commit,
     remove_partial,
 )
 
@@ -24,7 +24,7 @@ def save(checkpoints, samples_seen, *, is_best=False, **facts):
     (temporary / "model.safetensors").write_bytes(b"weights %d" % samples_seen)
     (temporary / "optimizer.bin").write_bytes(b"momentum %d" % samples_seen)
     final = checkpoints / folder_name(samples_seen)
-    commit(temporary, final, samples_seen, is_best=is_best, **facts)
+    commit(temporary, final, samples_seen, is_best=is_best, metadata=facts)
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"other")])

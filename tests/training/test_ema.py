@@ -1,8 +1,8 @@
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import nn
 
-from imagenet_rn50.training.ema import Ema
+from imagenet_rn50.training.optim import Ema
 from tests.operators import Operators
 
 
@@ -34,14 +34,15 @@ def test_the_average_follows_its_formula_from_the_first_step_on():
         torch.testing.assert_close(ema.model.state_dict()[name], expected)
 
 
-def test_an_average_that_was_saved_goes_on_as_if_it_had_not_stopped():
+def test_an_average_that_was_saved_goes_on_as_if_it_had_not_stopped(tmp_path):
     model, straight = small_model(), Ema(small_model(), decay=0.9)
     for seed in range(3):
         move(model, seed)
         straight.update(model)
-    tensors, metadata = straight.state()
+    tensors, metadata = straight.state_dict()
     resumed = Ema(small_model(), decay=0.9)
-    resumed.load(save(tensors, metadata))
+    save_file(tensors, tmp_path / "ema.safetensors", metadata)
+    resumed.load(tmp_path / "ema.safetensors")
     move(model, 7)
     straight.update(model)
     resumed.update(model)

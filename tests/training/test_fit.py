@@ -18,9 +18,9 @@ from imagenet_rn50.runs.checkpoints import newest_checkpoint
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import Manifest
-from imagenet_rn50.training.fit import open_session
+from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.lr_finder import find_lr
-from imagenet_rn50.training.session import make_accelerator
+from imagenet_rn50.training.trainer import Trainer
 from tests.support import write_shards, write_tiny
 from tests.training.trainers import measured
 
@@ -111,7 +111,7 @@ def test_accumulation_that_accelerate_would_scale_by_is_refused(
 def test_only_training_names_the_option_to_go_on_without_a_damaged_sample(
     tiny, tmp_path, monkeypatch, capsys
 ):
-    option = "or go on with --on-error substitute"
+    option = "--on-error substitute"
     for split in ("train", "validation"):
         folder = tmp_path / split
         shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("undisturbed", "killed"))
@@ -239,17 +239,16 @@ def test_after_the_lr_finder_everything_is_as_before(tiny, tmp_path, monkeypatch
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     recipe = load_recipe(str(tiny / "tiny.yaml")).model_copy(update={"ema_decay": 0.9})
     accelerator = make_accelerator()
-    session, learner = open_session(
-        recipe, LocalShards(tiny / "shards"), tmp_path / "run", accelerator, 0, create=False
-    )
-    before = learner.snapshot()
-    find_lr(session, learner, num_steps=12)
-    after = learner.snapshot()
+    shards = LocalShards(tiny / "shards")
+    trainer = Trainer(recipe, shards, tmp_path / "run", accelerator, create=False)
+    before = trainer.state.snapshot()
+    find_lr(trainer, num_steps=12)
+    after = trainer.state.snapshot()
     for name, tensor in before["model"].items():
         assert torch.equal(after["model"][name], tensor)
-    assert learner.ema is not None
+    assert trainer.state.ema is not None
     for name, tensor in before["ema"].model.state_dict().items():
-        assert torch.equal(learner.ema.model.state_dict()[name], tensor)
+        assert torch.equal(trainer.state.ema.model.state_dict()[name], tensor)
     assert after["optimizer"]["state"] == before["optimizer"]["state"] == {}
 
 

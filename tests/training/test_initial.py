@@ -15,12 +15,11 @@ from imagenet_rn50.model import build_labelled, to_torchvision
 from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint
 from imagenet_rn50.runs.metrics import START, MetricsLogger, read_metrics
-from imagenet_rn50.training.fit import open_session
-from imagenet_rn50.training.initial import begin_with
-from imagenet_rn50.training.persistence import Persistence
-from imagenet_rn50.training.saver import Saver
-from imagenet_rn50.training.session import make_accelerator
-from imagenet_rn50.training.start import Start
+from imagenet_rn50.training.accelerator import make_accelerator
+from imagenet_rn50.training.checkpointer import AsyncCheckpointer
+from imagenet_rn50.training.config import CheckpointConfig
+from imagenet_rn50.training.initial import init_from_pretrained
+from imagenet_rn50.training.trainer import Trainer
 from tests.support import write_recipe, write_shards
 
 ROOT = Path(__file__).parents[2]
@@ -65,11 +64,10 @@ def test_the_same_classes_keep_their_classifier_and_other_names_are_said(tiny):
     theirs = save_weights(tiny / "model.safetensors", num_classes=3)
     (tiny / "config.json").write_text('{"id2label": {"0": "first", "1": "wolf", "2": "third"}}')
     told: list[str] = []
-    accelerator = SimpleNamespace(print=told.append)
-    session: Any = SimpleNamespace(init_from=str(tiny), accelerator=accelerator, start=Start())
+    accelerator: Any = SimpleNamespace(print=told.append)
     recipe = load_recipe(str(tiny / "tiny.yaml"))
     model = build_labelled(recipe.model, ["first", "second", "third"])
-    line = begin_with(model, session)
+    line = init_from_pretrained(model, str(tiny), accelerator)
     assert line["init_from"]["classifier"] == "kept"
     assert torch.equal(model.state_dict()["classifier.1.bias"], theirs["classifier.1.bias"])
     assert "1 of 3 classes are named otherwise there ('wolf' for 'second')" in told[0]
@@ -81,27 +79,32 @@ def test_a_checkpoint_taken_up_comes_before_other_weights_and_the_lr_finder_take
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     theirs = save_weights(tiny / "weights.safetensors", num_classes=3)
     recipe, shards = load_recipe(str(tiny / "tiny.yaml")), LocalShards(tiny / "shards")
-    weights, told = str(tiny / "weights.safetensors"), "the weights are those of"
+    weights = str(tiny / "weights.safetensors")
 
-    def learner(run, **options):
-        accelerator = make_accelerator()
-        return open_session(recipe, shards, run, accelerator, 0, init_from=weights, **options)[1]
+    def build(run, **options):
+        return Trainer(recipe, shards, run, make_accelerator(), **options)
 
-    begun = learner(tiny / "other")
-    assert torch.equal(begun.bare.state_dict()[STEM], theirs[STEM])
-    assert begun.origin["init_from"]["name"] == "weights.safetensors"
-    session, trained = open_session(recipe, shards, tiny / "other", make_accelerator(), 0)
-    with closing(MetricsLogger(tiny / "other", 0)) as journal:
-        with closing(Saver(session, trained, journal)) as saver:
-            saver.save(session.progress(8), 0)
-    assert not torch.equal(trained.bare.state_dict()[STEM], theirs[STEM])
-    assert told not in capsys.readouterr().out
+    def stem(trainer):
+        return trainer.state.model.state_dict()[STEM]
 
-    checkpoint = tiny / "other" / "checkpoints" / folder_name(8)
-    forked = learner(tiny / "new", persistence=Persistence(resume=str(checkpoint)))
-    assert forked.origin == {}
-    assert torch.equal(forked.bare.state_dict()[STEM], trained.bare.state_dict()[STEM])
-    assert f"{told} {checkpoint}: --init-from is left aside" in capsys.readouterr().out
-    tried = learner(tiny / "other", create=False)  # as --find-lr does
-    assert torch.equal(tried.bare.state_dict()[STEM], theirs[STEM])
-    assert "beginning with the weights of weights.safetensors" in capsys.readouterr().out
+    fresh = build(tiny / "other", init_from=weights)
+    assert torch.equal(stem(fresh), theirs[STEM])
+    assert fresh.init_info["init_from"]["name"] == "weights.safetensors"
+    trained = build(tiny / "other")
+    trained.state.progress = trained.state.progress.after_step()
+    with closing(MetricsLogger(tiny / "other", 0)) as logger:
+        with closing(AsyncCheckpointer(trained.run, trained.config, logger)) as checkpointer:
+            trained.checkpointer, trained.logger = checkpointer, logger
+            trained.save()
+    assert not torch.equal(stem(trained), theirs[STEM])
+    assert "--init-from" not in capsys.readouterr().out
+
+    checkpoint = tiny / "other" / "checkpoints" / folder_name(trained.state.progress.samples_seen)
+    resume = CheckpointConfig(resume=str(checkpoint))
+    forked = build(tiny / "new", init_from=weights, config=resume)
+    assert forked.init_info == {}
+    assert torch.equal(stem(forked), stem(trained))
+    assert f"{checkpoint}: --init-from is not used" in capsys.readouterr().out
+    finder = build(tiny / "other", init_from=weights, create=False)  # as --find-lr does
+    assert torch.equal(stem(finder), theirs[STEM])
+    assert "weights.safetensors" in capsys.readouterr().out

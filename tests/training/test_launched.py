@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from imagenet_rn50.training.seen import hash_of_samples, wrapped
 
 from imagenet_rn50.loading.order import TrainingOrder
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
-from imagenet_rn50.training.seen import hash_of_samples, wrapped
 from tests.training.trainers import (
     EXIT_INTERRUPTED,
     NUM_EPOCHS,

@@ -1,6 +1,6 @@
 import torch
 
-from imagenet_rn50.training.meter import Meter
+from imagenet_rn50.training.meters import Meter
 
 
 def test_a_host_is_never_more_than_two_steps_ahead_of_its_gpu(monkeypatch):

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagenet_rn50.recipe import Recipe
-from imagenet_rn50.training.mixing import mix
+from imagenet_rn50.training.losses import mix
 
 
 def flat_pictures(num, num_classes):

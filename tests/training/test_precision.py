@@ -14,7 +14,6 @@ from accelerate.utils import TorchDynamoPlugin
 from safetensors.torch import load_file
 from torch import nn
 
-from imagenet_rn50.classes import Classes
 from imagenet_rn50.loading.device import DeviceBatch
 from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.model import build_model, logits_of
@@ -23,16 +22,13 @@ from imagenet_rn50.recipe import ModelRecipe, OptimizerRecipe, Recipe
 from imagenet_rn50.runs.checkpoints import newest_checkpoint
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import read_metrics
-from imagenet_rn50.training.fit import open_session
-from imagenet_rn50.training.learner import Learner
-from imagenet_rn50.training.meter import Meter
-from imagenet_rn50.training.persistence import Persistence
-from imagenet_rn50.training.session import make_accelerator
+from imagenet_rn50.training.accelerator import make_accelerator
+from imagenet_rn50.training.config import CheckpointConfig
+from imagenet_rn50.training.trainer import Trainer
 from tests.support import CLASSES, write_recipe, write_shards
 
 ROOT = Path(__file__).parents[2]
-NUM_CLASSES = 5
-WNIDS = tuple(f"n{number:08d}" for number in range(NUM_CLASSES))
+NUM_CLASSES = len(CLASSES)
 TINY = ModelRecipe(embedding_size=8, hidden_sizes=(8, 8), depths=(1, 1), layer_type="basic")
 
 
@@ -91,28 +87,32 @@ def test_a_compiled_run_goes_on_compiled_or_not(launched, backend, tmp_path, mon
     accelerator = make_accelerator()
     monkeypatch.setattr(accelerator.state, "dynamo_plugin", TorchDynamoPlugin(backend=backend))
     recipe, shards = RunFolder(tmp_path / "run").recipe(), LocalShards(launched / "shards")
-    plan = Persistence(allow_change=("mixed_precision",))
+    config = CheckpointConfig(allow_change=("mixed_precision",))
     run = tmp_path / "run"
-    session, learner = open_session(recipe, shards, run, accelerator, 0, persistence=plan)
+    trainer = Trainer(recipe, shards, run, accelerator, config=config)
     found = newest_checkpoint(run / "checkpoints")
     assert found is not None
-    assert session.start.samples_seen == found.samples_seen
-    assert isinstance(learner._model, torch._dynamo.OptimizedModule) == (backend == "eager")
-    assert learner.ema is not None
-    for model, name in ((learner.bare, "model"), (learner.ema.model, "ema")):
+    assert trainer.state.progress.samples_seen == found.samples_seen
+    assert isinstance(trainer.model, torch._dynamo.OptimizedModule) == (backend == "eager")
+    assert trainer.state.ema is not None
+    for model, name in ((trainer.state.model, "model"), (trainer.state.ema.model, "ema")):
         for key, tensor in load_file(found.folder / f"{name}.safetensors").items():
             assert torch.equal(model.state_dict()[key], tensor)
 
 
-def learner_of(recipe, accelerator):
-    session = SimpleNamespace(
-        recipe=recipe,
-        accelerator=accelerator,
-        add_up=lambda tensor: tensor,
-        folder=None,
-        init_from=None,
-    )
-    return Learner(session, Classes(WNIDS, WNIDS))  # type: ignore[arg-type]
+@pytest.fixture
+def build(tiny, tmp_path):
+    """Builds a trainer for steps alone: no run directory is created."""
+
+    def build(recipe, accelerator):
+        shards = LocalShards(tiny / "shards")
+        return Trainer(recipe, shards, tmp_path / "run", accelerator, create=False)
+
+    return build
+
+
+def read(trainer):
+    return trainer.meter.compute_and_reset(trainer.all_reduce_sum)
 
 
 def endless_batches(size=4):
@@ -145,78 +145,78 @@ def tiny_recipe(**optimizer):
     )
 
 
-def test_fp16_computes_in_fp16_and_learns(fp16):
-    learner, meter = learner_of(tiny_recipe(), fp16), Meter(fp16.device, 1)
+def test_fp16_computes_in_fp16_and_learns(fp16, build):
+    trainer = build(tiny_recipe(), fp16)
     kinds = set()
-    convolution = next(m for m in learner.bare.modules() if isinstance(m, nn.Conv2d))
+    convolution = next(m for m in trainer.state.model.modules() if isinstance(m, nn.Conv2d))
     convolution.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
     losses, batches = [], endless_batches()
     for _ in range(15):
-        learner.step(batches, 0.05, meter, samples_seen=0)
-        line = meter.read(lambda tensor: tensor)
+        trainer.train_step(batches, 0.05, position=0)
+        line = read(trainer)
         losses.append(line["loss"])
         assert "skipped_steps" not in line
     assert kinds == {torch.float16}
     assert losses[-1] < 0.7 * losses[0]
-    assert all(p.dtype == torch.float32 for p in learner.bare.parameters())
+    assert all(p.dtype == torch.float32 for p in trainer.state.model.parameters())
 
 
-def test_an_overflow_changes_nothing_is_counted_and_the_next_steps_are_taken(fp16):
+def test_an_overflow_changes_nothing_is_counted_and_the_next_steps_are_taken(fp16, build):
     fp16.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
-    learner, meter = learner_of(tiny_recipe(), fp16), Meter(fp16.device, 1)
+    trainer = build(tiny_recipe(), fp16)
     batches = endless_batches()
-    weights = copy.deepcopy(dict(learner.bare.named_parameters()))
-    learner.step(batches, 0.05, meter, samples_seen=0)
-    line = meter.read(lambda tensor: tensor)
+    weights = copy.deepcopy(dict(trainer.state.model.named_parameters()))
+    trainer.train_step(batches, 0.05, position=0)
+    line = read(trainer)
     assert line["skipped_steps"] == 1
     assert 1.0 < line["loss"] < 3.0  # the loss itself, not scaled
     assert fp16.scaler.get_scale() == 2.0**39
-    assert learner.optimizer.state_dict()["state"] == {}
-    assert learner.ema._num_updates == 0
-    for name, parameter in learner.bare.named_parameters():
+    assert trainer.state.optimizer.state_dict()["state"] == {}
+    assert trainer.state.ema._num_updates == 0
+    for name, parameter in trainer.state.model.named_parameters():
         assert torch.equal(parameter, weights[name])
     for _ in range(40):
-        learner.step(batches, 0.05, meter, samples_seen=0)
-        if learner.ema._num_updates == 2:
+        trainer.train_step(batches, 0.05, position=0)
+        if trainer.state.ema._num_updates == 2:
             break
-    assert meter.read(lambda tensor: tensor)["skipped_steps"] > 1
-    for name, tensor in learner.bare.state_dict().items():
+    assert read(trainer)["skipped_steps"] > 1
+    for name, tensor in trainer.state.model.state_dict().items():
         assert tensor.isfinite().all()
         assert name not in weights or not torch.equal(tensor, weights[name])
 
 
-def test_gradients_are_clipped_after_they_were_unscaled(fp16):
+def test_gradients_are_clipped_after_they_were_unscaled(fp16, build):
     recipe = tiny_recipe(clip_norm=0.01, momentum=0.0)
-    learner, meter = learner_of(recipe, fp16), Meter(fp16.device, 1)
-    before = torch.cat([p.detach().flatten() for p in learner.bare.parameters()])
-    learner.step(endless_batches(), 0.5, meter, samples_seen=0)
-    after = torch.cat([p.detach().flatten() for p in learner.bare.parameters()])
+    trainer = build(recipe, fp16)
+    before = torch.cat([p.detach().flatten() for p in trainer.state.model.parameters()])
+    trainer.train_step(endless_batches(), 0.5, position=0)
+    after = torch.cat([p.detach().flatten() for p in trainer.state.model.parameters()])
     assert (after - before).norm().item() == pytest.approx(0.5 * 0.01, rel=1e-2)
 
 
-def test_averaged_weights_are_evaluated_in_mixed_precision_as_themselves(fp16):
+def test_averaged_weights_are_evaluated_in_mixed_precision_as_themselves(fp16, build):
     """Accelerate replaces the model's forward; the average's copy must not call the original's."""
-    learner = learner_of(tiny_recipe(), fp16)
-    last = learner.ema.model.get_submodule("classifier.1")
+    trainer = build(tiny_recipe(), fp16)
+    last = trainer.state.ema.model.get_submodule("classifier.1")
     nn.init.zeros_(last.weight)
     nn.init.constant_(last.bias, 3.0)
     pictures = next(endless_batches()).pictures
-    logits = logits_of(learner.ema.model, pictures)
+    logits = logits_of(trainer.state.ema.model, pictures)
     assert torch.equal(logits, torch.full((4, NUM_CLASSES), 3.0))
     assert logits.dtype == torch.float32
 
 
 @pytest.mark.slow
-def test_inductor_takes_the_steps_of_eager(monkeypatch):
+def test_inductor_takes_the_steps_of_eager(monkeypatch, build):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     weights = []
     for backend in ("no", "inductor"):
         accelerator = make_accelerator()
         monkeypatch.setattr(accelerator.state, "dynamo_plugin", TorchDynamoPlugin(backend=backend))
-        learner, batches = learner_of(tiny_recipe(), accelerator), endless_batches()
+        trainer, batches = build(tiny_recipe(), accelerator), endless_batches()
         for _ in range(3):
-            learner.step(batches, 0.05, Meter(accelerator.device, 1), samples_seen=0)
-        weights.append(learner.bare.state_dict())
+            trainer.train_step(batches, 0.05, position=0)
+        weights.append(trainer.state.model.state_dict())
     eager, compiled = weights
     assert eager.keys() == compiled.keys()
     for name, tensor in eager.items():

@@ -12,7 +12,7 @@ import pytest
 from imagenet_rn50.runs.checkpoints import newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.training import preemption
-from imagenet_rn50.training.preemption import listening, listens
+from imagenet_rn50.training.preemption import is_spot_watched, watch_spot_notice
 from tests.training.trainers import EXIT_INTERRUPTED, wait_until
 
 
@@ -21,7 +21,7 @@ def test_a_service_that_does_not_answer_is_told_once_and_ends_nothing(monkeypatc
         port = closed.getsockname()[1]
     monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://127.0.0.1:{port}")
     requested: list[str] = []
-    with listening(requested.append, enabled=True, poll_seconds=0.01):
+    with watch_spot_notice(requested.append, enabled=True, poll_seconds=0.01):
         time.sleep(0.5)
     assert not requested
     assert capsys.readouterr().out.count("cannot be read") == 1
@@ -43,25 +43,25 @@ def test_a_garbled_answer_is_told_once_and_the_notice_after_it_is_heard(monkeypa
         address = f"http://127.0.0.1:{server.server_address[1]}"
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", address)
         requested: list[str] = []
-        with listening(requested.append, enabled=True, poll_seconds=0.01):
+        with watch_spot_notice(requested.append, enabled=True, poll_seconds=0.01):
             wait_until(lambda: requested)
         server.shutdown()
     assert requested == ["EC2 announces: stop at 2030-01-02T03:04:05Z"]
     assert capsys.readouterr().out.count("cannot be read") == 1
 
 
-def test_it_listens_on_ec2_and_where_asked_to(monkeypatch, tmp_path):
+def test_it_is_spot_watched_on_ec2_and_where_asked_to(monkeypatch, tmp_path):
     vendor = tmp_path / "sys_vendor"
     vendor.write_text("Amazon EC2\n")
     monkeypatch.setattr(preemption, "_VENDOR", vendor)
-    assert listens("auto")
-    assert not listens("off")
+    assert is_spot_watched("auto")
+    assert not is_spot_watched("off")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    assert not listens("auto")
+    assert not is_spot_watched("auto")
     monkeypatch.delenv("AWS_EC2_METADATA_DISABLED")
     vendor.write_text("LENOVO\n")
-    assert not listens("auto")
-    assert listens("on")
+    assert not is_spot_watched("auto")
+    assert is_spot_watched("on")
 
 
 class Metadata(http.server.BaseHTTPRequestHandler):

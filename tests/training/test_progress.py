@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_rn50.training.progress import Progress
+from imagenet_rn50.training.state import Progress
 
 sizes = st.integers(1, 200)
 

@@ -14,7 +14,7 @@ from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.remote_run import RemoteRun
 from imagenet_rn50.runs.snapshot import take_snapshot
 from imagenet_rn50.training import sync as syncing
-from imagenet_rn50.training.persistence import Persistence
+from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.training.sync import Sync, fetch_run
 from tests.training.trainers import hashes, steps_saved
 
@@ -123,7 +123,7 @@ def fetch_as_the_first(run, recipe, shards, address, monkeypatch):
     accelerator: Any = SimpleNamespace(
         is_main_process=True, is_local_main_process=True, wait_for_everyone=lambda: None
     )
-    fetch_run(accelerator, RunFolder(run), recipe, shards, Persistence(sync=str(address)))
+    fetch_run(accelerator, RunFolder(run), recipe, shards, CheckpointConfig(sync=str(address)))
 
 
 def test_machines_that_share_nothing_all_go_on_from_what_the_first_one_has(
@@ -139,7 +139,7 @@ def test_machines_that_share_nothing_all_go_on_from_what_the_first_one_has(
             is_local_main_process=True,
             wait_for_everyone=lambda: None,
         )
-        asked = RunFolder(run), stopped.recipe(), tiny / "shards", Persistence(sync=str(there))
+        asked = RunFolder(run), stopped.recipe(), tiny / "shards", CheckpointConfig(sync=str(there))
         fetch_run(accelerator, *asked)
     assert hashes(first) == hashes(second) == hashes(later.path)
     assert steps_saved(second)[-1] == 40
@@ -152,7 +152,7 @@ def test_a_checkpoint_that_lacks_a_file_is_named_and_keeps_no_other_from_being_s
     shutil.copytree(later.path, run.path)
     assert steps_saved(run.path) == [32, 40]
     (run.checkpoints / "samples-000000032" / "optimizer.bin").unlink()
-    sync = Sync(run, Persistence(sync=str(there)), enabled=True)
+    sync = Sync(run, CheckpointConfig(sync=str(there)), enabled=True)
     sync.bring()
     sync.finish()
     files = remote(there).latest()

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from imagenet_rn50.recipe import OptimizerRecipe, Recipe, ScheduleRecipe
 from imagenet_rn50.recipe_files import load_recipe, recipe_names
-from imagenet_rn50.training.schedules import Plateau, concerns, learning_rate
+from imagenet_rn50.training.schedules import Plateau, learning_rate, schedule_warnings
 
 
 def recipe_of(name, *, epochs=10, warmup=3.0, lr=0.4, start=0.04, end=4e-6):
@@ -97,14 +97,14 @@ def test_a_plateau_before_the_end_of_the_decay_is_no_plateau():
 def test_a_run_that_stops_before_its_decay_is_said_so_in_words():
     # The run by hand: a OneCycle over 250 epochs, stopped at 67.
     schedule = ScheduleRecipe(warmup_epochs=75.0, decay_until=250.0)
-    (concern,) = concerns(Recipe(epochs=67, schedule=schedule))
+    (concern,) = schedule_warnings(Recipe(epochs=67, schedule=schedule))
     assert "before its peak" in concern
     schedule = ScheduleRecipe(warmup_epochs=10.0, decay_until=250.0)
-    (concern,) = concerns(Recipe(epochs=67, schedule=schedule))
+    (concern,) = schedule_warnings(Recipe(epochs=67, schedule=schedule))
     assert "before its decay does at epoch 250" in concern
-    assert list(concerns(Recipe())) == []
+    assert list(schedule_warnings(Recipe())) == []
 
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_no_shipped_recipe_leaves_a_part_of_its_schedule_out(name):
-    assert list(concerns(load_recipe(name))) == []
+    assert list(schedule_warnings(load_recipe(name))) == []

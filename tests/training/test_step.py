@@ -1,56 +1,49 @@
 """One step of ours beside one step of plain PyTorch."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 import torchvision
 from torch.nn import functional
 
-from imagenet_rn50.classes import Classes
 from imagenet_rn50.loading.device import on_device
 from imagenet_rn50.loading.loader import Batch
+from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.loading.transforms import normalise
 from imagenet_rn50.model import to_torchvision
 from imagenet_rn50.recipe import OptimizerRecipe, Recipe
-from imagenet_rn50.training.learner import Learner
-from imagenet_rn50.training.meter import Meter
-from imagenet_rn50.training.session import make_accelerator
+from imagenet_rn50.training.accelerator import make_accelerator
+from imagenet_rn50.training.trainer import Trainer
+from tests.support import CLASSES
 
-NUM_CLASSES = 20
-WNIDS = tuple(f"n{number:08d}" for number in range(NUM_CLASSES))
+NUM_CLASSES = len(CLASSES)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_step_equals_a_plain_step_on_torchvisions_resnet_50(accumulation, monkeypatch):
+def test_a_step_equals_a_plain_step_on_torchvisions_resnet_50(
+    accumulation, tiny, tmp_path, monkeypatch
+):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     recipe = Recipe(
         global_batch=4, micro_batch=4 // accumulation, optimizer=OptimizerRecipe(lr=0.1)
     )
     accelerator = make_accelerator()
-    session = SimpleNamespace(
-        recipe=recipe,
-        accelerator=accelerator,
-        add_up=lambda tensor: tensor,
-        init_from=None,
-    )
-    learner = Learner(session, Classes(WNIDS, WNIDS))  # type: ignore[arg-type]
+    shards = LocalShards(tiny / "shards")
+    trainer = Trainer(recipe, shards, tmp_path / "run", accelerator, create=False)
     theirs = torchvision.models.resnet50(num_classes=NUM_CLASSES)
-    theirs.load_state_dict(to_torchvision(learner.bare.state_dict()), strict=True)
+    theirs.load_state_dict(to_torchvision(trainer.state.model.state_dict()), strict=True)
 
     torch.manual_seed(1)
     pictures = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, NUM_CLASSES, (4,))
     parts = list(zip(pictures.chunk(accumulation), labels.chunk(accumulation), strict=True))
 
-    meter = Meter(accelerator.device, 1)
     batches = on_device(
         [Batch(x, y, y, y >= 0) for x, y in parts],
         accelerator.device,
         recipe.data.mean,
         recipe.data.std,
     )
-    learner.step(batches, 0.05, meter, samples_seen=0)
+    trainer.train_step(batches, 0.05, position=0)
 
     decayed = [p for p in theirs.parameters() if p.ndim > 1]
     others = [p for p in theirs.parameters() if p.ndim == 1]
@@ -65,7 +58,9 @@ def test_a_step_equals_a_plain_step_on_torchvisions_resnet_50(accumulation, monk
     optimizer.step()
 
     expected = torch.stack(losses).mean().item()
-    assert meter.read(lambda tensor: tensor)["loss"] == pytest.approx(expected, rel=1e-5)
-    ours = to_torchvision(learner.bare.state_dict())
+    assert trainer.meter.compute_and_reset(trainer.all_reduce_sum)["loss"] == pytest.approx(
+        expected, rel=1e-5
+    )
+    ours = to_torchvision(trainer.state.model.state_dict())
     for name, parameter in theirs.named_parameters():
         torch.testing.assert_close(ours[name], parameter.detach(), rtol=1e-4, atol=1e-6)

@@ -177,7 +177,7 @@ def wait_until(happened, said=lambda: ""):
 
 def _serve():
     """Forks a trainer for each order on stdin, and tells how those that are asked for ended."""
-    for name in ("matplotlib.figure", "torch.utils.tensorboard", "imagenet_rn50.training.fit"):
+    for name in ("matplotlib.figure", "torch.utils.tensorboard", "imagenet_rn50.training.trainer"):
         importlib.import_module(name)
     for line in sys.stdin:
         order = json.loads(line)

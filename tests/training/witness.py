@@ -9,15 +9,15 @@ import sys
 from pathlib import Path
 
 import train_accelerate
-from imagenet_rn50.training.session import Session
+from imagenet_rn50.training.trainer import Trainer
 
 
 def main():
     notes = Path(sys.argv.pop(1))
-    make_loader = Session.training_loader
+    make_loader = Trainer.train_loader
 
-    def noting(session, start, stop):
-        loader = make_loader(session, start, stop)
+    def noting(trainer, start, stop):
+        loader = make_loader(trainer, start, stop)
         count = loader._count_substitutions  # called with each batch that is handed out
         given = []
 
@@ -29,7 +29,7 @@ def main():
         loader._count_substitutions = note  # type: ignore[method-assign]
         return loader
 
-    Session.training_loader = noting  # type: ignore[method-assign]
+    Trainer.train_loader = noting  # type: ignore[method-assign]
     train_accelerate.main()
 
 

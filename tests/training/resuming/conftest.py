@@ -3,7 +3,7 @@ import shutil
 import pytest
 import torch
 
-from imagenet_rn50.training import ending
+from imagenet_rn50.training import trainer
 from tests.support import write_recipe, write_shards
 from tests.training.resuming.support import RECIPE, train
 from tests.training.trainers import steps_saved
@@ -20,7 +20,7 @@ def tiny(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _on_the_cpu_without_pictures(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
-    monkeypatch.setattr(ending, "draw_plots", lambda run: None)
+    monkeypatch.setattr(trainer, "draw_plots", lambda run: None)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -37,7 +37,7 @@ def finished(tiny, _one_thread):
     """A run that nothing disturbed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "1")
-        patch.setattr(ending, "draw_plots", lambda run: None)
+        patch.setattr(trainer, "draw_plots", lambda run: None)
         train(tiny, tiny / "undisturbed")
     return tiny / "undisturbed"
 
@@ -47,7 +47,7 @@ def stopped_once(tiny, _one_thread):
     run = tiny / "stopped"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ACCELERATE_USE_CPU", "1")
-        patch.setattr(ending, "draw_plots", lambda run: None)
+        patch.setattr(trainer, "draw_plots", lambda run: None)
         train(tiny, run, stop_at_step=5, checkpoint_steps=1, keep_last=3)
     assert steps_saved(run) == [24, 32, 40]
     return run

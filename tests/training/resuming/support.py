@@ -6,9 +6,9 @@ from imagenet_rn50.errors import InputError
 from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.runs.metrics import read_metrics
-from imagenet_rn50.training import fit as fitting
-from imagenet_rn50.training.persistence import Persistence
-from imagenet_rn50.training.session import make_accelerator
+from imagenet_rn50.training.accelerator import make_accelerator
+from imagenet_rn50.training.config import CheckpointConfig
+from imagenet_rn50.training.trainer import Trainer
 from tests.training.trainers import hashes, measured
 
 # Everything that a checkpoint must hold: averages, mixing, growing crops, a plateau that cuts.
@@ -33,18 +33,22 @@ def recipe_of(tiny):
     return load_recipe(str(tiny / "tiny.yaml"))
 
 
-def train(tiny, run, recipe=None, shards=None, **persistence):
-    """Runs one process's part of a run; returns its exit code."""
-    session, learner = fitting.open_session(
+def build(tiny, run, recipe=None, shards=None, create=True, **config):
+    """Builds a trainer in this process."""
+    return Trainer(
         recipe or recipe_of(tiny),
         LocalShards(shards or tiny / "shards"),
         run,
         make_accelerator(),
-        0,
-        persistence=Persistence(**persistence),
+        config=CheckpointConfig(**config),
+        create=create,
     )
+
+
+def train(tiny, run, **options):
+    """Runs one process's part of a run; returns its exit code."""
     try:
-        fitting.fit(session, learner)
+        build(tiny, run, **options).train()
     except SystemExit as ended:
         return ended.code
     return 0

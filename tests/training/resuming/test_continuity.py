@@ -5,14 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
-from imagenet_rn50.training import fit as fitting
-from imagenet_rn50.training.persistence import Persistence
-from imagenet_rn50.training.session import make_accelerator
 from tests.support import write_shards
-from tests.training.resuming.support import NUM_STEPS, other_recipe, recipe_of, refusal, train
+from tests.training.resuming.support import (
+    NUM_STEPS,
+    build,
+    other_recipe,
+    recipe_of,
+    refusal,
+    train,
+)
 from tests.training.trainers import hashes
 
 
@@ -35,16 +38,10 @@ def test_a_changed_recipe_is_refused_with_both_values_until_it_is_named(tiny, st
 
 
 def test_a_change_that_was_asked_for_reaches_the_optimizer(tiny, stopped):
-    session, learner = fitting.open_session(
-        other_recipe(tiny, weight_decay=0.5, momentum=0.5),
-        LocalShards(tiny / "shards"),
-        stopped,
-        make_accelerator(),
-        0,
-        persistence=Persistence(allow_change=("optimizer",)),
-    )
-    assert learner.optimizer.param_groups[0]["weight_decay"] == 0.5
-    assert learner.optimizer.param_groups[0]["momentum"] == 0.5
+    recipe = other_recipe(tiny, weight_decay=0.5, momentum=0.5)
+    state = build(tiny, stopped, recipe=recipe, allow_change=("optimizer",)).state
+    assert state.optimizer.param_groups[0]["weight_decay"] == 0.5
+    assert state.optimizer.param_groups[0]["momentum"] == 0.5
 
 
 @pytest.mark.parametrize(
@@ -102,9 +99,9 @@ def test_another_precision_is_refused_until_it_is_named(tiny, stopped, monkeypat
 
 
 def test_a_learning_rate_that_nothing_explains_is_refused(tiny, stopped, monkeypatch):
-    from imagenet_rn50.training import start
+    from imagenet_rn50.training import resume
 
-    monkeypatch.setattr(start, "learning_rate", lambda recipe, epoch, num_cuts: 0.049)
+    monkeypatch.setattr(resume, "learning_rate", lambda recipe, epoch, num_cuts: 0.049)
     assert "learning_rate: 0.05 -> 0.049" in refusal(tiny, stopped)
 
 

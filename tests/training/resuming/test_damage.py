@@ -10,21 +10,19 @@ import pytest
 import torch
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.runs.checkpoints import (
     checkpoint_folders,
+    commit,
     folder_name,
     newest_checkpoint,
-    commit,
     verify,
 )
 from imagenet_rn50.runs.metrics import MetricsLogger, read_metrics
-from imagenet_rn50.training import fit as fitting
-from imagenet_rn50.training import saver as saving
-from imagenet_rn50.training.saver import Saver
-from imagenet_rn50.training.session import make_accelerator
+from imagenet_rn50.training import checkpointer as checkpointing
+from imagenet_rn50.training.checkpointer import AsyncCheckpointer
 from tests.training.resuming.support import (
     assert_same_run,
+    build,
     recipe_of,
     refusal,
     train,
@@ -33,23 +31,22 @@ from tests.training.trainers import steps_saved
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoint.json", "model.safetensors", "optimizer.bin", "ema.safetensors"]
+    "name",
+    [
+        *("checkpoint.json", "model.safetensors", "optimizer.bin", "ema.safetensors"),
+        *("scaler.pt", "train_state.json"),
+    ],
 )
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_each_file_that_is_damaged_is_named_and_the_checkpoint_before_is_taken(
     tiny, stopped, capsys, name, damage
 ):
     damaged = stopped / "checkpoints" / folder_name(40)
-    assert {path.name for path in damaged.iterdir()} == {
-        *("checkpoint.json", "model.safetensors", "optimizer.bin", "ema.safetensors")
-    }
+    assert len(list(damaged.iterdir())) == 6
     content = bytearray((damaged / name).read_bytes())
     content[-1] ^= 1
     (damaged / name).write_bytes(content if damage == "flipped" else content[:-1])
-    session, _ = fitting.open_session(
-        recipe_of(tiny), LocalShards(tiny / "shards"), stopped, make_accelerator(), 0
-    )
-    assert session.start.samples_seen == 32
+    assert build(tiny, stopped).state.progress.samples_seen == 32
     assert str(damaged / name) in capsys.readouterr().out
     assert damaged.with_name(f"{damaged.name}.damaged").is_dir()
 
@@ -106,98 +103,92 @@ def test_a_pickle_that_would_run_something_is_not_run(tiny, stopped, tmp_path):
     shutil.copytree(checkpoint.folder, made)
     (made / "optimizer.bin").write_bytes(pickle.dumps(Stranger(), protocol=2))
     stranger = tmp_path / folder_name(40)
-    commit(made, stranger, 40, is_best=False, **checkpoint.metadata)
-    with pytest.raises(InputError, match="something else than tensors"):
+    commit(made, stranger, 40, is_best=False, metadata=checkpoint.metadata)
+    with pytest.raises(InputError, match="cannot be loaded"):
         train(tiny, tmp_path / "run", resume=str(stranger))
     assert not (tmp_path / "owned").exists()
 
 
+def checkpointer_of(trainer, **options):
+    """Returns what saves a trainer's state, and its logger."""
+    logger = MetricsLogger(trainer.run.path, 0)
+    return AsyncCheckpointer(trainer.run, trainer.config, logger, **options), logger
+
+
+def save(checkpointer, state, samples_seen, **metadata):
+    """Saves a state, as if it had seen so many samples; returns whether that succeeded."""
+    state.progress = dataclasses.replace(state.progress, samples_seen=samples_seen)
+    checkpointer.save(state, metadata)
+    return checkpointer.wait()
+
+
 def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path, capsys):
-    session, learner = fitting.open_session(
-        recipe_of(tiny), LocalShards(tiny / "shards"), tmp_path / "run", make_accelerator(), 0
-    )
-    journal = MetricsLogger(tmp_path / "run", 0)
-    with closing(Saver(session, learner, journal)) as saver:
+    trainer = build(tiny, tmp_path / "run")
+    checkpointer, logger = checkpointer_of(trainer)
+    with closing(logger), closing(checkpointer):
         with torch.no_grad():
-            next(learner.bare.parameters())[0] = torch.nan
-        saver.save(session.progress(8), 0)
-        assert not saver.finish()
-    journal.close()
-    assert newest_checkpoint(session.folder.checkpoints) is None
+            next(trainer.state.model.parameters())[0] = torch.nan
+        assert not save(checkpointer, trainer.state, 8)
+    assert newest_checkpoint(trainer.run.checkpoints) is None
     assert "is no longer finite" in capsys.readouterr().out
 
 
 def test_what_could_not_be_saved_is_not_what_a_later_best_must_beat(tiny, tmp_path, monkeypatch):
-    session, learner = fitting.open_session(
-        recipe_of(tiny), LocalShards(tiny / "shards"), tmp_path / "run", make_accelerator(), 0
-    )
-    journal = MetricsLogger(tmp_path / "run", 0)
+    trainer = build(tiny, tmp_path / "run")
+    checkpointer, logger = checkpointer_of(trainer)
 
     def full(folder, state):
         raise OSError(errno.ENOSPC, "no space left")
 
-    with closing(journal), closing(Saver(session, learner, journal)) as saver:
+    with closing(logger), closing(checkpointer):
         for samples_seen, score in ((8, 0.3), (16, 0.6), (24, 0.5), (32, 0.45), (40, 0.4)):
             with monkeypatch.context() as patch:
                 if score == 0.6:
-                    patch.setattr(saving, "write_state", full)
-                saver.save(session.progress(samples_seen), 0, score=score)
-                assert saver.finish() == (score != 0.6)
-    left = [verify(folder) for folder in checkpoint_folders(session.folder.checkpoints)]
+                    patch.setattr(checkpointing, "write_state", full)
+                is_saved = save(checkpointer, trainer.state, samples_seen, score=score)
+                assert is_saved == (score != 0.6)
+    left = [verify(folder) for folder in checkpoint_folders(trainer.run.checkpoints)]
     assert [(c.samples_seen, c.is_best) for c in left] == [(24, True), (32, False), (40, False)]
 
 
-def test_weights_of_another_model_are_named(tiny, stopped, tmp_path):
-    checkpoint = verify(stopped / "checkpoints" / folder_name(40))
-    facts = dict(checkpoint.metadata)
+def test_weights_of_another_model_are_refused(tiny, stopped, tmp_path):
     recipe = recipe_of(tiny)
     wider = recipe.model.model_copy(update={"embedding_size": 16})
     recipe = recipe.model_copy(update={"model": wider})
-    metadata["recipe"] = recipe.model_dump(mode="json")
-    lying = dataclasses.replace(checkpoint, metadata=facts)
-    session, learner = fitting.open_session(
-        recipe, LocalShards(tiny / "shards"), tmp_path / "new", make_accelerator(), 0, create=False
-    )
-    with pytest.raises(InputError, match="another model's weights"):
-        learner.restore(lying)
+    checkpoint = verify(stopped / "checkpoints" / folder_name(40))
+    shutil.copytree(checkpoint.folder, tmp_path / "made.partial")
+    lying = checkpoint.metadata | {"recipe": recipe.model_dump(mode="json")}
+    stranger = tmp_path / folder_name(40)
+    commit(tmp_path / "made.partial", stranger, 40, is_best=False, metadata=lying)
+    with pytest.raises(InputError, match="cannot be loaded into this model"):
+        build(tiny, tmp_path / "new", recipe=recipe, resume=str(stranger))
 
 
-def test_the_loss_scale_of_fp16_is_kept_and_begins_anew_after_bf16(tiny, tmp_path):
-    accelerator = make_accelerator()
-    session, learner = fitting.open_session(
-        recipe_of(tiny), LocalShards(tiny / "shards"), tmp_path / "run", accelerator, 0
-    )
-    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
-    saver = Saver(session, learner, MetricsLogger(tmp_path / "run", 0))
-    with closing(saver):
-        saver.save(session.progress(8), 0)
-        assert saver.finish()
-        accelerator.scaler = None  # bf16
-        learner.restore(verify(session.folder.checkpoints / folder_name(8)))
-        saver.save(session.progress(16), 0)
-        assert saver.finish()
-    assert saver._journal is not None
-    saver._journal.close()
-    for samples_seen, scale in ((8, 512.0), (16, 1024.0)):
-        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
-        learner.restore(verify(session.folder.checkpoints / folder_name(samples_seen)))
-        assert accelerator.scaler.get_scale() == scale
+def test_the_loss_scale_of_fp16_is_kept_and_starts_again_after_bf16(tiny, tmp_path):
+    trainer = build(tiny, tmp_path / "run")
+    checkpointer, logger = checkpointer_of(trainer)
+    with closing(logger), closing(checkpointer):
+        trainer.state.scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
+        assert save(checkpointer, trainer.state, 8)
+        trainer.state.scaler = None  # bf16
+        assert save(checkpointer, trainer.state, 16)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for samples_seen, scale in ((8, 512.0), (16, 65536.0)):
+        folder = trainer.run.checkpoints / folder_name(samples_seen)
+        trainer.accelerator.load_state(str(folder))
+        assert trainer.accelerator.scaler.get_scale() == scale
 
 
 def test_what_follows_a_save_is_given_it_and_cannot_harm_it(tiny, tmp_path, capsys):
-    session, learner = fitting.open_session(
-        recipe_of(tiny), LocalShards(tiny / "shards"), tmp_path / "run", make_accelerator(), 0
-    )
     given = []
 
     def upload(checkpoint):
         given.append(verify(checkpoint.folder))
         raise ConnectionError("the bucket is away")
 
-    journal = MetricsLogger(tmp_path / "run", 0)
-    with closing(Saver(session, learner, journal, upload)) as saver:
-        saver.save(session.progress(8), 0)
-        assert saver.finish()
-    journal.close()
+    trainer = build(tiny, tmp_path / "run")
+    checkpointer, logger = checkpointer_of(trainer, after_save=upload)
+    with closing(logger), closing(checkpointer):
+        assert save(checkpointer, trainer.state, 8)
     assert [checkpoint.samples_seen for checkpoint in given] == [8]
-    assert "is saved, but then: ConnectionError: the bucket is away" in capsys.readouterr().out
+    assert "ConnectionError: the bucket is away" in capsys.readouterr().out

@@ -1,5 +1,7 @@
 """Resuming is exact, from any place."""
 
+import functools
+import json
 import os
 import shutil
 import signal
@@ -11,23 +13,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from imagenet_rn50.files import read_json
 from imagenet_rn50.loading.order import TrainingOrder
-from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.prove_resume import compare
-from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint, commit, verify
+from imagenet_rn50.runs.checkpoints import commit, folder_name, newest_checkpoint, verify
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
-from imagenet_rn50.training import fit as fitting
-from imagenet_rn50.training import validation
 from imagenet_rn50.training.interruption import EXIT_INTERRUPTED
-from imagenet_rn50.training.learner import Learner
-from imagenet_rn50.training.seen import hash_of_samples, wrapped
-from imagenet_rn50.training.session import make_accelerator
+from imagenet_rn50.training.sample_hash import hash_of_samples, wrapped
+from imagenet_rn50.training.state import PROGRESS
+from imagenet_rn50.training.trainer import Trainer
 from tests.training.resuming.support import (
     ACCUMULATION,
     EPOCH_ENDS,
     NUM_STEPS,
     assert_same_run,
+    build,
     recipe_of,
     train,
 )
@@ -36,15 +37,15 @@ from tests.training.trainers import steps_saved
 
 def signal_at(patch, micro_batch):
     """Sends this process a signal in the middle of a step, once."""
-    plain, left = Learner._loss, iter(range(micro_batch))
+    plain, left = Trainer.loss, iter(range(micro_batch))
 
     def loss(self, *arguments):
         if next(left, None) is None:
-            patch.setattr(Learner, "_loss", plain)
+            patch.setattr(Trainer, "loss", plain)
             os.kill(os.getpid(), signal.SIGTERM)
         return plain(self, *arguments)
 
-    patch.setattr(Learner, "_loss", loss)
+    patch.setattr(Trainer, "loss", loss)
 
 
 @settings(max_examples=12)
@@ -75,23 +76,23 @@ def test_every_step_is_a_place_to_stop_and_to_go_on(tiny, finished, tmp_path):
 def test_a_signal_in_evaluation_ends_it_and_it_is_done_once_when_going_on(
     tiny, finished, tmp_path, monkeypatch, epoch_end, with_checkpoint_before
 ):
-    run, plain = tmp_path / "run", validation.evaluate
+    run, plain = tmp_path / "run", Trainer.validate
 
-    def evaluate(learner, session, progress, journal, between_batches):
-        if progress.samples_seen == epoch_end:
+    def validate(trainer):
+        if trainer.state.progress.samples_seen == epoch_end:
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(0.2)  # the thread that hears it
-        return plain(learner, session, progress, journal, between_batches)
+        return plain(trainer)
 
     if with_checkpoint_before:
         train(tiny, run, stop_at_step=epoch_end // 8)
-    monkeypatch.setattr(fitting, "evaluate", evaluate)
+    monkeypatch.setattr(Trainer, "validate", validate)
     assert train(tiny, run) == EXIT_INTERRUPTED
     newest = newest_checkpoint(run / "checkpoints")
     assert newest is not None
     assert newest.samples_seen == epoch_end
-    assert newest.metadata["evaluation_due"]
-    monkeypatch.setattr(fitting, "evaluate", plain)
+    assert json.loads((newest.folder / PROGRESS).read_text())["evaluation_due"]
+    monkeypatch.setattr(Trainer, "validate", plain)
     train(tiny, run)
     assert_same_run(run, finished)
 
@@ -113,7 +114,7 @@ def test_a_step_to_stop_at_that_is_reached_trains_nothing_more(tiny, tmp_path, c
     before = read_metrics(run)
     for stop_at_step in (3, 2):
         assert train(tiny, run, stop_at_step=stop_at_step) == 0
-        assert f"stands at step 3, and --stop-at-step is {stop_at_step}" in capsys.readouterr().out
+        assert f"--stop-at-step is {stop_at_step}" in capsys.readouterr().out
     assert read_metrics(run) == before
     assert steps_saved(run) == [24]
 
@@ -132,26 +133,45 @@ def test_another_batch_size_goes_on_at_the_very_next_sample(tiny, stopped):
     assert [line["samples_seen"] for line in read_metrics(stopped, "validation")] == [24, 52, 64]
 
 
-def test_accelerate_itself_reads_a_checkpoint(tiny, finished):
-    newest = newest_checkpoint(finished / "checkpoints")
-    assert newest is not None
-    accelerator = make_accelerator()
-    session, learner = fitting.open_session(
-        recipe_of(tiny), LocalShards(tiny / "shards"), finished, accelerator, 0, create=False
-    )
-    accelerator.load_state(str(newest.folder))
-    learner.plateau.load_state_dict(newest.metadata["plateau"])
-    fresh = learner.capture()
-    learner.restore(newest)
-    restored = learner.capture()
-    for name, tensor in restored["model.safetensors"].items():
-        assert (fresh["model.safetensors"][name] == tensor).all()
-    momenta = restored["optimizer.bin"]["state"]
-    for number, entry in momenta.items():
-        assert (
-            fresh["optimizer.bin"]["state"][number]["momentum_buffer"] == entry["momentum_buffer"]
-        ).all()
-    assert momenta
+def is_same(ours, theirs):
+    """Compares tensors and plain values in containers, to the last bit."""
+    if isinstance(ours, torch.Tensor):
+        return torch.equal(ours, theirs)
+    if isinstance(ours, dict):
+        return ours.keys() == theirs.keys() and all(is_same(ours[k], theirs[k]) for k in ours)
+    if isinstance(ours, list | tuple):
+        return len(ours) == len(theirs) and all(map(is_same, ours, theirs))
+    return bool(ours == theirs)
+
+
+@pytest.mark.parametrize("samples_seen", [24, 32, 40])
+def test_accelerates_load_state_restores_all_that_a_resume_restores(tiny, stopped, samples_seen):
+    fresh = build(tiny, stopped, create=False)
+    fresh.accelerator.load_state(str(stopped / "checkpoints" / folder_name(samples_seen)))
+    for folder in (stopped / "checkpoints").iterdir():
+        if folder.name > folder_name(samples_seen):
+            shutil.rmtree(folder)
+    resumed = build(tiny, stopped)
+    assert resumed.state.progress.samples_seen == samples_seen
+    assert resumed.state.optimizer.state_dict()["state"]
+    assert is_same(fresh.state.state_dict(), resumed.state.state_dict())
+
+
+def test_a_checkpoint_holds_what_accelerates_save_state_writes(tiny, stopped, tmp_path):
+    trainer = build(tiny, stopped)
+    trainer.accelerator.save_state(str(tmp_path / "saved"))
+    ours = stopped / "checkpoints" / folder_name(40)
+    # Accelerate adds the state of random generators, which nothing here draws from.
+    theirs = {path.name for path in (tmp_path / "saved").iterdir()} - {"random_states_0.pkl"}
+    assert {path.name for path in ours.iterdir()} - {"checkpoint.json"} == theirs
+    for name in theirs:
+        if name.endswith(".safetensors"):
+            load = load_file
+        elif name.endswith(".json"):
+            load = read_json
+        else:
+            load = functools.partial(torch.load, weights_only=True)
+        assert is_same(load(ours / name), load(tmp_path / "saved" / name))
 
 
 def test_the_proof_shows_a_difference(tiny, finished, stopped, tmp_path, capsys):
@@ -167,7 +187,7 @@ def test_the_proof_shows_a_difference(tiny, finished, stopped, tmp_path, capsys)
     shutil.copytree(weights.parent, state_again)
     facts = verify(weights.parent).metadata
     save_file(state, state_again / weights.name)
-    commit(state_again, weights.parent, 32, is_best=False, **facts)
+    commit(state_again, weights.parent, 32, is_best=False, metadata=facts)
     train(tiny, learner_differs, stop_at_step=5, checkpoint_steps=1, keep_last=3)
     assert not compare(stopped, learner_differs)
     said = capsys.readouterr().out
