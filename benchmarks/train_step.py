@@ -4,8 +4,8 @@
     python -m benchmarks.train_step --modes eager compile    compiled too, which takes longer
     python -m benchmarks.train_step --profile --sizes 224    where the time of our step goes
 
-Ours is `Trainer.train_step`, as training calls it, on transformers' ResNet-50 under Accelerate. The plain
-loop is written out here, on torchvision's. Both get the same uint8 batches, from memory or from our
+Ours is `Trainer.train_step`, as training calls it, on transformers' ResNet-50 under Accelerate. The
+plain loop is written out here, on torchvision's. Both get the same uint8 batches, from memory or from our
 loader, and do the same work: copy, normalise, forward, smoothed cross-entropy, backward, SGD. They
 take turns, round by round, so that a change in the machine's speed meets both alike; a ratio is
 taken in each round. On a CPU it is a ratio of the process's CPU time on one thread, which others on

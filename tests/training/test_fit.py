@@ -111,7 +111,7 @@ def test_accumulation_that_accelerate_would_scale_by_is_refused(
 def test_only_training_names_the_option_to_go_on_without_a_damaged_sample(
     tiny, tmp_path, monkeypatch, capsys
 ):
-    option = "--on-error substitute"
+    option = "continue with --on-error substitute"
     for split in ("train", "validation"):
         folder = tmp_path / split
         shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("undisturbed", "killed"))
