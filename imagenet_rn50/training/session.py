@@ -24,6 +24,7 @@ from imagenet_rn50.loading.reader import SampleError
 from imagenet_rn50.loading.stages import OnError
 from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.loading.transforms import TrainTransform
+from imagenet_rn50.processes import require_joined
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.shards.manifest import Split
@@ -41,8 +42,9 @@ def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) ->
         trackers: Names of Accelerate's trackers: tensorboard, wandb, trackio.
 
     Raises:
-        InputError: When a tracker is not installed, for Accelerate would go on without it; or when
-            Accelerate is told to accumulate gradients.
+        InputError: When a tracker is not installed, for Accelerate would go on without it; when
+            Accelerate is told to accumulate gradients; or when the processes of this launch did
+            not join.
     """
     for name in trackers:
         if importlib.util.find_spec(name) is None:
@@ -54,6 +56,7 @@ def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) ->
         log_with=list(trackers) or None,
         project_dir=run / "tensorboard" if run else None,
     )
+    require_joined(accelerator.num_processes, on_gpu=accelerator.device.type == "cuda")
     if (num_steps := accelerator.gradient_accumulation_steps) != 1:
         raise InputError(
             f"Accelerate is told to accumulate gradients over {num_steps} steps, and would divide "
