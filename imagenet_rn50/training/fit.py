@@ -31,7 +31,7 @@ from imagenet_rn50.training.ending import (
     nothing_to_train,
     require_finite,
 )
-from imagenet_rn50.training.interruption import Agreement, Interrupted, Interruption
+from imagenet_rn50.training.interruption import Agreement, Heed, Interrupted, Interruption
 from imagenet_rn50.training.learner import Learner
 from imagenet_rn50.training.meter import Meter, in_short
 from imagenet_rn50.training.persistence import DEFAULTS, Persistence
@@ -144,30 +144,27 @@ def fit(session: Session, learner: Learner) -> None:
         closing(loader),
         _bar(progress, enabled=is_main) as bar,
     ):
-
-        def heed() -> bool:
-            """Says whether it is time to save. All ranks call it, and all end where any must."""
-            wishes = agreement.exchange(stop=interruption.is_requested, save=saver.is_time())
-            if wishes.stop:
-                raise Interrupted
-            return wishes.save
-
+        heed = Heed(interruption, agreement, saver.is_time)
         try:
             while evaluation_due or not progress.finished:
                 # At the end of each epoch, even of an earlier process: evaluate, tell, save.
                 if evaluation_due:
-                    score = evaluate(learner, session, progress, journal, heed)
+                    score = evaluate(learner, session, progress, journal, heed.between_steps)
                     evaluation_due = False
                     saver.save(progress, meter.samples_hash, score=score)
                     meter.restart()
                     continue
 
                 lr = learning_rate(recipe, progress.epoch, learner.plateau.num_cuts)
-                learner.step(batches, lr, meter, samples_seen=progress.samples_seen)
+                learner.step(
+                    *(batches, lr, meter),
+                    samples_seen=progress.samples_seen,
+                    between_micro_batches=heed.within_step,
+                )
                 evaluation_due = progress.next_epoch_end == progress.after_step().samples_seen
                 progress = progress.after_step()
                 bar.update(recipe.global_batch)
-                is_time = heed() or plan.saves_after(progress.step)
+                is_time = heed.between_steps() or plan.saves_after(progress.step)
                 if progress.step == plan.stop_at_step:
                     raise Interrupted
 

@@ -1,4 +1,4 @@
-"""Being told to end: signals and notices become a flag, which all ranks see at the same step.
+"""Being told to end: signals and notices become a flag that all ranks see at one micro batch.
 
 A handler may run between any two instructions, so it does nothing; a thread reads which signal came
 from a pipe that Python's C handler writes to. That works even while the main thread waits in C for
@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Self
@@ -60,7 +61,7 @@ class Interruption:
             return
         self.reason = reason
         if self._talks:
-            say(f"{reason}: saving and ending at the next step. A second signal ends at once.")
+            say(f"{reason}: saving and ending. A second signal ends at once.")
 
     def __enter__(self) -> Self:
         self._parent = os.getppid()
@@ -122,10 +123,10 @@ class Wishes(NamedTuple):
 
 
 class Agreement:
-    """Lets all ranks know at the same step what any of them wishes.
+    """Lets all ranks know at the same micro batch what any of them wishes.
 
-    The exchange runs in the background of a step, on the host, and its answer is read at the next:
-    so it costs the device nothing, and a wish is heard one step later. On one rank at once.
+    The exchange runs in the background of a micro batch, on the host, and its answer is read after
+    the next: so it costs the device nothing, and a wish is heard one later. On one rank at once.
 
     Args:
         world_size: Number of ranks.
@@ -161,6 +162,48 @@ class Agreement:
         self._under_way = None
         stop, save = told.tolist()
         return Wishes(bool(stop), bool(save))
+
+
+class Heed:
+    """Tells the training loop what any rank wishes; all ranks ask equally often.
+
+    Args:
+        interruption: Says whether this rank is to stop.
+        agreement: Of all ranks.
+        is_time_to_save: Says once, on one rank, that a save is due.
+    """
+
+    def __init__(
+        self, interruption: Interruption, agreement: Agreement, is_time_to_save: Callable[[], bool]
+    ) -> None:
+        self._interruption = interruption
+        self._agreement = agreement
+        self._is_time_to_save = is_time_to_save
+        self._save_waits = False
+
+    def between_steps(self) -> bool:
+        """Returns whether to save.
+
+        Raises:
+            Interrupted: On all ranks, where any must stop.
+        """
+        save = self._exchange(save=self._is_time_to_save()) or self._save_waits
+        self._save_waits = False
+        return save
+
+    def within_step(self) -> None:
+        """Lets an unfinished step be abandoned; a wish to save waits for its end.
+
+        Raises:
+            Interrupted: On all ranks, where any must stop.
+        """
+        self._save_waits |= self._exchange(save=False)
+
+    def _exchange(self, *, save: bool) -> bool:
+        wishes = self._agreement.exchange(stop=self._interruption.is_requested, save=save)
+        if wishes.stop:
+            raise Interrupted
+        return wishes.save
 
 
 def _group_of_hosts() -> distributed.ProcessGroup:

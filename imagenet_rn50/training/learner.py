@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -27,6 +27,7 @@ from imagenet_rn50.training.checkpoint import (
 )
 from imagenet_rn50.training.ema import Ema
 from imagenet_rn50.training.initial import begin_with
+from imagenet_rn50.training.interruption import Interrupted
 from imagenet_rn50.training.losses import smooth_targets, training_loss
 from imagenet_rn50.training.meter import Meter
 from imagenet_rn50.training.mixing import mix
@@ -76,7 +77,13 @@ class Learner:
         return rate
 
     def step(
-        self, batches: Iterator[DeviceBatch], lr: float, meter: Meter, *, samples_seen: int
+        self,
+        batches: Iterator[DeviceBatch],
+        lr: float,
+        meter: Meter,
+        *,
+        samples_seen: int,
+        between_micro_batches: Callable[[], None] = lambda: None,
     ) -> None:
         """Takes one optimizer step over one global batch.
 
@@ -85,11 +92,41 @@ class Learner:
             lr: Learning rate.
             meter: Told the losses, and how long data was waited for.
             samples_seen: Where the global batch begins in the training stream.
+            between_micro_batches: Called by every rank equally often.
+
+        Raises:
+            Interrupted: When `between_micro_batches` does; all is as it was before the step then.
         """
         recipe, accelerator = self._session.recipe, self._session.accelerator
+        try:
+            losses = self._add_gradients(batches, meter, samples_seen, between_micro_batches)
+        except Interrupted:
+            self._statistics.abandon_step()
+            self.optimizer.zero_grad()
+            raise
         set_learning_rate(self.optimizer, lr)
-        losses = []
+        if recipe.optimizer.clip_norm is not None:
+            accelerator.clip_grad_norm_(self._model.parameters(), recipe.optimizer.clip_norm)
+        self.optimizer.step()
+        skipped = bool(self.optimizer.step_was_skipped)  # fp16 overflowed; the scaler steps back
+        self.optimizer.zero_grad()
+        self._statistics.after_step(self._session.add_up)
+        if self.ema and not skipped:
+            self.ema.update(self.bare)
+        meter.after_step(losses, recipe.global_batch, skipped=skipped)
+
+    def _add_gradients(
+        self,
+        batches: Iterator[DeviceBatch],
+        meter: Meter,
+        samples_seen: int,
+        between_micro_batches: Callable[[], None],
+    ) -> list[Tensor]:
+        """Add up the gradients of this rank's micro batches, and return their losses."""
+        accelerator, losses = self._session.accelerator, []
         for turn in range(self._accumulation):
+            if turn:
+                between_micro_batches()
             with meter.waiting():
                 batch = next(batches)
             self._statistics.before_micro_batch(turn)
@@ -101,15 +138,7 @@ class Learner:
                 loss = self._loss(batch, position)
                 accelerator.backward(loss / self._accumulation)
             losses.append(loss.detach())
-        if recipe.optimizer.clip_norm is not None:
-            accelerator.clip_grad_norm_(self._model.parameters(), recipe.optimizer.clip_norm)
-        self.optimizer.step()
-        skipped = bool(self.optimizer.step_was_skipped)  # fp16 overflowed; the scaler steps back
-        self.optimizer.zero_grad()
-        self._statistics.after_step(self._session.add_up)
-        if self.ema and not skipped:
-            self.ema.update(self.bare)
-        meter.after_step(losses, recipe.global_batch, skipped=skipped)
+        return losses
 
     def capture(self) -> State:
         """Returns a copy of all that changes, in host memory, for a checkpoint's files."""

@@ -31,7 +31,7 @@ class Meter:
         self._device = device
         self._world_size = world_size
         self.samples_hash = samples_hash
-        self._hash_since = 0
+        self._hash_since = self._hash_of_step = 0
         self._ends_of_steps: deque[torch.cuda.Event] = deque()
         self.restart()
 
@@ -58,8 +58,11 @@ class Meter:
         self._waited += time.perf_counter() - began
 
     def saw(self, position: int, indices: Tensor) -> None:
-        """Notes which samples this rank trains on; `indices` is (B,) int64, on the host."""
-        self._hash_since += hash_of_samples(position, indices)
+        """Notes which samples this rank trains on; `indices` is (B,) int64, on the host.
+
+        They count once their step is finished.
+        """
+        self._hash_of_step += hash_of_samples(position, indices)
 
     def after_step(self, losses: list[Tensor], num_images: int, *, skipped: bool) -> None:
         """Adds one optimizer step.
@@ -72,6 +75,7 @@ class Meter:
         if self._device.type == "cuda":
             self._ends_of_steps.append(torch.cuda.Event(blocking=True))
             self._ends_of_steps[-1].record()
+        self._hash_since, self._hash_of_step = self._hash_since + self._hash_of_step, 0
         self._num_skipped += skipped
         self._loss += torch.stack(losses).mean()
         self.num_steps += 1

@@ -110,6 +110,21 @@ def test_a_disk_too_full_for_a_line_of_the_journal_is_told_and_the_training_goes
     assert "the last checkpoint could not be saved; the one before it stands" in said
 
 
+def test_both_ranks_abandon_the_step_in_which_one_is_told_to_end(tiny, trainers, tmp_path):
+    run, other = tmp_path / "run", tmp_path / "undisturbed"
+    long_steps = ("--micro-batch", "1", "--data.train-size", "160", "--epochs", "2")
+    long_steps = (*long_steps, "--global-batch", "40", "--checkpoint-minutes", "0.0001")
+    ranks = trainers.start_two_ranks(tiny, run, *long_steps)
+    # In the second step all ranks learn that it is time to save; it is saved in the third.
+    wait_until(lambda: steps_saved(run) == [80], ranks[0].said)
+    ranks[1].send(signal.SIGTERM)
+    assert [rank.wait() for rank in ranks] == [EXIT_INTERRUPTED] * 2, ranks[0].said()
+    assert steps_saved(run) == [80]
+    trainers.train_on_two_ranks(tiny, run, *long_steps)
+    trainers.train_on_two_ranks(tiny, other, *long_steps)
+    assert_same_run(run, other)
+
+
 @pytest.mark.parametrize("output", ["/dev/full", "broken pipe", "full pipe"])
 def test_a_run_whose_output_goes_nowhere_saves_and_ends_when_told(tiny, trainers, tmp_path, output):
     log = Path(output)
