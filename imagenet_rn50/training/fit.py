@@ -36,7 +36,7 @@ from imagenet_rn50.training.learner import Learner
 from imagenet_rn50.training.meter import Meter, in_short
 from imagenet_rn50.training.persistence import DEFAULTS, Persistence
 from imagenet_rn50.training.preemption import listening
-from imagenet_rn50.training.progress import Progress
+from imagenet_rn50.training.progress import Progress, require_global_batch
 from imagenet_rn50.training.saver import Saver
 from imagenet_rn50.training.schedules import concerns, learning_rate
 from imagenet_rn50.training.session import Session, environment
@@ -82,6 +82,7 @@ def open_session(
     manifest, classes = Manifest.load(shards.folder), Classes.load(shards.folder)
     splits, folder = (manifest.split(TRAIN), manifest.split(VALIDATION)), RunFolder(run)
     persistence.check()
+    require_global_batch(recipe, splits[0].num_samples, accelerator.num_processes)
     if create:
         fetch_run(accelerator, folder, recipe, shards.folder, persistence)
     folder.check(recipe, shards.folder, persistence.allow_change)
