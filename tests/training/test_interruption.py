@@ -110,19 +110,27 @@ def test_a_disk_too_full_for_a_line_of_the_journal_is_told_and_the_training_goes
     assert "the last checkpoint could not be saved; the one before it stands" in said
 
 
+LONG_STEPS = ("--micro-batch", "1", "--global-batch", "40", "--data.train-size", "160")
+LONG_STEPS = (*LONG_STEPS, "--epochs", "2", "--checkpoint-minutes", "0.0001")
+
+
 def test_both_ranks_abandon_the_step_in_which_one_is_told_to_end(tiny, trainers, tmp_path):
-    run, other = tmp_path / "run", tmp_path / "undisturbed"
-    long_steps = ("--micro-batch", "1", "--data.train-size", "160", "--epochs", "2")
-    long_steps = (*long_steps, "--global-batch", "40", "--checkpoint-minutes", "0.0001")
-    ranks = trainers.start_two_ranks(tiny, run, *long_steps)
-    # In the second step all ranks learn that it is time to save; it is saved in the third.
+    run = tmp_path / "run"
+    ranks = trainers.start_two_ranks(tiny, run, *LONG_STEPS)
+    # In the second step all ranks learn that it is time to save, and do so at its end.
     wait_until(lambda: steps_saved(run) == [80], ranks[0].said)
     ranks[1].send(signal.SIGTERM)
     assert [rank.wait() for rank in ranks] == [EXIT_INTERRUPTED] * 2, ranks[0].said()
     assert steps_saved(run) == [80]
-    trainers.train_on_two_ranks(tiny, run, *long_steps)
-    trainers.train_on_two_ranks(tiny, other, *long_steps)
-    assert_same_run(run, other)
+
+
+@pytest.mark.slow
+def test_two_ranks_that_abandoned_a_step_resume_to_the_same_bits(tiny, trainers, tmp_path):
+    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    test_both_ranks_abandon_the_step_in_which_one_is_told_to_end(tiny, trainers, tmp_path)
+    trainers.train_on_two_ranks(tiny, run, *LONG_STEPS)
+    trainers.train_on_two_ranks(tiny, undisturbed, *LONG_STEPS)
+    assert_same_run(run, undisturbed)
 
 
 @pytest.mark.parametrize("output", ["/dev/full", "broken pipe", "full pipe"])
