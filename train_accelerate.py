@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import ValidationError
 
+from imagenet_rn50.console import lasting_output
 from imagenet_rn50.errors import InputError, exit_on_input_error, require_least
 from imagenet_rn50.processes import launcher, signal_at_death_of_parent
 from imagenet_rn50.recipe import Recipe
@@ -95,7 +96,7 @@ def main() -> None:
     """Trains as the command line says."""
     if launcher().words:
         signal_at_death_of_parent(signal.SIGTERM)
-    with exit_on_input_error():
+    with lasting_output(), exit_on_input_error():
         arguments = parse(sys.argv[1:])
 
         # After parsing, so that --help and mistakes answer at once.

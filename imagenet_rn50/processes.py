@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import shlex
 import signal
 import sys
@@ -14,16 +15,26 @@ from functools import cache
 from pathlib import Path
 
 from imagenet_rn50.addresses import public_word
+from imagenet_rn50.errors import InputError, RankError
 
-ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-"""Ask a trainer to save and to end."""
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+"""Ask a trainer to save and to end; SIGHUP, which says that the terminal is gone, unless nohup."""
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _LAUNCHERS = {
     *("accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun"),
     *("accelerate.commands.accelerate_cli", "torch.distributed.run", "torch.distributed.launch"),
 }
-_TELLING = ("ACCELERATE_USE_CPU", "CUDA_VISIBLE_DEVICES")  # variables that choose devices
+# Variables that change what a run computes or where; every other one may be a secret.
+_RELEVANT = re.compile(
+    r"(ACCELERATE|NCCL|GLOO)_\w+|(CUDA|HIP|ROCR)_VISIBLE_DEVICES|CUDA_DEVICE_ORDER"
+    r"|(OMP|MKL)_NUM_THREADS|MASTER_(ADDR|PORT)|(LOCAL_)?(RANK|WORLD_SIZE)|PYTORCH_(CUDA_)?ALLOC_CONF"
+    r"|NVIDIA_TF32_OVERRIDE|CUBLAS_WORKSPACE_CONFIG|ATEN_CPU_CAPABILITY|ONEDNN_MAX_CPU_ISA"
+)
+_IRRELEVANT = re.compile(r"_VERSION$|KEY|TOKEN|SECRET|PASSWORD")  # of those
+
+_STARTED_BY_SLURM, _RESERVED_BY_SLURM = "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"
+_STARTED_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def signal_at_death_of_parent(number: signal.Signals) -> None:
@@ -76,13 +87,72 @@ def kill_all_of(process: int) -> None:
             os.kill(number, signal.SIGKILL)
 
 
+def require_joined(world_size: int, *, on_gpu: bool) -> None:
+    """Refuse to work on as one process of several that did not find each other.
+
+    Each of them would do all of the work, into the same files. Launchers state in environment
+    variables how many processes they start.
+
+    Args:
+        world_size: Number of processes in the process group.
+        on_gpu: Whether this process runs on a GPU.
+
+    Raises:
+        InputError: When a launcher started more processes, or fewer.
+    """
+    declared = number_in_environment("WORLD_SIZE")
+    if declared is not None and declared != world_size:
+        launch = f"start them with accelerate launch or torchrun: {typed_command()}"
+        raise RankError(
+            f"WORLD_SIZE is {declared}, but the process group has {world_size}: the processes of "
+            "this launch did not join, and each would do all of the work",
+            expected=f"{declared} processes that share the work",
+            found="a GPU"
+            if on_gpu
+            else "no GPU, and Accelerate joins processes on the CPU only "
+            "if ACCELERATE_USE_CPU=1 is set",
+            fix=launch if on_gpu else f"ACCELERATE_USE_CPU=1 {typed_command()}",
+        )
+    # torchrun and accelerate launch are themselves started once per machine, by srun say.
+    num_joined = number_in_environment("GROUP_WORLD_SIZE") or world_size
+    slurm = number_in_environment(_STARTED_BY_SLURM)
+    started = {name: number_in_environment(name) or 1 for name in _STARTED_BY_MPI}
+    started[_STARTED_BY_SLURM] = slurm or 1
+    if slurm is None and world_size == 1:
+        started[_RESERVED_BY_SLURM] = number_in_environment(_RESERVED_BY_SLURM) or 1
+    for name, number in started.items():
+        if number > 1 and num_joined == 1:
+            raise RankError(
+                f"{name} is {number}, but the process group has {world_size}: the tasks of this "
+                "job did not join, and each would do all of the work",
+                expected="one accelerate launch or torchrun on each machine, which join",
+                fix="start one task per machine, and in it accelerate launch with --num_machines "
+                f"and --machine_rank; if this process is meant to be the only one: unset {name}",
+            )
+
+
+def number_in_environment(name: str) -> int | None:
+    """Return the value of an environment variable that counts, None where it is not set.
+
+    Raises:
+        InputError: When it is no number.
+    """
+    text = os.environ.get(name)
+    if not text:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{name} is {text!r}", expected="a number", fix=f"unset {name}") from None
+
+
 @dataclass(frozen=True)
 class Launcher:
     """What started this process, if that was `accelerate launch` or torchrun.
 
     Attributes:
         words: Its command line; empty when nothing of the kind is the parent.
-        variables: Variables that choose devices, as it was given them.
+        variables: Variables that change what a run computes or where, as it was given them.
     """
 
     words: tuple[str, ...]
@@ -120,7 +190,7 @@ def typed_command(without: str | None = None) -> str:
 def shown(words: list[str]) -> str:
     """Returns a command as a person would type it, but for what is secret in addresses."""
     public = [public_word(word) for word in words]
-    return shlex.join(public) + ("" if public == words else "  (address shortened)")
+    return shlex.join(public) + ("" if public == words else "  # address shortened")
 
 
 def _children(process: int) -> list[int]:
@@ -145,9 +215,13 @@ def _strings(process: int, name: str) -> list[str]:
 
 
 def _telling(environment: list[str]) -> tuple[tuple[str, str], ...]:
-    """Returns the variables that choose devices."""
+    """Returns the variables that change what a run computes or where, and no secret."""
     pairs = [entry.partition("=")[::2] for entry in environment]
-    return tuple((name, value) for name, value in pairs if name in _TELLING)
+    return tuple(
+        (name, value)
+        for name, value in pairs
+        if _RELEVANT.fullmatch(name) and not _IRRELEVANT.search(name)
+    )
 
 
 def _without_option(words: list[str], option: str) -> list[str]:

@@ -15,6 +15,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.processes import number_in_environment, require_joined
+
+_NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -59,18 +62,28 @@ class Ranks:
 
 @contextmanager
 def joined_ranks() -> Iterator[Ranks]:
-    """Joins the ranks that a launcher started, by the variables that it set; alone without one."""
-    world_size, rank = (
-        int(os.environ.get(name, n)) for name, n in (("WORLD_SIZE", 1), ("RANK", 0))
-    )
+    """Joins the ranks that a launcher started, by the variables that it set; alone without one.
+
+    Raises:
+        InputError: When the launcher did not say how to join, or started tasks that cannot.
+    """
+    world_size = number_in_environment("WORLD_SIZE") or 1
     on_gpu = torch.cuda.is_available()
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    require_joined(world_size, on_gpu=on_gpu)
+    local_rank = number_in_environment("LOCAL_RANK") or 0
     device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
     if world_size == 1:
         yield Ranks(device)
         return
+    missing = [name for name in _NEEDED if not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            f"WORLD_SIZE is {world_size}, but {' and '.join(missing)} are not set",
+            expected="all that torchrun or accelerate launch sets",
+            fix="start with one of them, or unset WORLD_SIZE",
+        )
     dist.init_process_group("gloo")
     try:
-        yield Ranks(device, rank, world_size)
+        yield Ranks(device, number_in_environment("RANK") or 0, world_size)
     finally:
         dist.destroy_process_group()

@@ -159,7 +159,8 @@ def _lock(descriptor: int, path: Path) -> None:
             if second == 0:
                 say(f"another process trains in {path}; waiting until it has ended")
             time.sleep(1)
-        except OSError:  # a network file system without locks
+        except OSError as error:  # a network file system without locks
+            say(f"{path} cannot be locked ({error}): start no other training there")
             return
         else:
             return

@@ -14,6 +14,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 import imagenet_rn50
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.processes import require_joined
 
 
 def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) -> Accelerator:
@@ -25,7 +26,8 @@ def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) ->
 
     Raises:
         InputError: If a tracker is not installed, which Accelerate would ignore; or if
-            Accelerate is told to accumulate gradients.
+            Accelerate is told to accumulate gradients; if the processes of this launch did not
+            join.
     """
     for name in trackers:
         if importlib.util.find_spec(name) is None:
@@ -37,6 +39,7 @@ def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) ->
         log_with=list(trackers) or None,
         project_dir=run / "tensorboard" if run else None,
     )
+    require_joined(accelerator.num_processes, on_gpu=accelerator.device.type == "cuda")
     if (num_steps := accelerator.gradient_accumulation_steps) != 1:
         raise InputError(
             f"Accelerate is told to accumulate gradients over {num_steps} steps, which would scale "

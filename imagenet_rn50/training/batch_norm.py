@@ -36,6 +36,7 @@ class RunningStatistics:
         self._accumulation = accumulation if self._layers else 1
         self._world_size = world_size if self._layers else 1
         self._before = self._sum = torch.empty(0)
+        self._num_begun = 0
         if self._accumulation > 1:
             (self._momentum,) = {layer.momentum or 0.0 for layer in self._layers}
             for layer in self._layers:
@@ -45,11 +46,22 @@ class RunningStatistics:
         """Take note of the micro batch before; `turn` counts from 0 within the step."""
         if self._accumulation == 1:
             return
+        self._num_begun = turn + 1
         if turn == 0:
             self._before = self._read()
             self._sum = torch.zeros_like(self._before)
         else:
             self._sum += self._read()
+
+    @torch.no_grad()
+    def abandon_step(self) -> None:
+        """Undo the micro batches of a step that is not finished; BatchNorm counts them, too."""
+        if self._num_begun == 0:
+            return
+        self._write(self._before)
+        counters = [layer.num_batches_tracked for layer in self._layers]
+        torch._foreach_sub_([c for c in counters if c is not None], self._num_begun)
+        self._num_begun = 0
 
     def after_step(self, reduce: Reduce) -> None:
         """Moves the statistics by one step; every rank calls it after every step."""
@@ -57,6 +69,7 @@ class RunningStatistics:
             return
         now = self._read()
         if self._accumulation > 1:
+            self._num_begun = 0
             now = self._before.lerp((self._sum + now) / self._accumulation, self._momentum)
         if self._world_size > 1:
             now = reduce(now) / self._world_size

@@ -1,4 +1,4 @@
-"""Being told to end: signals and notices become a flag, which all ranks see at the same step.
+"""Being told to end: signals and notices become a flag that all ranks see at one micro batch.
 
 A handler may run between any two instructions, so it does nothing; a thread reads which signal came
 from a pipe that Python's C handler writes to. That works even while the main thread waits in C for
@@ -24,6 +24,7 @@ from imagenet_rn50.processes import ENDING_SIGNALS, launcher, signal_at_death_of
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 _ECHO_SECONDS = 1.0  # launchers and terminals send the same signal along several ways
 _NO_SIGNAL = b"\0"
+_INSISTING = (signal.SIGTERM, signal.SIGINT)  # the others come again by themselves
 
 
 class StopTraining(Exception):
@@ -33,8 +34,9 @@ class StopTraining(Exception):
 class SignalHandler:
     """Hears that the process shall end; a context manager for the main thread.
 
-    SIGTERM and SIGINT ask for it, and SIGUSR1, which the kernel also sends when the launcher has
-    ended. A second SIGTERM or SIGINT, a second or more after the first, ends the process at once.
+    SIGTERM and SIGINT ask for it, SIGHUP where it is not ignored as nohup does, and SIGUSR1, which
+    the kernel also sends when the launcher has ended. A second SIGTERM or SIGINT, a second or more
+    after the first, ends the process at once.
 
     Args:
         verbose: Whether this process tells the user.
@@ -58,14 +60,16 @@ class SignalHandler:
             return
         self.reason = reason
         if self._verbose:
-            say(f"{reason}: saving and ending at the next step. A second signal ends at once.")
+            say(f"{reason}: saving and ending. A second signal ends at once.")
 
     def __enter__(self) -> Self:
         self._parent = os.getppid()
         self._reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
         self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
-        self._before = {number: signal.signal(number, _ignore) for number in ENDING_SIGNALS}
+        is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        numbers = [n for n in ENDING_SIGNALS if not (is_nohup and n == signal.SIGHUP)]
+        self._before = {number: signal.signal(number, _ignore) for number in numbers}
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
         if launcher().words:
@@ -95,11 +99,13 @@ class SignalHandler:
             if number not in ENDING_SIGNALS:  # torch's loader hears of its workers' ends
                 continue
             if first is None:
-                first = time.monotonic()
-                is_orphan = os.getppid() != self._parent
+                # Any parent may end; of a launcher's end alone the kernel tells.
+                is_told = number == signal.SIGUSR1 and bool(launcher().words)
+                is_orphan = is_told and os.getppid() != self._parent
                 name = signal.Signals(number).name
                 self.request("the launcher has ended" if is_orphan else f"received {name}")
-            elif number != signal.SIGUSR1 and time.monotonic() - first > _ECHO_SECONDS:
+                first = time.monotonic()
+            elif number in _INSISTING and time.monotonic() - first > _ECHO_SECONDS:
                 os._exit(128 + number)
 
 
@@ -116,10 +122,10 @@ class Requests(NamedTuple):
 
 
 class RankFlags:
-    """Lets all ranks know at the same step what any of them wishes.
+    """Lets all ranks know at the same micro batch what any of them wishes.
 
-    The exchange runs in the background of a step, on the host, and its answer is read at the next:
-    so it costs the device nothing, and a wish is heard one step later. On one rank at once.
+    The exchange runs in the background of a micro batch, on the host, and its answer is read after
+    the next: so it costs the device nothing, and a wish is heard one later. On one rank at once.
 
     Args:
         world_size: Number of ranks.

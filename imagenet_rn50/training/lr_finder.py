@@ -91,6 +91,7 @@ def find_lr(trainer: Trainer, num_steps: int = NUM_STEPS) -> Ramp:
     batches = trainer.to_device(loader)
     positions = itertools.count(0, recipe.global_batch)
     with (
+        closing(trainer.flags),
         closing(loader),
         progress_bar(total=num_steps, description="find lr", unit="step", enabled=is_main) as bar,
     ):

@@ -34,7 +34,7 @@ class Meter:
         self._device = device
         self._world_size = world_size
         self.sample_hash = sample_hash
-        self._hash_since = 0
+        self._hash_since = self._hash_of_step = 0
         self._ends_of_steps: deque[torch.cuda.Event] = deque()
         self.reset()
 
@@ -61,8 +61,13 @@ class Meter:
         self._waited += time.perf_counter() - began
 
     def update_hash(self, position: int, indices: Tensor) -> None:
-        """Hash the samples that this rank trains on; `indices` is (B,) int64, on the host."""
-        self._hash_since += hash_of_samples(position, indices)
+        """Hash the samples that this rank trains on; they count once their step is finished.
+
+        Args:
+            position: Where the micro batch begins in the training stream.
+            indices: Sample indices; (B,) int64, on the host.
+        """
+        self._hash_of_step += hash_of_samples(position, indices)
 
     def after_step(self, losses: list[Tensor], num_images: int, *, skipped: bool) -> None:
         """Add one optimizer step.
@@ -75,6 +80,7 @@ class Meter:
         if self._device.type == "cuda":
             self._ends_of_steps.append(torch.cuda.Event(blocking=True))
             self._ends_of_steps[-1].record()
+        self._hash_since, self._hash_of_step = self._hash_since + self._hash_of_step, 0
         self._num_skipped += skipped
         self._loss += torch.stack(losses).mean()
         self.num_steps += 1

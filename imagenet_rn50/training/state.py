@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import read_json, write_json
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS, WEIGHTS
@@ -103,6 +104,35 @@ class Progress:
     def after_step(self) -> Progress:
         """Return the progress one global batch later."""
         return replace(self, samples_seen=self.samples_seen + self.global_batch)
+
+
+def require_global_batch(recipe: Recipe, num_samples: int, world_size: int) -> None:
+    """Refuse a training split that is smaller than a global batch.
+
+    Each step would train on images several times, at a rate meant for that many different ones.
+
+    Args:
+        recipe: Hyperparameters.
+        num_samples: Size of the training split.
+        world_size: Number of ranks.
+
+    Raises:
+        InputError: If it is; the message names a batch that fits.
+    """
+    if num_samples >= recipe.global_batch:
+        return
+    micro_batch = max(min(recipe.micro_batch, num_samples // world_size), 1)
+    fitting = num_samples // (micro_batch * world_size) * micro_batch * world_size
+    lr = recipe.optimizer.lr * fitting / recipe.global_batch
+    raise InputError(
+        f"the training split has {num_samples} images, fewer than one global batch of "
+        f"{recipe.global_batch}",
+        expected="at least one global batch; each step would train on images several times",
+        fix=f"--global-batch {fitting} --micro-batch {micro_batch}, with the learning rate scaled "
+        f"alike: --optimizer.lr {lr:.3g}"
+        if fitting
+        else f"train on at most {num_samples} processes",
+    )
 
 
 @dataclass

@@ -64,7 +64,12 @@ from imagenet_rn50.training.optim import Ema, build_optimizer, set_learning_rate
 from imagenet_rn50.training.preemption import is_spot_watched, watch_spot_notice
 from imagenet_rn50.training.resume import ResumePoint, RunSpec, find_resume_point
 from imagenet_rn50.training.schedules import Plateau, learning_rate, schedule_warnings
-from imagenet_rn50.training.state import Progress, TrainState, checkpoint_bytes
+from imagenet_rn50.training.state import (
+    Progress,
+    TrainState,
+    checkpoint_bytes,
+    require_global_batch,
+)
 from imagenet_rn50.training.sync import Sync, fetch_run
 from imagenet_rn50.training.trackers import end_training, init_trackers, log_to_trackers
 
@@ -118,6 +123,7 @@ class Trainer:
         self.train_split = self.manifest.split(TRAIN)
         self.validation_split = self.manifest.split(VALIDATION)
         self.fingerprint = Manifest.digest_of(shards.folder)
+        require_global_batch(recipe, self.train_split.num_samples, accelerator.num_processes)
 
         if create:
             fetch_run(accelerator, self.run, recipe, shards.folder, self.config)
@@ -174,6 +180,9 @@ class Trainer:
         )
         self.state.register_hooks(accelerator)
         self.meter = Meter(accelerator.device, accelerator.num_processes)
+        self.signals = SignalHandler(verbose=accelerator.is_main_process)
+        self.flags = RankFlags(accelerator.num_processes)
+        self.save_requested = False
 
     def _load(self, folder: Path) -> None:
         """Load a checkpoint on this rank.
@@ -259,9 +268,9 @@ class Trainer:
         watches = accelerator.is_local_main_process and is_spot_watched(self.config.spot)
         with ExitStack() as stack:
             stack.enter_context(self._plots_on_failure())
-            self.signals = stack.enter_context(SignalHandler(verbose=is_main))
+            stack.enter_context(self.signals)
             stack.enter_context(watch_spot_notice(self.signals.request, enabled=watches))
-            self.flags = stack.enter_context(closing(RankFlags(accelerator.num_processes)))
+            stack.enter_context(closing(self.flags))
             self.checkpointer = stack.enter_context(closing(self._make_checkpointer()))
             progress = state.progress
             self.loader = self.train_loader(progress.samples_seen, progress.total_samples)
@@ -291,7 +300,8 @@ class Trainer:
                     state.progress = progress.after_step()
                     state.evaluation_due = progress.next_epoch_end == state.progress.samples_seen
                     self.bar.update(self.recipe.global_batch)
-                    save_due = self.sync_requests() or self.config.saves_after(state.progress.step)
+                    self.sync_requests(save=self.checkpointer.is_due())
+                    save_due = self.save_requested or self.config.saves_after(state.progress.step)
                     if state.progress.step == self.config.stop_at_step:
                         raise StopTraining
 
@@ -315,11 +325,36 @@ class Trainer:
             batches: This rank's micro batches.
             lr: Learning rate.
             position: Where the global batch begins in the training stream, in samples.
+
+        Raises:
+            StopTraining: On all ranks between the same micro batches, if any was told to stop. The
+                unfinished step is discarded, and all is as it was before it.
         """
         recipe, accelerator, state = self.recipe, self.accelerator, self.state
+        try:
+            losses = self._accumulate_gradients(batches, position)
+        except StopTraining:
+            self.batch_norm.abandon_step()
+            state.optimizer.zero_grad()
+            raise
         set_learning_rate(state.optimizer, lr)
+        if recipe.optimizer.clip_norm is not None:
+            accelerator.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip_norm)
+        state.optimizer.step()
+        skipped = bool(state.optimizer.step_was_skipped)  # fp16 overflow: the scaler backs off
+        state.optimizer.zero_grad()
+        self.batch_norm.after_step(self.all_reduce_sum)
+        if state.ema and not skipped:
+            state.ema.update(state.model)
+        self.meter.after_step(losses, recipe.global_batch, skipped=skipped)
+
+    def _accumulate_gradients(self, batches: Iterator[DeviceBatch], position: int) -> list[Tensor]:
+        """Run this rank's micro batches of one step forward and backward; return their losses."""
+        recipe, accelerator = self.recipe, self.accelerator
         losses = []
         for micro_step in range(self.accumulation):
+            if micro_step:
+                self.sync_requests()  # a step may take minutes on a CPU
             with self.meter.waiting():
                 batch = next(batches)
             rank_position = position + recipe.micro_batch * (
@@ -333,15 +368,7 @@ class Trainer:
                 loss = self.loss(batch, rank_position)
                 accelerator.backward(loss / self.accumulation)
             losses.append(loss.detach())
-        if recipe.optimizer.clip_norm is not None:
-            accelerator.clip_grad_norm_(self.model.parameters(), recipe.optimizer.clip_norm)
-        state.optimizer.step()
-        skipped = bool(state.optimizer.step_was_skipped)  # fp16 overflow: the scaler backs off
-        state.optimizer.zero_grad()
-        self.batch_norm.after_step(self.all_reduce_sum)
-        if state.ema and not skipped:
-            state.ema.update(state.model)
-        self.meter.after_step(losses, recipe.global_batch, skipped=skipped)
+        return losses
 
     def loss(self, batch: DeviceBatch, position: int) -> Tensor:
         """Return the mean loss of a micro batch, a scalar; `position` seeds its mixing."""
@@ -357,21 +384,22 @@ class Trainer:
         total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return total
 
-    def sync_requests(self) -> bool:
+    def sync_requests(self, *, save: bool = False) -> None:
         """Share the requests of all ranks; every rank calls it equally often.
 
-        Returns:
-            Whether a checkpoint is due by the clock.
+        An asynchronous exchange between the hosts, which is read at the next call. Accelerate's
+        `check_trigger` would reduce a tensor on the device, and wait for it, at every step.
+
+        Args:
+            save: Whether this rank asks for a checkpoint. It is saved after a whole step.
 
         Raises:
-            StopTraining: On all ranks at the same step, if any was told to stop.
+            StopTraining: On all ranks at the same call, if any was told to stop.
         """
-        requests = self.flags.exchange(
-            stop=self.signals.is_requested, save=self.checkpointer.is_due()
-        )
+        requests = self.flags.exchange(stop=self.signals.is_requested, save=save)
         if requests.stop:
             raise StopTraining
-        return requests.save
+        self.save_requested |= requests.save
 
     # ---------------------------------------------------------------- validate
 
@@ -492,6 +520,7 @@ class Trainer:
         Args:
             score: What validation has just said of this state, in [0, 1].
         """
+        self.save_requested = False
         progress, num_cuts = self.state.progress, self.state.plateau.num_cuts
         metadata = {
             **({} if score is None else {SCORE: score}),

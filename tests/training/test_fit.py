@@ -200,6 +200,7 @@ def test_a_wrong_run_folder_is_answered_with_one_message_and_code_2(tiny, traine
         (["--run", "/proc/nope/run"], "/proc/nope/run cannot be written"),
         (["--resume", ""], "--resume is empty"),
         (["--optimizer.lt", "0.3"], "--optimizer.lr"),
+        (["--global-batch", "24"], "--global-batch 20 --micro-batch 4"),
         (["--global-batch", "2", "--micro-batch", "4"], "must be a multiple of"),
     ],
 )

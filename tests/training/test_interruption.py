@@ -1,10 +1,13 @@
 """Trainers that are told to end, or are killed, and what becomes of their runs."""
 
+import contextlib
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +20,9 @@ from tests.training.trainers import (
     PATIENCE_S,
     ROOT,
     assert_same_run,
+    lines_of,
     steps_saved,
+    wait_until,
 )
 
 pytestmark = pytest.mark.multiprocess
@@ -27,7 +32,7 @@ def test_each_signal_saves_and_ends_and_the_run_goes_on_to_the_same_weights(
     tiny, trainers, finished
 ):
     run = tiny / "signalled"
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         trainer = trainers.start(tiny, run).until_trained()
         trainer.send(number)
         assert trainer.wait() == EXIT_INTERRUPTED, trainer.said()
@@ -105,6 +110,53 @@ def test_a_disk_too_full_for_a_line_of_the_journal_is_told_and_the_training_goes
     assert "the last checkpoint could not be saved; the one before it stands" in said
 
 
+LONG_STEPS = ("--micro-batch", "1", "--global-batch", "40", "--data.train-size", "160")
+LONG_STEPS = (*LONG_STEPS, "--epochs", "2", "--checkpoint-minutes", "0.0001")
+
+
+def test_both_ranks_abandon_the_step_in_which_one_is_told_to_end(tiny, trainers, tmp_path):
+    run = tmp_path / "run"
+    ranks = trainers.start_two_ranks(tiny, run, *LONG_STEPS)
+    # In the second step all ranks learn that it is time to save, and do so at its end.
+    wait_until(lambda: steps_saved(run) == [80], ranks[0].said)
+    ranks[1].send(signal.SIGTERM)
+    assert [rank.wait() for rank in ranks] == [EXIT_INTERRUPTED] * 2, ranks[0].said()
+    assert steps_saved(run) == [80]
+
+
+@pytest.mark.slow
+def test_two_ranks_that_abandoned_a_step_resume_to_the_same_bits(tiny, trainers, tmp_path):
+    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    test_both_ranks_abandon_the_step_in_which_one_is_told_to_end(tiny, trainers, tmp_path)
+    trainers.train_on_two_ranks(tiny, run, *LONG_STEPS)
+    trainers.train_on_two_ranks(tiny, undisturbed, *LONG_STEPS)
+    assert_same_run(run, undisturbed)
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "broken pipe", "full pipe"])
+def test_a_run_whose_output_goes_nowhere_saves_and_ends_when_told(tiny, trainers, tmp_path, output):
+    log = Path(output)
+    if not log.exists():
+        log = tmp_path / "pipe"
+        os.mkfifo(log)
+        reading = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
+    run = tmp_path / "run"
+    trainer = trainers.start(tiny, run, "--epochs", "5000", log=log)
+    wait_until(lambda: lines_of(run, "train"))
+    if output == "full pipe":
+        writing = os.open(log, os.O_WRONLY | os.O_NONBLOCK)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writing, b"x")
+    elif output == "broken pipe":
+        os.close(reading)
+    for _ in range(2):  # at once: no second signal, as launchers and terminals send them
+        trainer.send(signal.SIGTERM)
+    assert trainer.wait() == EXIT_INTERRUPTED
+    assert read_metrics(run, "stop")[-1]["reason"] == "received SIGTERM"
+    assert read_metrics(run, "stop")[-1]["samples_seen"] == steps_saved(run)[-1]
+
+
 def test_a_second_signal_ends_at_once_even_while_the_main_thread_waits_in_c():
     code = (
         "import ctypes; from imagenet_rn50.training.interruption import Interruption\n"
@@ -127,3 +179,21 @@ def test_a_second_signal_ends_at_once_even_while_the_main_thread_waits_in_c():
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 128 + signal.SIGTERM
+
+
+def test_a_trainer_under_nohup_hears_no_hangup_and_takes_no_shell_for_a_launcher():
+    code = (
+        "import os, signal, time; from imagenet_rn50.training.interruption import Interruption\n"
+        "parent = os.getppid()\n"
+        "for number in (signal.SIGTERM, signal.SIGUSR1):\n"
+        "    with Interruption(talks=False) as interruption:\n"
+        "        os.kill(os.getpid(), signal.SIGHUP)\n"
+        "        if os.getppid() == parent: os.kill(parent, signal.SIGKILL)\n"
+        "        while os.getppid() == parent: time.sleep(0.01)\n"
+        "        os.kill(os.getpid(), number)\n"
+        "        while not interruption.reason: time.sleep(0.01)\n"
+        "    print(interruption.reason)\n"
+    )
+    shell = ["sh", "-c", 'nohup "$@" & wait', "sh", sys.executable, "-c", code]
+    done = subprocess.run(shell, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    assert done.stdout == "received SIGTERM\nreceived SIGUSR1\n"

@@ -1,7 +1,12 @@
+import re
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_rn50.training.state import Progress
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.training.state import Progress, require_global_batch
 
 sizes = st.integers(1, 200)
 
@@ -26,3 +31,19 @@ def test_each_epoch_end_is_met_exactly_and_none_twice(samples, epochs, batch):
             ends.append(progress.samples_seen)
     boundaries = {-(-epoch * samples // batch) * batch for epoch in range(1, epochs + 1)}
     assert ends == sorted(boundaries)
+
+
+@given(samples=sizes, world_size=st.integers(1, 8), micro=st.integers(1, 32))
+def test_a_split_smaller_than_the_global_batch_is_refused_with_a_batch_that_fits(
+    samples, world_size, micro
+):
+    recipe = Recipe(global_batch=256 * micro * world_size, micro_batch=micro)
+    with pytest.raises(InputError, match=f"{samples} images") as refused:
+        require_global_batch(recipe, samples, world_size)
+    fix = re.search(r"--global-batch (\d+) --micro-batch (\d+)", str(refused.value))
+    if fix is None:
+        assert samples < world_size
+        return
+    fitting = Recipe(global_batch=int(fix[1]), micro_batch=int(fix[2]))
+    fitting.accumulation(world_size)
+    require_global_batch(fitting, samples, world_size)

@@ -104,11 +104,12 @@ class Trainers:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, tiny, run, *more, largest_file=None, **environment):
+    def start(self, tiny, run, *more, largest_file=None, log=None, **environment):
         """Starts a trainer on the tiny shards and recipe."""
         self._count += 1
-        log = self._folder / f"trainer-{self._count}.log"
-        log.touch()
+        if log is None:
+            log = self._folder / f"trainer-{self._count}.log"
+            log.touch()
         words = ["train_accelerate.py", "--recipe", str(tiny / "tiny.yaml"), "--run", str(run)]
         words += ["--shards", str(tiny / "shards"), "--workers", "1", *more]
         order = {"words": words, "log": str(log), "limit": largest_file}

@@ -35,7 +35,7 @@ from tests.training.resuming.support import (
 from tests.training.trainers import steps_saved
 
 
-def signal_at(patch, micro_batch):
+def signal_at(patch, micro_batch, until_heard=0.0):
     """Sends this process a signal in the middle of a step, once."""
     plain, left = Trainer.loss, iter(range(micro_batch))
 
@@ -43,6 +43,7 @@ def signal_at(patch, micro_batch):
         if next(left, None) is None:
             patch.setattr(Trainer, "loss", plain)
             os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(until_heard)
         return plain(self, *arguments)
 
     patch.setattr(Trainer, "loss", loss)
@@ -58,6 +59,19 @@ def test_a_run_cut_in_any_micro_batches_of_any_epochs_ends_with_the_same_bits(
         with pytest.MonkeyPatch.context() as patch:
             signal_at(patch, cut)
             train(tiny, run)
+    train(tiny, run)
+    assert_same_run(run, finished)
+
+
+@pytest.mark.parametrize(("micro_batch", "saved"), [(0, []), (4, [16]), (5, [24])])
+def test_a_signal_in_the_middle_of_a_step_abandons_it_and_saves_what_was_before(
+    tiny, finished, tmp_path, monkeypatch, micro_batch, saved
+):
+    run = tmp_path / "run"
+    signal_at(monkeypatch, micro_batch, until_heard=0.2)
+    assert train(tiny, run) == EXIT_INTERRUPTED
+    assert steps_saved(run) == saved
+    assert [line["samples_seen"] for line in read_metrics(run, "stop")] == (saved or [0])
     train(tiny, run)
     assert_same_run(run, finished)
 
