@@ -5,12 +5,12 @@
     python -m benchmarks.train_step --profile --sizes 224    where the time of our step goes
 
 Ours is `Trainer.train_step`, as training calls it, on transformers' ResNet-50 under Accelerate. The
-plain loop is written out here, on torchvision's. Both get the same uint8 batches, from memory or from our
-loader, and do the same work: copy, normalise, forward, smoothed cross-entropy, backward, SGD. They
-take turns, round by round, so that a change in the machine's speed meets both alike; a ratio is
-taken in each round. On a CPU it is a ratio of the process's CPU time on one thread, which others on
-the machine disturb little; on a GPU of the time on the clock. The loader's queues are full when a
-round begins: how fast it is by itself, `benchmarks.loaders` says.
+plain loop is written out here, on torchvision's. Both get the same uint8 batches, from memory or
+from our loader, and do the same work: copy, normalise, forward, smoothed cross-entropy, backward,
+SGD. They take turns, round by round, so that a change in the machine's speed meets both alike; a
+ratio is taken in each round. On a CPU it is a ratio of the process's CPU time on one thread, which
+others on the machine disturb little; on a GPU of the time on the clock. The loader's queues are
+full when a round begins: how fast it is by itself, `benchmarks.loaders` says.
 """
 
 from __future__ import annotations
