@@ -20,8 +20,26 @@ _FILE_TYPES = frozenset({b"0", b"\0", b"7"})
 _PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_SPARSE = b"x", b"g", b"L", b"S"
 
 
+# What compressed files begin with. Samples are read by their offset, which needs a plain tar.
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gzip -d"),
+    b"BZh": ("bzip2", "bzip2 -d"),
+    b"\xfd7zXZ": ("xz", "xz -d"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d"),
+}
+
+
 class TarError(ValueError):
-    """The bytes are no whole tar; the message says from where on."""
+    """The bytes are no whole tar; the message says from where on.
+
+    Args:
+        problem: Continues a sentence that begins with the file.
+        fix: What to do about it.
+    """
+
+    def __init__(self, problem: str, fix: str = "download it again") -> None:
+        super().__init__(problem)
+        self.fix = fix
 
 
 class Member(NamedTuple):
@@ -80,6 +98,8 @@ def _members(buffer: Buffer, begin: int, end: int) -> Iterator[tuple[bytes, str,
     position = begin
     while True:
         header = bytes(buffer[position : min(position + BLOCK, end)])
+        if position == begin:
+            _require_uncompressed(header)
         if len(header) < BLOCK:
             raise TarError(f"ends at byte {end - begin} without an end mark: cut off")
         if not any(header):
@@ -94,6 +114,16 @@ def _members(buffer: Buffer, begin: int, end: int) -> Iterator[tuple[bytes, str,
             )
         yield kind, _name(header), content, size
         position = content + size + padding(size)
+
+
+def _require_uncompressed(header: bytes) -> None:
+    """Stops where the file is a compressed one, whatever its name."""
+    for magic, (name, command) in _COMPRESSED.items():
+        if header.startswith(magic):
+            raise TarError(
+                f"is compressed with {name}; samples are read by offset, which needs a plain tar",
+                fix=f"decompress it: {command} < COMPRESSED > PLAIN.tar",
+            )
 
 
 def _checked(header: bytes, position: int) -> tuple[bytes, int]:

@@ -163,4 +163,4 @@ def _members(
         yield from walk(buffer, begin, end)
     except TarError as error:
         where = "" if begin == 0 else f" (the tar within it at byte {begin})"
-        raise InputError(f"{path}{where} {error}", fix="fetch it again") from None
+        raise InputError(f"{path}{where} {error}", fix=error.fix) from None
