@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -44,7 +45,8 @@ _LARGEST_LABEL = 2**31 - 1  # of an int32 column
 _UNKNOWN = -1
 _WITHOUT_CLASSES = (
     f"The classes are not known: {CLASSES_NAME} is not written, and training will refuse these "
-    f"shards.\nIndex them again with their names: --mapping {MAPPING} --force"
+    f"shards.\nIndex them again with a list of their classes, such as {MAPPING} or another "
+    f"{CLASSES_NAME}: --mapping FILE --force"
 )
 _UNREADABLE = (
     "{number} pictures are no JPEGs, which training cannot read; "
@@ -123,9 +125,11 @@ def index(
     records = [shard.record for shard in shards_read]
     _require_distinct_keys(records)
     require_same_info(folder, records, replaced)
-    classes = classes_of(folder, mapping, _first_sayings(shards_read))
+    seen = _first_sayings(shards_read)
+    classes = classes_of(folder, mapping, seen)
+    index_of = {wnid: index for each in seen.values() for index, wnid in each if index is not None}
     for shard in shards_read:
-        _fill_labels(shard, {} if classes is None else classes.index_of)
+        _fill_labels(shard, index_of if classes is None else classes.index_of)
     if unreadable := sum(len(record.changed) for record in records):
         say(_UNREADABLE.format(number=unreadable, folder=folder))
     if classes is None:
@@ -162,9 +166,7 @@ def find_shards(folder: Path) -> list[FoundShard]:
     if not found or others:
         names = ", ".join(map(readable, others[:3])) + " ..." * (len(others) > 3)
         raise InputError(
-            f"{folder} holds tars that cannot be indexed"
-            if others
-            else f"{folder} holds no shards",
+            f"{folder} holds {'other tars beside its' if found else 'no'} shards",
             expected="names like imagenet1k-train-0000.tar and imagenet1k-validation-00.tar",
             found=names or "no tar files",
             fix="decompress them, complete their download, rename them, or move them elsewhere"
@@ -175,9 +177,8 @@ def find_shards(folder: Path) -> list[FoundShard]:
         raise InputError(
             f"{folder} holds a packing that is not finished",
             expected="all shards of a data set",
-            fix="run the same pack command again, or delete "
-            f"{folder / STATE_FOLDER} to index only the "
-            " shards that are there",
+            fix=f"run the same pack command again, or delete {folder / STATE_FOLDER} to index "
+            "only the shards that are there",
         )
     found.sort()
     _require_complete(found)
@@ -213,7 +214,7 @@ def _require_complete(found: list[FoundShard]) -> None:
         last = max(numbers[-1], counts[0] - 1)
         if missing := sorted(set(range(last + 1)) - set(numbers)):
             raise InputError(
-                f"{len(missing)} of the {split} shards are missing",
+                f"{len(missing)} of {last + 1} {split} shards are missing",
                 expected=f"numbers 0 to {last}",
                 found=f"{len(numbers)} shards, without {', '.join(map(str, missing[:5]))}"
                 + " ..." * (len(missing) > 5),
@@ -238,11 +239,12 @@ def _read_shard(found: FoundShard) -> _Read:
         digest = hashlib.sha256(buffer).hexdigest()
         record = ShardRecord(found.split, Shard(path.name, 0, len(buffer), digest))
         shard = _Read(record)
+        distinct: dict[Said, Said] = {}
         try:
             for sample in samples_in(buffer):
                 row, said, remark = _row_of(buffer, sample, path)
                 record.rows.append(row)
-                shard.said.append(said)
+                shard.said.append(distinct.setdefault(said, said))
                 record.changed += [] if remark is None else [remark]
         except TarError as error:
             raise InputError(
@@ -335,11 +337,11 @@ def _first_sayings(shards: list[_Read]) -> dict[str, dict[Said, str]]:
     return seen
 
 
-def _fill_labels(shard: _Read, index_of: dict[str, int]) -> None:
+def _fill_labels(shard: _Read, index_of: Mapping[str | None, int]) -> None:
     """Gives samples that only name a wnid their class index."""
     record = shard.record
     record.rows = [
-        row._replace(label=index_of[said.wnid]) if said.index is None and said.wnid else row
+        row._replace(label=index_of[said.wnid]) if said.index is None else row
         for row, said in zip(record.rows, shard.said, strict=True)
     ]
     label_of = {row.key: row.label for row in record.rows}

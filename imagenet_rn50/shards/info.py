@@ -74,7 +74,7 @@ def require_same_info(
         raise InputError(
             f"{path} cannot be read",
             expected="splits with filenames, shard_lengths and num_samples, as timm writes it",
-            found=repr(error),
+            found=f"an entry without {error}" if isinstance(error, KeyError) else "something else",
             fix=f"move {path} elsewhere if it is not of these shards",
         ) from None
     counted = {record.shard.name: record.shard.num_samples for record in records}

@@ -19,8 +19,8 @@ from imagenet_rn50.shards.manifest import TRAIN
 
 MAPPING = "LOC_synset_mapping.txt"
 _REPACK = (
-    "correct what is wrong; to number shards anew, unpack the images into train/<wnid>/ and "
-    "val/<wnid>/ and pack these (python shard_imagenet.py pack)"
+    "sort the images into train/<wnid>/ and val/<wnid>/ by their right wnids, and pack them: "
+    "python shard_imagenet.py pack"
 )
 
 
@@ -222,8 +222,15 @@ def _require_in_range(classes: Classes, seen: Seen, where: Path) -> None:
             "classes",
             expected=f"class indices from 0 to {len(classes) - 1}, as {where} lists them",
             found=None if 0 in indices else "no sample of class 0: indices may begin at 1",
-            fix=_REPACK,
+            fix=_REPACK if 0 not in indices else _correct(where),
         )
+
+
+def _correct(where: Path) -> str:
+    """Returns what to do about a list of classes that may be wrong."""
+    if where.name == CLASSES_NAME:
+        return f"delete {where} if it is wrong, and give the right list: --mapping {MAPPING}"
+    return f"give the right list of all classes if this one is wrong: --mapping {MAPPING}"
 
 
 def _require_agreement(classes: Classes, seen: Seen, where: Path) -> None:
@@ -237,7 +244,7 @@ def _require_agreement(classes: Classes, seen: Seen, where: Path) -> None:
             raise InputError(
                 f"{place} has the wnid {wnid}, which {where} lacks",
                 expected=f"only the {len(classes)} classes of {where}",
-                fix=f"give the list of all classes: --mapping {MAPPING}",
+                fix=_correct(where),
             )
         if index is not None and index != classes.index_of[wnid]:
             raise InputError(
@@ -245,7 +252,7 @@ def _require_agreement(classes: Classes, seen: Seen, where: Path) -> None:
                 expected=f"class index {classes.index_of[wnid]}, the index of {wnid} in {where}",
                 found=f"{index}, which {where} gives to {classes.wnids[index]} "
                 f"{classes.names[index]!r}",
-                fix=_REPACK,
+                fix=f"{_correct(where)}; if the class indices are wrong, {_REPACK}",
             )
 
 

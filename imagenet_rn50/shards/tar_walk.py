@@ -22,10 +22,10 @@ _PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_SPARSE = b"x", b"g", b"L", b"S"
 
 # What compressed files begin with. Samples are read by their offset, which needs a plain tar.
 _COMPRESSED = {
-    b"\x1f\x8b": ("gzip", "gzip -d"),
-    b"BZh": ("bzip2", "bzip2 -d"),
-    b"\xfd7zXZ": ("xz", "xz -d"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d"),
+    b"\x1f\x8b": ("gzip", "gz"),
+    b"BZh": ("bzip2", "bz2"),
+    b"\xfd7zXZ": ("xz", "xz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zst"),
 }
 
 
@@ -118,11 +118,11 @@ def _members(buffer: Buffer, begin: int, end: int) -> Iterator[tuple[bytes, str,
 
 def _require_uncompressed(header: bytes) -> None:
     """Stops where the file is a compressed one, whatever its name."""
-    for magic, (name, command) in _COMPRESSED.items():
+    for magic, (name, ending) in _COMPRESSED.items():
         if header.startswith(magic):
             raise TarError(
                 f"is compressed with {name}; samples are read by offset, which needs a plain tar",
-                fix=f"decompress it: {command} < COMPRESSED > PLAIN.tar",
+                fix=f"decompress it: mv FILE FILE.{ending} && {name} -d FILE.{ending}",
             )
 
 
