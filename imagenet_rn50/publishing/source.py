@@ -12,6 +12,7 @@ from transformers import BaseImageProcessor, ResNetForImageClassification
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.evaluation.agreement import require_same_classes
 from imagenet_rn50.evaluation.subject import network_of
 from imagenet_rn50.model import build_labelled, build_processor, load_processor
 from imagenet_rn50.pretrained import Pretrained, read_pretrained, take_weights
@@ -146,11 +147,14 @@ def _labels(pretrained: Pretrained, classes: Classes | None) -> list[str]:
     """Returns one name a class.
 
     Raises:
-        InputError: When nobody says what the classes are.
+        InputError: When nobody says what the classes are, or `classes` contradicts the weights.
     """
+    labels = pretrained.labels()
     if classes is not None:
+        if labels is not None:
+            require_same_classes(pretrained.name, labels, "--classes", classes)
         return list(classes.labels)
-    if (labels := pretrained.labels()) is not None:
+    if labels is not None:
         return labels
     if pretrained.num_classes == _NUM_IMAGENET_CLASSES:
         from torchvision.models._meta import _IMAGENET_CATEGORIES

@@ -33,7 +33,7 @@ from imagenet_rn50.shards.tar_walk import Buffer, TarError, mapped
 
 _SHARD_NAME = re.compile(
     r"(?:(?P<dataset>.+?)[-_])?(?P<split>train|validation|val)[-_](?P<number>\d+)"
-    r"(?:-of-(?P<count>\d+))?\.tar"
+    r"(?:-of-(?P<total>\d+))?\.tar"
 )
 # Tars of other names, compressed ones, and downloads under way.
 _LIKE_TAR = re.compile(
@@ -56,12 +56,12 @@ _UNREADABLE = (
 
 
 class FoundShard(NamedTuple):
-    """A tar whose name says what it is; `count` is 0 where the name has no `-of-00004`."""
+    """A tar whose name says what it is; `total` is 0 where the name has no `-of-00004`."""
 
     split: str
     number: int
     dataset: str
-    count: int
+    total: int
     path: Path
 
 
@@ -127,9 +127,10 @@ def index(
     require_same_info(folder, records, replaced)
     seen = _first_sayings(shards_read)
     classes = classes_of(folder, mapping, seen)
-    index_of = {wnid: index for each in seen.values() for index, wnid in each if index is not None}
+    index_of = {wnid: label for each in seen.values() for label, wnid in each if label is not None}
+    index_of.update({} if classes is None else classes.index_of)
     for shard in shards_read:
-        _fill_labels(shard, index_of if classes is None else classes.index_of)
+        _fill_labels(shard, index_of)
     if unreadable := sum(len(record.changed) for record in records):
         say(_UNREADABLE.format(number=unreadable, folder=folder))
     if classes is None:
@@ -159,8 +160,8 @@ def find_shards(folder: Path) -> list[FoundShard]:
     for path in sorted(folder.glob("[!.]*")):
         if (match := _SHARD_NAME.fullmatch(path.name)) and path.is_file():
             split = TRAIN if match["split"] == TRAIN else VALIDATION
-            dataset, count = match["dataset"] or folder.name, int(match["count"] or 0)
-            found.append(FoundShard(split, int(match["number"]), dataset, count, path))
+            dataset, total = match["dataset"] or folder.name, int(match["total"] or 0)
+            found.append(FoundShard(split, int(match["number"]), dataset, total, path))
         elif _LIKE_TAR.fullmatch(path.name):
             others.append(path.name)
     if not found or others:
@@ -204,14 +205,14 @@ def _require_complete(found: list[FoundShard]) -> None:
             )
     for split in dict.fromkeys(shard.split for shard in found):
         numbers = [shard.number for shard in found if shard.split == split]
-        counts = sorted({shard.count for shard in found if shard.split == split})
-        if len(counts) > 1:
+        totals = sorted({shard.total for shard in found if shard.split == split})
+        if len(totals) > 1:
             raise InputError(
                 f"the {split} shards are numbered in two ways",
                 expected="the same -of-NNNNN in all names, or none",
-                found=", ".join(f"-of-{count:05d}" if count else "none" for count in counts),
+                found=", ".join(f"-of-{total:05d}" if total else "none" for total in totals),
             )
-        last = max(numbers[-1], counts[0] - 1)
+        last = max(numbers[-1], totals[0] - 1)
         if missing := sorted(set(range(last + 1)) - set(numbers)):
             raise InputError(
                 f"{len(missing)} of {last + 1} {split} shards are missing",
@@ -277,7 +278,7 @@ def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Said, R
             expected="a picture, and a class index, 0 or more, or a wnid, for each sample",
             found=f"members {', '.join(sorted(sample.members)) or 'none'}",
         )
-    label = _UNKNOWN if said.index is None else said.index
+    label = _UNKNOWN if said.label is None else said.label
     content = bytes(buffer[picture.offset : picture.offset + picture.size])
     width = height = 0
     remark = None
@@ -341,7 +342,7 @@ def _fill_labels(shard: _Read, index_of: Mapping[str | None, int]) -> None:
     """Gives samples that only name a wnid their class index."""
     record = shard.record
     record.rows = [
-        row._replace(label=index_of[said.wnid]) if said.index is None else row
+        row._replace(label=index_of[said.wnid]) if said.label is None else row
         for row, said in zip(record.rows, shard.said, strict=True)
     ]
     label_of = {row.key: row.label for row in record.rows}

@@ -25,9 +25,9 @@ _REPACK = (
 
 
 class Said(NamedTuple):
-    """What a sample says its class is; one of both may be unknown."""
+    """What a sample says its class is: its index, its wnid, or both."""
 
-    index: int | None
+    label: int | None
     wnid: str | None
 
 
@@ -72,8 +72,8 @@ def classes_of(folder: Path, mapping: Path | None, seen_in: Mapping[str, Seen]) 
 def _from_mapping(path: Path, seen: Seen, folder: Path) -> Classes:
     """Takes the classes of a mapping; only those that occur where indices say so."""
     classes = Classes.read(path)
-    indices = {said.index for said in seen} - {None}
-    known = {said.index: said.wnid for said in seen if None not in said}
+    indices = {said.label for said in seen} - {None}
+    known = {said.label: said.wnid for said in seen if None not in said}
     if not all(map(WNID.fullmatch, classes.wnids)):
         known = {}  # the samples' wnids are not what it lists
     if unknown := len(indices - known.keys()):
@@ -98,7 +98,7 @@ def _from_mapping(path: Path, seen: Seen, folder: Path) -> Classes:
 
 def _require_position(path: Path, classes: Classes, seen: Seen) -> None:
     """Stops where positions in a mapping cannot be the class indices of the shards."""
-    indices = {said.index for said in seen if said.index is not None}
+    indices = {said.label for said in seen if said.label is not None}
     problem = None
     if indices == set(range(len(indices))) and len(indices) < len(classes):
         problem = f"class indices 0 to {len(indices) - 1}, without wnids"
@@ -159,10 +159,10 @@ def _from_samples(seen: Seen, train: Seen) -> Classes | None:
     Returns:
         None when not every class index has a wnid.
     """
-    indices = {said.index for said in seen if said.index is not None}
+    indices = {said.label for said in seen if said.label is not None}
     wnids = sorted({said.wnid for said in seen if said.wnid is not None})
     _require_one_to_one(seen)
-    known = {said.index: said for said in seen if None not in said}
+    known = {said.label: said for said in seen if None not in said}
     classes = Classes(tuple(wnids), tuple(wnids))
     if not indices:
         trained = {said.wnid for said in train}
@@ -181,11 +181,11 @@ def _from_samples(seen: Seen, train: Seen) -> Classes | None:
             expected="wnids whose index other samples, or a mapping, give",
             fix=f"give the wnids of all classes: --mapping {MAPPING}",
         )
-    ranked = sorted(known.values(), key=lambda said: said.index or 0)
+    ranked = sorted(known.values(), key=lambda said: said.label or 0)
     for said, wnid in zip(ranked, wnids, strict=True):
         if said.wnid != wnid:
             raise InputError(
-                f"{seen[said]} has the class index {said.index} and the wnid {said.wnid}",
+                f"{seen[said]} has the class index {said.label} and the wnid {said.wnid}",
                 expected="class indices that are ranks of sorted wnids",
                 found=f"{said.wnid} has rank {wnids.index(said.wnid or '')} of {len(wnids)}",
                 fix=_REPACK,
@@ -214,7 +214,7 @@ def _require_one_to_one(seen: Seen) -> None:
 
 def _require_in_range(classes: Classes, seen: Seen, where: Path) -> None:
     """Stops where a sample has a class index that the list of classes lacks."""
-    indices = {said.index: place for said, place in seen.items() if said.index is not None}
+    indices = {said.label: place for said, place in seen.items() if said.label is not None}
     largest = max(indices, default=0)
     if largest >= len(classes):
         raise InputError(
