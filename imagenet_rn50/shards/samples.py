@@ -16,6 +16,7 @@ from imagenet_rn50.shards.tar_walk import Buffer, Member, TarError, walk
 _PICTURE_FIELDS = ("jpg", "jpeg", "png")
 _FILE_FIELD = "filename"
 _TEXT_FIELDS = ("label", "wnid", "synset", "class_id", "class", _FILE_FIELD)  # of a `.json`
+_IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG")
 _MOST_DIGITS = 100  # of a class index; Python refuses to read thousands of them
 
 
@@ -51,13 +52,19 @@ def samples_in(buffer: Buffer) -> Iterator[TarSample]:
     """Yields the samples of a tar, front to back.
 
     Raises:
-        TarError: When the tar is damaged, or a sample has the same field twice.
+        TarError: When the tar is damaged, a sample has the same field twice, or an image is part of
+            no sample, or only linked to.
     """
     sample: TarSample | None = None
-    for member in walk(buffer):
+    for member in walk(buffer, skip_links=False):
         folder, slash, name = member.name.rpartition("/")
         stem, dot, suffix = name.partition(".")
         if not dot or not stem:  # not part of a sample, as for webdataset
+            if bytes(buffer[member.offset : member.offset + 4]).startswith(_IMAGE_MAGIC):
+                raise TarError(
+                    f"holds the image {member.name!r}, which readers skip: its name has no ending",
+                    fix="make the shard again with names such as n01440764_18.jpg",
+                )
             continue
         key = f"{folder}{slash}{stem}"
         if sample is None or sample.key != key:

@@ -1,7 +1,9 @@
 import bz2
 import gzip
+import io
 import json
 import lzma
+import tarfile
 
 import pytest
 from hypothesis import given, settings
@@ -370,3 +372,29 @@ def test_a_compressed_tar_is_refused_by_its_content(tmp_path, refused, module):
     said = refused(shard_imagenet.main, "index", "--shards", tmp_path)
     assert f"{path} is compressed" in said
     assert not (tmp_path / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_link_in_a_shard_is_refused_for_its_image_would_be_missed(tmp_path, kind):
+    with tarfile.open(tmp_path / "x-train-0000.tar", "w") as tar:
+        for n, wnid in enumerate(WNIDS):
+            info = tarfile.TarInfo(f"{wnid}/{n}.jpg")
+            info.size = len(IMAGE)
+            tar.addfile(info, io.BytesIO(IMAGE))
+        info = tarfile.TarInfo(f"{WNIDS[0]}/3.jpg")
+        info.type, info.linkname = kind, f"{WNIDS[0]}/0.jpg"
+        tar.addfile(info)
+    with pytest.raises(InputError, match=f"link '{WNIDS[0]}/3.jpg'"):
+        index(tmp_path)
+
+
+@pytest.mark.parametrize("name", [f"{WNIDS[0]}_3", ".jpg", f"{WNIDS[0]}/.JPEG"])
+def test_an_image_that_is_part_of_no_sample_is_refused(tmp_path, name):
+    members = {f"{wnid}_{n}.jpg": IMAGE for n, wnid in enumerate(WNIDS)}
+    for others in ({"README": b"text", "._a.jpg": b"\0\5\x16\7"}, {name: IMAGE}):
+        members |= others
+        (tmp_path / "x-train-0000.tar").write_bytes(tar_of(members))
+        if name not in members:
+            assert index(tmp_path).split("train").num_samples == 3
+    with pytest.raises(InputError, match="which readers skip"):
+        index(tmp_path, force=True)
