@@ -23,7 +23,7 @@ from imagenet_rn50.jpeg_header import JpegError, read_header
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.finishing import finish
 from imagenet_rn50.shards.info import require_same_info
-from imagenet_rn50.shards.labels import MAPPING, Said, classes_of, log_missing
+from imagenet_rn50.shards.labels import MAPPING, Claim, classes_of, log_missing
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard
 from imagenet_rn50.shards.samples import TarSample, picture_of, samples_in
 from imagenet_rn50.shards.shard import Remark, Row, ShardRecord
@@ -67,10 +67,10 @@ class FoundShard(NamedTuple):
 
 @dataclass
 class _Read:
-    """A shard as it was read, and what each of its samples says of its class."""
+    """A shard as it was read, and the class that each of its samples gives."""
 
     record: ShardRecord
-    said: list[Said] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
 
 
 def index(
@@ -125,7 +125,7 @@ def index(
     records = [shard.record for shard in shards_read]
     _require_distinct_keys(records)
     require_same_info(folder, records, replaced)
-    seen = _first_sayings(shards_read)
+    seen = _first_claims(shards_read)
     classes = classes_of(folder, mapping, seen)
     index_of = {wnid: label for each in seen.values() for label, wnid in each if label is not None}
     index_of.update({} if classes is None else classes.index_of)
@@ -240,12 +240,12 @@ def _read_shard(found: FoundShard) -> _Read:
         digest = hashlib.sha256(buffer).hexdigest()
         record = ShardRecord(found.split, Shard(path.name, 0, len(buffer), digest))
         shard = _Read(record)
-        distinct: dict[Said, Said] = {}
+        distinct: dict[Claim, Claim] = {}
         try:
             for sample in samples_in(buffer):
-                row, said, remark = _row_of(buffer, sample, path)
+                row, claim, remark = _row_of(buffer, sample, path)
                 record.rows.append(row)
-                shard.said.append(distinct.setdefault(said, said))
+                shard.claims.append(distinct.setdefault(claim, claim))
                 record.changed += [] if remark is None else [remark]
         except TarError as error:
             raise InputError(
@@ -255,10 +255,10 @@ def _read_shard(found: FoundShard) -> _Read:
     return shard
 
 
-def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Said, Remark | None]:
-    """Returns a sample's row, what it says of its class, and a remark if it is no JPEG.
+def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Claim, Remark | None]:
+    """Returns a sample's row, its claim, and a remark if it is no JPEG.
 
-    A label that only a wnid says is filled in when all classes are known.
+    A label that is given as a wnid alone is filled in when all classes are known.
     """
     if ".." in PurePosixPath(sample.key).parts or sample.key.startswith("/"):
         raise InputError(
@@ -270,15 +270,15 @@ def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Said, R
         raise InputError(
             f"{path} holds the member {readable(sample.key)!r}", expected="printable UTF-8 names"
         )
-    picture, said = picture_of(sample), _said_by(sample, buffer, path)
-    if picture is None or said is None:
+    picture, claim = picture_of(sample), _claim_of(sample, buffer, path)
+    if picture is None or claim is None:
         missing = "picture (.jpg, .jpeg, .png)" if picture is None else "label (.cls, or in .json)"
         raise InputError(
             f"the sample {sample.key!r} in {path} has no {missing}",
             expected="a picture, and a class index, 0 or more, or a wnid, for each sample",
             found=f"members {', '.join(sorted(sample.members)) or 'none'}",
         )
-    label = _UNKNOWN if said.label is None else said.label
+    label = _UNKNOWN if claim.label is None else claim.label
     content = bytes(buffer[picture.offset : picture.offset + picture.size])
     width = height = 0
     remark = None
@@ -296,10 +296,10 @@ def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Said, R
         width=width,
         height=height,
     )
-    return row, said, remark
+    return row, claim, remark
 
 
-def _said_by(sample: TarSample, buffer: Buffer, path: Path) -> Said | None:
+def _claim_of(sample: TarSample, buffer: Buffer, path: Path) -> Claim | None:
     """Returns the class that a sample names; None when it names none, or none that makes sense.
 
     Raises:
@@ -324,26 +324,26 @@ def _said_by(sample: TarSample, buffer: Buffer, path: Path) -> Said | None:
             wnid = value
         else:
             index = value
-    return Said(index, wnid) if found else None
+    return Claim(index, wnid) if found else None
 
 
-def _first_sayings(shards: list[_Read]) -> dict[str, dict[Said, str]]:
-    """Returns what the samples of each split say, and the first that says it."""
-    seen: dict[str, dict[Said, str]] = {}
+def _first_claims(shards: list[_Read]) -> dict[str, dict[Claim, str]]:
+    """Returns the distinct claims of each split, and the first sample that makes each."""
+    seen: dict[str, dict[Claim, str]] = {}
     for shard in shards:
         of_split = seen.setdefault(shard.record.split, {})
-        for said, row in zip(shard.said, shard.record.rows, strict=True):
-            if said not in of_split:
-                of_split[said] = f"the sample {row.key!r} in {shard.record.shard.name}"
+        for claim, row in zip(shard.claims, shard.record.rows, strict=True):
+            if claim not in of_split:
+                of_split[claim] = f"the sample {row.key!r} in {shard.record.shard.name}"
     return seen
 
 
 def _fill_labels(shard: _Read, index_of: Mapping[str | None, int]) -> None:
-    """Gives samples that only name a wnid their class index."""
+    """Fills in the class index of samples that give only a wnid."""
     record = shard.record
     record.rows = [
-        row._replace(label=index_of[said.wnid]) if said.label is None else row
-        for row, said in zip(record.rows, shard.said, strict=True)
+        row._replace(label=index_of[claim.wnid]) if claim.label is None else row
+        for row, claim in zip(record.rows, shard.claims, strict=True)
     ]
     label_of = {row.key: row.label for row in record.rows}
     record.changed = [remark._replace(label=label_of[remark.key]) for remark in record.changed]

@@ -1,7 +1,7 @@
-"""The classes of shards made by others, from all that names them.
+"""The classes of shards made by others, from every source that names them.
 
-A sample says its class by index or by wnid; `classes.json` gives each index a wnid, a mapping gives
-each wnid a name. What is said twice must agree: a contradiction is an error with both values and
+A sample gives its class by index or by wnid; `classes.json` gives each index a wnid, a mapping
+gives each wnid a name. All sources must agree: a contradiction is an error with both values and
 where they were found.
 """
 
@@ -24,15 +24,15 @@ _REPACK = (
 )
 
 
-class Said(NamedTuple):
-    """What a sample says its class is: its index, its wnid, or both."""
+class Claim(NamedTuple):
+    """The class that a sample gives: its index, its wnid, or both."""
 
     label: int | None
     wnid: str | None
 
 
-# The first sample that says it, and its shard.
-Seen = Mapping[Said, str]
+# The first sample that makes a claim, and its shard.
+Seen = Mapping[Claim, str]
 
 
 def classes_of(folder: Path, mapping: Path | None, seen_in: Mapping[str, Seen]) -> Classes | None:
@@ -44,7 +44,7 @@ def classes_of(folder: Path, mapping: Path | None, seen_in: Mapping[str, Seen]) 
     Args:
         folder: May hold `classes.json` and `LOC_synset_mapping.txt`.
         mapping: A list of classes that the user named, as `Classes.read` takes it.
-        seen_in: What the samples of each split say.
+        seen_in: The claims of the samples of each split.
 
     Returns:
         The classes; None when the samples' class indices have no known wnids.
@@ -52,28 +52,29 @@ def classes_of(folder: Path, mapping: Path | None, seen_in: Mapping[str, Seen]) 
     Raises:
         InputError: When two sources contradict each other.
     """
-    seen = {said: place for each in seen_in.values() for said, place in each.items()}
+    seen = {claim: place for each in seen_in.values() for claim, place in each.items()}
     listed = Classes.load(folder) if (folder / CLASSES_NAME).is_file() else None
-    path = mapping or folder / MAPPING
+    path = where = mapping or folder / MAPPING
     if not path.is_file():
-        path = folder / CLASSES_NAME
+        where = folder / CLASSES_NAME
         classes = _from_samples(seen, seen_in.get(TRAIN, {})) if listed is None else listed
     elif listed is not None:
         names = Classes.read(path)
         _require_in_range(names, seen, path)
-        classes = _named(listed, folder / CLASSES_NAME, names, path, is_chosen=mapping is not None)
+        where = folder / CLASSES_NAME
+        classes = _named(listed, where, names, path, is_chosen=mapping is not None)
     else:
         classes = _from_mapping(path, seen, folder)
     if classes is not None:
-        _require_agreement(classes, seen, path)
+        _require_agreement(classes, seen, where)
     return classes
 
 
 def _from_mapping(path: Path, seen: Seen, folder: Path) -> Classes:
-    """Takes the classes of a mapping; only those that occur where indices say so."""
+    """Takes the classes of a mapping; only those that occur where the indices count only these."""
     classes = Classes.read(path)
-    indices = {said.label for said in seen} - {None}
-    known = {said.label: said.wnid for said in seen if None not in said}
+    indices = {claim.label for claim in seen} - {None}
+    known = {claim.label: claim.wnid for claim in seen if None not in claim}
     if not all(map(WNID.fullmatch, classes.wnids)):
         known = {}  # the samples' wnids are not what it lists
     if unknown := len(indices - known.keys()):
@@ -98,7 +99,7 @@ def _from_mapping(path: Path, seen: Seen, folder: Path) -> Classes:
 
 def _require_position(path: Path, classes: Classes, seen: Seen) -> None:
     """Stops where positions in a mapping cannot be the class indices of the shards."""
-    indices = {said.label for said in seen if said.label is not None}
+    indices = {claim.label for claim in seen if claim.label is not None}
     problem = None
     if indices == set(range(len(indices))) and len(indices) < len(classes):
         problem = f"class indices 0 to {len(indices) - 1}, without wnids"
@@ -153,41 +154,41 @@ def _from_samples(seen: Seen, train: Seen) -> Classes | None:
     """Takes the classes from the wnids of the samples, which are their names, too.
 
     Args:
-        seen: What all samples say.
-        train: What those of training say.
+        seen: The claims of all samples.
+        train: Those of the training samples.
 
     Returns:
         None when not every class index has a wnid.
     """
-    indices = {said.label for said in seen if said.label is not None}
-    wnids = sorted({said.wnid for said in seen if said.wnid is not None})
+    indices = {claim.label for claim in seen if claim.label is not None}
+    wnids = sorted({claim.wnid for claim in seen if claim.wnid is not None})
     _require_one_to_one(seen)
-    known = {said.label: said for said in seen if None not in said}
+    known = {claim.label: claim for claim in seen if None not in claim}
     classes = Classes(tuple(wnids), tuple(wnids))
     if not indices:
-        trained = {said.wnid for said in train}
-        for said, place in seen.items():
-            if train and said.wnid not in trained:
+        trained = {claim.wnid for claim in train}
+        for claim, place in seen.items():
+            if train and claim.wnid not in trained:
                 raise InputError(
-                    f"{place} has the wnid {said.wnid}, which no training sample has",
+                    f"{place} has the wnid {claim.wnid}, which no training sample has",
                     expected="validation wnids among those of training, whose rank is the index",
                     fix=f"give the wnids of all classes: --mapping {MAPPING}",
                 )
         return classes
-    if unknown := sorted(set(wnids) - {said.wnid for said in known.values()}):
-        place = next(place for said, place in seen.items() if said.wnid == unknown[0])
+    if unknown := sorted(set(wnids) - {claim.wnid for claim in known.values()}):
+        place = next(place for claim, place in seen.items() if claim.wnid == unknown[0])
         raise InputError(
             f"{place} gives its class as {unknown[0]}, whose class index is not known",
             expected="wnids whose index other samples, or a mapping, give",
             fix=f"give the wnids of all classes: --mapping {MAPPING}",
         )
-    ranked = sorted(known.values(), key=lambda said: said.label or 0)
-    for said, wnid in zip(ranked, wnids, strict=True):
-        if said.wnid != wnid:
+    ranked = sorted(known.values(), key=lambda claim: claim.label or 0)
+    for claim, wnid in zip(ranked, wnids, strict=True):
+        if claim.wnid != wnid:
             raise InputError(
-                f"{seen[said]} has the class index {said.label} and the wnid {said.wnid}",
+                f"{seen[claim]} has the class index {claim.label} and the wnid {claim.wnid}",
                 expected="class indices that are ranks of sorted wnids",
-                found=f"{said.wnid} has rank {wnids.index(said.wnid or '')} of {len(wnids)}",
+                found=f"{claim.wnid} has rank {wnids.index(claim.wnid or '')} of {len(wnids)}",
                 fix=_REPACK,
             )
     return classes if indices == set(range(len(wnids))) else None
@@ -196,25 +197,25 @@ def _from_samples(seen: Seen, train: Seen) -> Classes | None:
 def _require_one_to_one(seen: Seen) -> None:
     """Stops where an index has two wnids, or a wnid two indices."""
     for position, names in enumerate(("class index", "wnid")):
-        firsts: dict[int | str, Said] = {}
-        for said in seen:
-            if None in said:
+        firsts: dict[int | str, Claim] = {}
+        for claim in seen:
+            if None in claim:
                 continue
-            key = said[position]
-            first = firsts.setdefault(key, said)  # type: ignore[arg-type]
-            if first != said:
+            key = claim[position]
+            first = firsts.setdefault(key, claim)  # type: ignore[arg-type]
+            if first != claim:
                 other = 1 - position
                 raise InputError(
                     f"the {names} {key} has two {('wnids', 'class indices')[position]}",
                     expected="one",
-                    found=f"{first[other]} in {seen[first]}, {said[other]} in {seen[said]}",
+                    found=f"{first[other]} in {seen[first]}, {claim[other]} in {seen[claim]}",
                     fix=_REPACK,
                 )
 
 
 def _require_in_range(classes: Classes, seen: Seen, where: Path) -> None:
     """Stops where a sample has a class index that the list of classes lacks."""
-    indices = {said.label: place for said, place in seen.items() if said.label is not None}
+    indices = {claim.label: place for claim, place in seen.items() if claim.label is not None}
     largest = max(indices, default=0)
     if largest >= len(classes):
         raise InputError(
@@ -236,8 +237,8 @@ def _correct(where: Path) -> str:
 def _require_agreement(classes: Classes, seen: Seen, where: Path) -> None:
     """Stops where a sample contradicts the list of classes."""
     _require_in_range(classes, seen, where)
-    for said, place in seen.items():
-        index, wnid = said
+    for claim, place in seen.items():
+        index, wnid = claim
         if wnid is None or (index is not None and not WNID.fullmatch(classes.wnids[index])):
             continue  # a folder's name, say, stands for what its images' wnids have in common
         if wnid not in classes.index_of:
