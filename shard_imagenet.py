@@ -129,7 +129,8 @@ def index(
     Args:
         shards: The folder of the shards, named like imagenet1k-train-0000.tar.
         dataset: The data set's name; by default taken from the shards' names.
-        mapping: LOC_synset_mapping.txt with the classes' names; by default looked for in SHARDS.
+        mapping: A list of classes that names them: LOC_synset_mapping.txt, classes.json or Keras'
+            imagenet_class_index.json; by default looked for in SHARDS.
         force: Write over a manifest that is whole.
         workers: How many shards are read at a time; by default one per core.
     """

@@ -12,12 +12,56 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import read_json, read_text, write_json
 
 WNID = re.compile(r"n\d{8}")
 FILE_NAME = "classes.json"
+_WNID_IN_NAME = re.compile(r"(?<![0-9A-Za-z])n\d{8}(?![0-9A-Za-z])")
+
+
+def wnids_in(name: str) -> list[str]:
+    """Return the distinct wnids in a file name or key, such as `n01440764/n01440764_18`."""
+    return list(dict.fromkeys(_WNID_IN_NAME.findall(name)))
+
+
+def read_synset_mapping(path: Path) -> dict[str, str]:
+    """Read Kaggle's mapping: a line a class, `n01440764 tench, Tinca tinca`.
+
+    Args:
+        path: `LOC_synset_mapping.txt`.
+
+    Returns:
+        The name of each wnid, in the order of the lines.
+
+    Raises:
+        InputError: When a line has no wnid or no name, a wnid repeats, or there is no line.
+    """
+    names: dict[str, str] = {}
+    line_of: dict[str, int] = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        wnid, name = [*line.split(maxsplit=1), ""][:2]
+        if not WNID.fullmatch(wnid) or not name:
+            raise InputError(
+                f"line {number} of {path} does not name a class",
+                expected="a wnid and a name, like 'n01440764 tench, Tinca tinca'",
+                found=repr(line),
+            )
+        if wnid in names:
+            raise InputError(
+                f"line {number} of {path} repeats the wnid {wnid}",
+                expected="one line per wnid",
+                found=f"{names[wnid]!r} in line {line_of[wnid]}, {name.strip()!r} in line {number}",
+                fix="delete the wrong line",
+            )
+        names[wnid], line_of[wnid] = name.strip(), number
+    if not names:
+        raise InputError(f"{path} names no class", found="no lines")
+    return names
 
 
 @dataclass(frozen=True)
@@ -72,30 +116,26 @@ class Classes:
         )
 
     @classmethod
-    def from_synset_mapping(cls, path: Path) -> Classes:
-        """Reads Kaggle's mapping: a line a class, `n01440764 tench, Tinca tinca`.
+    def read(cls, path: Path) -> Classes:
+        """Read a list of classes; the content decides the format, not the name.
 
         Args:
-            path: `LOC_synset_mapping.txt`.
-
-        Returns:
-            The classes, sorted by wnid.
+            path: A classes.json or a folder that holds one; Keras' imagenet_class_index.json; or
+                Kaggle's LOC_synset_mapping.txt.
 
         Raises:
-            InputError: When a line has no wnid or no name, or a wnid repeats.
+            InputError: When there is no such file, or it lists no classes.
         """
-        names: dict[str, str] = {}
-        for number, line in enumerate(read_text(path).splitlines(), start=1):
-            wnid, _, name = line.strip().partition(" ")
-            if not wnid:
-                continue
-            if not WNID.fullmatch(wnid) or not name or wnid in names:
-                raise InputError(
-                    f"line {number} of {path} does not name a new class",
-                    expected="a wnid of its own and a name, like 'n01440764 tench, Tinca tinca'",
-                    found=repr(line),
-                )
-            names[wnid] = name.strip()
+        if path.is_dir():
+            return cls.load(path)
+        if read_text(path).lstrip()[:1] in {"[", "{"}:
+            return cls._from_json(path)
+        return cls.from_synset_mapping(path)
+
+    @classmethod
+    def from_synset_mapping(cls, path: Path) -> Classes:
+        """Read Kaggle's mapping, sorted by wnid; see `read_synset_mapping`."""
+        names = read_synset_mapping(path)
         wnids = tuple(sorted(names))
         return cls(wnids=wnids, names=tuple(names[wnid] for wnid in wnids))
 
@@ -112,18 +152,33 @@ class Classes:
         Raises:
             InputError: When it is missing or is not a list of classes in the order of their index.
         """
-        path = folder / FILE_NAME
-        content = read_json(path)
+        return cls._from_json(folder / FILE_NAME)
+
+    @classmethod
+    def _from_json(cls, path: Path) -> Classes:
+        """Reads our list of classes, or Keras' {"0": ["n01440764", "tench"], ...}."""
+        content: Any = read_json(path)
         try:
+            if isinstance(content, dict):
+                content = [
+                    {"index": int(index), "wnid": wnid, "name": name}
+                    for index, (wnid, name) in content.items()
+                ]
+                content.sort(key=lambda row: row["index"])
             indices = [row["index"] for row in content]
             wnids = tuple(str(row["wnid"]) for row in content)
             names = tuple(str(row["name"]) for row in content)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path} does not list classes",
                 expected="[{'index': 0, 'wnid': 'n01440764', 'name': 'tench, Tinca tinca'}, ...]",
-                found=f"an entry without {error}",
+                found=f"an entry without {error}"
+                if isinstance(error, KeyError)
+                else "entries without a wnid and a name",
             ) from None
         if indices != list(range(len(indices))):
             raise InputError(f"{path} lists class indices out of order", expected="0, 1, 2, ...")
-        return cls(wnids=wnids, names=names)
+        try:
+            return cls(wnids=wnids, names=names)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None

@@ -188,6 +188,15 @@ def test_weights_of_others_become_a_folder_that_computes_the_same(weights, tmp_p
     assert processor_in(tmp_path / "out") == processor_in(tmp_path / "again")
 
 
+def test_classes_that_contradict_those_of_the_weights_are_refused(weights, tmp_path):
+    CLASSES_OF_FIVE.save(tmp_path)
+    convert(str(weights), tmp_path / "out", classes=tmp_path)
+    Classes(CLASSES_OF_FIVE.wnids, CLASSES_OF_FIVE.names[::-1]).save(tmp_path)
+    with pytest.raises(InputError, match="not those of --classes, or not in their order"):
+        convert(str(tmp_path / "out"), tmp_path / "again", classes=tmp_path)
+    assert not (tmp_path / "again").exists()
+
+
 def test_other_sizes_change_nothing_else_of_a_folders_processor(weights, tmp_path):
     def made(**sizes):
         convert(str(tmp_path / "out"), tmp_path / "again", sizes=sizes)

@@ -56,6 +56,29 @@ def require_same_classes(model: str, labels: Sequence[str], where: str, classes:
     )
 
 
+def require_same_wnids(one: str, classes: Classes, other: str, others: Classes) -> None:
+    """Stop where two lists of classes give one index two wnids.
+
+    Args:
+        one: Where the first list comes from, for the message.
+        classes: The first list.
+        other: Where the second list comes from.
+        others: The second list; class names that are no wnids are not compared.
+
+    Raises:
+        InputError: When they differ.
+    """
+    pairs = zip(classes.wnids, others.wnids, strict=False)
+    for index, (wnid, found) in enumerate(pairs):
+        if wnid != found and WNID.fullmatch(wnid) and WNID.fullmatch(found):
+            raise InputError(
+                f"{one} and {other} list different classes",
+                expected=f"class {index} to be {wnid} {classes.names[index]!r}, as in {one}",
+                found=f"{found} {others.names[index]!r} in {other}",
+                fix="use the list that the model and the data were made with",
+            )
+
+
 def _first_name(label: str) -> str:
     """Returns the first of a class's names, without a wnid in parentheses that may follow it."""
     return label.partition(",")[0].partition(" (")[0].strip()

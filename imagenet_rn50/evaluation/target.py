@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
-from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.evaluation.agreement import require_same_classes
+from imagenet_rn50.evaluation.agreement import require_same_classes, require_same_wnids
 from imagenet_rn50.evaluation.image_sets import FolderImages, Layout, ShardImages, read_folder
 from imagenet_rn50.evaluation.subject import Subject
 from imagenet_rn50.loading.cache import open_shards
@@ -44,20 +43,20 @@ def open_target(
         folder: A test set of files.
         split: Which split of the shards.
         layout: How the folder is laid out; None to find out.
-        classes: A classes.json, a folder that holds one, or Kaggle's LOC_synset_mapping.txt.
+        classes: Lists the model's classes, as `Classes.read` takes it.
         cache: Folder of this machine to keep remote shards in.
 
     Raises:
         InputError: When neither is named, or the classes are not the model's.
     """
     store = None if shards is None else open_shards(shards, cache=cache)
-    known, where = subject.classes, subject.name
-    if classes is not None:
-        known, where = read_classes(classes), str(classes)
-    elif store is not None:
-        known, where = Classes.load(store.folder), str(shards)
-    if known is not None:
-        require_same_classes(subject.name, subject.labels, where, known)
+    lists = [] if classes is None else [(str(classes), Classes.read(classes))]
+    lists += [] if store is None else [(str(shards), Classes.load(store.folder))]
+    lists += [] if subject.classes is None else [(subject.name, subject.classes)]
+    known = lists[0][1] if lists else None
+    for where, listed in lists:
+        require_same_classes(subject.name, subject.labels, where, listed)
+        require_same_wnids(*lists[0], where, listed)
     if folder is not None:
         return Target(read_folder(folder, len(subject.labels), known, layout), known)
     if store is None:
@@ -66,19 +65,3 @@ def open_target(
             expected="--shards SHARDS, or --images DIR for ImageNet-V2, -A, -R or -Sketch",
         )
     return Target(ShardImages(store, split), known)
-
-
-def read_classes(path: Path) -> Classes:
-    """Reads classes from any file that lists them, as every `--classes` takes it.
-
-    Args:
-        path: A classes.json, a folder that holds one, or Kaggle's LOC_synset_mapping.txt.
-
-    Raises:
-        InputError: When there is no such file, or it lists none.
-    """
-    if path.is_dir() or path.name == CLASSES_FILE:
-        return Classes.load(path if path.is_dir() else path.parent)
-    if not path.is_file():
-        raise InputError(f"there is no file {path}", expected=f"{CLASSES_FILE} or a synset mapping")
-    return Classes.from_synset_mapping(path)

@@ -108,7 +108,7 @@ def convert(
     Args:
         weights: As `read_pretrained` takes them.
         out: The new folder; an earlier export that stands there is replaced, nothing else.
-        classes: Lists the model's classes, as `read_classes` takes it; None for those of its
+        classes: Lists the model's classes, as `Classes.read` takes it; None for those of its
             configuration, or of ImageNet where it has a thousand.
         sizes: `eval_resize` and `eval_size`, px, where they are to be others than its
             configuration says.

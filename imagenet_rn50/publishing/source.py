@@ -12,8 +12,8 @@ from transformers import BaseImageProcessor, ResNetForImageClassification
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.evaluation.agreement import require_same_classes
 from imagenet_rn50.evaluation.subject import network_of
-from imagenet_rn50.evaluation.target import read_classes
 from imagenet_rn50.model import build_labelled, build_processor, load_processor
 from imagenet_rn50.pretrained import Pretrained, read_pretrained, take_weights
 from imagenet_rn50.publishing.layout import EVALUATION, METRICS, PROCESSOR, RECIPE, SHARDS
@@ -94,7 +94,7 @@ def source_of_weights(
 
     Args:
         weights: As `read_pretrained` takes them.
-        classes: Lists the model's classes, as `read_classes` takes it; None for those of its
+        classes: Lists the model's classes, as `Classes.read` takes it; None for those of its
             configuration, or of ImageNet where it has a thousand.
         sizes: `eval_resize` and `eval_size`, px, where they are to be others than its
             configuration says.
@@ -104,7 +104,7 @@ def source_of_weights(
         InputError: When they cannot be read, or their classes or processor are not known.
     """
     pretrained = read_pretrained(weights)
-    known = read_classes(classes) if classes else None
+    known = Classes.read(classes) if classes else None
     model = build_labelled(pretrained.shape(), _labels(pretrained, known))
     take_weights(model, pretrained)
     processor = _processor(pretrained, sizes)
@@ -147,11 +147,14 @@ def _labels(pretrained: Pretrained, classes: Classes | None) -> list[str]:
     """Returns one name a class.
 
     Raises:
-        InputError: When nobody says what the classes are.
+        InputError: When nobody says what the classes are, or `classes` contradicts the weights.
     """
+    labels = pretrained.labels()
     if classes is not None:
+        if labels is not None:
+            require_same_classes(pretrained.name, labels, "--classes", classes)
         return list(classes.labels)
-    if (labels := pretrained.labels()) is not None:
+    if labels is not None:
         return labels
     if pretrained.num_classes == _NUM_IMAGENET_CLASSES:
         from torchvision.models._meta import _IMAGENET_CATEGORIES

@@ -9,31 +9,44 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections import defaultdict
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
-from imagenet_rn50.classes import Classes
 from imagenet_rn50.console import progress_bar, say
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.jpeg_header import JpegError, read_header
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.finishing import finish
+from imagenet_rn50.shards.info import require_same_info
+from imagenet_rn50.shards.labels import MAPPING, Claim, classes_of, log_missing
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard
 from imagenet_rn50.shards.samples import TarSample, picture_of, samples_in
 from imagenet_rn50.shards.shard import Remark, Row, ShardRecord
 from imagenet_rn50.shards.sources.base import readable
+from imagenet_rn50.shards.state import FOLDER as STATE_FOLDER
 from imagenet_rn50.shards.tar_walk import Buffer, TarError, mapped
 
-_SHARD_NAME = re.compile(r"(?:(?P<dataset>.+?)[-_])?(?P<split>train|validation|val)[-_](\d+)\.tar")
+_SHARD_NAME = re.compile(
+    r"(?:(?P<dataset>.+?)[-_])?(?P<split>train|validation|val)[-_](?P<number>\d+)"
+    r"(?:-of-(?P<total>\d+))?\.tar"
+)
+# Tars of other names, compressed ones, and downloads under way.
+_LIKE_TAR = re.compile(
+    r".+\.(?:tar|tgz|tbz2?|txz|tzst|tar\.(?:gz|bz2|xz|zst|lz4)|tar\.(?:.+\.)?"
+    r"(?:part|partial|tmp|download|crdownload|incomplete|aria2))",
+    re.IGNORECASE,
+)
 _LARGEST_LABEL = 2**31 - 1  # of an int32 column
-_WNID_IN_KEY = re.compile(r"(?:.*/)?(n\d{8})_.+")
-MAPPING = "LOC_synset_mapping.txt"
+_UNKNOWN = -1
 _WITHOUT_CLASSES = (
     f"The classes are not known: {CLASSES_NAME} is not written, and training will refuse these "
-    f"shards.\nIndex them again with their names: --mapping {MAPPING} --force"
+    f"shards.\nIndex them again with a list of their classes, such as {MAPPING} or another "
+    f"{CLASSES_NAME}: --mapping FILE --force"
 )
 _UNREADABLE = (
     "{number} pictures are no JPEGs, which training cannot read; "
@@ -43,12 +56,21 @@ _UNREADABLE = (
 
 
 class FoundShard(NamedTuple):
-    """A tar whose name says what it is."""
+    """A tar whose name says what it is; `total` is 0 where the name has no `-of-00004`."""
 
     split: str
     number: int
     dataset: str
+    total: int
     path: Path
+
+
+@dataclass
+class _Read:
+    """A shard as it was read, and the class that each of its samples gives."""
+
+    record: ShardRecord
+    claims: list[Claim] = field(default_factory=list)
 
 
 def index(
@@ -64,8 +86,9 @@ def index(
     Args:
         folder: Holds `*train-0000.tar`, `*validation-00.tar` (or `-0000`, or `val`) and so on.
         dataset: The data set's name; None to take it from the shards' names.
-        mapping: `LOC_synset_mapping.txt`, for the classes' names; None to look for it, or for
-            `classes.json`, in `folder`, and else to take the wnids from the keys.
+        mapping: A list of classes, as `Classes.read` takes it, for the classes' names; None to look
+            for `LOC_synset_mapping.txt` or `classes.json` in `folder`, and else to name the classes
+            by their wnids.
         force: Whether to write over a manifest that is whole.
         num_threads: How many shards are read at a time.
 
@@ -73,8 +96,8 @@ def index(
         The manifest that was written.
 
     Raises:
-        InputError: When there are no shards, or one is damaged, unsafe or without labels; or there
-            is no such mapping.
+        InputError: When there are no shards, or one is missing, damaged, unsafe or without labels;
+            or two sources of labels contradict each other; or there is no such mapping.
     """
     if mapping is not None and not mapping.is_file():
         raise InputError(
@@ -83,22 +106,40 @@ def index(
             expected=f"Kaggle's {MAPPING}, or one like it",
         )
     shards = find_shards(folder)
-    if not force:
-        _require_no_manifest(folder)
-    records: list[ShardRecord] = []
+    replaced = _manifest_of(folder)
+    if replaced is not None and not force:
+        raise InputError(
+            f"{folder} holds a manifest already",
+            expected="shards without one",
+            fix=f"compare the shards with it (python shard_imagenet.py verify --shards {folder}), "
+            "or write it anew from what they hold now: --force",
+        )
+    shards_read: list[_Read] = []
     with (
         ThreadPoolExecutor(num_threads) as pool,
         progress_bar(total=len(shards), description="indexing", unit="shard") as bar,
     ):
-        for record in pool.map(_read_shard, shards):
-            records.append(record)
+        for shard in pool.map(_read_shard, shards):
+            shards_read.append(shard)
             bar.update()
+    records = [shard.record for shard in shards_read]
     _require_distinct_keys(records)
+    require_same_info(folder, records, replaced)
+    seen = _first_claims(shards_read)
+    classes = classes_of(folder, mapping, seen)
+    index_of = {wnid: label for each in seen.values() for label, wnid in each if label is not None}
+    index_of.update({} if classes is None else classes.index_of)
+    for shard in shards_read:
+        _fill_labels(shard, index_of)
     if unreadable := sum(len(record.changed) for record in records):
         say(_UNREADABLE.format(number=unreadable, folder=folder))
-    classes = _classes_of(folder, mapping, records)
     if classes is None:
         say(_WITHOUT_CLASSES)
+    else:
+        labels_of: dict[str, set[int]] = {}
+        for record in records:
+            labels_of.setdefault(record.split, set()).update(row.label for row in record.rows)
+        log_missing(classes, labels_of)
     return finish(
         records,
         folder,
@@ -112,68 +153,113 @@ def find_shards(folder: Path) -> list[FoundShard]:
     """Finds the shards by their names, training first, by number.
 
     Raises:
-        InputError: When there are none, or one number comes in two spellings.
+        InputError: When there are none; other tars lie among them; they are of two data sets; or
+            one is missing, or comes in two spellings.
     """
-    found = []
-    for path in folder.glob("*.tar"):
-        if match := _SHARD_NAME.fullmatch(path.name):
+    found, others = [], []
+    for path in sorted(folder.glob("[!.]*")):
+        if (match := _SHARD_NAME.fullmatch(path.name)) and path.is_file():
             split = TRAIN if match["split"] == TRAIN else VALIDATION
-            found.append(FoundShard(split, int(match[3]), match["dataset"] or folder.name, path))
-    if not found:
-        names = ", ".join(sorted(path.name for path in folder.glob("*.tar"))[:3])
+            dataset, total = match["dataset"] or folder.name, int(match["total"] or 0)
+            found.append(FoundShard(split, int(match["number"]), dataset, total, path))
+        elif _LIKE_TAR.fullmatch(path.name):
+            others.append(path.name)
+    if not found or others:
+        names = ", ".join(map(readable, others[:3])) + " ..." * (len(others) > 3)
         raise InputError(
-            f"{folder} holds no shards",
+            f"{folder} holds {'other tars beside its' if found else 'no'} shards",
             expected="names like imagenet1k-train-0000.tar and imagenet1k-validation-00.tar",
             found=names or "no tar files",
+            fix="decompress them, complete their download, rename them, or move them elsewhere"
+            if others
+            else None,
+        )
+    if (folder / STATE_FOLDER).is_dir() and not (folder / manifests.FILE_NAME).is_file():
+        raise InputError(
+            f"{folder} holds a packing that is not finished",
+            expected="all shards of a data set",
+            fix=f"run the same pack command again, or delete {folder / STATE_FOLDER} to index "
+            "only the shards that are there",
         )
     found.sort()
-    for one, other in zip(found, found[1:], strict=False):
+    _require_complete(found)
+    return found
+
+
+def _require_complete(found: list[FoundShard]) -> None:
+    """Stops when shards of a numbered set are missing, or others are among them."""
+    first = found[0]
+    for shard in found:
+        if shard.dataset != first.dataset:
+            raise InputError(
+                f"{first.path.name} and {shard.path.name} are named as two data sets",
+                expected=f"shards of {first.dataset} alone",
+                fix="move one of the two sets elsewhere, or rename its shards",
+            )
+    for one, other in pairwise(found):
         if one[:2] == other[:2]:
             raise InputError(
                 f"{one.path.name} and {other.path.name} are the same shard in two spellings",
                 expected=f"number {one.number} of {one.split} once",
                 fix="move one of the two sets elsewhere",
             )
-    return found
+    for split in dict.fromkeys(shard.split for shard in found):
+        numbers = [shard.number for shard in found if shard.split == split]
+        totals = sorted({shard.total for shard in found if shard.split == split})
+        if len(totals) > 1:
+            raise InputError(
+                f"the {split} shards are numbered in two ways",
+                expected="the same -of-NNNNN in all names, or none",
+                found=", ".join(f"-of-{total:05d}" if total else "none" for total in totals),
+            )
+        last = max(numbers[-1], totals[0] - 1)
+        if missing := sorted(set(range(last + 1)) - set(numbers)):
+            raise InputError(
+                f"{len(missing)} of {last + 1} {split} shards are missing",
+                expected=f"numbers 0 to {last}",
+                found=f"{len(numbers)} shards, without {', '.join(map(str, missing[:5]))}"
+                + " ..." * (len(missing) > 5),
+                fix="download them; to index a part on purpose, number its shards from 0",
+            )
 
 
-def _require_no_manifest(folder: Path) -> None:
-    """Stops before a whole manifest would be replaced by what the shards hold now."""
+def _manifest_of(folder: Path) -> Manifest | None:
+    """Returns the manifest in `folder`; None without one, or where it is damaged."""
     if not (folder / manifests.FILE_NAME).is_file():
-        return
+        return None
     try:
-        Manifest.load(folder)
+        return Manifest.load(folder)
     except InputError:
-        return  # damaged: to be replaced
-    raise InputError(
-        f"{folder} holds a manifest already",
-        expected="shards without one",
-        fix=f"compare the shards with it (python shard_imagenet.py verify --shards {folder}), "
-        "or write it anew from what they hold now: --force",
-    )
+        return None
 
 
-def _read_shard(found: FoundShard) -> ShardRecord:
+def _read_shard(found: FoundShard) -> _Read:
     """Reads one shard whole."""
     path = found.path
     with mapped(path) as buffer:
         digest = hashlib.sha256(buffer).hexdigest()
         record = ShardRecord(found.split, Shard(path.name, 0, len(buffer), digest))
+        shard = _Read(record)
+        distinct: dict[Claim, Claim] = {}
         try:
             for sample in samples_in(buffer):
-                row, remark = _row_of(buffer, sample, path)
+                row, claim, remark = _row_of(buffer, sample, path)
                 record.rows.append(row)
+                shard.claims.append(distinct.setdefault(claim, claim))
                 record.changed += [] if remark is None else [remark]
         except TarError as error:
             raise InputError(
-                f"{path} {error}", expected="a whole tar", fix="fetch the shard again"
+                f"{path} {error}", expected="a whole, uncompressed tar", fix=error.fix
             ) from None
     record.shard = Shard(path.name, len(record.rows), record.shard.num_bytes, digest)
-    return record
+    return shard
 
 
-def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Remark | None]:
-    """Returns the row of one sample, and a remark when its picture is no JPEG."""
+def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Claim, Remark | None]:
+    """Returns a sample's row, its claim, and a remark if it is no JPEG.
+
+    A label that is given as a wnid alone is filled in when all classes are known.
+    """
     if ".." in PurePosixPath(sample.key).parts or sample.key.startswith("/"):
         raise InputError(
             f"{path} holds the member {sample.key!r}, which leads out of its folder",
@@ -184,16 +270,15 @@ def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Remark 
         raise InputError(
             f"{path} holds the member {readable(sample.key)!r}", expected="printable UTF-8 names"
         )
-    picture, label = picture_of(sample), sample.label(buffer)
-    if label is not None and not 0 <= label <= _LARGEST_LABEL:
-        label = None
-    if picture is None or label is None:
+    picture, claim = picture_of(sample), _claim_of(sample, buffer, path)
+    if picture is None or claim is None:
         missing = "picture (.jpg, .jpeg, .png)" if picture is None else "label (.cls, or in .json)"
         raise InputError(
             f"the sample {sample.key!r} in {path} has no {missing}",
-            expected="a picture and a class index, 0 or more, for each sample",
+            expected="a picture, and a class index, 0 or more, or a wnid, for each sample",
             found=f"members {', '.join(sorted(sample.members)) or 'none'}",
         )
+    label = _UNKNOWN if claim.label is None else claim.label
     content = bytes(buffer[picture.offset : picture.offset + picture.size])
     width = height = 0
     remark = None
@@ -211,7 +296,57 @@ def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Remark 
         width=width,
         height=height,
     )
-    return row, remark
+    return row, claim, remark
+
+
+def _claim_of(sample: TarSample, buffer: Buffer, path: Path) -> Claim | None:
+    """Returns the class that a sample names; None when it names none, or none that makes sense.
+
+    Raises:
+        InputError: When it names two.
+    """
+    found = sample.labels(buffer)
+    index: int | None = None
+    wnid: str | None = None
+    for where, value in found:
+        if value is None or (isinstance(value, int) and not 0 <= value <= _LARGEST_LABEL):
+            return None
+        known = wnid if isinstance(value, str) else index
+        if known not in {None, value}:
+            other = next(other for other, v in found if v == known)
+            raise InputError(
+                f"the sample {sample.key!r} in {path} names two classes",
+                expected="one class, wherever a sample names it",
+                found=f"{known} in {other}, {value} in {where}",
+                fix="make the shard again with the right one; nothing was written",
+            )
+        if isinstance(value, str):
+            wnid = value
+        else:
+            index = value
+    return Claim(index, wnid) if found else None
+
+
+def _first_claims(shards: list[_Read]) -> dict[str, dict[Claim, str]]:
+    """Returns the distinct claims of each split, and the first sample that makes each."""
+    seen: dict[str, dict[Claim, str]] = {}
+    for shard in shards:
+        of_split = seen.setdefault(shard.record.split, {})
+        for claim, row in zip(shard.claims, shard.record.rows, strict=True):
+            if claim not in of_split:
+                of_split[claim] = f"the sample {row.key!r} in {shard.record.shard.name}"
+    return seen
+
+
+def _fill_labels(shard: _Read, index_of: Mapping[str | None, int]) -> None:
+    """Fills in the class index of samples that give only a wnid."""
+    record = shard.record
+    record.rows = [
+        row._replace(label=index_of[claim.wnid]) if claim.label is None else row
+        for row, claim in zip(record.rows, shard.claims, strict=True)
+    ]
+    label_of = {row.key: row.label for row in record.rows}
+    record.changed = [remark._replace(label=label_of[remark.key]) for remark in record.changed]
 
 
 def _require_distinct_keys(records: list[ShardRecord]) -> None:
@@ -226,39 +361,3 @@ def _require_distinct_keys(records: list[ShardRecord]) -> None:
                     expected="each sample once",
                 )
             seen[place] = record.shard.name
-
-
-def _classes_of(folder: Path, mapping: Path | None, records: list[ShardRecord]) -> Classes | None:
-    """Finds the classes: from a mapping, an older `classes.json`, or the keys of the samples."""
-    mapping = mapping or folder / MAPPING
-    if mapping.is_file():
-        classes = Classes.from_synset_mapping(mapping)
-    elif (folder / CLASSES_NAME).is_file():
-        classes = Classes.load(folder)
-    else:
-        return _classes_in_keys(records)
-    largest = max((row.label for record in records for row in record.rows), default=0)
-    if largest >= len(classes):
-        raise InputError(
-            f"the shards have the class index {largest}, beyond the {len(classes)} known classes",
-            expected="class indices that are ranks of sorted wnids",
-        )
-    return classes
-
-
-def _classes_in_keys(records: list[ShardRecord]) -> Classes | None:
-    """Takes wnids from keys like `n01440764_10026`, as ImageNet's training pictures have them.
-
-    Returns:
-        The classes, named by their wnids; None when keys and labels do not give each index one.
-    """
-    wnids: dict[int, set[str]] = defaultdict(set)
-    for record in records:
-        for row in record.rows:
-            if match := _WNID_IN_KEY.fullmatch(row.key):
-                wnids[row.label].add(match[1])
-    names = [min(wnids[label]) for label in sorted(wnids)]
-    is_complete = sorted(wnids) == list(range(len(wnids))) and names == sorted(set(names))
-    if not names or not is_complete or any(len(found) > 1 for found in wnids.values()):
-        return None
-    return Classes(wnids=tuple(names), names=tuple(names))

@@ -10,9 +10,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from imagenet_rn50.classes import WNID, wnids_in
 from imagenet_rn50.shards.tar_walk import Buffer, Member, TarError, walk
 
 _PICTURE_FIELDS = ("jpg", "jpeg", "png")
+_FILE_FIELD = "filename"
+_TEXT_FIELDS = ("label", "wnid", "synset", "class_id", "class", _FILE_FIELD)  # of a `.json`
+_IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG")
 _MOST_DIGITS = 100  # of a class index; Python refuses to read thousands of them
 
 
@@ -23,14 +27,19 @@ class TarSample:
     key: str
     members: dict[str, Member] = field(default_factory=dict)
 
-    def label(self, buffer: Buffer) -> int | None:
-        """Returns the class index, from `.cls` or else from `label` in `.json`; None without."""
+    def labels(self, buffer: Buffer) -> list[tuple[str, int | str | None]]:
+        """Return all that the sample says about its class.
+
+        Returns:
+            Where, and a class index or a wnid; None for a `.cls` that is neither.
+        """
+        found: list[tuple[str, int | str | None]] = []
         if (member := self.members.get("cls")) is not None:
             text = bytes(buffer[member.offset : member.offset + member.size]).strip()
-            return int(text) if text.isdigit() and len(text) <= _MOST_DIGITS else None
+            found.append((".cls", _index_or_wnid(text.decode("utf-8", "replace"))))
         if (member := self.members.get("json")) is not None:
-            return _label_in_json(bytes(buffer[member.offset : member.offset + member.size]))
-        return None
+            found += _labels_in_json(bytes(buffer[member.offset : member.offset + member.size]))
+        return found + [("its key", wnid) for wnid in wnids_in(self.key)]
 
 
 def picture_of(sample: TarSample) -> Member | None:
@@ -43,13 +52,19 @@ def samples_in(buffer: Buffer) -> Iterator[TarSample]:
     """Yields the samples of a tar, front to back.
 
     Raises:
-        TarError: When the tar is damaged, or a sample has the same field twice.
+        TarError: When the tar is damaged, a sample has the same field twice, or an image is part of
+            no sample, or only linked to.
     """
     sample: TarSample | None = None
-    for member in walk(buffer):
+    for member in walk(buffer, skip_links=False):
         folder, slash, name = member.name.rpartition("/")
         stem, dot, suffix = name.partition(".")
         if not dot or not stem:  # not part of a sample, as for webdataset
+            if bytes(buffer[member.offset : member.offset + 4]).startswith(_IMAGE_MAGIC):
+                raise TarError(
+                    f"holds the image {member.name!r}, which readers skip: its name has no ending",
+                    fix="make the shard again with names such as n01440764_18.jpg",
+                )
             continue
         key = f"{folder}{slash}{stem}"
         if sample is None or sample.key != key:
@@ -63,10 +78,26 @@ def samples_in(buffer: Buffer) -> Iterator[TarSample]:
         yield sample
 
 
-def _label_in_json(content: bytes) -> int | None:
+def _index_or_wnid(text: str) -> int | str | None:
+    if text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS:
+        return int(text)
+    return text if WNID.fullmatch(text) else None
+
+
+def _labels_in_json(content: bytes) -> list[tuple[str, int | str | None]]:
+    """Returns `label` if it is an index, and each field that is a wnid or a file name with one."""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
-        return None
-    label = value.get("label") if isinstance(value, dict) else None
-    return label if isinstance(label, int) and not isinstance(label, bool) else None
+        return []
+    if not isinstance(value, dict):
+        return []
+    found: list[tuple[str, int | str | None]] = []
+    label = value.get("label")
+    if isinstance(label, int) and not isinstance(label, bool):
+        found.append((".json (label)", label))
+    texts = {name: text for name in _TEXT_FIELDS if isinstance(text := value.get(name), str)}
+    for name, text in texts.items():
+        if WNID.fullmatch(text) or name == _FILE_FIELD:
+            found += [(f".json ({name})", wnid) for wnid in wnids_in(text)]
+    return found

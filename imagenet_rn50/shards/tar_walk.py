@@ -17,11 +17,30 @@ from imagenet_rn50.shards.tar import BLOCK, END, padding
 
 Buffer = bytes | mmap.mmap | memoryview
 _FILE_TYPES = frozenset({b"0", b"\0", b"7"})
+_LINK_TYPES = frozenset({b"1", b"2"})
 _PAX, _PAX_GLOBAL, _GNU_NAME, _GNU_SPARSE = b"x", b"g", b"L", b"S"
 
 
+# What compressed files begin with. Samples are read by their offset, which needs a plain tar.
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gz"),
+    b"BZh": ("bzip2", "bz2"),
+    b"\xfd7zXZ": ("xz", "xz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zst"),
+}
+
+
 class TarError(ValueError):
-    """The bytes are no whole tar; the message says from where on."""
+    """The bytes are no whole tar; the message says from where on.
+
+    Args:
+        problem: Continues a sentence that begins with the file.
+        fix: What to do about it.
+    """
+
+    def __init__(self, problem: str, fix: str = "download it again") -> None:
+        super().__init__(problem)
+        self.fix = fix
 
 
 class Member(NamedTuple):
@@ -49,16 +68,20 @@ def mapped(path: Path) -> Iterator[Buffer]:
                 yield buffer
 
 
-def walk(buffer: Buffer, begin: int = 0, end: int | None = None) -> Iterator[Member]:
+def walk(
+    buffer: Buffer, begin: int = 0, end: int | None = None, *, skip_links: bool = True
+) -> Iterator[Member]:
     """Yields the regular files of a tar, front to back; other members are passed over.
 
     Args:
         buffer: What holds the tar.
         begin: Where the tar begins in it.
         end: Where it ends; None for the end of `buffer`.
+        skip_links: Whether links are passed over too; else they are refused.
 
     Raises:
-        TarError: When a header is damaged, a member or the end mark is cut off.
+        TarError: When a header is damaged, a member or the end mark is cut off; when the tar is
+            compressed.
     """
     pax: dict[str, str] = {}
     for kind, name, offset, size in _members(buffer, begin, len(buffer) if end is None else end):
@@ -69,6 +92,11 @@ def walk(buffer: Buffer, begin: int = 0, end: int | None = None) -> Iterator[Mem
         elif kind == _GNU_SPARSE or "size" in pax:
             # Over 8 GiB, or with holes: no picture is.
             raise TarError(f"holds a member that is too large or sparse at byte {offset - begin}")
+        elif kind in _LINK_TYPES and not skip_links:
+            raise TarError(
+                f"holds the link {pax.get('path', name)!r}, which has no content of its own",
+                fix="make it again without links: tar --dereference --hard-dereference",
+            )
         elif kind != _PAX_GLOBAL:
             if kind in _FILE_TYPES:
                 yield Member(pax.get("path", name), offset, size)
@@ -80,6 +108,8 @@ def _members(buffer: Buffer, begin: int, end: int) -> Iterator[tuple[bytes, str,
     position = begin
     while True:
         header = bytes(buffer[position : min(position + BLOCK, end)])
+        if position == begin:
+            _require_uncompressed(header)
         if len(header) < BLOCK:
             raise TarError(f"ends at byte {end - begin} without an end mark: cut off")
         if not any(header):
@@ -94,6 +124,16 @@ def _members(buffer: Buffer, begin: int, end: int) -> Iterator[tuple[bytes, str,
             )
         yield kind, _name(header), content, size
         position = content + size + padding(size)
+
+
+def _require_uncompressed(header: bytes) -> None:
+    """Stops where the file is a compressed one, whatever its name."""
+    for magic, (name, ending) in _COMPRESSED.items():
+        if header.startswith(magic):
+            raise TarError(
+                f"is compressed with {name}; samples are read by offset, which needs a plain tar",
+                fix=f"decompress it: mv FILE FILE.{ending} && {name} -d FILE.{ending}",
+            )
 
 
 def _checked(header: bytes, position: int) -> tuple[bytes, int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
+from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.console import progress_bar
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import read_json, sha256_of_file
@@ -18,6 +19,9 @@ from imagenet_rn50.shards.info import INFO_NAME, timm_info
 from imagenet_rn50.shards.manifest import Manifest, Split
 from imagenet_rn50.shards.samples import picture_of, samples_in
 from imagenet_rn50.shards.tar_walk import Buffer, TarError, mapped
+
+# Folder, split, number of the shard in it, and the wnid of each class.
+_Work = tuple[Path, Split, int, list[str | None]]
 
 
 class Finding(NamedTuple):
@@ -60,8 +64,9 @@ def verify(
     except InputError as error:
         return [Finding(manifests.FILE_NAME, str(error))]
     findings = [*_surplus(folder, manifest), *_beside(folder, manifest)]
+    wnids = _wnids(folder, manifest)
     work = [
-        (folder, split, number)
+        (folder, split, number, wnids)
         for split in manifest.splits.values()
         for number in range(len(split.shards))
     ]
@@ -108,9 +113,17 @@ def _beside(folder: Path, manifest: Manifest) -> Iterator[Finding]:
         yield Finding(INFO_NAME, "contradicts the manifest")
 
 
-def _check_size(work: tuple[Path, Split, int]) -> list[Finding]:
+def _wnids(folder: Path, manifest: Manifest) -> list[str | None]:
+    """Returns the wnid of each class index; None where `classes.json` has something else."""
+    path = folder / CLASSES_NAME
+    if not path.is_file() or sha256_of_file(path) != manifest.classes_sha256:
+        return []
+    return [wnid if WNID.fullmatch(wnid) else None for wnid in Classes.load(folder).wnids]
+
+
+def _check_size(work: _Work) -> list[Finding]:
     """Compares a shard's size with the manifest's."""
-    folder, split, number = work
+    folder, split, number, _ = work
     shard = split.shards[number]
     path = folder / shard.name
     if not path.is_file():
@@ -120,9 +133,9 @@ def _check_size(work: tuple[Path, Split, int]) -> list[Finding]:
     return []
 
 
-def _check_content(work: tuple[Path, Split, int]) -> list[Finding]:
+def _check_content(work: _Work) -> list[Finding]:
     """Compares a shard's size, hash, structure, pictures and labels with the manifest's."""
-    folder, split, number = work
+    folder, split, number, wnids = work
     shard = split.shards[number]
     findings = _check_size(work)
     path = folder / shard.name
@@ -130,14 +143,16 @@ def _check_content(work: tuple[Path, Split, int]) -> list[Finding]:
         return findings
     with mapped(path) as buffer:
         is_same = hashlib.sha256(buffer).hexdigest() == shard.sha256
-        problems = _structure_problems(buffer, split, number)
+        problems = _structure_problems(buffer, split, number, wnids)
         if not is_same:
             problems = [*_picture_problems(buffer, split, number), *problems]
             problems = problems or ["sha256 differs, outside of all pictures and labels"]
     return findings + [Finding(shard.name, problem) for problem in problems]
 
 
-def _structure_problems(buffer: Buffer, split: Split, number: int) -> list[str]:
+def _structure_problems(
+    buffer: Buffer, split: Split, number: int, wnids: list[str | None]
+) -> list[str]:
     """Walks through the tar and compares its samples with the manifest's, one by one."""
     begin, end = (int(split.shard_starts[number + i]) for i in (0, 1))
     expected = {
@@ -154,12 +169,16 @@ def _structure_problems(buffer: Buffer, split: Split, number: int) -> list[str]:
             picture = picture_of(sample)
             if picture is None or (picture.offset, picture.size) != place[:2]:
                 problems.append(f"sample {sample.key!r} has its picture elsewhere")
-            label = sample.label(buffer)
-            if label != split.labels[place[2]]:
-                problems.append(
-                    f"sample {sample.key!r} has the label {label} "
-                    f"instead of {split.labels[place[2]]}"
-                )
+            label = int(split.labels[place[2]])
+            wnid = wnids[label] if label < len(wnids) else None
+            found = sample.labels(buffer) or [("any member", None)]
+            for where, value in found:
+                right = (wnid or value) if isinstance(value, str) else label
+                if value != right:
+                    problems.append(
+                        f"sample {sample.key!r} has the label {value} in {where} instead of {right}"
+                    )
+                    break
     except TarError as error:
         problems.append(str(error))
     return problems + [f"sample {key!r} is missing" for key in expected]

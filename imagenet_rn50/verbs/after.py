@@ -59,8 +59,8 @@ class EvaluateArguments:
     layout: Literal["imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch"] | None = None
     """How that is laid out; found out by itself."""
     classes: Path | None = None
-    """classes.json or LOC_synset_mapping.txt, where folders are named by wnid and neither the model
-    nor the shards say its classes."""
+    """A list of classes (classes.json, LOC_synset_mapping.txt or Keras' imagenet_class_index.json,
+    of any name), where folders are named by wnid and neither model nor shards list them."""
     checkpoint: Literal["best", "last"] = "best"
     """Of a run: the one with the best validation top-1, or the newest."""
     weights: Literal["auto", "ema", "raw"] = "auto"
@@ -161,8 +161,8 @@ def export(
         shards: Pictures to compare original and export on: a folder of shards, or its address.
         cache: Folder of this machine to keep remote shards in.
         metrics: metrics.json of `evaluate`, for the card; by default that of the run.
-        classes: With --from: classes.json or LOC_synset_mapping.txt, where the weights do not name
-            their classes.
+        classes: With --from: a list of classes (classes.json, LOC_synset_mapping.txt or Keras'
+            imagenet_class_index.json, of any name), where the weights do not name theirs.
         eval_resize: With --from: shorter side to resize pictures to, px; by default what its folder
             says, or training's.
         eval_size: With --from: side of the central crop, px; likewise.

@@ -2,11 +2,14 @@
 
 import io
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
+from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.evaluation.evaluate import evaluate
 from imagenet_rn50.evaluation.image_sets import ShardImages, read_folder
@@ -123,12 +126,15 @@ def test_wnids_need_classes_and_classes_come_from_the_model_the_shards_or_a_file
     lines = (f"{w} {name}\n" for w, name in zip(CLASSES.wnids, CLASSES.names, strict=True))
     mapping.write_text("".join(lines), encoding="utf-8")
     shards = label_shards(tmp_path / "shards", [3], NUM_CLASSES)
+    renamed = shutil.copy(shards / "classes.json", tmp_path / "names.txt")
     for subject, location, classes in (
         (painted_subject(NUM_CLASSES), None, None),
         (nameless, None, mapping),
         (nameless, None, shards),
         (nameless, None, shards / "classes.json"),
+        (nameless, None, renamed),
         (nameless, str(shards), None),
+        (nameless, str(shards), mapping),
     ):
         target = open_target(subject, location, root, classes=classes)
         assert target.images.labels.tolist() == [2, 5]
@@ -184,6 +190,23 @@ def test_any_fitting_class_is_right_and_images_without_any_do_not_count(tmp_path
         assert (row.num_images, row.hits1, row.hits5) == (10, 8, 9)
         assert row.loss is None
         assert row.calibration.num_images.sum() == 10
+
+
+@pytest.mark.parametrize("given", ["the model", "--classes"])
+def test_lists_of_classes_that_give_an_index_two_wnids_are_refused(tmp_path, given):
+    others = Classes((*CLASSES.wnids[:-1], "n99999999"), CLASSES.names)
+    subject = painted_subject(NUM_CLASSES)
+    shards = label_shards(tmp_path / "shards", [3], NUM_CLASSES)
+    path = None
+    if given == "the model":
+        subject = replace(subject, classes=others)
+    else:
+        others.save(tmp_path)
+        path = tmp_path / "classes.json"
+    with pytest.raises(InputError, match="class 11 to be") as caught:
+        open_target(subject, str(shards), None, classes=path)
+    assert CLASSES.wnids[-1] in str(caught.value)
+    assert "n99999999" in str(caught.value)
 
 
 @pytest.mark.parametrize("num_lists", [4, 6])

@@ -87,5 +87,5 @@ def test_data_behind_the_end_mark_are_noticed():
 
 def test_samples_share_a_name_up_to_the_first_dot_behind_the_last_slash():
     content = tar_of({"v1.0/x.y.JPG": b"1", "v1.0/x.cls": b"2", "z.cls": b"3", "README": b""})
-    found = [(s.key, sorted(s.members), s.label(content)) for s in samples_in(content)]
-    assert found == [("v1.0/x", ["cls", "y.jpg"], 2), ("z", ["cls"], 3)]
+    found = [(s.key, sorted(s.members), s.labels(content)) for s in samples_in(content)]
+    assert found == [("v1.0/x", ["cls", "y.jpg"], [(".cls", 2)]), ("z", ["cls"], [(".cls", 3)])]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from imagenet_rn50.classes import Classes
+from imagenet_rn50.classes import WNID, Classes, wnids_in
 from imagenet_rn50.errors import InputError
 
 PICTURE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
@@ -98,8 +98,12 @@ def with_keys(listed: Iterable[Listed], classes: Classes) -> list[Picture]:
 
     Returns:
         As many pictures, in the same order.
+
+    Raises:
+        InputError: When a name has the wnid of another class.
     """
     rows = list(listed)
+    _require_own_wnids(rows)
     stems = [readable(row.stem).replace(".", "_") for row in rows]
     counts = Counter(stems)
     taken = {stem for stem, count in counts.items() if count == 1}
@@ -116,3 +120,20 @@ def with_keys(listed: Iterable[Listed], classes: Classes) -> list[Picture]:
         label = classes.index_of[row.wnid]
         pictures.append(Picture(key, label, row.path, row.offset, row.length))
     return pictures
+
+
+def _require_own_wnids(rows: Iterable[Listed]) -> None:
+    """Stops where a file name has another wnid than its class: one of both is wrong."""
+    for row in rows:
+        if not WNID.fullmatch(row.wnid):
+            continue  # a name of the user's own, such as one for a group of classes
+        for wnid in wnids_in(row.stem):
+            if wnid != row.wnid:
+                raise InputError(
+                    f"{readable(row.path)} is labelled {row.wnid}, but its name has the wnid "
+                    f"{wnid}: {readable(row.stem)}",
+                    expected="one wnid per image",
+                    found=f"{row.wnid} by its folder or label, {wnid} by its name",
+                    fix="move it to its class or rename it; a folder that holds several classes "
+                    "needs a name that is no wnid",
+                )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from imagenet_rn50.classes import Classes
+from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import read_text
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
 from imagenet_rn50.shards.sources.base import (
     PICTURE_SUFFIXES,
@@ -86,7 +88,7 @@ def read_solution(path: Path) -> dict[str, str]:
         The wnid by picture name without ending.
 
     Raises:
-        InputError: When the file is missing or has a row without a wnid.
+        InputError: When the file is missing, an image has two rows, or a row not one class.
     """
     if not path.is_file():
         raise InputError(
@@ -95,16 +97,31 @@ def read_solution(path: Path) -> dict[str, str]:
             fix="put it there, or take the val folder away to pack the training pictures alone",
         )
     wnid_of: dict[str, str] = {}
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        for row in csv.DictReader(file):
-            words = (row.get("PredictionString") or "").split()
-            if not words or not row.get("ImageId"):
+    line_of: dict[str, int] = {}
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    try:
+        for row in rows:
+            image, words = row.get("ImageId"), (row.get("PredictionString") or "").split()
+            # A box is a wnid and four numbers.
+            if not image or len({*words[:1], *filter(WNID.fullmatch, words)}) != 1:
                 raise InputError(
-                    f"{path} has a row that names no picture or no class",
+                    f"line {rows.line_num} of {path} does not name an image and its one class",
                     expected="rows like 'ILSVRC2012_val_00048981,n03995372 85 1 499 272'",
                     found=repr(row),
                 )
-            wnid_of[row["ImageId"]] = words[0]
+            if image in wnid_of:
+                raise InputError(
+                    f"{path} labels the image {image} twice",
+                    expected="one row per image",
+                    found=f"{wnid_of[image]} in line {line_of[image]}, {words[0]} in line "
+                    f"{rows.line_num}",
+                    fix="delete the wrong row",
+                )
+            wnid_of[image], line_of[image] = words[0], rows.line_num
+    except csv.Error as error:
+        raise InputError(
+            f"line {rows.line_num} of {path} cannot be read", expected="CSV", found=str(error)
+        ) from None
     return wnid_of
 
 

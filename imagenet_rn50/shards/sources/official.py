@@ -7,6 +7,7 @@ kit counts classes by ILSVRC ids, which are not ranks of sorted wnids; `meta.mat
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -116,7 +117,20 @@ def _synsets(meta: bytes, path: Path) -> tuple[dict[int, str], dict[str, str]]:
         rows = [(int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in synsets]
     except (KeyError, ValueError, TypeError, NotImplementedError) as error:
         raise InputError(f"{_META} in {path} cannot be read", found=str(error)) from None
-    return {number: wnid for number, wnid, _ in rows}, {wnid: words for _, wnid, words in rows}
+    wnid_of: dict[int, str] = {}
+    words_of: dict[str, str] = {}
+    for number, wnid, words in rows:
+        if number in wnid_of or wnid in words_of:
+            raise InputError(
+                f"{_META} in {path} names a class twice",
+                expected="distinct ILSVRC ids and wnids",
+                found=f"id {number}, wnid {wnid}, after id "
+                f"{next((n for n, w in wnid_of.items() if w == wnid), number)}, wnid "
+                f"{wnid_of.get(number, wnid)}",
+                fix="download the development kit again",
+            )
+        wnid_of[number], words_of[wnid] = wnid, words
+    return wnid_of, words_of
 
 
 def _list_train(path: Path) -> list[Listed]:
@@ -149,6 +163,15 @@ def _list_validation(path: Path, wnids: list[str]) -> list[Listed]:
             expected=f"{len(wnids)} pictures, one a line of {_GROUND_TRUTH}",
             found=f"{len(members)} pictures",
         )
+    for line, member in enumerate(members, start=1):
+        digits = re.search(r"\d+$", PurePosixPath(member.name).stem)
+        if digits and int(digits[0]) != line:
+            raise InputError(
+                f"{path} holds {member.name!r} as image {line} of the validation images",
+                expected=f"number {line}, whose class is in line {line} of {_GROUND_TRUTH}",
+                found=f"number {int(digits[0])}",
+                fix="download the tar again: its images are not those of the ground truth",
+            )
     return [
         Listed(PurePosixPath(m.name).stem, wnid, path.name, m.offset, m.size)
         for m, wnid in zip(members, wnids, strict=True)
@@ -163,4 +186,4 @@ def _members(
         yield from walk(buffer, begin, end)
     except TarError as error:
         where = "" if begin == 0 else f" (the tar within it at byte {begin})"
-        raise InputError(f"{path}{where} {error}", fix="fetch it again") from None
+        raise InputError(f"{path}{where} {error}", fix=error.fix) from None

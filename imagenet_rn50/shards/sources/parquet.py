@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from imagenet_rn50.classes import Classes
+from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
 from imagenet_rn50.shards.sources.base import Listed, Source, with_keys
@@ -140,6 +140,19 @@ def _classes(root: Path, rows: Sequence[tuple[int, Listed]], names: list[str]) -
                 else "a path that ends in the wnid, as n01440764_10026_n01440764.JPEG",
                 found=f"path {listed.stem!r}",
             )
-    if len(names) != len(wnids):
-        names = list(wnids)
+    if names and len(names) != len(wnids):
+        raise InputError(
+            f"{root} names other classes than its images have",
+            expected=f"{len(wnids)} names, one for each wnid in the paths",
+            found=f"{len(names)} names in the schema of the files",
+            fix="download all files of the data set; of a part, correct the names of `label`",
+        )
+    for wnid, name in zip(wnids, names, strict=False):
+        if WNID.fullmatch(name) and name != wnid:
+            raise InputError(
+                f"{root} gives class {rank[wnid]} two wnids",
+                expected=f"{wnid}, as the paths of its images say",
+                found=f"{name} among the names of the label",
+            )
+    names = names or list(wnids)
     return Classes(wnids=tuple(wnids), names=tuple(names))
