@@ -65,10 +65,10 @@ class CachedShards:
         """
         make_folder(self.folder, fix="name another folder with --cache")
         with _locked(self.folder / "manifest.lock"):
-            self.remote.download(MANIFEST_FILE, self.folder / MANIFEST_FILE)
+            self.remote.download(MANIFEST_FILE, self.folder / MANIFEST_FILE, is_json=True)
             for name, digest in self._columns():
                 self.remote.download(name, self.folder / name, sha256=digest)
-            self.remote.download(CLASSES_FILE, self.folder / CLASSES_FILE)
+            self.remote.download(CLASSES_FILE, self.folder / CLASSES_FILE, is_json=True)
 
     def _columns(self) -> list[tuple[str, str]]:
         """Returns name and hash of each file that the manifest consists of besides the JSON.
