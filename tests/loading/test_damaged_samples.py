@@ -42,7 +42,7 @@ def test_a_damaged_picture_is_named_with_shard_and_offset(damaged, num_workers):
         list(loader)
     first, *_ = str(caught.value).splitlines()
     assert first == (
-        f"sample sample_00001 (tiny-train-0.tar, offset {split.offsets[1]}) cannot be decoded"
+        f"sample sample_00001 (tiny-train-0.tar, offset {split.offsets[1]}) is damaged"
     )
     assert "Traceback" not in str(caught.value)
 
