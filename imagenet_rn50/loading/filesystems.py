@@ -154,7 +154,7 @@ def _settings(scheme: str, timeout: float) -> dict[str, Any]:
         return {"client_kwargs": {"timeout": limits}}
     if scheme == "s3":
         limits_of_s3 = {"connect_timeout": timeout, "read_timeout": timeout}
-        return {"config_kwargs": {**limits_of_s3, "retries": {"max_attempts": 1}}}
+        return {"config_kwargs": {**limits_of_s3, "retries": {"total_max_attempts": 1}}}
     return {}
 
 

@@ -33,6 +33,7 @@ from imagenet_rn50.loading.filesystems import (
 _CHUNK_BYTES = 8 << 20
 _LEAST_BYTES_PER_S = 1000  # what comes slower than that has stalled
 _WHOLE_OR_ABSENT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
+_WITHOUT_HOST = frozenset({"file", "local", "memory"})
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,23 @@ class RemoteFolder:
 
     location: str
     patience: Patience = PATIENCE
+
+    def __post_init__(self) -> None:
+        """Refuses what is no address.
+
+        Raises:
+            InputError: When it names no host or bucket.
+        """
+        scheme = self.location.partition("://")[0]
+        try:
+            is_address = bool(urlsplit(self.location).netloc) or "://" not in self.location
+        except ValueError:
+            is_address = False
+        if not is_address and scheme not in _WITHOUT_HOST:
+            raise InputError(
+                f"the address {scheme}://... names no host or bucket",
+                expected=f"{scheme}://HOST_OR_BUCKET/FOLDER",
+            )
 
     def __repr__(self) -> str:
         return f"RemoteFolder({self.public!r})"
