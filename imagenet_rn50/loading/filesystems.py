@@ -6,6 +6,7 @@ what to do about it, and whether another try can help.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -29,6 +30,7 @@ _CREDENTIALS = {
     "s3": "check AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they allow: "
     "s3:GetObject, and s3:ListBucket, without which S3 also answers 403 for a missing file",
     "hf": "check HF_TOKEN, or log in with `hf auth login`",
+    "file": "check who may read and write it",
 }
 _ANY_CREDENTIALS = "check the credentials that the address or the environment gives"
 _ADDRESS = "check the address"
@@ -71,6 +73,7 @@ _NO_CREDENTIALS = frozenset(
     {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
     | {"ProfileNotFound", "TokenRetrievalError", "SSOError"}
 )
+_LASTING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
 _MISUSED = frozenset({"ValueError", "NotImplementedError", "IsADirectoryError"})
 
 
@@ -169,7 +172,6 @@ def transfer_error(error: BaseException, scheme: str) -> TransferError:
     names = {kind.__name__ for link in chain for kind in type(link).__mro__}
     status, code, headers = _answer(chain)
     credentials = _CREDENTIALS.get(scheme, _ANY_CREDENTIALS)
-    reach = _REACH.get(scheme, _ANY_REACH)
     found = f"HTTP status {status}" if status else type(error).__name__
     named = {code} | (names & _NO_CONTAINER)
     if detail := ", ".join(sorted(name for name in named if not name.isdecimal() and name)):
@@ -188,12 +190,22 @@ def transfer_error(error: BaseException, scheme: str) -> TransferError:
     if status in _RETRIED or code in _RETRIED_CODES or status > 505:
         return TransferError(found, fix="try again later", retry_after=_retry_after(headers))
     if status:
-        return TransferError(found, fix=reach, is_final=True)
-    for which, found_as, is_final in _KINDS:
+        return TransferError(found, fix=_REACH.get(scheme, _ANY_REACH), is_final=True)
+    return _without_answer(error, names, scheme)
+
+
+def _without_answer(error: BaseException, names: set[str], scheme: str) -> TransferError:
+    """Returns what an error means that no server sent."""
+    reach = _REACH.get(scheme, _ANY_REACH)
+    for which, found, is_final in _KINDS:
         if which & names:
-            return TransferError(found_as, fix=reach, is_final=is_final)
+            return TransferError(found, fix=reach, is_final=is_final)
+    number = getattr(error, "errno", None)
+    if scheme == "file" and number:
+        return TransferError(os.strerror(number), fix=_ADDRESS, is_final=number in _LASTING)
     is_final = bool(names & _MISUSED)
-    return TransferError(found, fix=_ADDRESS if is_final else reach, is_final=is_final)
+    fix = _ADDRESS if is_final else reach
+    return TransferError(type(error).__name__, fix=fix, is_final=is_final)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -234,6 +234,16 @@ def test_a_run_that_cannot_be_read_is_not_taken_for_none(server, tmp_path, hiccu
         RemoteRun(RemoteFolder(server.address, QUICK)).latest()
 
 
+def test_a_folder_in_the_place_of_a_run_is_named_at_once(tmp_path, pauses):
+    (tmp_path / "file").touch()
+    run = RemoteRun(RemoteFolder(str(tmp_path / "file"), QUICK))
+    with pytest.raises(InputError, match="Not a directory"):
+        run.latest()
+    with pytest.raises(InputError, match="Not a directory|File exists"):
+        run.require_writable()
+    assert not pauses
+
+
 def test_a_run_that_is_not_there_is_none(server, tmp_path):
     server.folder = tmp_path
     assert RemoteRun(RemoteFolder(server.address, QUICK)).latest() is None
