@@ -88,12 +88,16 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
+class Quiet(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """A client that was reset, or gave up, is no error of the server."""
+
+
 @contextmanager
 def serve(folder):
     server = Server(folder)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"owner": server}))
+    http = Quiet(("127.0.0.1", 0), type("Handler", (Handler,), {"owner": server}))
     http.daemon_threads = True
-    http.handle_error = lambda *arguments: None  # who was reset or gave up is no fault of ours
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     server.address = f"http://127.0.0.1:{http.server_port}/sets/tiny"
