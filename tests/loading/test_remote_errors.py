@@ -24,7 +24,7 @@ from imagenet_rn50.runs.remote_run import RemoteRun
 from tests.loading.servers import Quiet, serve
 from tests.support import free_ports, write_shards
 
-QUICK = Patience(tries=3, first_pause=0.01, timeout=0.5)
+QUICK = Patience(tries=3, first_pause=0.01, timeout=1)
 FILES = ("manifest.json", "manifest-train.npz", "classes.json", "tiny-train-0.tar")
 
 
