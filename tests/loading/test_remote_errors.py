@@ -44,7 +44,7 @@ def server(source):
 def pauses(monkeypatch):
     """Records how long is waited, and does not wait."""
     recorded: list[float] = []
-    monkeypatch.setattr(remote.time, "sleep", recorded.append)
+    monkeypatch.setattr("imagenet_rn50.loading.remote.time.sleep", recorded.append)
     return recorded
 
 
