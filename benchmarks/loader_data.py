@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def write_shards(data: Path, name: str, change: Callable[[bytes], bytes]) -> Non
     folder.mkdir()
     photos = photos_of(data)
     shards: list[Shard] = []
-    offsets, lengths = [], []
+    offsets, lengths, crc32s = [], [], []
     for first in range(0, len(photos), _SHARD_SAMPLES):
         path = folder / f"photos-train-{len(shards):04d}.tar"
         part = photos[first : first + _SHARD_SAMPLES]
@@ -139,6 +140,7 @@ def write_shards(data: Path, name: str, change: Callable[[bytes], bytes]) -> Non
                     if extension == "jpg":
                         offsets.append(tar.offset + tarfile.BLOCKSIZE)
                         lengths.append(info.size)
+                        crc32s.append(zlib.crc32(content))
                     tar.addfile(info, io.BytesIO(content))
         shards.append(Shard(path.name, len(part), path.stat().st_size, sha256_of_file(path)))
     split = Split(
@@ -147,6 +149,7 @@ def write_shards(data: Path, name: str, change: Callable[[bytes], bytes]) -> Non
         lengths=np.array(lengths, np.int32),
         labels=np.array([label for _, label in photos], np.int32),
         keys=np.array([b"%08d" % k for k in range(len(photos))], "S8"),
+        crc32s=np.array(crc32s, np.uint32),
     )
     Manifest("photos", {}, {TRAIN: split}).save(folder)
     print(f"{name}: mean {np.mean(lengths) / 1000:.1f} kB")

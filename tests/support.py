@@ -3,6 +3,7 @@
 import io
 import socket
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def jpeg_bytes(seed: int, height: int = 24, width: int = 32) -> bytes:
 
 def write_split(folder: Path, name: str, sizes: list[int]) -> Split:
     """Writes one tar a size; sample i shows `jpeg_bytes(i)` and has class i % 3."""
-    shards, offsets, lengths, keys = [], [], [], []
+    shards, offsets, lengths, keys, crc32s = [], [], [], [], []
     index = 0
     for number, size in enumerate(sizes):
         path = folder / f"tiny-{name}-{number}.tar"
@@ -39,6 +40,7 @@ def write_split(folder: Path, name: str, sizes: list[int]) -> Split:
                     if extension == "jpg":
                         offsets.append(tar.offset + tarfile.BLOCKSIZE)
                         lengths.append(info.size)
+                        crc32s.append(zlib.crc32(content))
                     tar.addfile(info, io.BytesIO(content))
                 keys.append(f"sample_{index:05d}".encode())
                 index += 1
@@ -49,6 +51,7 @@ def write_split(folder: Path, name: str, sizes: list[int]) -> Split:
         lengths=np.array(lengths, dtype=np.int32),
         labels=np.arange(index, dtype=np.int32) % 3,
         keys=np.array(keys, dtype="S12"),
+        crc32s=np.array(crc32s, dtype=np.uint32),
     )
 
 

@@ -2,13 +2,14 @@
 
     CACHE/
       <hash of the address>/   manifest.json, manifest-*.npz, classes.json
-      shards/                  <sha256>.tar      whole and checked
-                               <sha256>.lock     held by the process that downloads it
-                               <sha256>.tar.partial, .reserved    while it is downloaded
+      shards/                  <sha256>.tar      whole and checked when it was downloaded
+                               <sha256>.lock     held by the process that downloads or discards it
+                               <sha256>.tar.PID.partial, .tar.reserved    while it is downloaded
       evict.lock               held while space is made
 
 A shard is known by its hash, so two data sets never mix, and one that was packed anew is fetched
-anew. Locks are `flock`s: the kernel lets go of them when a process dies, however it dies.
+anew. One that turns out damaged when it is read is discarded and fetched again. Locks are `flock`s:
+the kernel lets go of them when a process dies, however it dies.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import hashlib
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,10 +66,10 @@ class CachedShards:
         """
         make_folder(self.folder, fix="name another folder with --cache")
         with _locked(self.folder / "manifest.lock"):
-            self.remote.download(MANIFEST_FILE, self.folder / MANIFEST_FILE)
+            self.remote.download(MANIFEST_FILE, self.folder / MANIFEST_FILE, is_json=True)
             for name, digest in self._columns():
                 self.remote.download(name, self.folder / name, sha256=digest)
-            self.remote.download(CLASSES_FILE, self.folder / CLASSES_FILE)
+            self.remote.download(CLASSES_FILE, self.folder / CLASSES_FILE, is_json=True)
 
     def _columns(self) -> list[tuple[str, str]]:
         """Returns name and hash of each file that the manifest consists of besides the JSON.
@@ -92,15 +93,46 @@ class CachedShards:
 
         Raises:
             InputError: When it cannot be had, or is larger than the whole cache may be.
+            FileNotFoundError: When the cache was removed meanwhile; then fetch it again.
         """
-        path = self._shards / f"{shard.sha256}.tar"
-        if _is_there(path):
-            return path
-        self._shards.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_suffix(".lock")):
-            if not _is_there(path):  # another process may have fetched it meanwhile
-                self._download(shard, path)
+        path = self._path(shard)
+        try:
+            if _is_there(path):
+                return path
+            self._shards.mkdir(parents=True, exist_ok=True)
+            with _locked(path.with_suffix(".lock")):
+                if not _is_there(path):  # another process may have fetched it meanwhile
+                    self._download(shard, path)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise InputError(
+                f"the cache {self.cache} cannot be used",
+                found=error.strerror,
+                fix="name another folder with --cache",
+            ) from None
         return path
+
+    def discard(self, shard: Shard, descriptor: int) -> bool:
+        """Removes a damaged copy, unless another process has replaced it already."""
+        path = self._path(shard)
+        with suppress(FileNotFoundError), _locked(path.with_suffix(".lock")):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                path.unlink()
+        return True
+
+    @property
+    def repair(self) -> str:
+        """What the user can do about a sample that is damaged in a fresh copy, too."""
+        return (
+            f"the shard was downloaded again, and that did not help: check the disk of the cache "
+            f"{self.cache} (--cache names another), and the shards at {self.remote.public} by "
+            "python shard_imagenet.py verify"
+        )
+
+    def _path(self, shard: Shard) -> Path:
+        """Returns where a shard stands in the cache."""
+        return self._shards / f"{shard.sha256}.tar"
 
     def _download(self, shard: Shard, path: Path) -> None:
         """Makes space and downloads; the caller holds the shard's lock."""
@@ -146,7 +178,8 @@ class CachedShards:
             with _try_lock(whole.with_suffix(".lock")) as is_free:
                 if is_free:
                     reserved.unlink(missing_ok=True)
-                    whole.with_name(f"{whole.name}.partial").unlink(missing_ok=True)
+                    for partial in self._shards.glob(f"{whole.name}.*partial"):
+                        partial.unlink(missing_ok=True)
                 else:
                     used += _size(reserved)
         return used

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -164,7 +165,6 @@ class Loader:
                 f"{len(self._damaged)} samples were damaged and substituted",
                 expected=f"at most {self._max_substitutions}",
                 found=f"the last: {batch.notes[-1]}",
-                fix="run `python shard_imagenet.py verify` on the shards",
             )
 
 
@@ -203,6 +203,8 @@ def make_loader(
     store = LocalShards(folder) if isinstance(folder, Path) else folder
     order = order or ShardOrder(split.shard_sizes)
     _warn_of_small_cache(store, split, order, num_workers)
+    if split.crc32s is None and share.rank == 0:
+        _warn_of_unchecked_samples()
     pipeline = wds.DataPipeline(
         SampleSource(store, split, share, order, on_error),
         TransformPicture(transform),
@@ -230,6 +232,15 @@ def _warn_of_small_cache(store: ShardStore, split: Split, order: Order, num_work
             store.limit_bytes,
             needed,
         )
+
+
+@cache  # once for all splits and passes
+def _warn_of_unchecked_samples() -> None:
+    """Says that damage goes unnoticed, unless it keeps a JPEG from being decoded."""
+    log.warning(
+        "the manifest holds no CRC-32 of its samples, so their bytes are not checked; "
+        "`python shard_imagenet.py index` makes one that does"
+    )
 
 
 def _as_it_is(batch: Batch) -> Batch:

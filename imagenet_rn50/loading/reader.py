@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +16,8 @@ from imagenet_rn50.shards.manifest import Split
 
 _MAX_OPEN_SHARDS = 64
 _OPEN_TRIES = 5
+
+log = logging.getLogger(__name__)
 
 
 class SampleError(RankError):
@@ -37,6 +40,7 @@ class ShardReader:
         self._split = split
         self._max_open = max_open
         self._descriptors: OrderedDict[int, int] = OrderedDict()  # least recently used first
+        self._renewed: set[int] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -50,25 +54,57 @@ class ShardReader:
         self.close()
 
     def read(self, index: int) -> bytes:
-        """Returns the JPEG of sample `index`.
+        """Returns the JPEG of sample `index`, compared with the manifest's CRC-32 where it has one.
+
+        A shard that is damaged in a cache is fetched again, once.
 
         Raises:
-            SampleError: When its shard is shorter than the manifest says, or the disk fails.
+            SampleError: When it has changed since the manifest was written, its shard is shorter
+                than the manifest says, or the disk fails.
             InputError: When its shard cannot be had.
         """
+        try:
+            return self._read(index)
+        except SampleError as error:
+            shard = self._split.shard_of(index)
+            is_renewed = shard not in self._renewed and self._store.discard(
+                self._split.shards[shard], self._descriptors[shard]
+            )
+            if not is_renewed:
+                raise
+            first, *_ = str(error).splitlines()
+            log.warning("the cached copy is damaged, and fetched again: %s", first)
+        self._renewed.add(shard)
+        os.close(self._descriptors.pop(shard))
+        return self._read(index)
+
+    def _read(self, index: int) -> bytes:
+        """Returns the JPEG of sample `index`, from the shard as it is open now."""
         shard = self._split.shard_of(index)
         length, offset = int(self._split.lengths[index]), int(self._split.offsets[index])
         descriptor = self._descriptor(shard)
         try:
             jpeg = os.pread(descriptor, length, offset)
         except OSError as error:
-            raise SampleError(f"{self.place_of(index)} cannot be read: {error}") from None
+            raise SampleError(
+                f"{self.place_of(index)} cannot be read",
+                found=error.strerror,
+                fix=self._store.repair,
+            ) from None
         if len(jpeg) != length:
             raise SampleError(
                 f"{self._split.shards[shard].name} ends within {self.place_of(index)}",
                 expected=f"{length} bytes at offset {offset}",
                 found=f"{len(jpeg)} bytes",
-                fix=f"python shard_imagenet.py verify --shards {self._store.folder}",
+                fix=self._store.repair,
+            )
+        crc32s = self._split.crc32s
+        if crc32s is not None and (crc32 := zlib.crc32(jpeg)) != crc32s[index]:
+            raise SampleError(
+                f"{self.place_of(index)} is damaged",
+                expected=f"CRC-32 {crc32s[index]:08x}, as in the manifest",
+                found=f"CRC-32 {crc32:08x}",
+                fix=self._store.repair,
             )
         return jpeg
 
@@ -105,19 +141,19 @@ class ShardReader:
 
 
 def open_shard(store: ShardStore, split: Split, shard: int) -> int:
-    """Returns a descriptor of a shard, which may be evicted from a cache before it is opened.
+    """Returns a descriptor of a shard.
+
+    It may be evicted from a cache before it is opened, and the cache may be removed.
 
     Raises:
         InputError: When it cannot be had.
     """
-    path = Path()
     for _ in range(_OPEN_TRIES):
-        path = store.fetch(split.shards[shard])
         try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(store.fetch(split.shards[shard]), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             continue
     raise InputError(
-        f"{path} vanished {_OPEN_TRIES} times before it could be opened",
-        fix="give the cache of shards more space",
+        f"{split.shards[shard].name} vanished {_OPEN_TRIES} times before it could be opened",
+        fix="give the cache of shards more space, and a folder that nobody else empties",
     )

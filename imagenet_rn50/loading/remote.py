@@ -1,37 +1,49 @@
 """Files that stand elsewhere, got and brought: through fsspec, with retries, telling no secrets.
 
 A location may carry a token, and so may what libraries say when something fails. So messages hold
-only scheme, host and path, and of an error only its kind.
+only scheme, host and path, and of an error only what `transfer_error` makes of it.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import logging
 import os
 import random
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from imagenet_rn50.addresses import public_address
-from imagenet_rn50.errors import InputError
+from imagenet_rn50.errors import InputError, RankError
 from imagenet_rn50.files import TEMPORARY_SUFFIX, sync_folder
-from imagenet_rn50.loading.filesystems import filesystem, kind_of, open_to_read
+from imagenet_rn50.loading.filesystems import (
+    TransferError,
+    filesystem,
+    open_to_read,
+    transfer_error,
+)
 
 _CHUNK_BYTES = 8 << 20
+_LEAST_BYTES_PER_S = 1000  # what comes slower than that has stalled
 _WHOLE_OR_ABSENT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
+_WITHOUT_HOST = frozenset({"file", "local", "memory"})
 
 log = logging.getLogger(__name__)
 
 
 class UnusableFileError(InputError):
     """A file that is not there, or is not what it must be; trying again does not help."""
+
+
+class MissingFileError(UnusableFileError):
+    """A file that the storage says it does not have."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +55,15 @@ class Patience:
         first_pause: Seconds before the second try; twice as long before each one after it.
         longest_pause: Seconds that no pause exceeds.
         timeout: Seconds without a byte after which a try has failed.
+        total_pause: Seconds that all pauses of one transfer may take together; what a server asks
+            to wait beyond that is not waited for.
     """
 
     tries: int = 6
     first_pause: float = 0.5
     longest_pause: float = 30.0
     timeout: float = 30.0
+    total_pause: float = 300.0
 
     def pause_before(self, attempt: int) -> float:
         """Returns how long to wait before try number `attempt`, from 1.
@@ -74,6 +89,23 @@ class RemoteFolder:
     location: str
     patience: Patience = PATIENCE
 
+    def __post_init__(self) -> None:
+        """Refuses what is no address.
+
+        Raises:
+            InputError: When it names no host or bucket.
+        """
+        scheme = self.location.partition("://")[0]
+        try:
+            is_address = bool(urlsplit(self.location).netloc) or "://" not in self.location
+        except ValueError:
+            is_address = False
+        if not is_address and scheme not in _WITHOUT_HOST:
+            raise InputError(
+                f"the address {scheme}://... names no host or bucket",
+                expected=f"{scheme}://HOST_OR_BUCKET/FOLDER",
+            )
+
     def __repr__(self) -> str:
         return f"RemoteFolder({self.public!r})"
 
@@ -83,7 +115,13 @@ class RemoteFolder:
         return public_address(self.location)
 
     def download(
-        self, name: str, target: Path, *, num_bytes: int | None = None, sha256: str | None = None
+        self,
+        name: str,
+        target: Path,
+        *,
+        num_bytes: int | None = None,
+        sha256: str | None = None,
+        is_json: bool = False,
     ) -> None:
         """Downloads a file, whole or not at all: it appears under `target` once it is checked.
 
@@ -92,32 +130,39 @@ class RemoteFolder:
             target: Where it shall stand. Another process must not download to it meanwhile.
             num_bytes: How long it must be.
             sha256: What its hash must be.
+            is_json: Whether it must be JSON, which shows that a file of unknown length is whole.
 
         Raises:
-            UnusableFileError: When it is not there, or in every try is not what it must be.
-            InputError: When it may not be read, or fails in every try.
+            MissingFileError: When it is not there.
+            UnusableFileError: When in the last of all tries it is not what it must be.
+            InputError: When it may not be read, or fails in every try, or the disk is full.
+            FileNotFoundError: When the folder of `target` was removed meanwhile.
         """
-        temporary = target.with_name(f"{target.name}{TEMPORARY_SUFFIX}")
-        for attempt in range(self.patience.tries):
-            if attempt:
-                time.sleep(self.patience.pause_before(attempt))
-            try:
-                problem = self._try(name, temporary, num_bytes, sha256)
-            except InputError:
-                temporary.unlink(missing_ok=True)
-                raise
-            if problem is None:
-                temporary.replace(target)
-                sync_folder(target.parent)
-                return
+        temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+
+        def get() -> None:
+            size, digest = self._stream(name, temporary)
+            problem = None
+            if num_bytes is not None and size != num_bytes:
+                problem = f"{size} bytes instead of {num_bytes}"
+            elif sha256 is not None and digest != sha256:
+                problem = f"sha256 {digest} instead of {sha256}"
+            elif is_json and not _is_json(temporary):
+                problem = f"{size} bytes that are no JSON"
+            if problem:
+                fix = "see what the address gives; upload the file again, and what names its hash"
+                raise TransferError(problem, fix=fix, is_unusable=True)
+
+        try:
+            self._persist(get, name, "downloaded")
+            temporary.replace(target)
+            sync_folder(target.parent)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _local_error(error, temporary.parent) from None
+        finally:
             temporary.unlink(missing_ok=True)
-            log.warning("%s/%s: %s (try %d)", self.public, name, problem, attempt + 1)
-        kind = UnusableFileError if " instead of " in str(problem) else InputError
-        raise kind(
-            f"{self.public}/{name} cannot be downloaded",
-            expected=f"{num_bytes} bytes with sha256 {sha256}" if num_bytes is not None else None,
-            found=f"{problem}, in the last of {self.patience.tries} tries",
-        )
 
     def upload(self, source: Path, name: str) -> None:
         """Brings a file there; it appears under its name only when it is whole.
@@ -140,9 +185,9 @@ class RemoteFolder:
                 storage.mv(f"{address}{TEMPORARY_SUFFIX}", address)
             storage.invalidate_cache()
             if (there := storage.info(address)["size"]) != size:
-                raise OSError(errno.EIO, f"{there} bytes instead of {size}")
+                raise TransferError(f"{there} bytes instead of {size}")
 
-        self._patiently(put, name)
+        self._patiently(put, name, "written")
 
     def remove(self, name: str) -> None:
         """Removes a file, if it is there.
@@ -155,7 +200,7 @@ class RemoteFolder:
             with suppress(FileNotFoundError):
                 storage.rm_file(address)
 
-        self._patiently(remove, name)
+        self._patiently(remove, name, "removed")
 
     def names(self, folder: str) -> list[str]:
         """Returns the names of all files under a folder in this one, from there on.
@@ -170,36 +215,55 @@ class RemoteFolder:
             top = storage._strip_protocol(address).rstrip("/") + "/"
             found[:] = [path.removeprefix(top) for path in storage.find(address)]
 
-        self._patiently(find, folder)
+        self._patiently(find, folder, "listed")
         return found
 
-    def _patiently(self, action: Callable[[Any, str], None], name: str) -> None:
-        """Tries to do something with a file that may be written.
+    def _patiently(self, action: Callable[[Any, str], None], name: str, done: str) -> None:
+        """Tries to do something with a file, or a folder.
 
         Raises:
             InputError: When that is not allowed, or fails in every try.
         """
-        for attempt in range(self.patience.tries):
-            if attempt:
-                time.sleep(self.patience.pause_before(attempt))
+
+        def act() -> None:
             try:
                 storage = filesystem(self._scheme, self.patience.timeout, os.getpid())
                 action(storage, self._address(name))
-            except InputError:
+            except (InputError, TransferError):
                 raise
-            except Exception as error:  # every storage has its own errors, and most of them pass
-                problem = kind_of(error)
-                if isinstance(error, PermissionError | FileNotFoundError):  # no such bucket
-                    break
-                log.warning("%s/%s: %s (try %d)", self.public, name, problem, attempt + 1)
-            else:
-                return
-        raise InputError(
-            f"{self.public}/{name} cannot be written",
-            found=problem,
-            fix="check that the bucket or folder is there, and the credentials that the "
-            "environment gives for this storage",
-        )
+            except Exception as error:  # every storage has its own errors
+                raise transfer_error(error, self._scheme) from None
+
+        self._persist(act, name, done)
+
+    def _persist(self, action: Callable[[], None], name: str, done: str) -> None:
+        """Does something, again and again while it fails and another try may help.
+
+        Raises:
+            InputError: When none does.
+        """
+        where = f"{self.public}/{name}"
+        began, paused = time.monotonic(), 0.0
+        for attempt in range(1, self.patience.tries + 1):
+            try:
+                return action()
+            except TransferError as error:
+                failure = error
+            if failure.is_final:
+                raise _final_error(failure, where, done)
+            pause = max(failure.retry_after, self.patience.pause_before(attempt))
+            if paused + pause > self.patience.total_pause:
+                break
+            log.warning("%s: %s (try %d)", where, failure.found, attempt)
+            if attempt < self.patience.tries:
+                time.sleep(pause)
+                paused += pause
+        seconds = time.monotonic() - began
+        found = f"{failure.found}, in the last of {attempt} tries within {seconds:.0f} s"
+        if failure.retry_after > self.patience.total_pause - paused:
+            found += f"; the server asks to wait for {failure.retry_after:.0f} s"
+        kind = UnusableFileError if failure.is_unusable else RankError
+        raise kind(f"{where} cannot be {done}", found=found, fix=failure.fix)
 
     @property
     def _scheme(self) -> str:
@@ -211,48 +275,64 @@ class RemoteFolder:
         parts = urlsplit(self.location)
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
-    def _try(
-        self, name: str, temporary: Path, num_bytes: int | None, sha256: str | None
-    ) -> str | None:
-        """Downloads once; returns what went wrong, or None.
-
-        Raises:
-            InputError: When another try cannot help.
-        """
-        try:
-            size, digest = self._stream(name, temporary, num_bytes)
-        except InputError:
-            raise
-        except Exception as error:  # every storage has its own errors, and most of them pass
-            self._raise_if_final(error, name, temporary)
-            return kind_of(error)
-        if num_bytes is not None and size != num_bytes:
-            return f"{size} bytes instead of {num_bytes}"
-        if sha256 is not None and digest != sha256:
-            return f"sha256 {digest} instead of {sha256}"
-        return None
-
-    def _raise_if_final(self, error: Exception, name: str, temporary: Path) -> None:
-        """Raises InputError where another try cannot help."""
-        if isinstance(error, FileNotFoundError):
-            raise UnusableFileError(f"there is no {self.public}/{name}") from None
-        if isinstance(error, PermissionError) or getattr(error, "status", None) in {401, 403}:
-            raise InputError(
-                f"{self.public}/{name} may not be read",
-                fix="check the credentials that the environment gives for this storage",
-            ) from None
-        if getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT}:
-            raise InputError(f"no space is left for {temporary.parent}") from None
-
-    def _stream(self, name: str, temporary: Path, num_bytes: int | None) -> tuple[int, str]:
+    def _stream(self, name: str, temporary: Path) -> tuple[int, str]:
         """Writes the file to `temporary`; returns its size and hash."""
         digest, size = hashlib.sha256(), 0
-        source = open_to_read(self._address(name), self._scheme, self.patience.timeout, num_bytes)
-        with source, temporary.open("wb") as file:
-            while chunk := source.read(_CHUNK_BYTES):
+        with temporary.open("wb") as file, closing(self._chunks(name)) as chunks:
+            for chunk in chunks:
                 file.write(chunk)
                 digest.update(chunk)
                 size += len(chunk)
             file.flush()
             os.fsync(file.fileno())
         return size, digest.hexdigest()
+
+    def _chunks(self, name: str) -> Generator[bytes, None, None]:
+        """Yields the bytes of a file.
+
+        Raises:
+            TransferError: When they do not come.
+        """
+        address, timeout = self._address(name), self.patience.timeout
+        began, size = time.monotonic(), 0
+        try:
+            with open_to_read(address, self._scheme, timeout) as source:
+                while chunk := source.read(_CHUNK_BYTES):
+                    yield chunk
+                    size += len(chunk)
+                    seconds = time.monotonic() - began
+                    if seconds > timeout and size < seconds * _LEAST_BYTES_PER_S:
+                        raise TransferError(f"{size} bytes in {seconds:.0f} s")
+        except (InputError, TransferError):
+            raise
+        except Exception as error:  # every storage has its own errors
+            raise transfer_error(error, self._scheme) from None
+
+
+def _final_error(failure: TransferError, where: str, done: str) -> InputError:
+    """Returns what is said of a failure that another try cannot help."""
+    if failure.is_missing and done == "downloaded":
+        return MissingFileError(f"there is no {where}", found=failure.found, fix=failure.fix)
+    problem = "may not be read" if failure.is_denied else "cannot be downloaded"
+    if done != "downloaded":
+        problem = f"cannot be {done}"
+    return InputError(f"{where} {problem}", found=failure.found, fix=failure.fix)
+
+
+def _local_error(error: OSError, folder: Path) -> InputError:
+    """Returns what is said of a download that this machine cannot keep."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return InputError(
+            f"no space is left for {folder}",
+            fix="free some, give a folder on another volume, or let a cache of shards take less",
+        )
+    return InputError(f"{folder} cannot be written", found=error.strerror)
+
+
+def _is_json(path: Path) -> bool:
+    """Says whether a file is JSON from its first byte to its last."""
+    try:
+        json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return True

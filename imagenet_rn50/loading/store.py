@@ -24,6 +24,17 @@ class ShardStore(Protocol):
             InputError: When it cannot be had.
         """
 
+    def discard(self, shard: Shard, descriptor: int) -> bool:
+        """Discards the damaged copy of a shard that `descriptor` is open on, if it is one.
+
+        Returns:
+            Whether `fetch` now gets another copy.
+        """
+
+    @property
+    def repair(self) -> str:
+        """What the user can do about a damaged sample, of which there is no better copy."""
+
 
 @dataclass(frozen=True)
 class LocalShards:
@@ -49,3 +60,15 @@ class LocalShards:
                 fix="copy it back, or pack again: finished shards are kept",
             )
         return path
+
+    def discard(self, shard: Shard, descriptor: int) -> bool:
+        """Keeps the shard, for it is the original."""
+        return False
+
+    @property
+    def repair(self) -> str:
+        """What the user can do about a damaged sample."""
+        return (
+            f"python shard_imagenet.py verify --shards {self.folder} names all that is damaged: "
+            "copy those shards back, or train without the samples by --on-error substitute"
+        )

@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import write_json
-from imagenet_rn50.loading.remote import RemoteFolder, UnusableFileError
+from imagenet_rn50.loading.remote import MissingFileError, RemoteFolder, UnusableFileError
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.runs.checkpoints import newest_checkpoint, quarantine, verify
@@ -207,8 +207,8 @@ class RemoteRun:
         with tempfile.TemporaryDirectory() as name:
             target = Path(name) / _LATEST
             try:
-                self.folder.download(_LATEST, target)
-            except UnusableFileError:
+                self.folder.download(_LATEST, target, is_json=True)
+            except MissingFileError:
                 return None
             return target.read_text(encoding="utf-8")
 

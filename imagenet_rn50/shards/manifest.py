@@ -70,8 +70,8 @@ class Split:
         lengths: How long each JPEG is, in bytes; (n,) int32.
         labels: Class indices; (n,) int32.
         keys: Keys, UTF-8; (n,) fixed-width bytes.
-        crc32s: CRC-32 of each JPEG, by which `verify` names a damaged sample; (n,) uint32, or None
-            where nobody computed them.
+        crc32s: CRC-32 of each JPEG, by which reading and `verify` find a damaged sample;
+            (n,) uint32, or None where nobody computed them.
     """
 
     shards: tuple[Shard, ...]

@@ -1,5 +1,7 @@
 """Samples that cannot be read or decoded: named, substituted, or too many."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -42,17 +44,26 @@ def test_a_damaged_picture_is_named_with_shard_and_offset(damaged, num_workers):
         list(loader)
     first, *_ = str(caught.value).splitlines()
     assert first == (
-        f"sample sample_00001 (tiny-train-0.tar, offset {split.offsets[1]}) cannot be decoded"
+        f"sample sample_00001 (tiny-train-0.tar, offset {split.offsets[1]}) is damaged"
     )
     assert "Traceback" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("start", "fix"),
-    [(b"\x89PNG", "--on-error substitute, or pack anew"), (b"\xff\xd8oops", "verify")],
+    ("start", "is_checked", "fix"),
+    [(b"\x89PNG", False, "--on-error substitute, or pack anew")]
+    + [(b"\xff\xd8oops", False, "verify"), (b"\xff\xd8oops", True, "--on-error substitute")],
 )
-def test_who_meets_no_jpeg_in_a_whole_shard_is_not_sent_to_verify_it(start, fix):
-    sample = {"jpg": start + bytes(99), "index": 0, "epoch": 0, "row": 0, "rows": 1, "place": "it"}
+def test_who_meets_no_jpeg_in_a_whole_shard_is_not_sent_to_verify_it(start, is_checked, fix):
+    sample: Any = {
+        "is_checked": is_checked,
+        "jpg": start + bytes(99),
+        "index": 0,
+        "epoch": 0,
+        "row": 0,
+        "rows": 1,
+        "place": "it",
+    }
     with pytest.raises(InputError, match=rf"it cannot be decoded(.|\n)*fix: .*{fix}"):
         list(TransformPicture(EvalTransform(18, 16))(iter([sample])))
 

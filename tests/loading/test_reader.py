@@ -38,30 +38,32 @@ def test_no_more_shards_are_open_than_allowed(shards):
 def test_a_shard_that_vanishes_again_and_again_is_named(shards, tmp_path):
     store, split = shards
 
-    class Vanishing:
-        folder = tmp_path
-
+    class Vanishing(LocalShards):
         def fetch(self, shard):
             return tmp_path / shard.name
 
-    with ShardReader(Vanishing(), split) as reader, pytest.raises(InputError, match="vanished"):
+    with (
+        ShardReader(Vanishing(tmp_path), split) as reader,
+        pytest.raises(InputError, match="vanished"),
+    ):
         reader.read(0)
 
 
-class RecordingStore:
+class RecordingStore(LocalShards):
     """Notes which shards are fetched, in which order."""
 
+    fetched: list[str]
+    changed: threading.Condition
+
     def __init__(self, store):
-        self._store = store
-        self.folder = store.folder
-        self.fetched = []
-        self.changed = threading.Condition()
+        super().__init__(store.folder)
+        vars(self).update(fetched=[], changed=threading.Condition())
 
     def fetch(self, shard):
         with self.changed:
             self.fetched.append(shard.name)
             self.changed.notify()
-        return self._store.fetch(shard)
+        return super().fetch(shard)
 
     def wait_for(self, count):
         with self.changed:
