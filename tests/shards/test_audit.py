@@ -26,7 +26,7 @@ def test_every_touched_file_duplicate_and_count_stands_in_the_audit(tmp_path):
     changed = {entry["path"]: entry["reason"] for entry in audit["changed"]}
     assert changed == {
         f"train/{WNIDS[0]}/cmyk.JPEG": "CMYK: written anew at quality 95",
-        f"train/{WNIDS[0]}/disguised.JPEG": "not a JPEG: written anew at quality 95",
+        f"train/{WNIDS[0]}/disguised.JPEG": "PNG: converted to JPEG at quality 95",
     }
     (left_out,) = audit["left_out"]
     assert left_out["path"] == f"train/{WNIDS[0]}/cut.JPEG"
