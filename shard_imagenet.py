@@ -102,9 +102,10 @@ def _not_packed(source: Source, out: Path) -> Iterator[str]:
     left_out = read_audit(out).get("left_out", [])
     if left_out:
         yield f"left out: {len(left_out):,} files, such as {left_out[0]['path']} (see audit.md)"
-    single = [entry for entry in source.unpacked if not entry.is_error and entry.num_files == 1]
-    for entry in source.unpacked:
-        if entry.num_files != 1:
+    others = [entry for entry in source.unpacked if not entry.is_error]
+    single = [entry for entry in others if not entry.path.endswith("/")]
+    for entry in others:
+        if entry.path.endswith("/"):
             yield f"not packed: {entry.path} ({entry.num_files:,} files): {entry.reason}"
     if single:
         yield (

@@ -1,5 +1,6 @@
 """Small real shards for tests, written with Python's own tarfile; and free ports."""
 
+import importlib.util
 import io
 import socket
 import tarfile
@@ -13,6 +14,12 @@ from imagenet_rn50.files import sha256_of_file
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard, Split
 
 CLASSES = Classes(wnids=("n00000001", "n00000002", "n00000003"), names=("first", "second", "third"))
+
+
+def imagenet1k_wnids() -> tuple[str, ...]:
+    """The wnids of ImageNet-1k's classes, as timm ships them."""
+    path = Path(importlib.util.find_spec("timm").origin).parent / "data" / "_info"
+    return tuple((path / "imagenet_synsets.txt").read_text(encoding="utf-8").split())
 
 
 def jpeg_bytes(seed: int, height: int = 24, width: int = 32) -> bytes:

@@ -46,14 +46,13 @@ def has_image_suffix(path: str) -> bool:
 def is_image(content: bytes | Path | str) -> bool:
     """Return whether an image, or the file at a path, begins as one of the formats that are read.
 
-    Raises:
-        PermissionError: When the file may not be read.
+    A file that may not be read counts as one: whoever reads it will stop.
     """
     try:
         with open_image(content):
             return True
     except PermissionError:
-        raise
+        return True
     except Exception:  # decoders raise whatever damaged headers make them raise
         return False
 

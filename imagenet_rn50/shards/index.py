@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -21,6 +21,7 @@ from imagenet_rn50.errors import InputError
 from imagenet_rn50.jpeg_header import JpegError, read_header
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.finishing import finish
+from imagenet_rn50.shards.imagenet1k import dataset_name
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard
 from imagenet_rn50.shards.samples import TarSample, picture_of, samples_in
 from imagenet_rn50.shards.shard import Remark, Row, ShardRecord
@@ -63,7 +64,8 @@ def index(
 
     Args:
         folder: Holds `*train-0000.tar`, `*validation-00.tar` (or `-0000`, or `val`) and so on.
-        dataset: The data set's name; None to take it from the shards' names.
+        dataset: The data set's name; None to take it from the shards' names, unless that is
+            ImageNet-1k's and the data is not.
         mapping: `LOC_synset_mapping.txt`, for the classes' names; None to look for it, or for
             `classes.json`, in `folder`, and else to take the wnids from the keys.
         force: Whether to write over a manifest that is whole.
@@ -99,10 +101,13 @@ def index(
     classes = _classes_of(folder, mapping, records)
     if classes is None:
         say(_WITHOUT_CLASSES)
+    num_images: Counter[str] = Counter()
+    for record in records:
+        num_images[record.split] += len(record.rows)
     return finish(
         records,
         folder,
-        dataset=dataset or shards[0].dataset,
+        dataset=dataset_name(dataset, shards[0].dataset, classes, num_images),
         options={"indexed": True},
         classes=classes,
     )

@@ -16,7 +16,6 @@ from typing import Any
 from imagenet_rn50.console import progress_bar, say
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import require_free_space
-from imagenet_rn50.shards import formats
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.finishing import finish
 from imagenet_rn50.shards.jpegtran import require_installed
@@ -24,7 +23,8 @@ from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.options import PackOptions
 from imagenet_rn50.shards.plan import Plan, make_plan, with_dataset
 from imagenet_rn50.shards.shard import ShardRecord
-from imagenet_rn50.shards.sources.base import Source, readable
+from imagenet_rn50.shards.sources.base import Source
+from imagenet_rn50.shards.sources.scan import unusable
 from imagenet_rn50.shards.space import space_needed, space_taken
 from imagenet_rn50.shards.state import FOLDER as STATE_FOLDER
 from imagenet_rn50.shards.state import PackingState, describe_difference
@@ -106,23 +106,14 @@ def _identity(source: Source, plan: Plan, options: PackOptions) -> dict[str, Any
 def _require_usable(source: Source) -> None:
     """Stops before packing where files are found that are no images, and lists them.
 
-    Files that are named as images are not looked into; packing will stop at them.
-
     Raises:
         InputError: Naming the first of them.
     """
-    bad = [f"{entry.path} ({entry.reason})" for entry in source.unpacked if entry.is_error]
-    if source.layout in {"kaggle", "imagefolder"}:
-        bad += [
-            f"{readable(picture.path)} (no image)"
-            for pictures in source.splits.values()
-            for picture in pictures
-            if not formats.has_image_suffix(picture.path)
-            and not formats.is_image(source.root / picture.path)
-        ]
-    if bad:
+    is_folders = source.layout in {"kaggle", "imagefolder"}
+    pictures = [picture for split in source.splits.values() for picture in split]
+    if bad := unusable(source.root, pictures if is_folders else [], source.unpacked):
         raise InputError(
-            f"{len(bad)} files of the source {source.root} cannot be packed",
+            f"files of the source {source.root} cannot be packed: {len(bad)}",
             expected="images in the folders of classes, and nothing else",
             found="; ".join(bad[:5]) + "; ..." * (len(bad) > 5),
             fix="move them elsewhere, or leave them out: --on-bad skip",

@@ -82,10 +82,10 @@ def test_every_card_that_is_written_passes(imagenet_export, run, tmp_path):
     ("dataset", "names", "row", "credited"),
     [
         (
-            {"name": "imagenet1k", "split": "train", "digest": "0" * 64},
+            {"name": "i1k", "split": "train", "digest": "0" * 64, "is_imagenet1k": True},
             ["train", "real"],
-            "| imagenet1k, train, labels of ReaL (other shards than in training), as published",
-            [("ILSVRC/imagenet-1k", "train"), ("imagenet1k-real", "train")],
+            "| i1k, train, labels of ReaL (other shards than in training), as published",
+            [("ILSVRC/imagenet-1k", "train"), ("i1k-real", "train")],
         ),
         (
             {"name": "v2-80", "split": "test", "layout": "imagenetv2"},

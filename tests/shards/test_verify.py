@@ -81,7 +81,7 @@ def test_a_truncated_shard_is_found_by_size_alone_and_the_missing_samples_are_na
 
 
 def test_a_missing_and_a_surplus_shard_are_found(shards):
-    (shards / "source-train-00.tar").rename(shards / "imagenet1k-train-07.tar")
+    (shards / "source-train-00.tar").rename(shards / "source-train-07.tar")
     for quick in (True, False):
         found = {finding.file: finding.problem for finding in verify(shards, quick=quick)}
         assert found == {
@@ -91,7 +91,7 @@ def test_a_missing_and_a_surplus_shard_are_found(shards):
 
 
 def test_two_shards_that_were_swapped_are_both_found(shards):
-    one, other = shards / "source-train-00.tar", shards / "imagenet1k-train-01.tar"
+    one, other = shards / "source-train-00.tar", shards / "source-train-01.tar"
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(content)

@@ -88,8 +88,7 @@ def _layout_of(root: Path) -> str:
 
 def _without_validation(source: Source) -> InputError:
     """Returns the refusal of a source without validation images."""
-    others = [entry for entry in source.unpacked if entry.num_files]
-    found = ", ".join(f"{entry.path} ({entry.reason})" for entry in others[:3])
+    found = ", ".join(f"{entry.path} ({entry.reason})" for entry in source.unpacked[-3:])
     return InputError(
         f"the source {source.root} has no validation images",
         expected="a split to validate on, in val/, validation/ or valid/ or as the layout names it",

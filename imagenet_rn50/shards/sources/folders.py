@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from imagenet_rn50.classes import WNID, Classes
+from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.formats import is_image
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
@@ -23,6 +23,7 @@ from imagenet_rn50.shards.sources.scan import (
     entries_of,
     others_beside,
     scan,
+    without_class,
 )
 
 MAPPING = "LOC_synset_mapping.txt"
@@ -31,7 +32,6 @@ SPLIT_FOLDERS = {TRAIN: ("train",), VALIDATION: ("val", "validation", "valid")}
 """What the folders of the splits are called, in upper or lower case."""
 _KAGGLE = ("ILSVRC", "Data", "CLS-LOC")
 _KAGGLE_NAMES = {_KAGGLE[0], MAPPING, SOLUTION, "LOC_train_solution.csv"}
-_ARCHIVES = ("tar", "tar.gz", "tgz", "zip")
 
 
 def kaggle_pictures(root: Path) -> Path | None:
@@ -125,11 +125,12 @@ def _read(root: Path, pictures: Path, layout: str, train_only: bool) -> Source:
         unpacked += others
     if VALIDATION in folders and train_only:
         count = sum(len(names) for _, _, names in os.walk(folders[VALIDATION], followlinks=True))
-        path = folders[VALIDATION].relative_to(root).as_posix()
-        unpacked.append(Unpacked(VALIDATION, path, "--train-only", count))
+        unpacked.append(Unpacked("", _shown(root, folders[VALIDATION]), "--train-only", count))
     elif VALIDATION in folders:
         validation, others = _validation(root, folders[VALIDATION], _find(SOLUTION, root, pictures))
         unpacked += others
+        if not validation:
+            unpacked.append(Unpacked("", _shown(root, folders[VALIDATION]), "holds no images", 0))
     mapped = _find(MAPPING, root, pictures).parent
     classes = classes_of(mapped, {row.wnid for row in train}, {row.wnid for row in validation})
     splits = {
@@ -138,6 +139,10 @@ def _read(root: Path, pictures: Path, layout: str, train_only: bool) -> Source:
         if rows
     }
     return Source(root, layout, classes, splits, unpacked)
+
+
+def _shown(root: Path, folder: Path) -> str:
+    return f"{folder.relative_to(root).as_posix()}/"
 
 
 def _find(name: str, root: Path, pictures: Path) -> Path:
@@ -156,7 +161,7 @@ def _train(root: Path, folder: Path) -> tuple[list[Listed], list[Unpacked]]:
             found=_some([PurePosixPath(file.path).name for file in found.loose]),
             fix="sort the images into folders, or move the folder elsewhere",
         )
-    return labelled(folder, found), found.unpacked + _without_class(root, found.loose, found, TRAIN)
+    return labelled(folder, found), found.unpacked + without_class(root, found, found.loose, TRAIN)
 
 
 def _validation(root: Path, folder: Path, solution: Path) -> tuple[list[Listed], list[Unpacked]]:
@@ -174,7 +179,7 @@ def _validation(root: Path, folder: Path, solution: Path) -> tuple[list[Listed],
         rows = [row._replace(wnid=wnid_of[row.stem]) for row in flat] + rows
     elif is_flat:
         read_solution(solution)  # says that it is missing
-    return rows, found.unpacked + _without_class(root, loose, found, VALIDATION)
+    return rows, found.unpacked + without_class(root, found, loose, VALIDATION)
 
 
 def labelled(folder: Path, found: Scan) -> list[Listed]:
@@ -187,10 +192,10 @@ def labelled(folder: Path, found: Scan) -> list[Listed]:
         if not files:
             inside = [readable(entry.name) for entry in entries_of(folder / wnid)]
             raise InputError(
-                f"{readable(str(folder / wnid))} is the folder of a class without images",
-                expected="the images of the class in it",
+                f"{readable(str(folder / wnid))} is the folder of a class without pictures",
+                expected="the pictures of the class in it",
                 found=_some(inside),
-                fix="put its images there, or move the folder elsewhere if it is no class",
+                fix="put its pictures there, or move the folder elsewhere if it is no class",
             )
     return [row for wnid, files in found.classes.items() for row in _listed(files, wnid)]
 
@@ -206,25 +211,6 @@ def _stem(file: File) -> str:
 def _some(names: Sequence[str]) -> str:
     """Returns the first of some names."""
     return ", ".join(map(readable, names[:3])) + " ..." * (len(names) > 3) or "nothing"
-
-
-def _without_class(root: Path, loose: Sequence[File], found: Scan, split: str) -> list[Unpacked]:
-    """Says why files beside the folders of classes are not packed."""
-    unpacked = []
-    for file in loose:
-        name = PurePosixPath(file.path).name
-        archived = WNID.match(name) is not None and name.partition(".")[2] in _ARCHIVES
-        if archived and name.partition(".")[0] not in found.classes:
-            reason, is_error = "the archive of a class that has no folder", True
-        elif is_image(root / file.path):
-            reason, is_error = (
-                "an image beside the folders of classes: its class is not known",
-                True,
-            )
-        else:
-            reason, is_error = "no image, beside the folders of classes", False
-        unpacked.append(Unpacked(split, readable(file.path), reason, is_error=is_error))
-    return unpacked
 
 
 def read_solution(path: Path) -> dict[str, str]:

@@ -48,7 +48,7 @@ def read_official(root: Path, train_only: bool = False) -> Source:
         listed[TRAIN] = _list_train(root / TRAIN_TAR, unpacked)
         _require_same_classes({row.wnid for row in listed[TRAIN]}, set(wnids_of_validation))
     if (root / VALIDATION_TAR).is_file() and train_only:
-        unpacked.append(Unpacked(VALIDATION, VALIDATION_TAR, "--train-only"))
+        unpacked.append(Unpacked("", VALIDATION_TAR, "--train-only"))
     elif (root / VALIDATION_TAR).is_file():
         validation = _list_validation(root / VALIDATION_TAR, wnids_of_validation, unpacked)
         listed[VALIDATION] = validation
@@ -136,7 +136,8 @@ def _synsets(meta: bytes, path: Path) -> tuple[dict[int, str], dict[str, str]]:
 
 def _list_train(path: Path, unpacked: list[Unpacked]) -> list[Listed]:
     """Lists the pictures of all class tars within the training tar, by class and name."""
-    listed = []
+    listed: list[Listed] = []
+    seen: set[str] = set()
     with mapped(path) as buffer:
         for class_tar in _files(path, buffer, TRAIN, unpacked):
             name = PurePosixPath(class_tar.name)
@@ -144,6 +145,9 @@ def _list_train(path: Path, unpacked: list[Unpacked]) -> list[Listed]:
                 raise InputError(
                     f"{path} holds {class_tar.name!r}", expected="class tars like n01440764.tar"
                 )
+            if name.stem in seen:
+                raise InputError(f"{path} holds {name.name} twice", fix="fetch the tar again")
+            seen.add(name.stem)
             begin, end = class_tar.offset, class_tar.offset + class_tar.size
             listed += [
                 Listed(PurePosixPath(m.name).stem, name.stem, path.name, m.offset, m.size)

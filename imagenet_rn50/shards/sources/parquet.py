@@ -53,7 +53,7 @@ def read_parquet(root: Path, train_only: bool = False) -> Source:
     )
     if train_only:
         unpacked += [
-            Unpacked(VALIDATION, path.relative_to(root).as_posix(), "--train-only")
+            Unpacked("", path.relative_to(root).as_posix(), "--train-only")
             for path in files[VALIDATION]
         ]
         files[VALIDATION] = []

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from imagenet_rn50.classes import WNID
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.shards.formats import is_image
-from imagenet_rn50.shards.sources.base import Unpacked, readable
+from imagenet_rn50.shards.formats import has_image_suffix, is_image
+from imagenet_rn50.shards.sources.base import Picture, Unpacked, readable
 
 JUNK_FILES = (".ds_store", "._*", "thumbs.db", "ehthumbs.db", "desktop.ini")
 JUNK_FOLDERS = (
@@ -31,6 +32,7 @@ JUNK_FOLDERS = (
     "system volume information",
     "lost+found",
 )
+_ARCHIVES = ("tar", "tar.gz", "tgz", "zip")
 JUNK = "left behind by a system or a tool"
 _TEST = "a test split, which is neither trained on nor validated on"
 
@@ -93,9 +95,45 @@ def scan(root: Path, folder: Path, split: str) -> Scan:
     for entry in entries_of(folder):
         if not entry.is_dir():
             found.loose += walk.file(entry)
-        elif not walk.is_set_aside(entry):
+        elif not walk.is_set_aside(entry) and not walk.is_hidden(entry):
             found.classes[entry.name] = list(walk.files(entry.path, (_identity(folder),)))
     return found
+
+
+def without_class(root: Path, found: Scan, loose: Sequence[File], split: str) -> list[Unpacked]:
+    """Return why files beside class folders are not packed.
+
+    Args:
+        root: The source's folder.
+        found: The class folders.
+        loose: The files beside them.
+        split: What they belong to, for the audit.
+    """
+    unpacked = []
+    for file in loose:
+        stem, _, suffix = PurePosixPath(file.path).name.partition(".")
+        if WNID.fullmatch(stem) and suffix in _ARCHIVES and stem not in found.classes:
+            reason, is_error = "the archive of a class that has no folder", True
+        elif is_image(root / file.path):
+            reason, is_error = "an image beside the folders of classes, so of no class", True
+        else:
+            reason, is_error = "no image, and beside the folders of classes", False
+        unpacked.append(Unpacked(split, readable(file.path), reason, is_error=is_error))
+    return unpacked
+
+
+def unusable(
+    root: Path, pictures: Collection[Picture], unpacked: Collection[Unpacked]
+) -> list[str]:
+    """Return the files that are seen not to be images before all are decoded, with the reason.
+
+    Files that are named as images are not looked into.
+    """
+    return [f"{entry.path} ({entry.reason})" for entry in unpacked if entry.is_error] + [
+        f"{readable(picture.path)} (no image)"
+        for picture in pictures
+        if not has_image_suffix(picture.path) and not is_image(root / picture.path)
+    ]
 
 
 def others_beside(root: Path, folder: Path, taken: Collection[str]) -> list[Unpacked]:
@@ -108,7 +146,12 @@ def others_beside(root: Path, folder: Path, taken: Collection[str]) -> list[Unpa
     """
     prefix = folder.relative_to(root)
     return [
-        Unpacked("", readable((prefix / entry.name).as_posix()), _reason(entry), _count(entry))
+        Unpacked(
+            "",
+            readable((prefix / entry.name).as_posix()) + "/" * entry.is_dir(),
+            _reason(entry),
+            _count(entry),
+        )
         for entry in entries_of(folder)
         if entry.name not in taken
     ]
@@ -131,6 +174,7 @@ class _Walk:
     """Walks through the folders of a split, and notes what is no file to pack."""
 
     def __init__(self, root: Path, folder: Path, split: str, unpacked: list[Unpacked]) -> None:
+        self._root = root
         # A `Path` per file would take longer than listing it.
         self._skipped = len(str(folder).rstrip("/")) + 1
         self._prefix = "" if folder == root else f"{folder.relative_to(root).as_posix()}/"
@@ -141,7 +185,7 @@ class _Walk:
         """Yield all files below a folder, by name; `above` identifies the folders over it."""
         identity = _identity(folder)
         if identity in above:
-            self._note(folder, "a link to a folder above it", is_error=True)
+            self._note(f"{folder}/", "a link to a folder above it", is_error=True)
             return
         for entry in entries_of(folder):
             if not entry.is_dir():
@@ -168,7 +212,16 @@ class _Walk:
         """Return whether a system or a tool left a folder behind, and note it."""
         if not is_junk(entry.name, JUNK_FOLDERS):
             return False
-        self._note(entry.path, JUNK, _count(entry))
+        self._note(f"{entry.path}/", JUNK, _count(entry))
+        return True
+
+    def is_hidden(self, entry: os.DirEntry[str]) -> bool:
+        """Return whether a folder beside class folders is hidden, and so no class, and note it."""
+        if not entry.name.startswith("."):
+            return False
+        files = list(self.files(entry.path, ()))
+        has_images = any(is_image(self._root / file.path) for file in files)
+        self._note(f"{entry.path}/", "a hidden folder", len(files), is_error=has_images)
         return True
 
     def _relative(self, path: str) -> str:
