@@ -39,8 +39,8 @@ def open_image(content: bytes | Path | str) -> Image.Image:
 
 
 def has_image_suffix(path: str) -> bool:
-    """Return whether a file is named as an image that Pillow may know."""
-    return os.path.splitext(path)[1].lower() in Image.registered_extensions()
+    """Return whether a file is named as an image of a format that is read."""
+    return Image.registered_extensions().get(os.path.splitext(path)[1].lower()) in FORMATS
 
 
 def is_image(content: bytes | Path | str) -> bool:

@@ -110,6 +110,36 @@ def test_what_was_measured_is_credited_to_the_data_that_it_was_measured_on(
     assert untraced(tmp_path / "out") == []
 
 
+@pytest.mark.parametrize("splits", [None, [], ["validation"]])
+def test_a_run_over_data_that_is_only_called_imagenet1k_claims_nothing(tmp_path, shards, splits):
+    run = make_run(tmp_path, shards, dataset="imagenet1k", imagenet1k_splits=splits)
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    identity = json.loads((run.path / "shards.json").read_text())
+    if splits is None:  # of a run that was begun before this was recorded
+        del identity["imagenet1k_splits"]
+        (run.path / "shards.json").write_text(json.dumps(identity))
+    export(run.path, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.datasets is None
+    types = {result.dataset_type for result in card.data.eval_results}
+    assert types == {"ILSVRC/imagenet-1k" if splits else "unverified-imagenet1k"}
+    assert "trained on imagenet1k (not shown to be ImageNet-1k)" in visible(card.text)
+    assert "published ResNet-50s" not in card.text
+    assert "no commercial use" not in card.text
+    assert untraced(tmp_path / "out") == []
+
+
+def test_an_evaluation_over_images_that_are_only_called_imagenet1k_claims_nothing(run, tmp_path):
+    model = random_model(run.recipe().model, CLASSES, 48)
+    dataset = {"name": "imagenet1k", "split": "validation", "digest": "0" * 64}
+    metrics = write_evaluation(tmp_path / "m.json", model, dataset=dataset)
+    export(run.path, tmp_path / "out", wanted=Wanted(metrics=metrics))
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert {r.dataset_type for r in card.data.eval_results} == {"unverified-imagenet1k"}
+    assert "| imagenet1k (not shown to be ImageNet-1k), validation" in visible(card.text)
+    assert untraced(tmp_path / "out") == []
+
+
 def test_weights_of_others_that_were_evaluated_on_imagenet_have_its_limits(tmp_path):
     model = random_model(ModelRecipe(hidden_sizes=(8, 8), depths=(1, 1)), thousand_classes(), 3)
     save_file(to_torchvision(model.state_dict()), tmp_path / "rn.safetensors")
