@@ -54,6 +54,8 @@ class Place:
 
 TRAINED_ON = Place(SHARDS, "dataset")
 EVALUATED_ON = Place(EVALUATION, "dataset.name")
+UNVERIFIED_PREFIX = "unverified-"
+"""What the card's metadata puts before ImageNet-1k's name where the data was not shown to be it."""
 REAL, REAL_SUFFIX = "real", "-real"
 """Results by ImageNet-ReaL's labels: their name in metrics.json, and what the card's metadata adds
 to the name of the pictures' data set."""

@@ -13,6 +13,7 @@ from imagenet_rn50.publishing.evidence import (
     REAL,
     REAL_SUFFIX,
     TRAINED_ON,
+    UNVERIFIED_PREFIX,
     Evidence,
     Place,
 )
@@ -114,7 +115,7 @@ def _scores(evidence: Evidence, facts: Facts) -> Iterator[tuple[str, str | None,
 
 def _without_claim(data: str, is_imagenet1k: bool) -> str:
     """Returns the name of a data set that was not shown to be what it is called."""
-    return f"unverified-{data}" if is_name(data) and not is_imagenet1k else data
+    return f"{UNVERIFIED_PREFIX}{data}" if is_name(data) and not is_imagenet1k else data
 
 
 def evaluations(evidence: Evidence) -> list[dict[str, Any]]:

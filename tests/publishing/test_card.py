@@ -129,14 +129,17 @@ def test_a_run_over_data_that_is_only_called_imagenet1k_claims_nothing(tmp_path,
     assert untraced(tmp_path / "out") == []
 
 
-def test_an_evaluation_over_images_that_are_only_called_imagenet1k_claims_nothing(run, tmp_path):
+@pytest.mark.parametrize("name", ["imagenet1k", "ILSVRC-2012"])
+def test_an_evaluation_over_images_that_are_only_called_imagenet1k_claims_nothing(
+    run, tmp_path, name
+):
     model = random_model(run.recipe().model, CLASSES, 48)
-    dataset = {"name": "imagenet1k", "split": "validation", "digest": "0" * 64}
+    dataset = {"name": name, "split": "validation", "digest": "0" * 64}
     metrics = write_evaluation(tmp_path / "m.json", model, dataset=dataset)
     export(run.path, tmp_path / "out", wanted=Wanted(metrics=metrics))
     card = ModelCard.load(tmp_path / "out" / "README.md")
-    assert {r.dataset_type for r in card.data.eval_results} == {"unverified-imagenet1k"}
-    assert "| imagenet1k (not shown to be ImageNet-1k), validation" in visible(card.text)
+    assert {r.dataset_type for r in card.data.eval_results} == {f"unverified-{name}"}
+    assert f"| {name} (not shown to be ImageNet-1k), validation" in visible(card.text)
     assert untraced(tmp_path / "out") == []
 
 

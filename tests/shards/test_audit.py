@@ -38,6 +38,14 @@ def test_every_touched_file_duplicate_and_count_stands_in_the_audit(tmp_path):
     ]
     train = audit["splits"]["train"]
     assert (train["num_samples"], train["num_left_out"]) == (14, 1)
+    assert train["files"] == {
+        "found": 15,
+        "unchanged": 12,
+        "converted": {"PNG": 1},
+        "changed": 1,
+        "left_out": 1,
+        "not_packed": 0,
+    }
     assert train["per_class"]["max"] == {"label": 0, "wnid": WNIDS[0], "num_samples": 6}
     assert train["per_class"]["min"] == {"label": 1, "wnid": WNIDS[1], "num_samples": 4}
     assert (train["width"]["min"], train["width"]["max"]) == (40, 300)

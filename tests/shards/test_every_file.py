@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import shard_imagenet
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.options import PackOptions
 from imagenet_rn50.shards.packing import pack
@@ -244,6 +245,20 @@ def test_as_many_keys_as_files_whatever_their_names_share(tmp_path_factory, name
     pictures = read_source(root).splits["train"]
     assert len({picture.key for picture in pictures}) == len(pictures) == 12 + len(names)
     assert not any("." in picture.key for picture in pictures)
+
+
+def test_pack_says_how_many_files_it_left_out_each_time(
+    tmp_path, source, folder, monkeypatch, capsys
+):
+    add(folder, {"notes.txt": b"words", "cut.JPEG": jpeg(3)[:300]})
+    (source / "train" / WNIDS[0] / "gone.jpg").symlink_to("nowhere")
+    words = ("pack", "--source", source, "--out", tmp_path / "out", "--on-bad", "skip")
+    monkeypatch.setattr("sys.argv", ["shard_imagenet.py", *map(str, words)])
+    for _ in range(2):
+        with pytest.raises(SystemExit) as left:
+            shard_imagenet.main()
+        assert left.value.code == 0
+        assert "left out: 3 files" in capsys.readouterr().out
 
 
 def test_skipping_may_not_empty_a_class(tmp_path, source, folder):

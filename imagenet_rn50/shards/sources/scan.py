@@ -19,7 +19,16 @@ from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.formats import has_image_suffix, is_image
 from imagenet_rn50.shards.sources.base import Picture, Unpacked, readable
 
-JUNK_FILES = (".ds_store", "._*", "thumbs.db", "ehthumbs.db", "desktop.ini")
+JUNK_FILES = (
+    ".ds_store",
+    "._*",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    ".directory",
+    ".gitkeep",
+    ".gitignore",
+)
 JUNK_FOLDERS = (
     "__macosx",
     ".ipynb_checkpoints",
