@@ -1,9 +1,9 @@
 """Small real shards for tests, written with Python's own tarfile; and free ports."""
 
-import importlib.util
 import io
 import socket
 import tarfile
+from importlib.metadata import files
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,8 @@ CLASSES = Classes(wnids=("n00000001", "n00000002", "n00000003"), names=("first",
 
 def imagenet1k_wnids() -> tuple[str, ...]:
     """The wnids of ImageNet-1k's classes, as timm ships them."""
-    path = Path(importlib.util.find_spec("timm").origin).parent / "data" / "_info"
-    return tuple((path / "imagenet_synsets.txt").read_text(encoding="utf-8").split())
+    [file] = [f for f in files("timm") or [] if f.name == "imagenet_synsets.txt"]
+    return tuple(file.read_text(encoding="utf-8").split())
 
 
 def jpeg_bytes(seed: int, height: int = 24, width: int = 32) -> bytes:
