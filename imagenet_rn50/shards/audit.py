@@ -47,7 +47,7 @@ def audit_of(
     for record in records:
         by_split[record.split].append(record)
     splits = {name: _split_audit(chosen, classes) for name, chosen in by_split.items()}
-    audit = {
+    audit: dict[str, Any] = {
         "options": options,
         "num_classes": None if classes is None else len(classes),
         "imagenet1k_splits": complete_splits(

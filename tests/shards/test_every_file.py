@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from typing import Any
 
 import numpy as np
 import pytest
@@ -291,7 +292,7 @@ def test_parquet_images_without_a_path_take_their_class_from_the_label(tmp_path)
     import pyarrow.parquet as pq
 
     (tmp_path / "data").mkdir()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"image": {"bytes": content, "path": f"{name}_{wnid}.JPEG"}, "label": WNIDS.index(wnid)}
         for name, (wnid, content) in pictures_of(6).items()
     ]
@@ -313,7 +314,7 @@ def test_parquet_images_without_a_path_take_their_class_from_the_label(tmp_path)
 @pytest.mark.parametrize("train_only", [False, True])
 def test_a_class_tar_that_is_missing_is_named(tmp_path, train_only):
     root = write_official(tmp_path / "source")
-    by_class = {wnid: {} for wnid in WNIDS}
+    by_class: dict[str, dict[str, bytes]] = {wnid: {} for wnid in WNIDS}
     for name, (wnid, content) in pictures_of(12).items():
         by_class[wnid][f"{name}.JPEG"] = content
     tars = {f"{wnid}.tar": tar_of(by_class[wnid]) for wnid in WNIDS[:2]}

@@ -207,7 +207,7 @@ class _Walk:
         try:
             status = entry.stat()
         except OSError as error:
-            reason = "a link that leads nowhere" if entry.is_symlink() else error.strerror
+            reason = "a link that leads nowhere" if entry.is_symlink() else str(error.strerror)
             self._note(entry.path, reason, is_error=True)
             return
         if not stat.S_ISREG(status.st_mode):
