@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
 from imagenet_rn50.errors import exit_on_input_error, require_least
-from imagenet_rn50.shards.audit import read_report
+from imagenet_rn50.shards.audit import read_audit, read_report
 from imagenet_rn50.shards.index import index as index_shards
 from imagenet_rn50.shards.jpegtran import is_installed
 from imagenet_rn50.shards.options import PackOptions
 from imagenet_rn50.shards.packing import Packed
 from imagenet_rn50.shards.packing import pack as pack_source
 from imagenet_rn50.shards.sheet import write_sheet
+from imagenet_rn50.shards.sources.base import Source
 from imagenet_rn50.shards.sources.detect import Layout, read_source
 from imagenet_rn50.shards.verify import verify as verify_shards
 
@@ -33,7 +35,7 @@ EXIT_INTERRUPTED = 130
 def pack(
     source: Path,
     out: Path,
-    dataset: str = "imagenet1k",
+    dataset: str | None = None,
     train_shards: int | None = None,
     validation_shards: int | None = None,
     seed: int = 0,
@@ -45,14 +47,17 @@ def pack(
     on_bad: Literal["stop", "skip"] = "stop",
     check: Literal["decode", "header"] = "decode",
     metadata: bool = False,
+    train_only: bool = False,
 ) -> int:
     """Pack a folder of pictures into shards; the same command goes on after a crash.
 
     Args:
-        source: The data set: Kaggle's tree (the folder that holds ILSVRC/), ImageFolder, the
-            official tars with their development kit, or Hugging Face's parquet files.
+        source: The data set: Kaggle's tree (the folder that holds ILSVRC/, or one in it),
+            ImageFolder, the official tars with their development kit, or Hugging Face's parquet
+            files.
         out: The folder for the shards and their manifest.
-        dataset: Begins the name of every shard.
+        dataset: Begins the name of every shard; by default the name of the source's folder.
+            imagenet1k and the like are for data with ImageNet-1k's classes and numbers of images.
         train_shards: Number of training shards; by default one per 1,251 pictures.
         validation_shards: Number of validation shards; by default one per 781 pictures.
         seed: Decides the order in which samples are packed.
@@ -65,6 +70,7 @@ def pack(
         on_bad: Whether a picture that cannot be decoded stops the run or is left out (skip).
         check: Whether every picture is decoded once, or only its header is read.
         metadata: Also pack a KEY.json beside each picture.
+        train_only: Pack the training images alone; else a source without validation is refused.
     """
     if restart_blocks == "auto" and not is_installed():
         print("jpegtran is not installed (libjpeg-turbo-progs): packing without restart markers")
@@ -80,10 +86,32 @@ def pack(
         metadata=metadata,
         check=check,
         on_bad=on_bad,
+        train_only=train_only,
     )
-    packed = pack_source(read_source(source, layout), out, options, _num_workers(workers))
+    found = read_source(source, layout, train_only=train_only)
+    packed = pack_source(found, out, options, _num_workers(workers))
     print(_in_words(packed, out))
+    for line in _not_packed(found, out):
+        print(line)
     return 0
+
+
+def _not_packed(source: Source, out: Path) -> Iterator[str]:
+    """Says what of a source is not packed, folders one by one and files as a number."""
+    yield from (f"note: {note}" for note in source.notes)
+    left_out = read_audit(out).get("left_out", [])
+    if left_out:
+        yield f"left out: {len(left_out):,} files, such as {left_out[0]['path']} (see audit.md)"
+    others = [entry for entry in source.unpacked if not entry.is_error]
+    single = [entry for entry in others if not entry.path.endswith("/")]
+    for entry in others:
+        if entry.path.endswith("/"):
+            yield f"not packed: {entry.path} ({entry.num_files:,} files): {entry.reason}"
+    if single:
+        yield (
+            f"not packed: {len(single):,} single files, such as {single[0].path}: "
+            f"{single[0].reason} (see audit.md)"
+        )
 
 
 def _in_words(packed: Packed, out: Path) -> str:
@@ -93,7 +121,7 @@ def _in_words(packed: Packed, out: Path) -> str:
         for name, split in packed.manifest.splits.items()
     )
     if packed.num_made:
-        return f"packed {out}: {samples}"
+        return f"packed {packed.manifest.dataset} into {out}: {samples}"
     return f"{out} was packed before and is whole (names and sizes): {samples}"
 
 

@@ -108,7 +108,7 @@ def _write_pictures(root: Path, count: int) -> Source:
         comment = b"\xff\xfe\0\x0a%08d" % number
         crop = crops[number % _NUM_DIFFERENT]
         path.write_bytes(crop[:2] + comment + crop[2:])
-    return read_source(root)
+    return read_source(root, train_only=True)
 
 
 def _crop(photograph: Image.Image, rng: np.random.Generator) -> bytes:

@@ -4,6 +4,7 @@ import io
 import socket
 import tarfile
 import zlib
+from importlib.metadata import files
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,12 @@ from imagenet_rn50.files import sha256_of_file
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard, Split
 
 CLASSES = Classes(wnids=("n00000001", "n00000002", "n00000003"), names=("first", "second", "third"))
+
+
+def imagenet1k_wnids() -> tuple[str, ...]:
+    """The wnids of ImageNet-1k's classes, as timm ships them."""
+    [file] = [f for f in files("timm") or [] if f.name == "imagenet_synsets.txt"]
+    return tuple(file.read_text(encoding="utf-8").split())
 
 
 def jpeg_bytes(seed: int, height: int = 24, width: int = 32) -> bytes:

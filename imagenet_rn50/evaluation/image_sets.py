@@ -8,7 +8,6 @@ count: all other logits are left out, so that a model cannot name a class that i
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.loading.folder import make_file_loader, read_picture
@@ -24,9 +24,11 @@ from imagenet_rn50.loading.loader import Loader, Share, make_loader
 from imagenet_rn50.loading.reader import ShardReader
 from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.loading.transforms import Transform
+from imagenet_rn50.shards.imagenet1k import complete_splits
 from imagenet_rn50.shards.manifest import Manifest
-from imagenet_rn50.shards.sources.base import Picture
-from imagenet_rn50.shards.sources.folders import class_folders
+from imagenet_rn50.shards.sources.base import Picture, Unpacked
+from imagenet_rn50.shards.sources.folders import labelled
+from imagenet_rn50.shards.sources.scan import Scan, scan, unusable, without_class
 
 Layout = Literal["imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch"]
 _NUMBERED, _COMPLETE, _BY_WNID = "imagenetv2", "imagenet-sketch", "wnids"
@@ -75,6 +77,7 @@ class ShardImages:
     store: ShardStore
     name: str
     subset: None = None
+    not_counted: tuple[Unpacked, ...] = ()
 
     @cached_property
     def _manifest(self) -> Manifest:
@@ -87,9 +90,16 @@ class ShardImages:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Name and digest of the shards."""
-        digest = Manifest.digest_of(self.store.folder)
-        return {"name": self._manifest.dataset, "split": self.name, "digest": digest}
+        """Name and digest of the shards, and whether the split is ImageNet-1k's."""
+        folder = self.store.folder
+        classes = Classes.load(folder) if (folder / CLASSES_FILE).is_file() else None
+        complete = complete_splits(classes, {self.name: len(self.labels)})
+        return {
+            "name": self._manifest.dataset,
+            "split": self.name,
+            "digest": Manifest.digest_of(folder),
+            "is_imagenet1k": self.name in complete,
+        }
 
     def key_of(self, index: int) -> str:
         """Returns a sample's key."""
@@ -123,12 +133,14 @@ class FolderImages:
         layout: How they are named: a `Layout`, or just `wnids`.
         pictures: The pictures, by class index and file name.
         subset: The class indices that a model may name, sorted; None for all.
+        not_counted: Files that are no images.
     """
 
     root: Path
     layout: str
     pictures: tuple[Picture, ...]
     subset: NDArray[np.int64] | None
+    not_counted: tuple[Unpacked, ...] = ()
 
     @property
     def name(self) -> str:
@@ -143,7 +155,13 @@ class FolderImages:
     @property
     def description(self) -> dict[str, Any]:
         """Name and layout of the folder."""
-        return {"name": self.name, "split": "test", "layout": self.layout}
+        others = sum(entry.num_files for entry in self.not_counted)
+        return {
+            "name": self.name,
+            "split": "test",
+            "layout": self.layout,
+            "files_not_counted": others,
+        }
 
     def key_of(self, index: int) -> str:
         """Returns a picture's path below the folder."""
@@ -179,30 +197,39 @@ def read_folder(
         layout: How it is laid out; None to find out.
 
     Raises:
-        InputError: When it is laid out in no way that is known, or its classes are not the model's.
+        InputError: When it is laid out in no way that is known, its classes are not the model's, or
+            it holds files that are no images of a class.
     """
-    folders = _folders(root)
-    found = layout or _detect(root, folders)
-    if found == _NUMBERED:
+    found = _scan(root)
+    folders = sorted(found.classes)
+    named = layout or _detect(root, folders)
+    if named == _NUMBERED:
         label_of = _numbered(root, folders, num_classes)
     else:
-        label_of = _by_wnid(root, folders, classes, num_classes, complete=found == _COMPLETE)
-    listed = sorted(class_folders(root, root), key=lambda row: (label_of[row.wnid], row.path))
+        label_of = _by_wnid(root, folders, classes, num_classes, complete=named == _COMPLETE)
+    listed = sorted(labelled(root, found), key=lambda row: (label_of[row.wnid], row.path))
     pictures = tuple(
         Picture(row.path, label_of[row.wnid], row.path, 0, row.length) for row in listed
     )
-    if not pictures:
-        raise InputError(f"{root} holds no pictures", expected="JPEG or PNG files in its folders")
+    if bad := unusable(root, pictures, found.unpacked):
+        raise InputError(
+            f"files of {root} cannot be counted: {len(bad)}",
+            expected="images in the folders of classes, and nothing else",
+            found="; ".join(bad[:5]) + "; ..." * (len(bad) > 5),
+            fix="replace them, or move them elsewhere",
+        )
     present = np.array(sorted(label_of.values()), dtype=np.int64)
-    return FolderImages(root, found, pictures, present if len(present) < num_classes else None)
+    subset = present if len(present) < num_classes else None
+    return FolderImages(root, named, pictures, subset, tuple(found.unpacked))
 
 
-def _folders(root: Path) -> list[str]:
-    """Returns the names of the class folders."""
+def _scan(root: Path) -> Scan:
+    """Lists the class folders, and says of files beside them why they do not count."""
     if not root.is_dir():
         raise InputError(f"there is no folder {root}", expected="one folder a class")
-    entries = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
-    return sorted(entry.name for entry in entries if entry.is_dir())
+    found = scan(root, root, "test")
+    found.unpacked += without_class(root, found, found.loose, "test")
+    return found
 
 
 def _detect(root: Path, folders: list[str]) -> str:

@@ -20,7 +20,7 @@ from imagenet_rn50.publishing.evidence import (
     Place,
 )
 from imagenet_rn50.publishing.layout import CONFIG, EVALUATION, METRICS, ORIGIN, RECIPE, SHARDS
-from imagenet_rn50.publishing.metadata import HUB_DATASETS, Facts, evaluations, metadata
+from imagenet_rn50.publishing.metadata import Facts, evaluations, metadata
 from imagenet_rn50.publishing.reproduction import reproduction
 from imagenet_rn50.publishing.wording import IMAGENET_LIMITS, LIMITS, LOADING, SNIPPETS
 from imagenet_rn50.runs.choice import Choice
@@ -45,21 +45,19 @@ def model_card(folder: Path, facts: Facts) -> str:
         facts: What else is known.
     """
     evidence = Evidence(folder)
-    dataset = evidence.dataset()
     body = _TEMPLATE.read_text(encoding="utf-8").format(
         name=facts.name,
         what=_what(evidence, facts),
         results=_results(evidence, facts),
-        published=_published(evidence, dataset),
+        published=_published(evidence),
         loading=LOADING[facts.form],
         snippet=SNIPPETS[facts.form],
         training=_training(evidence, facts),
         curves=_curves(folder),
-        limits=_limits(dataset),
+        limits=LIMITS + (IMAGENET_LIMITS if evidence.is_imagenet1k() else ""),
         reproduce=reproduction(evidence, facts),
     )
-    trained_on = dataset if facts.choice else None
-    return f"---\n{metadata(evidence, facts, trained_on).to_yaml()}\n---\n\n{body}"
+    return f"---\n{metadata(evidence, facts).to_yaml()}\n---\n\n{body}"
 
 
 def _what(evidence: Evidence, facts: Facts) -> str:
@@ -75,7 +73,8 @@ def _what(evidence: Evidence, facts: Facts) -> str:
             f"tensor by tensor (`{ORIGIN}`).\nThe license of the original holds."
         )
     averaged = ", averaged over training," if facts.choice.kind == "ema" else ""
-    data = f"{evidence.cite(TRAINED_ON)} (`{SHARDS}`)"
+    trained_on = evidence.cite_data(TRAINED_ON, evidence.trained_on_imagenet1k())
+    data = f"{trained_on} (`{SHARDS}`)"
     text += f"\nIts weights{averaged} were trained on {data} with imagenet_rn50."
     if (line := evidence.init_from()) is None:
         return text
@@ -107,7 +106,8 @@ def _results(evidence: Evidence, facts: Facts) -> str:
     if choice and choice.line is not None:
         line, prefix = choice.line, choice.prefix
         places = [Place(METRICS, prefix + key, line) for key in ("top1", "top5")]
-        cells = [f"{evidence.cite(TRAINED_ON)}, validation while training"]
+        data = evidence.cite_data(TRAINED_ON, evidence.trained_on_imagenet1k("validation"))
+        cells = [f"{data}, validation while training"]
         cells += [evidence.cite(place, ".2%") for place in places]
         cells.append(evidence.cite(Place(METRICS, f"{prefix}num_images", line), ","))
         rows.append(_row([*cells, f"{places[0].in_words()}, {SHARDS}"]))
@@ -116,7 +116,8 @@ def _results(evidence: Evidence, facts: Facts) -> str:
 
 def _data(evidence: Evidence, result: dict[str, Any]) -> str:
     """Says which pictures a row of metrics.json is about."""
-    data, text = evidence.value(Place(EVALUATION, "dataset")), evidence.cite(EVALUATED_ON)
+    data = evidence.value(Place(EVALUATION, "dataset"))
+    text = evidence.cite_data(EVALUATED_ON, evidence.evaluated_on_imagenet1k())
     if result["name"] == data["name"]:
         return text  # a test set of files
     text += f", {data['split']}" + (", labels of ReaL" if result["name"] == REAL else "")
@@ -125,9 +126,9 @@ def _data(evidence: Evidence, result: dict[str, Any]) -> str:
     return text + (" (other shards than in training)" if is_other else "")
 
 
-def _published(evidence: Evidence, dataset: str | None) -> str:
-    """Returns the table of other ResNet-50s, beside a model of ImageNet's classes."""
-    if dataset not in HUB_DATASETS:
+def _published(evidence: Evidence) -> str:
+    """Returns the table of other ResNet-50s, beside a model of ImageNet-1k."""
+    if not evidence.is_imagenet1k():
         return ""
     head = "| published ResNet-50s on ImageNet-1k's validation set | top-1 | top-5 | source |\n"
     head += "|---|---:|---:|---|\n"
@@ -205,11 +206,6 @@ def _curves(folder: Path) -> str:
     names = [name for name in _CURVES if (folder / "plots" / f"{name}.png").is_file()]
     lines = [f"![{name.replace('_', ' ')} over epochs](plots/{name}.png)\n" for name in names]
     return "\n" + "".join(lines) if lines else ""
-
-
-def _limits(dataset: str | None) -> str:
-    """Says what the model is not good for."""
-    return LIMITS + (IMAGENET_LIMITS if dataset in HUB_DATASETS else "")
 
 
 def _with_interval(evidence: Evidence, field: str) -> str:

@@ -14,6 +14,7 @@ import yaml
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.publishing.layout import CONFIG, EVALUATION, METRICS, ORIGIN, RECIPE, SHARDS
 from imagenet_rn50.runs.metrics import START, TRAIN, VALIDATION
+from imagenet_rn50.shards.imagenet1k import is_name
 
 PUBLISHED = "published.yaml"
 """Figures of others, with their sources; it belongs to this package, not to a model."""
@@ -53,6 +54,8 @@ class Place:
 
 TRAINED_ON = Place(SHARDS, "dataset")
 EVALUATED_ON = Place(EVALUATION, "dataset.name")
+UNVERIFIED_PREFIX = "unverified-"
+"""What the card's metadata puts before ImageNet-1k's name where the data was not shown to be it."""
 REAL, REAL_SUFFIX = "real", "-real"
 """Results by ImageNet-ReaL's labels: their name in metrics.json, and what the card's metadata adds
 to the name of the pictures' data set."""
@@ -113,12 +116,32 @@ class Evidence:
         shown = len(value) if isinstance(value, dict | list) else value
         return f"{shown:{spec}}{place.mark()}"
 
-    def dataset(self) -> str | None:
-        """Returns the name of the data that it was trained on, or else evaluated on."""
-        for place in (TRAINED_ON, EVALUATED_ON):
-            if self.has(place.file):
-                return str(self.value(place))
-        return None
+    def trained_on_imagenet1k(self, split: str = "train") -> bool:
+        """Return whether a split of the shards of the training was shown to be ImageNet-1k's."""
+        return split in self._known(Place(SHARDS, "imagenet1k_splits"), [])
+
+    def evaluated_on_imagenet1k(self) -> bool:
+        """Return whether what was evaluated on was shown to be ImageNet-1k's."""
+        return self._known(Place(EVALUATION, "dataset.is_imagenet1k"), False) is True
+
+    def is_imagenet1k(self) -> bool:
+        """Return whether the data of the training, or else of the evaluation, was shown to be."""
+        if self.has(TRAINED_ON.file):
+            return self.trained_on_imagenet1k()
+        return self.evaluated_on_imagenet1k()
+
+    def cite_data(self, place: Place, is_imagenet1k: bool) -> str:
+        """Return the name of a data set as `cite` does, without the claim that it may be."""
+        doubt = " (not shown to be ImageNet-1k)"
+        is_claim = is_name(str(self.value(place))) and not is_imagenet1k
+        return self.cite(place) + doubt * is_claim
+
+    def _known(self, place: Place, default: Any) -> Any:
+        """Returns what stands at a place; the default where nobody recorded it."""
+        try:
+            return self.value(place)
+        except InputError:
+            return default
 
     def init_from(self) -> int | None:
         """Returns the line that says whose weights training began with; None for fresh ones."""

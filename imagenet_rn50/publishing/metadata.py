@@ -13,6 +13,7 @@ from imagenet_rn50.publishing.evidence import (
     REAL,
     REAL_SUFFIX,
     TRAINED_ON,
+    UNVERIFIED_PREFIX,
     Evidence,
     Place,
 )
@@ -20,10 +21,9 @@ from imagenet_rn50.publishing.layout import EVALUATION, METRICS
 from imagenet_rn50.publishing.trace import place_arguments
 from imagenet_rn50.publishing.wording import Format
 from imagenet_rn50.runs.choice import Choice
+from imagenet_rn50.shards.imagenet1k import HUB_NAME, is_name
 
 _LICENSE = "apache-2.0"
-HUB_DATASETS = {"imagenet1k": "ILSVRC/imagenet-1k"}
-"""Where data sets stand on the Hub, by the names of their shards."""
 _METRICS = (("top-1", "top1"), ("top-5", "top5"))
 _EVALUATED_SPLIT = Place(EVALUATION, "dataset.split")
 _LIBRARIES: dict[Format, str] = {
@@ -51,19 +51,18 @@ class Facts:
     choice: Choice | None
 
 
-def metadata(evidence: Evidence, facts: Facts, dataset: str | None) -> ModelCardData:
+def metadata(evidence: Evidence, facts: Facts) -> ModelCardData:
     """Returns what the Hub reads.
 
     Args:
         evidence: Where the results stand.
         facts: What else is known.
-        dataset: Name of the data that it was trained on, where that happened here.
     """
     is_own = facts.choice is not None and evidence.init_from() is None
     results = [
         EvalResult(
             task_type="image-classification",
-            dataset_type=HUB_DATASETS.get(data, data),
+            dataset_type=data if hub_name is None else hub_name,
             dataset_name=data,
             dataset_split=split,
             metric_type="accuracy",
@@ -71,23 +70,23 @@ def metadata(evidence: Evidence, facts: Facts, dataset: str | None) -> ModelCard
             metric_value=evidence.value(place),
             metric_args=place_arguments(place),
         )
-        for data, split, name, place in _scores(evidence, facts)
+        for data, hub_name, split, name, place in _scores(evidence, facts)
     ]
-    hub_dataset = HUB_DATASETS.get(dataset or "")
+    is_imagenet1k = facts.choice is not None and evidence.trained_on_imagenet1k()
     return ModelCardData(
         license=_LICENSE if is_own else None,  # what comes of others' weights has theirs
         library_name=_LIBRARIES[facts.form],
         pipeline_tag="image-classification",
         tags=["image-classification", "resnet", "vision"],
-        datasets=[hub_dataset] if hub_dataset else None,
+        datasets=[HUB_NAME] if is_imagenet1k else None,
         metrics=["accuracy"],
         model_name=facts.name,
         eval_results=results or None,
     )
 
 
-def _scores(evidence: Evidence, facts: Facts) -> Iterator[tuple[str, str, str, Place]]:
-    """Yields data, split, metric and place of each result.
+def _scores(evidence: Evidence, facts: Facts) -> Iterator[tuple[str, str | None, str, str, Place]]:
+    """Yields data, its name on the Hub if any, split, metric and place of each result.
 
     Of every set of pictures the Hub takes one figure, so it is the one that people will get:
     through the published processor, not averaged with mirror images. Where nothing was evaluated,
@@ -101,13 +100,22 @@ def _scores(evidence: Evidence, facts: Facts) -> Iterator[tuple[str, str, str, P
     choice = facts.choice
     for name, (_, number) in best.items():
         data, split = str(evidence.value(EVALUATED_ON)), evidence.value(_EVALUATED_SPLIT)
-        data += REAL_SUFFIX if name == REAL else ""
+        is_imagenet1k = evidence.evaluated_on_imagenet1k()
+        data = _without_claim(data, is_imagenet1k) + (REAL_SUFFIX if name == REAL else "")
+        hub_name = HUB_NAME if is_imagenet1k and name != REAL else None
         for metric, key in _METRICS:
-            yield data, split, metric, Place(EVALUATION, f"results.{number}.{key}")
+            yield data, hub_name, split, metric, Place(EVALUATION, f"results.{number}.{key}")
     if not best and choice and choice.line is not None:
+        is_imagenet1k = evidence.trained_on_imagenet1k("validation")
+        data = _without_claim(str(evidence.value(TRAINED_ON)), is_imagenet1k)
         for metric, key in _METRICS:
             place = Place(METRICS, choice.prefix + key, choice.line)
-            yield str(evidence.value(TRAINED_ON)), "validation", metric, place
+            yield data, HUB_NAME if is_imagenet1k else None, "validation", metric, place
+
+
+def _without_claim(data: str, is_imagenet1k: bool) -> str:
+    """Returns the name of a data set that was not shown to be what it is called."""
+    return f"{UNVERIFIED_PREFIX}{data}" if is_name(data) and not is_imagenet1k else data
 
 
 def evaluations(evidence: Evidence) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from imagenet_rn50.publishing.evidence import (
     EVALUATED_ON,
     REAL_SUFFIX,
     TRAINED_ON,
+    UNVERIFIED_PREFIX,
     Evidence,
     Place,
     marks,
@@ -151,6 +152,7 @@ def _like(shown: str, value: float) -> str:
 def _in_metadata(metadata: dict[str, Any], evidence: Evidence, title: str) -> Iterator[str]:
     """Yields what is wrong with the numbers in the metadata."""
     known = [str(evidence.value(p)) for p in (TRAINED_ON, EVALUATED_ON) if evidence.has(p.file)]
+    known += [UNVERIFIED_PREFIX + name for name in known]
     known += [name + REAL_SUFFIX for name in known]
     if metadata.get("model_name") == title:
         metadata.pop("model_name")  # where nothing was measured there is no model-index

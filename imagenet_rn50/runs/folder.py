@@ -2,7 +2,8 @@
 
 RUN/
   recipe.yaml           the recipe as resolved, defaults included
-  shards.json           which shards: name and digest of their manifest, and how they were packed
+  shards.json           which shards: name and digest of their manifest, how they were packed, and
+                        which of their splits are ImageNet-1k's
   classes.json          the classes, so that a model can be exported without the shards
   metrics.jsonl         the truth; see journal
   logs.md  plots/       made from it
@@ -28,6 +29,7 @@ from imagenet_rn50.files import TEMPORARY_SUFFIX, make_folder, read_json, write_
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.runs.compatibility import SHARDS, changes_of_recipe, refuse
+from imagenet_rn50.shards.imagenet1k import complete_splits
 from imagenet_rn50.shards.manifest import Manifest
 
 RECIPE = "recipe.yaml"
@@ -114,12 +116,13 @@ class RunFolder:
     def create(self, recipe: Recipe, shards: Path, dataset: str, classes: Classes) -> None:
         """Writes what identifies a run, where it is not written yet or was allowed to change.
 
-        A folder that was made before shards.json told of the packing's options learns them here.
+        A folder that was made before shards.json told all this of the shards learns it here.
         `recipe.yaml` comes last and makes it a run.
         """
         is_run = (self.path / RECIPE).is_file()
         packed = {"digest": Manifest.digest_of(shards), "options": Manifest.options_of(shards)}
-        identity = {"dataset": dataset, **packed}
+        complete = complete_splits(classes, Manifest.num_samples_of(shards))
+        identity = {"dataset": dataset, "imagenet1k_splits": complete, **packed}
         if is_run and self.recipe() == recipe and read_json(self.path / SHARDS_FILE) == identity:
             return
         self.path.mkdir(parents=True, exist_ok=True)

@@ -11,20 +11,22 @@ import numpy as np
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import write_json, write_text
-from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
+from imagenet_rn50.files import read_json, write_json, write_text
+from imagenet_rn50.shards.imagenet1k import NUM_CLASSES, NUM_IMAGES, complete_splits
 from imagenet_rn50.shards.shard import Remark, Row, ShardRecord
+from imagenet_rn50.shards.sources.base import Source
 
 REPORT_NAME = "audit.md"
 DATA_NAME = "audit.json"
-# ILSVRC 2012, classification.
-IMAGENET_COUNTS = {TRAIN: 1_281_167, VALIDATION: 50_000}
-IMAGENET_CLASSES = 1_000
 _MAX_ROWS = 200  # of one table in the report; the JSON has them all
 
 
 def audit_of(
-    records: Sequence[ShardRecord], folder: Path, classes: Classes | None, options: dict[str, Any]
+    records: Sequence[ShardRecord],
+    folder: Path,
+    classes: Classes | None,
+    options: dict[str, Any],
+    source: Source | None = None,
 ) -> dict[str, Any]:
     """Gathers all that the audit says.
 
@@ -33,21 +35,66 @@ def audit_of(
         folder: Where the shards stand, to compare pictures that may be duplicates.
         classes: The classes; None when their wnids are not known.
         options: How the shards were made.
+        source: What was packed; None for shards that others packed.
 
     Returns:
         The content of `audit.json`; it depends on source, options and seed alone.
+
+    Raises:
+        RuntimeError: When the files of the source and what became of them do not add up.
     """
     by_split: dict[str, list[ShardRecord]] = defaultdict(list)
     for record in records:
         by_split[record.split].append(record)
-    return {
+    splits = {name: _split_audit(chosen, classes) for name, chosen in by_split.items()}
+    audit: dict[str, Any] = {
         "options": options,
         "num_classes": None if classes is None else len(classes),
-        "splits": {name: _split_audit(chosen, classes) for name, chosen in by_split.items()},
+        "imagenet1k_splits": complete_splits(
+            classes, {name: split["num_samples"] for name, split in splits.items()}
+        ),
+        "splits": splits,
         "duplicates": _duplicates(records, folder),
         "changed": _remarks(records, "changed"),
         "left_out": _remarks(records, "left_out"),
     }
+    if source is not None:
+        for name, split in splits.items():
+            split["files"] = _files(by_split[name], source, name)
+            split["num_left_out"] = split["files"]["left_out"]
+        missed = [entry for entry in source.unpacked if entry.is_error]
+        audit["left_out"] += [
+            {"split": e.split, "path": e.path, "key": "", "label": None, "reason": e.reason}
+            for e in missed
+        ]
+        audit["not_packed"] = [
+            {name: value for name, value in entry._asdict().items() if name != "is_error"}
+            for entry in source.unpacked
+            if not entry.is_error
+        ]
+        audit["notes"] = source.notes
+    return audit
+
+
+def _files(records: Sequence[ShardRecord], source: Source, split: str) -> dict[str, Any]:
+    """Counts the files of one split by what became of them."""
+    unpacked = [entry for entry in source.unpacked if entry.split == split]
+    packed = sum(len(record.rows) for record in records)
+    converted = sum((Counter(record.converted) for record in records), Counter())
+    touched = {(remark.path, remark.key) for record in records for remark in record.changed}
+    files: dict[str, Any] = {
+        "found": len(source.splits[split]) + sum(entry.num_files for entry in unpacked),
+        "unchanged": packed - len(touched),
+        "converted": dict(sorted(converted.items())),
+        "changed": len(touched) - sum(converted.values()),
+        "left_out": sum(len(record.left_out) for record in records)
+        + sum(entry.num_files for entry in unpacked if entry.is_error),
+        "not_packed": sum(entry.num_files for entry in unpacked if not entry.is_error),
+    }
+    parts = (files[name] for name in ("unchanged", "changed", "left_out", "not_packed"))
+    if files["found"] != sum(parts) + sum(converted.values()):
+        raise RuntimeError(f"the files of {split} do not add up: {files}")
+    return files
 
 
 def write_audit(audit: dict[str, Any], folder: Path) -> None:
@@ -71,6 +118,13 @@ def read_report(folder: Path) -> str:
             fix=f"python shard_imagenet.py index --shards {folder} --force",
         )
     return path.read_text(encoding="utf-8")
+
+
+def read_audit(folder: Path) -> dict[str, Any]:
+    """Returns the audit that was written at packing; an empty one where there is none."""
+    path = folder / DATA_NAME
+    audit: dict[str, Any] = read_json(path) if path.is_file() else {}
+    return audit
 
 
 def _split_audit(records: Sequence[ShardRecord], classes: Classes | None) -> dict[str, Any]:
@@ -159,20 +213,25 @@ def report_of(audit: dict[str, Any]) -> str:
     lines = ["# Audit of the shards", "", "| split | samples | ImageNet-1k has | shards | MB |"]
     lines += ["|---|---|---|---|---|"]
     for name, split in audit["splits"].items():
-        expected = IMAGENET_COUNTS.get(name, 0)
+        expected = NUM_IMAGES.get(name, 0)
         lines.append(
             f"| {name} | {split['num_samples']:,} | {_against(split['num_samples'], expected)} "
             f"| {split['num_shards']:,} | {split['num_bytes'] / 1e6:,.1f} |"
         )
     if audit["num_classes"] is not None:
-        against = _against(audit["num_classes"], IMAGENET_CLASSES)
+        against = _against(audit["num_classes"], NUM_CLASSES)
         lines += ["", f"Classes: {audit['num_classes']:,}; ImageNet-1k has {against}."]
+    complete = ", ".join(audit["imagenet1k_splits"]) or "none"
+    lines += ["", f"Splits that are ImageNet-1k's, by wnids and number of images: {complete}."]
+    lines += [line for note in audit.get("notes", []) for line in ("", f"Note: {note}.")]
+    lines += _files_report(audit["splits"])
     for name, split in audit["splits"].items():
         lines += _split_report(name, split)
     lines += ["", "## How they were made", ""]
     lines += [f"- {name}: {_shown(value)}" for name, value in audit["options"].items()]
     lines += _remark_report("Changed pictures", audit["changed"])
     lines += _remark_report("Pictures left out", audit["left_out"])
+    lines += _not_packed_report(audit.get("not_packed", []))
     lines += _duplicate_report(audit["duplicates"])
     return "\n".join(lines) + "\n"
 
@@ -216,6 +275,34 @@ def _remark_report(title: str, remarks: Sequence[dict[str, Any]]) -> list[str]:
         for r in remarks[:_MAX_ROWS]
     ]
     return lines + _rest(len(remarks))
+
+
+def _files_report(splits: dict[str, Any]) -> list[str]:
+    """Returns the table of what became of the files of the source."""
+    if not all("files" in split for split in splits.values()):
+        return []
+    lines = ["", "| files of | found | as they were | converted | changed | left out | no images |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for name, split in splits.items():
+        files = split["files"]
+        converted = ", ".join(f"{count:,} {form}" for form, count in files["converted"].items())
+        lines.append(
+            f"| {name} | {files['found']:,} | {files['unchanged']:,} | {converted or 0} "
+            f"| {files['changed']:,} | {files['left_out']:,} | {files['not_packed']:,} |"
+        )
+    return [*lines, "", "Those that were found are those in the other columns together."]
+
+
+def _not_packed_report(entries: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the table of what else was found in the source."""
+    lines = ["", f"## Not packed: {sum(entry['num_files'] for entry in entries):,} files"]
+    if entries:
+        lines += ["", "| file or folder | files | reason |", "|---|---|---|"]
+    lines += [
+        f"| {_cell(e['path'])} | {e['num_files']:,} | {_cell(e['reason'])} |"
+        for e in entries[:_MAX_ROWS]
+    ]
+    return lines + _rest(len(entries))
 
 
 def _duplicate_report(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:

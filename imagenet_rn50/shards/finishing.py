@@ -18,6 +18,7 @@ from imagenet_rn50.shards.audit import audit_of, write_audit
 from imagenet_rn50.shards.info import INFO_NAME, timm_info
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Split
 from imagenet_rn50.shards.shard import ShardRecord
+from imagenet_rn50.shards.sources.base import Source
 
 
 def finish(
@@ -27,6 +28,7 @@ def finish(
     dataset: str,
     options: dict[str, Any],
     classes: Classes | None,
+    source: Source | None = None,
 ) -> Manifest:
     """Writes all that stands beside the shards.
 
@@ -36,6 +38,7 @@ def finish(
         dataset: The data set's name.
         options: How the shards were made.
         classes: The classes; None when their wnids are not known.
+        source: What was packed; None for shards that others packed.
 
     Returns:
         The manifest, as it was written.
@@ -46,7 +49,7 @@ def finish(
         classes_sha256 = sha256_of_file(folder / CLASSES_NAME)
     manifest = Manifest(dataset, options, _splits_of(records), classes_sha256)
     write_json(folder / INFO_NAME, timm_info(manifest))
-    write_audit(audit_of(records, folder, classes, options), folder)
+    write_audit(audit_of(records, folder, classes, options, source), folder)
     manifest.save(folder)
     return manifest
 

@@ -12,13 +12,13 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
-import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from imagenet_rn50.jpeg_header import JpegError, JpegHeader, is_jpeg, read_header
 from imagenet_rn50.jpeg_layout import read_layout
 from imagenet_rn50.restart import suggested_interval, with_offset_table
+from imagenet_rn50.shards.formats import describe, open_image, to_rgb
 from imagenet_rn50.shards.jpegtran import JpegtranError, add_restart_markers
 from imagenet_rn50.shards.options import PackOptions
 
@@ -43,12 +43,14 @@ class Prepared:
         width: In pixels.
         height: In pixels.
         changes: What was done to it beyond what the options ask of every picture, in words.
+        converted_from: The format that the image had; None for a JPEG.
     """
 
     jpeg: bytes
     width: int
     height: int
     changes: tuple[str, ...] = ()
+    converted_from: str | None = None
 
 
 def prepare(raw: bytes, options: PackOptions) -> Prepared:
@@ -72,7 +74,7 @@ def prepare(raw: bytes, options: PackOptions) -> Prepared:
 def _repaired(raw: bytes, options: PackOptions) -> Prepared:
     """Returns the picture as it is when it is an undamaged RGB or gray JPEG; else written anew."""
     if not is_jpeg(raw):
-        return _rewritten(raw, options, "not a JPEG")
+        return _converted(raw, options)
     header = _header(raw)
     _require_sane_size(header.width, header.height)
     if header.color_space in {"cmyk", "ycck"}:
@@ -110,28 +112,31 @@ def decode(content: bytes) -> Image.Image:
     reads over a flaw within the data, but not over data that end too early.
 
     Raises:
-        BadPictureError: When it is neither JPEG nor PNG, too large, cut off or undecodable.
+        BadPictureError: When it is of no format that is read, too large, cut off or undecodable.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(content), formats=("JPEG", "PNG"))
+            picture = open_image(content)
             _require_sane_size(*picture.size)
             picture.load()
-            return picture if picture.mode == "L" else _to_rgb(picture)
-    except BadPictureError:
+            _require_sane_size(*picture.size)  # an icon's may be another than its directory says
+            return picture if picture.mode == "L" else to_rgb(picture)
+    except (BadPictureError, MemoryError):
         raise
     except UnidentifiedImageError:  # whose message holds an address in memory
-        raise BadPictureError("cannot be decoded: no JPEG or PNG that is known") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        reason = "an image of no format that is read, or no image" if content else "an empty file"
+        raise BadPictureError(f"cannot be decoded: {reason}") from None
+    except Exception as error:  # decoders raise whatever damaged headers make them raise
         raise BadPictureError(f"cannot be decoded: {error}") from None
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """Converts any mode of 8 or 16 bits to RGB."""
-    if picture.mode.startswith("I"):  # 16 bits of gray, which Pillow would clip at 255
-        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8)).convert("RGB")
-    return picture.convert("RGB")
+def _converted(raw: bytes, options: PackOptions) -> Prepared:
+    """Returns an image of another format as JPEG."""
+    prepared = _rewritten(raw, options, "")
+    image = open_image(raw)
+    change = f"{describe(image)}: converted to JPEG at quality {REPAIR_QUALITY}"
+    return replace(prepared, changes=(change,), converted_from=image.format)
 
 
 def _rewritten(raw: bytes, options: PackOptions, reason: str) -> Prepared:
@@ -201,7 +206,7 @@ def _resized(prepared: Prepared, options: PackOptions) -> Prepared:
     # Pillow widens the filter by the scale, which is what antialiasing means.
     picture = decode(prepared.jpeg).resize(size, Image.Resampling.BICUBIC)
     jpeg = _encode(picture, options.quality, options.restart_blocks, subsampling="4:2:0")
-    return Prepared(jpeg, picture.width, picture.height, prepared.changes)
+    return replace(prepared, jpeg=jpeg, width=picture.width, height=picture.height)
 
 
 def _with_restart_markers(prepared: Prepared, blocks: RestartBlocks) -> Prepared:

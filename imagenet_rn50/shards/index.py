@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from imagenet_rn50.errors import InputError
 from imagenet_rn50.jpeg_header import JpegError, read_header
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.finishing import finish
+from imagenet_rn50.shards.imagenet1k import dataset_name
 from imagenet_rn50.shards.info import require_same_info
 from imagenet_rn50.shards.labels import MAPPING, Claim, classes_of, log_missing
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard
@@ -85,7 +87,8 @@ def index(
 
     Args:
         folder: Holds `*train-0000.tar`, `*validation-00.tar` (or `-0000`, or `val`) and so on.
-        dataset: The data set's name; None to take it from the shards' names.
+        dataset: The data set's name; None to take it from the shards' names, unless that is
+            ImageNet-1k's and the data is not.
         mapping: A list of classes, as `Classes.read` takes it, for the classes' names; None to look
             for `LOC_synset_mapping.txt` or `classes.json` in `folder`, and else to name the classes
             by their wnids.
@@ -140,10 +143,13 @@ def index(
         for record in records:
             labels_of.setdefault(record.split, set()).update(row.label for row in record.rows)
         log_missing(classes, labels_of)
+    num_images: Counter[str] = Counter()
+    for record in records:
+        num_images[record.split] += len(record.rows)
     return finish(
         records,
         folder,
-        dataset=dataset or shards[0].dataset,
+        dataset=dataset_name(dataset, shards[0].dataset, classes, num_images),
         options={"indexed": True},
         classes=classes,
     )

@@ -217,6 +217,12 @@ class Manifest:
         options: dict[str, Any] = read_json(folder / FILE_NAME)["options"]
         return options
 
+    @staticmethod
+    def num_samples_of(folder: Path) -> dict[str, int]:
+        """Return the number of samples of each split, without reading its columns."""
+        splits = read_json(folder / FILE_NAME)["splits"]
+        return {name: int(entry["num_samples"]) for name, entry in splits.items()}
+
     def split(self, name: str) -> Split:
         """Returns the split of that name.
 

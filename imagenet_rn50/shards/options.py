@@ -17,7 +17,7 @@ class PackOptions:
     """How shards are made.
 
     Args:
-        dataset: Begins the name of every shard.
+        dataset: Begins the name of every shard; None for the name of the source's folder.
         seed: Decides the order in which samples are packed.
         train_shards: Number of training shards; None for one per 1,251 pictures.
         validation_shards: Number of validation shards; None for one per 781 pictures.
@@ -29,9 +29,10 @@ class PackOptions:
         metadata: Whether a `<key>.json` stands beside each picture.
         check: `decode` decodes every picture once; `header` reads its markers only.
         on_bad: What to do with a picture that cannot be decoded: `stop`, or leave it out (`skip`).
+        train_only: Whether validation images were left out, or missing.
     """
 
-    dataset: str = "imagenet1k"
+    dataset: str | None = None
     seed: int = 0
     train_shards: int | None = None
     validation_shards: int | None = None
@@ -41,6 +42,7 @@ class PackOptions:
     metadata: bool = False
     check: Literal["decode", "header"] = "decode"
     on_bad: Literal["stop", "skip"] = "stop"
+    train_only: bool = False
 
     def __post_init__(self) -> None:
         """Checks each option.
@@ -48,7 +50,7 @@ class PackOptions:
         Raises:
             InputError: Naming the first that cannot be used.
         """
-        if not _DATASET_NAME.fullmatch(self.dataset):
+        if self.dataset is not None and not _DATASET_NAME.fullmatch(self.dataset):
             raise InputError(
                 f"the dataset name {self.dataset!r} cannot begin a file name",
                 expected="letters, digits, - and _",

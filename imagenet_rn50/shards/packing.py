@@ -7,7 +7,7 @@ next run needs to go on.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +21,10 @@ from imagenet_rn50.shards.finishing import finish
 from imagenet_rn50.shards.jpegtran import require_installed
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.options import PackOptions
-from imagenet_rn50.shards.plan import Plan, make_plan
+from imagenet_rn50.shards.plan import Plan, make_plan, with_dataset
 from imagenet_rn50.shards.shard import ShardRecord
 from imagenet_rn50.shards.sources.base import Source
+from imagenet_rn50.shards.sources.scan import unusable
 from imagenet_rn50.shards.space import space_needed, space_taken
 from imagenet_rn50.shards.state import FOLDER as STATE_FOLDER
 from imagenet_rn50.shards.state import PackingState, describe_difference
@@ -63,6 +64,9 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
     """
     if options.restart_blocks is not None:
         require_installed()
+    options = with_dataset(options, source)
+    if options.on_bad == "stop":
+        _require_usable(source)
     plan = make_plan(source, options)
     identity = _identity(source, plan, options)
     if (out / manifests.FILE_NAME).is_file():
@@ -73,13 +77,16 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
     with state.locked(), _explained_end(plan, out):
         state.adopt(identity)
         state.remove_leftovers()
-        records, num_kept = _make_all(plan, out, state, num_workers)
+        made, num_kept = _make_all(plan, out, state, num_workers)
+        records = [made[task.name] for task in plan.tasks]
+        _require_all_classes(source, records)
         manifest = finish(
-            [records[task.name] for task in plan.tasks],
+            records,
             out,
-            dataset=options.dataset,
+            dataset=str(options.dataset),
             options=identity,
             classes=source.classes,
+            source=source,
         )
         state.forget()
     return Packed(manifest, num_made=len(plan.tasks) - num_kept, num_kept=num_kept)
@@ -91,7 +98,49 @@ def _identity(source: Source, plan: Plan, options: PackOptions) -> dict[str, Any
     What to do with bad pictures is not among it: a shard without any is the same either way.
     """
     chosen = {name: value for name, value in options.as_dict().items() if name != "on_bad"}
+    if not options.train_only:  # as in manifests that were written before there was the option
+        del chosen["train_only"]
     return {**chosen, "layout": source.layout, "source_sha256": plan.source_sha256}
+
+
+def _require_usable(source: Source) -> None:
+    """Stops before packing where files are found that are no images, and lists them.
+
+    Raises:
+        InputError: Naming the first of them.
+    """
+    is_folders = source.layout in {"kaggle", "imagefolder"}
+    pictures = [picture for split in source.splits.values() for picture in split]
+    if bad := unusable(source.root, pictures if is_folders else [], source.unpacked):
+        raise InputError(
+            f"files of the source {source.root} cannot be packed: {len(bad)}",
+            expected="images in the folders of classes, and nothing else",
+            found="; ".join(bad[:5]) + "; ..." * (len(bad) > 5),
+            fix="move them elsewhere, or leave them out: --on-bad skip",
+        )
+
+
+def _require_all_classes(source: Source, records: Sequence[ShardRecord]) -> None:
+    """Stops when a class has lost all its images of a split to `--on-bad skip`.
+
+    Raises:
+        InputError: Naming the first such class.
+    """
+    for split, pictures in source.splits.items():
+        packed = {row.label for record in records if record.split == split for row in record.rows}
+        lost = sorted({picture.label for picture in pictures} - packed)
+        if lost:
+            wnids = [source.classes.wnids[label] for label in lost]
+            left_out = [r for record in records if record.split == split for r in record.left_out]
+            reasons = [remark for remark in left_out if remark.label == lost[0]]
+            raise InputError(
+                f"none of the {split} images of the class {wnids[0]} can be used",
+                expected=f"an image of each class, even with {len(left_out)} images left out",
+                found=f"{len(wnids)} classes without any: {', '.join(wnids[:5])}; "
+                f"{reasons[0].path}: {reasons[0].reason}",
+                fix="replace their files, or take the classes out of the source, and give another "
+                "--out",
+            )
 
 
 def _already_packed(out: Path, identity: dict[str, Any]) -> Packed:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.shards.imagenet1k import dataset_name
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
 from imagenet_rn50.shards.options import PackOptions
 from imagenet_rn50.shards.sources.base import Picture, Source
@@ -67,8 +68,10 @@ def make_plan(source: Source, options: PackOptions) -> Plan:
     """Decides what goes where.
 
     Raises:
-        InputError: When more shards are asked for than there are pictures.
+        InputError: When more shards are asked for than there are pictures, or ImageNet-1k's name
+            for other data.
     """
+    options = with_dataset(options, source)
     asked = {TRAIN: options.train_shards, VALIDATION: options.validation_shards}
     digest = hashlib.sha256(json.dumps([source.classes.wnids, source.classes.names]).encode())
     tasks: list[ShardTask] = []
@@ -81,7 +84,7 @@ def make_plan(source: Source, options: PackOptions) -> Plan:
         for shard, chosen in enumerate(np.array_split(order, num_shards)):
             task = ShardTask(
                 split=split,
-                name=shard_name(options.dataset, split, shard, num_shards),
+                name=shard_name(str(options.dataset), split, shard, num_shards),
                 root=str(source.root),
                 layout=source.layout,
                 wnids=source.classes.wnids,
@@ -90,6 +93,18 @@ def make_plan(source: Source, options: PackOptions) -> Plan:
             )
             tasks.append(task)
     return Plan(tasks=tuple(tasks), source_sha256=digest.hexdigest())
+
+
+def with_dataset(options: PackOptions, source: Source) -> PackOptions:
+    """Return options that name the data set; see `imagenet1k.dataset_name`.
+
+    Raises:
+        InputError: When they name ImageNet-1k, and the source is not.
+    """
+    num_images = {split: len(pictures) for split, pictures in source.splits.items()}
+    default = source.root.resolve().name
+    name = dataset_name(options.dataset, default, source.classes, num_images)
+    return replace(options, dataset=name)
 
 
 def permutation(size: int, *, seed: int, stream: int) -> NDArray[np.intp]:

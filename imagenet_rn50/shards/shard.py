@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import atomic_file, write_text
+from imagenet_rn50.shards.imagenet1k import is_name
 from imagenet_rn50.shards.images import BadPictureError, Prepared, prepare
 from imagenet_rn50.shards.manifest import Shard
 from imagenet_rn50.shards.plan import ShardTask
@@ -51,8 +53,9 @@ class ShardRecord:
         split: `train` or `validation`.
         shard: Name, size and hash of the tar.
         rows: Its samples, in their order.
-        changed: Pictures whose bytes were repaired.
+        changed: Pictures whose bytes were repaired or converted.
         left_out: Pictures that could not be used.
+        converted: Number of pictures that were converted, by the format that they had.
     """
 
     split: str
@@ -60,6 +63,7 @@ class ShardRecord:
     rows: list[Row] = field(default_factory=list)
     changed: list[Remark] = field(default_factory=list)
     left_out: list[Remark] = field(default_factory=list)
+    converted: dict[str, int] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Writes the record as JSON, whole or not at all."""
@@ -69,6 +73,7 @@ class ShardRecord:
             "rows": self.rows,
             "changed": self.changed,
             "left_out": self.left_out,
+            "converted": self.converted,
         }
         write_text(path, json.dumps(content))
 
@@ -86,6 +91,7 @@ class ShardRecord:
             rows=[Row(*row) for row in content["rows"]],
             changed=[Remark(*remark) for remark in content["changed"]],
             left_out=[Remark(*remark) for remark in content["left_out"]],
+            converted=content["converted"],
         )
 
 
@@ -107,6 +113,7 @@ def make_shard(task: ShardTask, folder: Path, tick: Tick) -> ShardRecord:
     rows: list[Row] = []
     changed: list[Remark] = []
     left_out: list[Remark] = []
+    converted: Counter[str] = Counter()
     with atomic_file(folder / task.name) as file:
         tar = TarWriter(file)
         for picture, raw in read_pictures(task):
@@ -116,6 +123,8 @@ def make_shard(task: ShardTask, folder: Path, tick: Tick) -> ShardRecord:
                 left_out.append(_left_out(task, picture, str(error)))
             else:
                 rows.append(_add_sample(tar, task, picture, prepared))
+                if prepared.converted_from is not None:
+                    converted[prepared.converted_from] += 1
                 changed += (
                     Remark(readable(picture.path), picture.key, picture.label, change)
                     for change in prepared.changes
@@ -123,7 +132,7 @@ def make_shard(task: ShardTask, folder: Path, tick: Tick) -> ShardRecord:
             tick(len(raw))
         sha256 = tar.close()
     shard = Shard(name=task.name, num_samples=len(rows), num_bytes=tar.num_bytes, sha256=sha256)
-    return ShardRecord(task.split, shard, rows, changed, left_out)
+    return ShardRecord(task.split, shard, rows, changed, left_out, dict(converted))
 
 
 def _add_sample(tar: TarWriter, task: ShardTask, picture: Picture, prepared: Prepared) -> Row:
@@ -154,11 +163,16 @@ def _add_sample(tar: TarWriter, task: ShardTask, picture: Picture, prepared: Pre
 
 def _left_out(task: ShardTask, picture: Picture, reason: str) -> Remark:
     """Returns the remark on a bad picture, or stops the run."""
-    if task.options.on_bad == "stop":
+    name = str(task.options.dataset)
+    if task.options.on_bad == "stop" or is_name(name):
+        row = f" (row {picture.offset})" if task.layout == "parquet" else ""
+        fix = "replace the file, or leave such pictures out: --on-bad skip"
+        if task.options.on_bad == "skip":
+            fix = f"replace the file, or give the data another name than {name}: --dataset"
         raise InputError(
-            f"the picture {readable(picture.path)} (key {picture.key}) cannot be used",
-            expected="a JPEG or PNG that decodes whole",
+            f"the picture {readable(picture.path)}{row} (key {picture.key}) cannot be used",
+            expected="an image that decodes whole",
             found=reason,
-            fix="replace the file, or leave such pictures out: --on-bad skip",
+            fix=fix,
         )
     return Remark(readable(picture.path), picture.key, picture.label, reason)

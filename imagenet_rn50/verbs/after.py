@@ -115,6 +115,9 @@ def evaluate(asked: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) -> Non
             classes=asked.classes,
             cache=asked.cache,
         )
+        if target.not_counted and ranks.is_first:
+            first, num_files = target.not_counted[0], sum(e.num_files for e in target.not_counted)
+            say(f"not counted: {num_files:,} files, such as {first.path}: {first.reason}")
         evaluation = evaluate_model(
             subject,
             target,

@@ -88,6 +88,36 @@ def test_a_picture_that_is_a_png_or_cmyk_counts_like_any_other(tmp_path):
         assert (row.num_images, row.hits1) == (12, 12)
 
 
+def test_images_of_any_name_format_and_depth_count_and_what_is_no_image_is_told(tmp_path):
+    root = write_set(tmp_path / "set", {label: [label] for label in range(NUM_CLASSES)}, str)
+    for label, name in ((3, "a.webp"), (4, "b.bmp"), (5, "c.gif"), (6, "d/e.tiff"), (7, "f.jfif")):
+        (root / str(label) / name).parent.mkdir(exist_ok=True)
+        Image.open(io.BytesIO(picture_of(label))).save(root / str(label) / name)
+    (root / "8" / "without_ending").write_bytes(picture_of(8))
+    (root / "8" / ".DS_Store").write_bytes(b"Bud1")
+    (root / "LICENSE").write_bytes(b"free")
+    (root / "__MACOSX").mkdir()
+    (root / "__MACOSX" / "._x").write_bytes(b"x")
+    images = read_folder(root, NUM_CLASSES, None)
+    for row in rows_of(images):
+        assert (row.num_images, row.hits1) == (18, 18)
+    assert [entry.path for entry in images.not_counted] == ["8/.DS_Store", "__MACOSX/", "LICENSE"]
+    assert images.description["files_not_counted"] == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("loose.JPEG", picture_of(3)), ("3/notes.txt", b"no image"), ("4/vector.eps", b"%!PS-Adobe")],
+)
+def test_files_of_no_class_and_files_that_are_no_images_are_refused_before_counting(
+    tmp_path, name, content
+):
+    root = write_set(tmp_path, {label: [label] for label in range(NUM_CLASSES)}, str)
+    (root / name).write_bytes(content)
+    with pytest.raises(InputError, match=name):
+        read_folder(root, NUM_CLASSES, None)
+
+
 def test_a_picture_that_is_none_is_named(tmp_path):
     root = write_set(tmp_path, {label: [label] for label in range(NUM_CLASSES)}, str)
     (root / "7" / "0.JPEG").write_bytes(b"oops")

@@ -34,6 +34,7 @@ def imagenet_export(tmp_path_factory, shards):
     folder = tmp_path_factory.mktemp("imagenet")
     origin = {"name": "resnet50-0676ba61.pth", "sha256": "0676ba61" * 8, "classifier": "kept"}
     names = {"classes": thousand_classes(), "dataset": "imagenet1k", "name": "50"}
+    names["imagenet1k_splits"] = ["train", "validation"]
     run = make_run(folder, shards, **names, init_from=origin)
     save_checkpoint(run, 48, 0.625, ema_top1=0.7654321, is_best=True)
     (run.path / "plots").mkdir()

@@ -11,7 +11,7 @@ from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS, commit, folder_name
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import START, TRAIN, VALIDATION, MetricsLogger
-from tests.support import CLASSES, write_recipe
+from tests.support import CLASSES, imagenet1k_wnids, write_recipe
 
 RESNET50_RECIPE = "data: {eval_size: 64, eval_resize: 72}\n"
 
@@ -57,11 +57,16 @@ def make_run(
     init_from=None,
     cost=None,
     name="a-run-50",
+    imagenet1k_splits=None,
 ):
     """A run with nothing but its first line."""
     run = RunFolder(folder / name)
     path = write_recipe(folder, recipe) if recipe else write_recipe(folder)
     run.create(load_recipe(str(path)), shards, dataset, classes)
+    if imagenet1k_splits is not None:  # no test packs a million images
+        identity = json.loads((run.path / "shards.json").read_text())
+        identity["imagenet1k_splits"] = imagenet1k_splits
+        (run.path / "shards.json").write_text(json.dumps(identity))
     journal = MetricsLogger(run.path, 0)
     versions = {"imagenet_rn50": "0.1.0", "torch": "2.14.1"}
     machine = {"device": "cuda (NVIDIA L4)", "world_size": 4, "mixed_precision": "bf16"}
@@ -73,14 +78,19 @@ def make_run(
 
 
 def thousand_classes():
-    """As many as ImageNet has; two of them share a name."""
+    """ImageNet-1k's; two of them share a name."""
     names = ["crane" if index in {7, 700} else f"kind {index}" for index in range(1000)]
-    return Classes(wnids=tuple(f"n{index:08d}" for index in range(1000)), names=tuple(names))
+    return Classes(wnids=imagenet1k_wnids(), names=tuple(names))
 
 
 def write_evaluation(path, model, *, weights_sha256=None, dataset=None, names=("validation",)):
     """Writes a metrics.json as `evaluate` does."""
-    dataset = dataset or {"name": "imagenet1k", "split": "validation", "digest": "d" * 64}
+    dataset = dataset or {
+        "name": "imagenet1k",
+        "split": "validation",
+        "digest": "d" * 64,
+        "is_imagenet1k": True,
+    }
     figures = {"num_images": 50000, "top1": 0.76543, "top1_low": 0.7617, "top1_high": 0.7691}
     figures |= {"top5": 0.931, "top5_low": 0.9287, "top5_high": 0.9332, "loss": 0.9, "ece": 0.02}
     row = {"transform": "training", "flip": False, **figures}

@@ -82,10 +82,10 @@ def test_every_card_that_is_written_passes(imagenet_export, run, tmp_path):
     ("dataset", "names", "row", "credited"),
     [
         (
-            {"name": "imagenet1k", "split": "train", "digest": "0" * 64},
+            {"name": "i1k", "split": "train", "digest": "0" * 64, "is_imagenet1k": True},
             ["train", "real"],
-            "| imagenet1k, train, labels of ReaL (other shards than in training), as published",
-            [("ILSVRC/imagenet-1k", "train"), ("imagenet1k-real", "train")],
+            "| i1k, train, labels of ReaL (other shards than in training), as published",
+            [("ILSVRC/imagenet-1k", "train"), ("i1k-real", "train")],
         ),
         (
             {"name": "v2-80", "split": "test", "layout": "imagenetv2"},
@@ -107,6 +107,39 @@ def test_what_was_measured_is_credited_to_the_data_that_it_was_measured_on(
     assert found == set(credited)
     assert data.datasets is None  # it was trained on others
     assert row in visible(path.read_text(encoding="utf-8"))
+    assert untraced(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("splits", [None, [], ["validation"]])
+def test_a_run_over_data_that_is_only_called_imagenet1k_claims_nothing(tmp_path, shards, splits):
+    run = make_run(tmp_path, shards, dataset="imagenet1k", imagenet1k_splits=splits)
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    identity = json.loads((run.path / "shards.json").read_text())
+    if splits is None:  # of a run that was begun before this was recorded
+        del identity["imagenet1k_splits"]
+        (run.path / "shards.json").write_text(json.dumps(identity))
+    export(run.path, tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.datasets is None
+    types = {result.dataset_type for result in card.data.eval_results}
+    assert types == {"ILSVRC/imagenet-1k" if splits else "unverified-imagenet1k"}
+    assert "trained on imagenet1k (not shown to be ImageNet-1k)" in visible(card.text)
+    assert "published ResNet-50s" not in card.text
+    assert "no commercial use" not in card.text
+    assert untraced(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("name", ["imagenet1k", "ILSVRC-2012"])
+def test_an_evaluation_over_images_that_are_only_called_imagenet1k_claims_nothing(
+    run, tmp_path, name
+):
+    model = random_model(run.recipe().model, CLASSES, 48)
+    dataset = {"name": name, "split": "validation", "digest": "0" * 64}
+    metrics = write_evaluation(tmp_path / "m.json", model, dataset=dataset)
+    export(run.path, tmp_path / "out", wanted=Wanted(metrics=metrics))
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert {r.dataset_type for r in card.data.eval_results} == {f"unverified-{name}"}
+    assert f"| {name} (not shown to be ImageNet-1k), validation" in visible(card.text)
     assert untraced(tmp_path / "out") == []
 
 

@@ -26,7 +26,7 @@ def test_every_touched_file_duplicate_and_count_stands_in_the_audit(tmp_path):
     changed = {entry["path"]: entry["reason"] for entry in audit["changed"]}
     assert changed == {
         f"train/{WNIDS[0]}/cmyk.JPEG": "CMYK: written anew at quality 95",
-        f"train/{WNIDS[0]}/disguised.JPEG": "not a JPEG: written anew at quality 95",
+        f"train/{WNIDS[0]}/disguised.JPEG": "PNG: converted to JPEG at quality 95",
     }
     (left_out,) = audit["left_out"]
     assert left_out["path"] == f"train/{WNIDS[0]}/cut.JPEG"
@@ -38,6 +38,14 @@ def test_every_touched_file_duplicate_and_count_stands_in_the_audit(tmp_path):
     ]
     train = audit["splits"]["train"]
     assert (train["num_samples"], train["num_left_out"]) == (14, 1)
+    assert train["files"] == {
+        "found": 15,
+        "unchanged": 12,
+        "converted": {"PNG": 1},
+        "changed": 1,
+        "left_out": 1,
+        "not_packed": 0,
+    }
     assert train["per_class"]["max"] == {"label": 0, "wnid": WNIDS[0], "num_samples": 6}
     assert train["per_class"]["min"] == {"label": 1, "wnid": WNIDS[1], "num_samples": 4}
     assert (train["width"]["min"], train["width"]["max"]) == (40, 300)

@@ -144,7 +144,7 @@ def test_resized_pictures_are_asked_for_the_space_that_they_will_take(tmp_path):
         path = tmp_path / "source" / "train" / WNIDS[number % 3] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(noise).save(path, quality=95)
-    source = read_source(tmp_path / "source")
+    source = read_source(tmp_path / "source", train_only=True)
     options = PackOptions(train_shards=5, resize="short=64")
     needed = space_needed(make_plan(source, options))
     pack(source, tmp_path / "out", options)

@@ -151,5 +151,5 @@ def test_shards_of_unknown_origin_are_not_written_over(tmp_path):
     source = read_source(write_kaggle(tmp_path / "source"))
     pack(source, tmp_path / "out", PackOptions())
     (tmp_path / "out" / "manifest.json").unlink()
-    with pytest.raises(InputError, match=r"holds imagenet1k-train-00\.tar already"):
+    with pytest.raises(InputError, match=r"holds source-train-00\.tar already"):
         pack(source, tmp_path / "out", PackOptions())

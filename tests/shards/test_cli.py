@@ -67,13 +67,13 @@ def test_verify_says_whole_with_0_and_damaged_with_1(shards, tmp_path):
     assert (result.returncode, "is whole (every byte)" in result.stdout) == (0, True)
     result = run("verify", "--shards", shards, "--quick")
     assert (result.returncode, "is whole (names and sizes)" in result.stdout) == (0, True)
-    (tmp_path / "imagenet1k-train-00.tar").write_bytes(b"")
+    (tmp_path / "source-train-00.tar").write_bytes(b"")
     for path in shards.glob("*[!r]"):
-        if path.is_file() and path.name != "imagenet1k-train-00.tar":
+        if path.is_file() and path.name != "source-train-00.tar":
             (tmp_path / path.name).write_bytes(path.read_bytes())
     result = run("verify", "--shards", tmp_path)
     assert result.returncode == 1
-    assert "imagenet1k-train-00.tar: has 0 bytes" in result.stdout
+    assert "source-train-00.tar: has 0 bytes" in result.stdout
     assert run("verify", "--shards", tmp_path / "nowhere").returncode == 2
 
 

@@ -131,7 +131,8 @@ def test_a_ycck_jpeg_becomes_an_rgb_jpeg():
 def test_a_png_in_disguise_becomes_a_jpeg_of_nearly_the_same_pixels(mode):
     raw = png(mode=mode)
     prepared = prepare(raw, PLAIN)
-    assert prepared.changes == ("not a JPEG: written anew at quality 95",)
+    transparency = ", without its transparency" * (mode == "RGBA")
+    assert prepared.changes == (f"PNG{transparency}: converted to JPEG at quality 95",)
     assert read_header(prepared.jpeg).color_space == "ycc"
     assert np.abs(pixels(prepared.jpeg) - pixels(raw)).mean() < (12 if mode in "P1" else 2)
 

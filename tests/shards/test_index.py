@@ -40,7 +40,7 @@ def test_foreign_shards_get_a_manifest_that_points_at_their_bytes(tmp_path, spel
     foreign(tmp_path, 0, "validation", spelling)
     before = contents(tmp_path)
     manifest = index(tmp_path, num_threads=2)
-    assert manifest.dataset == "imagenet1k"
+    assert manifest.dataset == "imagenet1k-16-images"
     assert [s.name for s in manifest.split("train").shards] == [
         f"imagenet1k-train-000{number}.tar" for number in range(3)
     ]

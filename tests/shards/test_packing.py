@@ -34,7 +34,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path):
 def test_tar_members_are_a_picture_and_its_class_and_tell_nothing_of_the_machine(tmp_path):
     source = read_source(write_kaggle(tmp_path / "source"))
     pack(source, tmp_path / "out", PackOptions())
-    with tarfile.open(tmp_path / "out" / "imagenet1k-train-00.tar") as tar:
+    with tarfile.open(tmp_path / "out" / "source-train-00.tar") as tar:
         members = tar.getmembers()
     assert {(m.mtime, m.uid, m.gid, m.mode, m.uname) for m in members} == {(0, 0, 0, 0o644, "")}
     stems = [m.name.split(".")[0] for m in members]

@@ -68,7 +68,7 @@ def sample_at(manifest: Manifest, shard: str, position: int) -> str | None:
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.7, 0.999])
 def test_a_truncated_shard_is_found_by_size_alone_and_the_missing_samples_are_named(shards, share):
-    path = shards / "imagenet1k-train-01.tar"
+    path = shards / "source-train-01.tar"
     content = path.read_bytes()
     path.write_bytes(content[: int(len(content) * share)])
     assert [finding.file for finding in verify(shards, quick=True)] == [path.name]
@@ -81,17 +81,17 @@ def test_a_truncated_shard_is_found_by_size_alone_and_the_missing_samples_are_na
 
 
 def test_a_missing_and_a_surplus_shard_are_found(shards):
-    (shards / "imagenet1k-train-00.tar").rename(shards / "imagenet1k-train-07.tar")
+    (shards / "source-train-00.tar").rename(shards / "source-train-07.tar")
     for quick in (True, False):
         found = {finding.file: finding.problem for finding in verify(shards, quick=quick)}
         assert found == {
-            "imagenet1k-train-00.tar": "is missing",
-            "imagenet1k-train-07.tar": "is surplus: the manifest does not know it",
+            "source-train-00.tar": "is missing",
+            "source-train-07.tar": "is surplus: the manifest does not know it",
         }
 
 
 def test_two_shards_that_were_swapped_are_both_found(shards):
-    one, other = shards / "imagenet1k-train-00.tar", shards / "imagenet1k-train-01.tar"
+    one, other = shards / "source-train-00.tar", shards / "source-train-01.tar"
     content = one.read_bytes()
     one.write_bytes(other.read_bytes())
     other.write_bytes(content)
@@ -130,7 +130,7 @@ def test_shards_without_checksums_of_pictures_are_still_verified(shards):
     manifest.save(shards)
     assert Manifest.load(shards).split("train").crc32s is None
     assert verify(shards) == []
-    path = shards / "imagenet1k-train-00.tar"
+    path = shards / "source-train-00.tar"
     content = bytearray(path.read_bytes())
     content[600] ^= 1
     path.write_bytes(bytes(content))
@@ -143,7 +143,7 @@ def test_a_folder_without_a_manifest_is_wrong_use(tmp_path):
 
 
 def test_a_shard_of_zeros_loses_all_its_samples(shards):
-    path = shards / "imagenet1k-train-02.tar"
+    path = shards / "source-train-02.tar"
     path.write_bytes(bytes(path.stat().st_size))
     problems = [finding.problem for finding in verify(shards)]
     assert sum("is missing" in problem for problem in problems) == 10

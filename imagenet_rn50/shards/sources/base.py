@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 from imagenet_rn50.classes import WNID, Classes, wnids_in
 from imagenet_rn50.errors import InputError
-
-PICTURE_SUFFIXES = frozenset({".jpeg", ".jpg", ".png"})
 
 
 class Picture(NamedTuple):
@@ -36,6 +34,24 @@ class Picture(NamedTuple):
     length: int
 
 
+class Unpacked(NamedTuple):
+    """A file, or a folder of files, that is not packed.
+
+    Args:
+        split: The split whose folder it is in; empty beside the folders of the splits.
+        path: Relative to the source's folder.
+        reason: Why it is not packed.
+        num_files: How many files it stands for.
+        is_error: Whether it may be an image that is missed: `--on-bad` says what to do then.
+    """
+
+    split: str
+    path: str
+    reason: str
+    num_files: int = 1
+    is_error: bool = False
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set as somebody handed it over.
@@ -45,12 +61,16 @@ class Source:
         layout: `kaggle`, `imagefolder`, `official` or `parquet`.
         classes: Its classes, by index.
         splits: Its pictures by split, `train` and `validation`, each in a fixed order.
+        unpacked: What else was found in it.
+        notes: What to know about the whole, as sentences.
     """
 
     root: Path
     layout: str
     classes: Classes
     splits: dict[str, list[Picture]]
+    unpacked: list[Unpacked] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Checks that there is something to pack.
@@ -60,8 +80,7 @@ class Source:
         """
         if not any(self.splits.values()):
             raise InputError(
-                f"the source {self.root} holds no pictures",
-                expected=f"files ending in {', '.join(sorted(PICTURE_SUFFIXES))}",
+                f"the source {self.root} holds no images", expected="folders of images"
             )
 
 
@@ -73,11 +92,6 @@ class Listed(NamedTuple):
     path: str
     offset: int
     length: int
-
-
-def is_picture(name: str) -> bool:
-    """Says whether a file of that name counts as a picture; hidden files do not."""
-    return not name.startswith(".") and Path(name).suffix.lower() in PICTURE_SUFFIXES
 
 
 def readable(name: str) -> str:

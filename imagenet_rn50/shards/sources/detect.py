@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
 from imagenet_rn50.shards.sources.base import Source
 from imagenet_rn50.shards.sources.folders import (
     is_imagefolder,
@@ -19,8 +21,7 @@ from imagenet_rn50.shards.sources.parquet import is_parquet, read_parquet
 
 Layout = Literal["kaggle", "official", "parquet", "imagefolder"]
 
-# Tried in this order; the first that fits is taken.
-_LAYOUTS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = {
+_LAYOUTS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, bool], Source]]] = {
     "kaggle": (is_kaggle, read_kaggle),
     "official": (is_official, read_official),
     "parquet": (is_parquet, read_parquet),
@@ -28,15 +29,17 @@ _LAYOUTS: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Source]]] = {
 }
 
 
-def read_source(root: Path, layout: str | None = None) -> Source:
+def read_source(root: Path, layout: str | None = None, *, train_only: bool = False) -> Source:
     """Lists the pictures and classes of a source.
 
     Args:
         root: The folder that holds it.
         layout: How it is laid out; None to find out.
+        train_only: Whether to leave out its validation images, or do without.
 
     Raises:
-        InputError: When the folder is missing or empty, or is laid out in no way that is known.
+        InputError: When the folder is missing or empty, is laid out in no way that is known or in
+            several, or has no validation images and nobody said that it may.
     """
     if not root.is_dir():
         raise InputError(
@@ -46,13 +49,77 @@ def read_source(root: Path, layout: str | None = None) -> Source:
         )
     if not any(root.iterdir()):
         raise InputError(f"the source {root} is empty", expected="a folder of pictures")
-    for name, (fits, read) in _LAYOUTS.items():
-        if layout == name or (layout is None and fits(root)):
-            return read(root)
+    source = _LAYOUTS[layout or _layout_of(root)][1](root, train_only)
+    if not train_only and VALIDATION not in source.splits:
+        raise _without_validation(source)
+    _require_classes_of_training(source)
+    return replace(source, notes=source.notes + _notes(source))
+
+
+def _layout_of(root: Path) -> str:
+    """Finds out how a source is laid out.
+
+    Raises:
+        InputError: When it is laid out in no way that is known, or in several.
+    """
+    fitting = [name for name, (fits, _) in _LAYOUTS.items() if fits(root)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise InputError(
+            f"the source {root} is laid out in several ways at once",
+            expected="one of them, since the others would not be packed",
+            found=", ".join(fitting),
+            fix=f"name one: --layout {fitting[0]}",
+        )
+    below = [
+        path
+        for path in sorted(root.iterdir())
+        if path.is_dir() and any(fits(path) for fits, _ in _LAYOUTS.values())
+    ]
     raise InputError(
         f"the source {root} is laid out in no way that is known",
         expected="ILSVRC/Data/CLS-LOC/ (Kaggle), train/<wnid>/ and val/<wnid>/ (ImageFolder), "
         "ILSVRC2012_img_train.tar (official) or data/train-*.parquet (Hugging Face)",
         found=", ".join(sorted(path.name for path in root.iterdir())[:5]),
-        fix="give the folder that holds them",
+        fix=f"--source {below[0]}" if len(below) == 1 else "give the folder that holds them",
     )
+
+
+def _without_validation(source: Source) -> InputError:
+    """Returns the refusal of a source without validation images."""
+    found = ", ".join(f"{entry.path} ({entry.reason})" for entry in source.unpacked[-3:])
+    return InputError(
+        f"the source {source.root} has no validation images",
+        expected="a split to validate on, in val/, validation/ or valid/ or as the layout names it",
+        found=f"training images, and {found or 'nothing else'}",
+        fix="add it, or pack the training images alone: --train-only",
+    )
+
+
+def _require_classes_of_training(source: Source) -> None:
+    """Stops when validation has a class that training lacks: no model could learn it."""
+    train, validation = (
+        {picture.label for picture in source.splits.get(split, [])} for split in (TRAIN, VALIDATION)
+    )
+    if train and (surplus := sorted(validation - train)):
+        wnids = [source.classes.wnids[label] for label in surplus]
+        raise InputError(
+            f"validation has the class {wnids[0]}, which the training pictures lack",
+            expected=f"only the {len(train)} classes of training",
+            found=f"{len(wnids)} more: {', '.join(wnids[:5])}",
+        )
+
+
+def _notes(source: Source) -> list[str]:
+    """Returns what to know of a source whose splits are not of the same classes."""
+    if TRAIN not in source.splits:
+        return ["there are no training images: only validation is packed"]
+    if VALIDATION not in source.splits:
+        return ["there is no validation split: only training images are packed"]
+    labels = {picture.label for picture in source.splits[VALIDATION]}
+    missing = [wnid for wnid, label in source.classes.index_of.items() if label not in labels]
+    if not missing:
+        return []
+    shown = ", ".join(missing[:5]) + " ..." * (len(missing) > 5)
+    return [f"validation has no images of {len(missing)} of the classes of training: {shown}"]

@@ -1,84 +1,218 @@
-"""Sources that are folders of files: Kaggle's ILSVRC tree, and ImageFolder."""
+"""Sources that are folders of files: Kaggle's ILSVRC tree, and ImageFolder.
+
+Both hold `train/<wnid>/` and `val/`. The images of `val/` lie in folders of classes, or flat beside
+a CSV that names their classes, or some of each.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 
 from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import read_text
+from imagenet_rn50.shards.formats import is_image
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
-from imagenet_rn50.shards.sources.base import (
-    PICTURE_SUFFIXES,
-    Listed,
-    Source,
-    is_picture,
-    readable,
-    with_keys,
+from imagenet_rn50.shards.sources.base import Listed, Source, Unpacked, readable, with_keys
+from imagenet_rn50.shards.sources.scan import (
+    File,
+    Scan,
+    entries_of,
+    others_beside,
+    scan,
+    without_class,
 )
 
 MAPPING = "LOC_synset_mapping.txt"
 SOLUTION = "LOC_val_solution.csv"
-_KAGGLE_PICTURES = Path("ILSVRC") / "Data" / "CLS-LOC"
+SPLIT_FOLDERS = {TRAIN: ("train",), VALIDATION: ("val", "validation", "valid")}
+"""What the folders of the splits are called, in upper or lower case."""
+_KAGGLE = ("ILSVRC", "Data", "CLS-LOC")
+_KAGGLE_NAMES = {_KAGGLE[0], MAPPING, SOLUTION, "LOC_train_solution.csv"}
+
+
+def kaggle_pictures(root: Path) -> Path | None:
+    """Return the folder of `train/` and `val/` in Kaggle's tree; None when it is none.
+
+    Args:
+        root: Any folder of the tree, from the one that holds `ILSVRC/` down to `CLS-LOC/`.
+    """
+    for start in range(len(_KAGGLE)):
+        if (pictures := root.joinpath(*_KAGGLE[start:])).is_dir():
+            return pictures
+    return root if root.resolve().name == _KAGGLE[-1] else None
 
 
 def is_kaggle(root: Path) -> bool:
-    """Says whether `root` holds Kaggle's ILSVRC tree."""
-    return (root / _KAGGLE_PICTURES).is_dir()
+    """Says whether `root` holds Kaggle's ILSVRC tree, or is a folder of it."""
+    return kaggle_pictures(root) is not None
 
 
 def is_imagefolder(root: Path) -> bool:
     """Says whether `root` holds a folder of classes for training, for validation, or for both."""
-    return any((root / name).is_dir() for name in (TRAIN, "val", VALIDATION))
+    return kaggle_pictures(root) != root and bool(split_folders(root))
 
 
-def read_kaggle(root: Path) -> Source:
-    """Lists Kaggle's tree: `train/<wnid>/*.JPEG`, a flat `val/` and its CSV.
-
-    Args:
-        root: The folder that holds `ILSVRC/` and the `LOC_*` files.
+def split_folders(pictures: Path) -> dict[str, Path]:
+    """Return the folders of the splits in `pictures`.
 
     Raises:
-        InputError: When `val/` has no CSV, or the CSV, the mapping and the folders disagree.
+        InputError: When a split has two.
     """
-    pictures = root / _KAGGLE_PICTURES
-    train = list(class_folders(root, pictures / TRAIN))
-    val_folder = pictures / "val"
-    validation = list(_files(root, val_folder, wnid="")) if val_folder.is_dir() else []
-    wnid_of: dict[str, str] = {}
-    if validation:
-        wnid_of = read_solution(root / SOLUTION)
-        _require_same_pictures({row.stem for row in validation}, set(wnid_of), root / SOLUTION)
-    validation = [row._replace(wnid=wnid_of[row.stem]) for row in validation]
-    classes = classes_of(root, {row.wnid for row in train}, set(wnid_of.values()))
-    splits = {
-        name: with_keys(rows, classes)
-        for name, rows in ((TRAIN, train), (VALIDATION, validation))
-        if rows
-    }
-    return Source(root=root, layout="kaggle", classes=classes, splits=splits)
+    found: dict[str, Path] = {}
+    for entry in entries_of(pictures):
+        for split, names in SPLIT_FOLDERS.items():
+            if entry.name.lower() not in names or not entry.is_dir():
+                continue
+            if split in found:
+                raise InputError(
+                    f"{pictures} has two folders of {split} images: {found[split].name} and "
+                    f"{entry.name}",
+                    expected=f"one folder, named {' or '.join(names)}",
+                    fix="move one of them elsewhere",
+                )
+            found[split] = Path(entry.path)
+    return found
 
 
-def read_imagefolder(root: Path) -> Source:
-    """Lists `train/<wnid>/` and `val/<wnid>/` (or `validation/<wnid>/`).
+def read_kaggle(root: Path, train_only: bool = False) -> Source:
+    """Lists Kaggle's tree: `train/<wnid>/*.JPEG`, and `val/` flat with its CSV, or sorted.
+
+    Args:
+        root: The folder that holds `ILSVRC/` and the `LOC_*` files, or one of the tree.
+        train_only: Whether validation is not read.
+
+    Raises:
+        InputError: When there is no such tree, `val/` is flat without a CSV, or the CSV, the
+            mapping and the folders disagree.
+    """
+    pictures = kaggle_pictures(root)
+    if pictures is None:
+        raise InputError(
+            f"the source {root} is not Kaggle's tree", expected=f"{'/'.join(_KAGGLE)}/ in it"
+        )
+    # Paths begin at the folder that holds ILSVRC/, from whichever level the tree was named.
+    resolved = pictures.resolve()
+    if root == pictures or len(pictures.relative_to(root).parts) < len(_KAGGLE):
+        if resolved.parts[-len(_KAGGLE) :] == _KAGGLE:
+            root, pictures = resolved.parents[len(_KAGGLE) - 1], resolved
+    return _read(root, pictures, "kaggle", train_only)
+
+
+def read_imagefolder(root: Path, train_only: bool = False) -> Source:
+    """Lists `train/<wnid>/` and `val/<wnid>/` (or `validation/`, `valid/`).
 
     Raises:
         InputError: When validation has a class that training lacks, or a mapping disagrees.
     """
-    train = list(class_folders(root, root / TRAIN))
-    val_folder = root / ("val" if (root / "val").is_dir() else VALIDATION)
-    validation = list(class_folders(root, val_folder))
-    classes = classes_of(root, {row.wnid for row in train}, {row.wnid for row in validation})
+    return _read(root, root, "imagefolder", train_only)
+
+
+def _read(root: Path, pictures: Path, layout: str, train_only: bool) -> Source:
+    """Lists the folders of both splits."""
+    folders = split_folders(pictures)
+    taken = {folder.name for folder in folders.values()}
+    unpacked = others_beside(root, pictures, taken | _KAGGLE_NAMES)
+    if root != pictures and root / _KAGGLE[0] in pictures.parents:
+        unpacked += others_beside(root, root, _KAGGLE_NAMES)
+    train: list[Listed] = []
+    validation: list[Listed] = []
+    if TRAIN in folders:
+        train, others = _train(root, folders[TRAIN])
+        unpacked += others
+    if VALIDATION in folders and train_only:
+        count = sum(len(names) for _, _, names in os.walk(folders[VALIDATION], followlinks=True))
+        unpacked.append(Unpacked("", _shown(root, folders[VALIDATION]), "--train-only", count))
+    elif VALIDATION in folders:
+        validation, others = _validation(root, folders[VALIDATION], _find(SOLUTION, root, pictures))
+        unpacked += others
+        if not validation:
+            unpacked.append(Unpacked("", _shown(root, folders[VALIDATION]), "holds no images", 0))
+    mapped = _find(MAPPING, root, pictures).parent
+    classes = classes_of(mapped, {row.wnid for row in train}, {row.wnid for row in validation})
     splits = {
         name: with_keys(rows, classes)
         for name, rows in ((TRAIN, train), (VALIDATION, validation))
         if rows
     }
-    return Source(root=root, layout="imagefolder", classes=classes, splits=splits)
+    return Source(root, layout, classes, splits, unpacked)
+
+
+def _shown(root: Path, folder: Path) -> str:
+    return f"{folder.relative_to(root).as_posix()}/"
+
+
+def _find(name: str, root: Path, pictures: Path) -> Path:
+    """Returns where a file of Kaggle's is: in `root` or further in, down to `pictures`."""
+    folders = [f for f in (*reversed(pictures.parents), pictures) if f == root or root in f.parents]
+    return next((f / name for f in folders if (f / name).is_file()), root / name)
+
+
+def _train(root: Path, folder: Path) -> tuple[list[Listed], list[Unpacked]]:
+    """Lists the images of a training folder, and what else it holds."""
+    found = scan(root, folder, TRAIN)
+    if not found.classes:
+        raise InputError(
+            f"{folder} has no folders of classes",
+            expected=f"{folder.name}/<wnid>/ with the images of each class",
+            found=_some([PurePosixPath(file.path).name for file in found.loose]),
+            fix="sort the images into folders, or move the folder elsewhere",
+        )
+    return labelled(folder, found), found.unpacked + without_class(root, found, found.loose, TRAIN)
+
+
+def _validation(root: Path, folder: Path, solution: Path) -> tuple[list[Listed], list[Unpacked]]:
+    """Lists the images of a validation folder, sorted or flat, and what else it holds."""
+    found = scan(root, folder, VALIDATION)
+    rows = labelled(folder, found)
+    loose = found.loose
+    is_flat = not rows and any(is_image(root / file.path) for file in loose)
+    if solution.is_file() and (rows or loose):
+        wnid_of = read_solution(solution)
+        loose = [f for f in loose if _stem(f) not in wnid_of and not is_image(root / f.path)]
+        flat = _listed([file for file in found.loose if file not in loose], "")
+        _require_same_pictures([row.stem for row in (*flat, *rows)], set(wnid_of), solution)
+        _require_same_classes(rows, wnid_of, solution)
+        rows = [row._replace(wnid=wnid_of[row.stem]) for row in flat] + rows
+    elif is_flat:
+        read_solution(solution)  # says that it is missing
+    return rows, found.unpacked + without_class(root, found, loose, VALIDATION)
+
+
+def labelled(folder: Path, found: Scan) -> list[Listed]:
+    """Returns the images of class folders, by wnid and file name.
+
+    Raises:
+        InputError: When a folder holds none: without it, classes behind it had other indices.
+    """
+    for wnid, files in found.classes.items():
+        if not files:
+            inside = [readable(entry.name) for entry in entries_of(folder / wnid)]
+            raise InputError(
+                f"{readable(str(folder / wnid))} is the folder of a class without pictures",
+                expected="the pictures of the class in it",
+                found=_some(inside),
+                fix="put its pictures there, or move the folder elsewhere if it is no class",
+            )
+    return [row for wnid, files in found.classes.items() for row in _listed(files, wnid)]
+
+
+def _listed(files: Sequence[File], wnid: str) -> list[Listed]:
+    return [Listed(_stem(file), wnid, file.path, 0, file.size) for file in files]
+
+
+def _stem(file: File) -> str:
+    return PurePosixPath(file.path).stem
+
+
+def _some(names: Sequence[str]) -> str:
+    """Returns the first of some names."""
+    return ", ".join(map(readable, names[:3])) + " ..." * (len(names) > 3) or "nothing"
 
 
 def read_solution(path: Path) -> dict[str, str]:
@@ -93,8 +227,9 @@ def read_solution(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise InputError(
             f"the validation pictures have no ground truth: {path} is missing",
-            expected=f"{SOLUTION} beside ILSVRC/, as in Kaggle's download",
-            fix="put it there, or take the val folder away to pack the training pictures alone",
+            expected=f"{SOLUTION}, as in Kaggle's download",
+            fix="put it there, or sort the images into val/<wnid>/, or pack the training images "
+            "alone: --train-only",
         )
     wnid_of: dict[str, str] = {}
     line_of: dict[str, int] = {}
@@ -169,53 +304,35 @@ def _require_no_surplus(found: set[str], known: set[str], where: str, reference:
         )
 
 
-def _require_same_pictures(pictures: set[str], solved: set[str], path: Path) -> None:
-    """Stops when the val folder and its ground truth do not name the same pictures."""
-    if pictures == solved:
+def _require_same_pictures(stems: Sequence[str], solved: set[str], path: Path) -> None:
+    """Stops when the val folder and its ground truth do not name the same pictures, each once."""
+    counts = Counter(stems)
+    unsolved, absent = sorted(counts.keys() - solved), sorted(solved - counts.keys())
+    repeated = sorted(stem for stem, count in counts.items() if count > 1)
+    if not unsolved and not absent and not repeated:
         return
-    unsolved, absent = sorted(pictures - solved), sorted(solved - pictures)
-    example = f"{unsolved[0]} has no row" if unsolved else f"{absent[0]} has no picture"
+    example = (
+        f"{unsolved[0]} has no row"
+        if unsolved
+        else f"{absent[0]} has no picture"
+        if absent
+        else f"{repeated[0]} is the name of several"
+    )
     raise InputError(
         f"the val folder and {path} do not name the same pictures",
         expected="one row a picture",
-        found=f"{len(unsolved)} pictures without a row, {len(absent)} rows without a picture "
-        f"({example})",
+        found=f"{len(unsolved)} pictures without a row, {len(absent)} rows without a picture, "
+        f"{len(repeated)} names of several pictures ({example})",
     )
 
 
-def class_folders(root: Path, folder: Path) -> Iterator[Listed]:
-    """Lists `folder`/<wnid>/ by wnid and file name.
-
-    Raises:
-        InputError: When one holds no pictures: without it, classes behind it had other indices.
-    """
-    if not folder.is_dir():
-        return
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if not entry.is_dir() or entry.name.startswith("."):
-            continue
-        pictures = list(_files(root, Path(entry.path), wnid=entry.name))
-        if not pictures:
-            inside = sorted(readable(name) for name in os.listdir(entry.path))
-            raise InputError(
-                f"{readable(entry.path)} is the folder of a class without pictures",
-                expected=f"files ending in {', '.join(sorted(PICTURE_SUFFIXES))} right within it",
-                found=", ".join(inside[:3]) + " ..." * (len(inside) > 3) or "nothing",
-                fix="put its pictures there, or take the folder away if it is no class",
-            )
-        yield from pictures
-
-
-def _files(root: Path, folder: Path, wnid: str) -> Iterator[Listed]:
-    """Lists the pictures that lie in `folder` by file name."""
-    prefix = folder.relative_to(root).as_posix()
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if is_picture(entry.name):
-            if not entry.is_file():
-                raise InputError(
-                    f"{readable(entry.path)} is named as a picture, but is no file",
-                    found="a link that leads nowhere" if entry.is_symlink() else "a folder",
-                    fix="mend it or take it away; pictures are not left out unnoticed",
-                )
-            size = entry.stat().st_size
-            yield Listed(Path(entry.name).stem, wnid, f"{prefix}/{entry.name}", 0, size)
+def _require_same_classes(rows: Sequence[Listed], wnid_of: dict[str, str], path: Path) -> None:
+    """Stops when a picture is in the folder of another class than its ground truth says."""
+    wrong = [row for row in rows if wnid_of[row.stem] != row.wnid]
+    if wrong:
+        raise InputError(
+            f"{readable(wrong[0].path)} is in the folder of another class than {path} says",
+            expected=wnid_of[wrong[0].stem],
+            found=f"{wrong[0].wnid}; {len(wrong)} of {len(rows)} pictures differ",
+            fix="sort the pictures again, or move the CSV elsewhere if the folders are right",
+        )

@@ -14,8 +14,10 @@ from pathlib import Path, PurePosixPath
 
 from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.shards.formats import is_image
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
-from imagenet_rn50.shards.sources.base import Listed, Source, is_picture, with_keys
+from imagenet_rn50.shards.sources.base import Listed, Source, Unpacked, readable, with_keys
+from imagenet_rn50.shards.sources.scan import JUNK, is_junk, others_beside
 from imagenet_rn50.shards.tar_walk import Buffer, Member, TarError, mapped, walk
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
@@ -30,33 +32,46 @@ def is_official(root: Path) -> bool:
     return any((root / name).is_file() for name in (TRAIN_TAR, VALIDATION_TAR))
 
 
-def read_official(root: Path) -> Source:
+def read_official(root: Path, train_only: bool = False) -> Source:
     """Lists the pictures of the official tars.
 
     Args:
         root: The folder that holds the two tars and the development kit.
+        train_only: Whether validation is not read.
 
     Raises:
         InputError: When the kit is missing, a tar is damaged, or they contradict each other.
     """
     names, wnids_of_validation = read_devkit(root / DEVKIT)
     listed: dict[str, list[Listed]] = {}
+    unpacked = others_beside(root, root, {TRAIN_TAR, VALIDATION_TAR, DEVKIT})
     if (root / TRAIN_TAR).is_file():
-        listed[TRAIN] = _list_train(root / TRAIN_TAR)
-    if (root / VALIDATION_TAR).is_file():
-        listed[VALIDATION] = _list_validation(root / VALIDATION_TAR, wnids_of_validation)
+        listed[TRAIN] = _list_train(root / TRAIN_TAR, unpacked)
+        _require_same_classes({row.wnid for row in listed[TRAIN]}, set(wnids_of_validation))
+    if (root / VALIDATION_TAR).is_file() and train_only:
+        unpacked.append(Unpacked("", VALIDATION_TAR, "--train-only"))
+    elif (root / VALIDATION_TAR).is_file():
+        validation = _list_validation(root / VALIDATION_TAR, wnids_of_validation, unpacked)
+        listed[VALIDATION] = validation
     occurring = {row.wnid for row in listed.get(TRAIN, [])} or set(wnids_of_validation)
     if unknown := sorted(occurring - names.keys()):
         raise InputError(f"the development kit does not know the class {unknown[0]}")
     # The kit of 2012 knows the 1,000 classes and 860 of their ancestors.
     wnids = tuple(sorted(occurring))
-    if unknown := sorted({row.wnid for row in listed.get(VALIDATION, [])} - occurring):
-        raise InputError(
-            f"the validation ground truth has the class {unknown[0]}, which {TRAIN_TAR} lacks"
-        )
     classes = Classes(wnids=wnids, names=tuple(names[wnid] for wnid in wnids))
     splits = {name: with_keys(rows, classes) for name, rows in listed.items()}
-    return Source(root=root, layout="official", classes=classes, splits=splits)
+    return Source(root, "official", classes, splits, unpacked)
+
+
+def _require_same_classes(found: set[str], expected: set[str]) -> None:
+    """Stops when the tar of a class is missing: without it, classes behind it had other indices."""
+    if missing := sorted(expected - found):
+        raise InputError(
+            f"{TRAIN_TAR} lacks {missing[0]}.tar, the images of a class of the development kit",
+            expected=f"the tars of the {len(expected)} classes in {_GROUND_TRUTH}",
+            found=f"{len(missing)} missing: {', '.join(missing[:5])}",
+            fix="fetch the tar again",
+        )
 
 
 def read_devkit(path: Path) -> tuple[dict[str, str], list[str]]:
@@ -133,29 +148,32 @@ def _synsets(meta: bytes, path: Path) -> tuple[dict[int, str], dict[str, str]]:
     return wnid_of, words_of
 
 
-def _list_train(path: Path) -> list[Listed]:
+def _list_train(path: Path, unpacked: list[Unpacked]) -> list[Listed]:
     """Lists the pictures of all class tars within the training tar, by class and name."""
-    listed = []
+    listed: list[Listed] = []
+    seen: set[str] = set()
     with mapped(path) as buffer:
-        for class_tar in _members(path, buffer):
-            wnid = PurePosixPath(class_tar.name).stem
-            if not WNID.fullmatch(wnid):
+        for class_tar in _files(path, buffer, TRAIN, unpacked):
+            name = PurePosixPath(class_tar.name)
+            if not WNID.fullmatch(name.stem) or name.suffix != ".tar":
                 raise InputError(
                     f"{path} holds {class_tar.name!r}", expected="class tars like n01440764.tar"
                 )
+            if name.stem in seen:
+                raise InputError(f"{path} holds {name.name} twice", fix="fetch the tar again")
+            seen.add(name.stem)
             begin, end = class_tar.offset, class_tar.offset + class_tar.size
             listed += [
-                Listed(PurePosixPath(m.name).stem, wnid, path.name, m.offset, m.size)
-                for m in _members(path, buffer, begin, end)
-                if is_picture(PurePosixPath(m.name).name)
+                Listed(PurePosixPath(m.name).stem, name.stem, path.name, m.offset, m.size)
+                for m in _files(path, buffer, TRAIN, unpacked, begin, end)
             ]
     return sorted(listed, key=lambda row: (row.wnid, row.stem))
 
 
-def _list_validation(path: Path, wnids: list[str]) -> list[Listed]:
+def _list_validation(path: Path, wnids: list[str], unpacked: list[Unpacked]) -> list[Listed]:
     """Lists the pictures of the validation tar; number i has the i-th line of the ground truth."""
     with mapped(path) as buffer:
-        members = [m for m in _members(path, buffer) if is_picture(PurePosixPath(m.name).name)]
+        members = list(_files(path, buffer, VALIDATION, unpacked))
     members.sort(key=lambda member: member.name)
     if len(members) != len(wnids):
         raise InputError(
@@ -176,6 +194,24 @@ def _list_validation(path: Path, wnids: list[str]) -> list[Listed]:
         Listed(PurePosixPath(m.name).stem, wnid, path.name, m.offset, m.size)
         for m, wnid in zip(members, wnids, strict=True)
     ]
+
+
+def _files(
+    path: Path,
+    buffer: Buffer,
+    split: str,
+    unpacked: list[Unpacked],
+    begin: int = 0,
+    end: int | None = None,
+) -> Iterator[Member]:
+    """Yields the members of a tar but for junk, which is noted."""
+    for member in _members(path, buffer, begin, end):
+        first, last = member.offset, member.offset + member.size
+        if is_junk(PurePosixPath(member.name).name) and not is_image(bytes(buffer[first:last])):
+            place = readable(f"{path.name}/{member.name}")
+            unpacked.append(Unpacked(split, place, JUNK))
+        else:
+            yield member
 
 
 def _members(

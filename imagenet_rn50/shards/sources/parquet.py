@@ -15,14 +15,19 @@ from typing import TYPE_CHECKING
 from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
-from imagenet_rn50.shards.sources.base import Listed, Source, with_keys
+from imagenet_rn50.shards.sources.base import Listed, Source, Unpacked, with_keys
+from imagenet_rn50.shards.sources.scan import others_beside
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 # `n01440764_10026_n01440764.JPEG`, `ILSVRC2012_val_00000293_n01440764.JPEG`
 _PATH = re.compile(r"(?P<stem>.+?)_(?P<wnid>n\d{8})")
-_SPLITS = {TRAIN: ("train",), VALIDATION: ("validation", "val")}
+_SPLITS = {TRAIN: ("train",), VALIDATION: ("validation", "valid", "val")}
+# `train-00002-of-00004.parquet`, with a hash behind it in older downloads; or `train-2.parquet`
+_NUMBERED = re.compile(
+    r"(?P<head>.+?[-_.])(?P<number>\d+)(?:-of-(?P<total>\d+))?(?P<tail>(?:-[0-9a-f]+)?\.parquet)"
+)
 
 
 def is_parquet(root: Path) -> bool:
@@ -30,30 +35,46 @@ def is_parquet(root: Path) -> bool:
     return any(_files(root, split) for split in _SPLITS)
 
 
-def read_parquet(root: Path) -> Source:
+def read_parquet(root: Path, train_only: bool = False) -> Source:
     """Lists the pictures of a data set in parquet files.
 
     Args:
         root: The folder that holds `data/train-*.parquet`, or the files themselves.
+        train_only: Whether validation is not read.
 
     Raises:
-        InputError: When the columns are others, or labels are not ranks of the paths' wnids.
+        InputError: When a file of a numbered set is missing, the columns are others, or labels are
+            not ranks of the paths' wnids.
     """
     files = {split: _files(root, split) for split in _SPLITS}
+    folder = _folder(root)
+    unpacked = others_beside(
+        root, folder, {path.name for found in files.values() for path in found}
+    )
+    if train_only:
+        unpacked += [
+            Unpacked("", path.relative_to(root).as_posix(), "--train-only")
+            for path in files[VALIDATION]
+        ]
+        files[VALIDATION] = []
     if not any(files.values()):
         raise InputError(
             f"the source {root} holds no parquet files",
             expected="data/train-*.parquet or data/validation-*.parquet",
         )
-    rows = {split: [*_rows(root, files[split])] for split in _SPLITS}
+    for found in files.values():
+        _require_no_gap(found)
+    rows = {split: [*_rows(root, split, files[split], unpacked)] for split in _SPLITS}
     names = _label_names(files[TRAIN] or files[VALIDATION])
     classes = _classes(root, [row for split in rows.values() for row in split], names)
     splits = {
-        split: with_keys((listed for _, listed in chosen), classes)
+        split: with_keys(
+            (listed._replace(wnid=classes.wnids[label]) for label, listed in chosen), classes
+        )
         for split, chosen in rows.items()
         if chosen
     }
-    return Source(root=root, layout="parquet", classes=classes, splits=splits)
+    return Source(root, "parquet", classes, splits, unpacked)
 
 
 def row_groups(path: Path) -> Iterator[tuple[int, list[bytes]]]:
@@ -87,13 +108,53 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
 
 def _files(root: Path, split: str) -> list[Path]:
     """Returns the parquet files of a split, by name."""
-    folder = root / "data" if (root / "data").is_dir() else root
     return sorted(
-        path for prefix in _SPLITS[split] for path in folder.glob(f"{prefix}[-_.]*.parquet")
+        path for prefix in _SPLITS[split] for path in _folder(root).glob(f"{prefix}[-_.]*.parquet")
     )
 
 
-def _rows(root: Path, files: Sequence[Path]) -> Iterator[tuple[int, Listed]]:
+def _folder(root: Path) -> Path:
+    return root / "data" if (root / "data").is_dir() else root
+
+
+def _require_no_gap(files: Sequence[Path]) -> None:
+    """Stops when a file of a numbered set is missing, or there are files of two sets."""
+    matches = [match for path in files if (match := _NUMBERED.fullmatch(path.name))]
+    if not matches:
+        return
+    sets = {(match["head"], match["total"]) for match in matches}
+    if len(sets) > 1 or len(matches) != len(files):
+        raise InputError(
+            f"{files[0].parent} holds parquet files of several sets of the same split",
+            expected="one numbered set, such as train-00000-of-00004.parquet to train-00003-of-...",
+            found=", ".join(path.name for path in files[:5]),
+            fix="move all but one of the sets elsewhere",
+        )
+    by_number = {int(match["number"]): match for match in matches}
+    last = matches[-1]
+    total = int(last["total"]) if last["total"] else max(by_number) + 1
+    first = 0 if last["total"] else min(1, min(by_number))
+    missing = [number for number in range(first, total) if number not in by_number]
+    if missing or len(by_number) != len(matches) or max(by_number) >= max(total, 1):
+        names = [
+            f"{last['head']}{number:0{len(last['number'])}d}"
+            + (f"-of-{last['total']}" if last["total"] else "")
+            + ".parquet"
+            for number in missing
+        ]
+        raise InputError(
+            f"{files[0].parent / names[0]} is missing"
+            if names
+            else f"{files[0].parent} holds a file of a numbered set twice, or too many",
+            expected=f"{total - first} files, numbered without a gap",
+            found=f"{len(files)} files" + (f"; {len(names)} missing" if names else ""),
+            fix="fetch the files again that are missing" if names else "move the surplus elsewhere",
+        )
+
+
+def _rows(
+    root: Path, split: str, files: Sequence[Path], unpacked: list[Unpacked]
+) -> Iterator[tuple[int, Listed]]:
     """Lists labels, paths and places; the bytes stay where they are."""
     for path in files:
         with _opened(path) as file:
@@ -111,10 +172,13 @@ def _rows(root: Path, files: Sequence[Path]) -> Iterator[tuple[int, Listed]]:
         for row, (image, label) in enumerate(
             zip(table.column("image").to_pylist(), labels, strict=True)
         ):
-            name = PurePosixPath((image or {}).get("path") or "").stem
+            place = path.relative_to(root).as_posix()
+            if image is None:
+                unpacked.append(Unpacked(split, f"row {row} of {place}", "no image", is_error=True))
+                continue
+            name = PurePosixPath(image.get("path") or "").stem
             match = _PATH.fullmatch(name)
             stem, wnid = (match["stem"], match["wnid"]) if match else (name, "")
-            place = path.relative_to(root).as_posix()
             yield label, Listed(stem or f"{path.stem}-{row}", wnid, place, row, mean)
 
 
@@ -128,15 +192,22 @@ def _label_names(files: Sequence[Path]) -> list[str]:
 
 
 def _classes(root: Path, rows: Sequence[tuple[int, Listed]], names: list[str]) -> Classes:
-    """Makes the classes; the label of each row must be the rank of the wnid in its path."""
+    """Makes the classes; the label of each row must be the rank of the wnid in its path.
+
+    A row whose path has no wnid, or that has no path, is of the class that its label means in the
+    other rows.
+    """
     wnids = sorted({listed.wnid for _, listed in rows if listed.wnid})
     rank = {wnid: index for index, wnid in enumerate(wnids)}
     for label, listed in rows:
-        if not listed.wnid or rank[listed.wnid] != label:
+        is_known = isinstance(label, int) and 0 <= label < len(wnids)
+        if not is_known or (listed.wnid and rank[listed.wnid] != label):
             raise InputError(
                 f"row {listed.offset} of {root / listed.path} has the label {label}",
                 expected=f"{rank[listed.wnid]}, the rank of {listed.wnid} among sorted wnids"
                 if listed.wnid
+                else f"0 to {len(wnids) - 1}, the rank of a wnid among those in the paths"
+                if wnids
                 else "a path that ends in the wnid, as n01440764_10026_n01440764.JPEG",
                 found=f"path {listed.stem!r}",
             )

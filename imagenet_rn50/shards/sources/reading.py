@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.plan import ShardTask
-from imagenet_rn50.shards.sources.base import Picture
+from imagenet_rn50.shards.sources.base import Picture, readable
 
 
 def read_pictures(task: ShardTask) -> Iterator[tuple[Picture, bytes]]:
@@ -37,6 +37,8 @@ def _read_stretch(path: str, offset: int, length: int) -> bytes:
             os.close(descriptor)
     except FileNotFoundError:
         content = None
+    except OSError as error:
+        raise InputError(f"{readable(path)} cannot be read", found=error.strerror) from None
     if content is None or len(content) != length:
         raise InputError(
             f"the source changed while it was read: {path}",
