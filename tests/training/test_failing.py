@@ -25,7 +25,7 @@ def test_a_sample_that_only_the_second_rank_finds_damaged_is_named(trainers, tmp
     assert second.wait() == 2, second.said()
     assert first.wait() != 0
     assert f"error: sample {train.key_of(index)} " in second.said()
-    assert "or go on with --on-error substitute" in second.said()
+    assert "continue with --on-error substitute" in second.said()
     assert "Traceback" not in second.said()
     assert train.key_of(index) not in first.said()
 
@@ -49,8 +49,8 @@ def test_a_rate_that_is_too_high_is_told_with_words_that_go_on(trainers, tmp_pat
     last_good = run / "checkpoints" / f"samples-{8 * begin:09d}" if begin else "none"
     problem = f"error: the loss became nan or inf {place}; the last good checkpoint "
     assert re.search(rf"{problem}is {re.escape(str(last_good))}\n", said), said
-    fix = said.rpartition("with a lower rate: ")[2].split()
+    fix = said.rpartition("with a lower learning rate: ")[2].split()
     assert fix == ["--optimizer.lr", "5e+29", "--allow-change", "optimizer.lr"]
-    assert ("go on from there with" in said) == bool(begin)
+    assert ("resume from there with" in said) == bool(begin)
     trainers.train(tiny, run, *common, *fix, "--optimizer.lr", "0.05")
     assert steps_saved(run)[-1] == 64  # 3 x 21, in steps of 8

@@ -36,7 +36,7 @@ def test_each_signal_saves_and_ends_and_the_run_goes_on_to_the_same_weights(
         trainer = trainers.start(tiny, run).until_trained()
         trainer.send(number)
         assert trainer.wait() == EXIT_INTERRUPTED, trainer.said()
-        assert f"(received {number.name}). To go on:\n" in trainer.said()
+        assert f"(received {number.name})" in trainer.said()
         assert f"python train_accelerate.py --recipe {tiny / 'tiny.yaml'}" in trainer.said()
         stop = read_metrics(run, "stop")[-1]
         assert stop["reason"] == f"received {number.name}"
@@ -91,8 +91,8 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_is_told(tiny, trainers, finis
     trainers.train(tiny, run, "--stop-at-step", "3")
     small = 40_000  # bytes a file may have: enough for the journal, too little for the weights
     said = trainers.train(tiny, run, *in_process, code=1, largest_file=small)
-    assert "could not be saved" in said
-    assert "the last checkpoint could not be saved; the one before it stands" in said
+    assert "samples-" in said
+    assert "the last checkpoint could not be saved" in said
     assert steps_saved(run) == [24]
     assert {line["failed"] is None for line in read_metrics(run, "checkpoint")[1:]} == {False}
     trainers.train(tiny, run)
@@ -107,7 +107,7 @@ def test_a_disk_too_full_for_a_line_of_the_journal_is_told_and_the_training_goes
     said = trainers.train(tiny, run, "--workers", "0", code=1, largest_file=40_000)
     assert said.count("metrics.jsonl cannot be written") == 1
     assert "the last lines of metrics.jsonl are lost" in said
-    assert "the last checkpoint could not be saved; the one before it stands" in said
+    assert "the last checkpoint could not be saved" in said
 
 
 LONG_STEPS = ("--micro-batch", "1", "--global-batch", "40", "--data.train-size", "160")
@@ -159,10 +159,10 @@ def test_a_run_whose_output_goes_nowhere_saves_and_ends_when_told(tiny, trainers
 
 def test_a_second_signal_ends_at_once_even_while_the_main_thread_waits_in_c():
     code = (
-        "import ctypes; from imagenet_rn50.training.interruption import Interruption\n"
+        "import ctypes; from imagenet_rn50.training.interruption import SignalHandler\n"
         "lock = ctypes.CDLL(None).pthread_mutex_lock\n"
         "mutex = ctypes.create_string_buffer(64)\n"
-        "with Interruption(talks=True):\n"
+        "with SignalHandler(verbose=True):\n"
         "    print('ready', flush=True)\n"
         "    lock(mutex), lock(mutex)\n"  # for ever, whatever the signal
     )
@@ -183,10 +183,10 @@ def test_a_second_signal_ends_at_once_even_while_the_main_thread_waits_in_c():
 
 def test_a_trainer_under_nohup_hears_no_hangup_and_takes_no_shell_for_a_launcher():
     code = (
-        "import os, signal, time; from imagenet_rn50.training.interruption import Interruption\n"
+        "import os, signal, time; from imagenet_rn50.training.interruption import SignalHandler\n"
         "parent = os.getppid()\n"
         "for number in (signal.SIGTERM, signal.SIGUSR1):\n"
-        "    with Interruption(talks=False) as interruption:\n"
+        "    with SignalHandler(verbose=False) as interruption:\n"
         "        os.kill(os.getpid(), signal.SIGHUP)\n"
         "        if os.getppid() == parent: os.kill(parent, signal.SIGKILL)\n"
         "        while os.getppid() == parent: time.sleep(0.01)\n"

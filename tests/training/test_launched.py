@@ -126,7 +126,7 @@ def test_two_ranks_then_one_then_two_see_the_samples_of_the_order_and_no_others(
         launched.process.send_signal(signal.SIGTERM)  # which tells both
         code, said = launched.wait()
     assert code == 1
-    assert "saved and ended" in said
+    assert "saved and stopped" in said
     stop = read_metrics(run, "stop")[-1]
     assert stop["reason"] == "received SIGTERM"
     assert stop["samples_seen"] == steps_saved(run)[-1]
