@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.parsing import parse_json, parse_yaml
 
 TEMPORARY_SUFFIX = ".partial"
 
@@ -100,15 +101,21 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+    """Reads a JSON file, as `parse_json` does.
 
     Raises:
-        InputError: When the file is missing, cannot be read or is not JSON.
+        InputError: When the file is missing, cannot be read or is not valid JSON.
     """
-    try:
-        return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read", expected="JSON", found=str(error)) from None
+    return parse_json(read_text(path), source=str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML file, as `parse_yaml` does.
+
+    Raises:
+        InputError: When the file is missing, cannot be read or is not valid YAML.
+    """
+    return parse_yaml(read_text(path), source=str(path))
 
 
 def make_folder(folder: Path, fix: str) -> None:

@@ -9,8 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from imagenet_rn50.files import read_yaml
 from imagenet_rn50.publishing.evidence import (
     EVALUATED_ON,
     PUBLISHED,
@@ -133,7 +132,7 @@ def _published(evidence: Evidence, dataset: str | None) -> str:
     head += "|---|---:|---:|---|\n"
     path = Path(__file__).with_name(PUBLISHED)
     rows = []
-    for key, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+    for key, entry in read_yaml(path).items():
         scores = [
             evidence.cite(Place(PUBLISHED, f"{key}.{name}"), ".2%") if name in entry else "-"
             for name in ("top1", "top5")

@@ -6,10 +6,11 @@ The dot is looked for behind the last slash, so a key may have folders, and `a/x
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.parsing import parse_json
 from imagenet_rn50.shards.tar_walk import Buffer, Member, TarError, walk
 
 _PICTURE_FIELDS = ("jpg", "jpeg", "png")
@@ -65,8 +66,8 @@ def samples_in(buffer: Buffer) -> Iterator[TarSample]:
 
 def _label_in_json(content: bytes) -> int | None:
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
+        value = parse_json(content, "a sample's JSON")
+    except InputError:
         return None
     label = value.get("label") if isinstance(value, dict) else None
     return label if isinstance(label, int) and not isinstance(label, bool) else None

@@ -84,14 +84,15 @@ class Plateau:
         """Returns what a checkpoint must hold."""
         return {
             "num_cuts": self.num_cuts,
-            "lowest": self._lowest,
+            "lowest": self._lowest if math.isfinite(self._lowest) else None,  # JSON has no inf
             "num_waited": self._num_waited,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what a checkpoint holds."""
         self.num_cuts = state["num_cuts"]
-        self._lowest, self._num_waited = state["lowest"], state["num_waited"]
+        self._lowest = math.inf if state["lowest"] is None else state["lowest"]
+        self._num_waited = state["num_waited"]
 
 
 def concerns(recipe: Recipe) -> Iterator[str]:

@@ -171,7 +171,7 @@ def test_a_figure_that_a_recipe_does_not_reach_says_so_beside_it(monkeypatch, ca
         ("--recipe rn50-16ep --price inf", "--price inf makes no sense"),
         ("--recipe rn50-16ep --images-per-second nan", "--images-per-second nan makes no sense"),
         ("--recipe rn50-16ep --target nan", "--target nan is no top-1"),
-        ("--recipe rn50-16ep --measured pyproject.toml", "cannot be read"),
+        ("--recipe rn50-16ep --measured pyproject.toml", "not valid JSON"),
         ("--recipe rn50-16ep --measured app", "app cannot be read"),
         ("--recipe rn50-16ep --prices app", "app cannot be read"),
         ("--recipe rn50-16ep --prices docs/none.yaml", "there is no file"),
