@@ -188,8 +188,8 @@ def fit(session: Session, learner: Learner) -> None:
 def _begin(session: Session, learner: Learner, progress: Progress) -> Journal | None:
     """Opens the trackers and, on the one rank that writes, the journal; all ranks call it."""
     recipe, accelerator, start = session.recipe, session.accelerator, session.start
-    for concern in concerns(recipe):
-        accelerator.print(f"mind the schedule: {concern}")
+    for concern in concerns(recipe, session.train.num_samples):
+        accelerator.print(f"warning: {concern}")
     begin_tracking(session)
     if not accelerator.is_main_process:
         return None

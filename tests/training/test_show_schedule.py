@@ -1,6 +1,9 @@
+import re
+
 import pytest
 
-from imagenet_rn50.recipe_files import load_recipe, recipe_names
+from imagenet_rn50.recipe_files import load_recipe, parse_recipe, recipe_names
+from imagenet_rn50.training.schedules import learning_rate
 from imagenet_rn50.training.show_schedule import draw_schedule, schedule_in_words
 
 
@@ -18,4 +21,30 @@ def test_a_cycle_that_does_not_fit_the_run_is_told():
     recipe = load_recipe("onecycle-plateau")
     schedule = recipe.schedule.model_copy(update={"decay_until": 250.0})
     told = schedule_in_words(recipe.model_copy(update={"schedule": schedule}))
-    assert "mind: the run ends after 67 epochs, before its decay does at epoch 250" in told
+    assert "warning: the run ends after 67 epochs, before its decay does at epoch 250" in told
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": 3, "schedule": {"warmup_epochs": 3.0}},
+        {"epochs": 3, "schedule": {"warmup_epochs": 5.0}},
+        {"epochs": 9, "schedule": {"warmup_epochs": 0.0}},
+        {"epochs": 9, "schedule": {"name": "step", "warmup_epochs": 4.0, "milestones": [2.0, 7.0]}},
+        {"epochs": 9, "schedule": {"decay_until": 20.0}},
+        {"epochs": 9, "schedule": {"name": "constant", "plateau_patience": 1}},
+    ],
+)
+def test_each_epoch_is_told_once_in_order_with_its_rate(changes):
+    recipe = parse_recipe(changes, "x")
+    told = [
+        re.fullmatch(r"epoch ([\d.]+): ([^,]+)(.*)", line)
+        for line in schedule_in_words(recipe).splitlines()
+        if line.startswith("epoch ")
+    ]
+    epochs = [float(match[1]) for match in told]
+    assert epochs == sorted(set(epochs))
+    assert epochs[-1] == recipe.epochs
+    for match in told:
+        assert match[2] == f"{learning_rate(recipe, float(match[1])):.3g}"
+        assert ("the peak" in match[3]) <= (float(match[2]) == recipe.optimizer.lr)
