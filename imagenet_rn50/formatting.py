@@ -28,3 +28,8 @@ def percent_spec(part: float, digits: int = 2) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number and its noun, for example `1 image` or `1,797 images`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def rate_text(per_second: float) -> str:
+    """Return a rate with as many digits as mean something, for example `1,205` or `3.1`."""
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.formatting import rate_text
 from imagenet_rn50.machine.compute import NUM_CLASSES, DeviceRates, measure_devices
 from imagenet_rn50.machine.decoding import DecodingRates, measure_decoding
 from imagenet_rn50.machine.disk import DiskRates, measure_disk
-from imagenet_rn50.machine.estimate import rate_text
 from imagenet_rn50.machine.facts import Machine, most_workers, read_machine, volume_of
 from imagenet_rn50.machine.links import measure_all_reduce
 from imagenet_rn50.machine.nodes import PARAMETERS

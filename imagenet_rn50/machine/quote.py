@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeAlias
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import read_json
-from imagenet_rn50.formatting import counted
-from imagenet_rn50.machine.estimate import IMAGENET_TRAIN, IMAGENET_VALIDATION, Rates, rate_text
+from imagenet_rn50.formatting import counted, rate_text
+from imagenet_rn50.machine.estimate import IMAGENET_TRAIN, IMAGENET_VALIDATION, Rates
 from imagenet_rn50.machine.prices import Instance, PriceTable
 from imagenet_rn50.recipe import ModelRecipe, Recipe
 from imagenet_rn50.recipe_files import RECIPES, recipe_names

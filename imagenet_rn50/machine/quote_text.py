@@ -9,8 +9,8 @@ from dataclasses import replace
 from textwrap import wrap
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.formatting import counted
-from imagenet_rn50.machine.estimate import Duration, duration, rate_text, variants
+from imagenet_rn50.formatting import counted, rate_text
+from imagenet_rn50.machine.estimate import Duration, duration, variants
 from imagenet_rn50.machine.nodes import demand
 from imagenet_rn50.machine.quote import (
     RESIZED_PART,

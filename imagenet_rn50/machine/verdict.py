@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from imagenet_rn50.formatting import counted
+from imagenet_rn50.formatting import counted, rate_text
 from imagenet_rn50.machine.compute import DeviceRates
 from imagenet_rn50.machine.decoding import DecodingRates
 from imagenet_rn50.machine.disk import DiskRates
-from imagenet_rn50.machine.estimate import rate_text
 from imagenet_rn50.machine.facts import KEPT_IN_MEMORY, Machine, most_workers
 from imagenet_rn50.recipe import Recipe
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from imagenet_rn50 import __main__ as verbs
+from imagenet_rn50.formatting import rate_text
 from imagenet_rn50.machine import doctor as examining
 from imagenet_rn50.machine.decoding import DecodingRates
-from imagenet_rn50.machine.estimate import rate_text
 from imagenet_rn50.machine.facts import read_machine
 from tests.support import write_shards, write_tiny
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from imagenet_rn50 import __main__ as verbs
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.formatting import rate_text
 from imagenet_rn50.loading.order import TrainingOrder
 from imagenet_rn50.loading.prefetch import least_cache_bytes
-from imagenet_rn50.machine.estimate import Rates, duration, rate_text, variants
+from imagenet_rn50.machine.estimate import Rates, duration, variants
 from imagenet_rn50.machine.nodes import PARAMETERS, demand
 from imagenet_rn50.machine.prices import PRICES, load_prices
 from imagenet_rn50.machine.quote import LOADER_PER_CORE, Options, make_quote
