@@ -12,7 +12,8 @@ import numpy as np
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import write_json, write_text
-from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
+from imagenet_rn50.formatting import counted
+from imagenet_rn50.shards.manifest import FILE_NAME, TRAIN, VALIDATION, no_manifest
 from imagenet_rn50.shards.shard import Remark, Row, ShardRecord
 
 REPORT_NAME = "audit.md"
@@ -64,10 +65,12 @@ def read_report(folder: Path) -> str:
     """
     path = folder / REPORT_NAME
     if not path.is_file():
+        if not (folder / FILE_NAME).is_file():
+            raise no_manifest(folder)
         raise InputError(
             f"{folder} holds no audit",
             expected=f"{path}, written when the shards were packed or indexed",
-            found="no such file" if folder.is_dir() else "no such folder",
+            found="no such file",
             fix=f"python shard_imagenet.py index --shards {folder} --force",
         )
     return path.read_text(encoding="utf-8")
@@ -159,10 +162,11 @@ def report_of(audit: dict[str, Any]) -> str:
     lines = ["# Audit of the shards", "", "| split | samples | ImageNet-1k has | shards | MB |"]
     lines += ["|---|---|---|---|---|"]
     for name, split in audit["splits"].items():
-        expected = IMAGENET_COUNTS.get(name, 0)
+        expected = IMAGENET_COUNTS.get(name)
+        against = "not known" if expected is None else _against(split["num_samples"], expected)
         lines.append(
-            f"| {name} | {split['num_samples']:,} | {_against(split['num_samples'], expected)} "
-            f"| {split['num_shards']:,} | {split['num_bytes'] / 1e6:,.1f} |"
+            f"| {name} | {split['num_samples']:,} | {against} "
+            f"| {split['num_shards']:,} | {_megabytes(split['num_bytes'])} |"
         )
     if audit["num_classes"] is not None:
         against = _against(audit["num_classes"], IMAGENET_CLASSES)
@@ -181,6 +185,10 @@ def _against(found: int, expected: int) -> str:
     """Returns the expected count, and how far off the found one is."""
     difference = found - expected
     return f"{expected:,} ({difference:+,})" if difference else f"{expected:,} (the same)"
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f}" if num_bytes >= 1e5 else f"{num_bytes / 1e6:.2g}"
 
 
 def _shown(value: Any) -> str:
@@ -220,7 +228,7 @@ def _remark_report(title: str, remarks: Sequence[dict[str, Any]]) -> list[str]:
 
 def _duplicate_report(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
     """Returns the list of equal pictures."""
-    lines = ["", f"## Exact duplicates: {len(groups):,} groups", ""]
+    lines = ["", f"## Exact duplicates: {counted(len(groups), 'group')}", ""]
     lines += [
         "- " + " = ".join(_cell(f"{e['split']}/{e['key']} (class {e['label']})") for e in group)
         for group in groups[:_MAX_ROWS]
