@@ -25,7 +25,7 @@ from imagenet_rn50.evaluation.report import render_report
 from imagenet_rn50.evaluation.results import Result
 from imagenet_rn50.evaluation.statistics import NUM_BINS, ClassCount, class_counts, wilson
 from imagenet_rn50.evaluation.subject import Subject
-from imagenet_rn50.files import write_json, write_text
+from imagenet_rn50.files import require_writable, write_json, write_text
 
 SCHEMA = 1
 METRICS, PER_CLASS, REPORT = "metrics.json", "per_class.csv", "report.html"
@@ -37,7 +37,7 @@ def require_own_folder(out: Path) -> None:
     """Makes sure that an evaluation's files do not come among those of a model, which are pushed.
 
     Raises:
-        InputError: When a model stands there, or it is no folder.
+        InputError: When a model stands there, it is no folder, or it cannot be written.
     """
     if (out / "config.json").is_file() or (out.exists() and not out.is_dir()):
         raise InputError(
@@ -45,6 +45,7 @@ def require_own_folder(out: Path) -> None:
             expected="a folder of its own for metrics.json, per_class.csv and report.html",
             fix="name another one with --out",
         )
+    require_writable(out, fix="name another one with --out")
 
 
 def write_evaluation(
