@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.evaluation.metrics import TOP_K
 from imagenet_rn50.publishing.evidence import (
     EVALUATED_ON,
     REAL,
@@ -16,7 +19,7 @@ from imagenet_rn50.publishing.evidence import (
     Evidence,
     Place,
 )
-from imagenet_rn50.publishing.layout import EVALUATION, METRICS
+from imagenet_rn50.publishing.layout import CONFIG, EVALUATION, METRICS
 from imagenet_rn50.publishing.trace import place_arguments
 from imagenet_rn50.publishing.wording import Format
 from imagenet_rn50.runs.choice import Choice
@@ -86,6 +89,20 @@ def metadata(evidence: Evidence, facts: Facts, dataset: str | None) -> ModelCard
     )
 
 
+def has_top5(evidence: Evidence, file: str) -> bool:
+    """Says whether the top-5 in a file says anything: naming five classes may name them all."""
+    num_classes = len(evidence.value(Place(CONFIG, "id2label")))
+    if file == EVALUATION:  # a test set may have only some of the classes
+        with suppress(InputError):
+            num_classes = evidence.value(Place(EVALUATION, "num_classes_counted"))
+    return num_classes > TOP_K
+
+
+def _metrics(evidence: Evidence, file: str) -> tuple[tuple[str, str], ...]:
+    """Returns names and keys of the figures in a file that say something."""
+    return _METRICS if has_top5(evidence, file) else _METRICS[:1]
+
+
 def _scores(evidence: Evidence, facts: Facts) -> Iterator[tuple[str, str, str, Place]]:
     """Yields data, split, metric and place of each result.
 
@@ -102,10 +119,10 @@ def _scores(evidence: Evidence, facts: Facts) -> Iterator[tuple[str, str, str, P
     for name, (_, number) in best.items():
         data, split = str(evidence.value(EVALUATED_ON)), evidence.value(_EVALUATED_SPLIT)
         data += REAL_SUFFIX if name == REAL else ""
-        for metric, key in _METRICS:
+        for metric, key in _metrics(evidence, EVALUATION):
             yield data, split, metric, Place(EVALUATION, f"results.{number}.{key}")
     if not best and choice and choice.line is not None:
-        for metric, key in _METRICS:
+        for metric, key in _metrics(evidence, METRICS):
             place = Place(METRICS, choice.prefix + key, choice.line)
             yield str(evidence.value(TRAINED_ON)), "validation", metric, place
 

@@ -89,7 +89,9 @@ def end(session: Session, journal: Journal | None, sync: Sync, *, is_saved: bool
         with journal.tolerating("plots"):
             draw_plots(session.folder.path)
     if not is_saved:
-        raise RuntimeError("the last checkpoint could not be saved; the one before it stands")
+        stands = newest_checkpoint(session.folder.checkpoints)
+        before = "the one before it stands" if stands else "there is none before it"
+        raise RuntimeError(f"the last checkpoint could not be saved; {before}")
     if journal:
         sync.finish()
         say(bottleneck(session.folder.path))
@@ -121,7 +123,10 @@ def end_early(
         with journal.tolerating("plots"):
             draw_plots(session.folder.path)
         sync.finish()
-        what = "saved and ended" if is_saved else "ended, and only the last checkpoint stands:"
+        what = "saved and ended"
+        if not is_saved:
+            newest = newest_checkpoint(session.folder.checkpoints)
+            what = f"ended; not saved, {newest.folder.name if newest else 'no checkpoint'} stands:"
         command = typed_command(without=_STOP_AT_STEP if is_planned else None)
         say(f"{what} after step {progress.step} ({reason}). To go on:\n  {command}")
     session.accelerator.wait_for_everyone()  # a rank that ends first would have the others killed

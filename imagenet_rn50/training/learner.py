@@ -43,6 +43,7 @@ class Learner:
         classes: Give the size of the head and its labels.
 
     Attributes:
+        num_classes: Classes that the model tells apart.
         bare: The model itself, for evaluation: not wrapped for ranks, not compiled.
         ema: Average of the weights, or None.
         plateau: Remembers how validation went.
@@ -52,7 +53,7 @@ class Learner:
     def __init__(self, session: Session, classes: Classes) -> None:
         recipe, accelerator = session.recipe, session.accelerator
         self._session = session
-        self._num_classes = len(classes)
+        self.num_classes = len(classes)
         self._accumulation = recipe.accumulation(accelerator.num_processes)
         torch.backends.cudnn.benchmark = True  # few sizes, each often: cuDNN tries its kernels once
         torch.manual_seed(recipe.seed)
@@ -172,7 +173,7 @@ class Learner:
         recipe = self._session.recipe
         pictures, targets = batch.pictures, batch.labels
         if recipe.mixup_alpha or recipe.cutmix_alpha:
-            soft = smooth_targets(targets, self._num_classes, recipe.label_smoothing)
+            soft = smooth_targets(targets, self.num_classes, recipe.label_smoothing)
             pictures, targets = mix(pictures, soft, recipe, position)
         return training_loss(logits_of(self._model, pictures), targets, recipe)
 

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from imagenet_rn50.console import say
 from imagenet_rn50.evaluation.metrics import Accuracy
 from imagenet_rn50.evaluation.validate import validate
+from imagenet_rn50.formatting import counted, percent
 from imagenet_rn50.loading.loader import Batch
+from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs import metrics
 from imagenet_rn50.runs.metrics import Journal
 from imagenet_rn50.runs.report import write_logs
 from imagenet_rn50.training.ending import require_finite
 from imagenet_rn50.training.learner import Learner
 from imagenet_rn50.training.progress import Progress
+from imagenet_rn50.training.schedules import Plateau, learning_rate
 from imagenet_rn50.training.session import Session
 from imagenet_rn50.training.trackers import track
 
@@ -49,11 +52,11 @@ def evaluate(
     accuracy = _accuracy(learner.bare, session, between_batches)
     require_finite(accuracy.loss, session, f"in validation, after epoch {progress.epoch:.2f}")
     line: dict[str, Any] = accuracy.as_dict()
-    told = f"epoch {progress.epoch:.2f}: {accuracy}"
+    told = f"epoch {progress.epoch:.2f}: {accuracy.describe(learner.num_classes)}"
     if learner.ema:
         averaged = _accuracy(learner.ema.model, session, between_batches)
         line |= {f"ema_{key}": value for key, value in averaged.as_dict().items()}
-        told += f"; averaged weights: top-1 {averaged.top1:.2%}"
+        told += f"; averaged weights: top-1 {percent(averaged.top1)}"
     logged = {f"validation/{key}": value for key, value in line.items()}
     track(session.accelerator, logged, progress.samples_seen)
     cut = learner.plateau.after_validation(progress.epoch, accuracy.loss)
@@ -70,11 +73,20 @@ def evaluate(
     if "cost_left_usd" in written:
         told += f", about {written['cost_left_usd']:.2f} to come"
     say(told)
-    if cut:
-        say("the validation loss stays level: the learning rate is cut")
+    if cut and not progress.finished:  # a last cut changes nothing
+        say(_told_of_cut(session.recipe, progress, learner.plateau))
     with journal.tolerating("logs.md"):
         write_logs(session.folder.path)
     return score
+
+
+def _told_of_cut(recipe: Recipe, progress: Progress, plateau: Plateau) -> str:
+    """Says that a plateau has just cut the learning rate."""
+    waited = counted((recipe.schedule.plateau_patience or 0) + 1, "evaluation")
+    rate = learning_rate(recipe, progress.epoch, plateau.num_cuts)
+    return (
+        f"the validation loss has not fallen for {waited}: the learning rate is cut to {rate:.3g}"
+    )
 
 
 def _accuracy(
