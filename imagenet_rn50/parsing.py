@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Hashable
 from typing import Any, NoReturn
 
 import yaml
@@ -55,11 +56,11 @@ def parse_json(text: str | bytes, source: str) -> Any:
     """
     try:
         return _decoder.decode(text if isinstance(text, str) else text.decode("utf-8"))
-    except _DuplicateKeyError as error:
-        found = _first_duplicate(text if isinstance(text, str) else text.decode("utf-8")) or error
+    except _DuplicateKeyError:
+        found = _first_duplicate(text if isinstance(text, str) else text.decode("utf-8"))
     except (ValueError, RecursionError) as error:
-        found = error
-    raise InputError(f"{source} is not valid JSON", found=str(found)) from None
+        found = str(error)
+    raise InputError(f"{source} is not valid JSON", found=found) from None
 
 
 class _DuplicateKeyError(ValueError):
@@ -69,7 +70,7 @@ class _DuplicateKeyError(ValueError):
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise _DuplicateKeyError("duplicate key")
+        raise _DuplicateKeyError
     return content
 
 
@@ -80,7 +81,7 @@ def _refuse_constant(name: str) -> NoReturn:
 _decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
 
 
-def _first_duplicate(text: str) -> str | None:
+def _first_duplicate(text: str) -> str:
     """Return the first duplicate key of a JSON text with both of its lines."""
     scopes: list[dict[str, int]] = []
     for token in _JSON_TOKEN.finditer(text):
@@ -93,7 +94,7 @@ def _first_duplicate(text: str) -> str | None:
             if key in scopes[-1]:
                 return _duplicate(key, scopes[-1][key], line)
             scopes[-1][key] = line
-    return None
+    return "duplicate key"
 
 
 def _duplicate(key: str, first: int, second: int) -> str:
@@ -107,15 +108,15 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         """Refuse anchors, aliases and tags, which recipes and tables do not need."""
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         if getattr(event, "anchor", None) or getattr(event, "tag", None):
             problem = "anchors, aliases and tags are not supported: write the value out"
             raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         return super().compose_node(parent, index)
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         """Return a mapping whose keys are distinct strings."""
-        lines: dict[str, int] = {}
+        lines: dict[Hashable, int] = {}
         for key_node, _ in node.value:
             key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
             if not isinstance(key, str) or key == "<<":

@@ -186,8 +186,8 @@ def _circumstances(evidence: Evidence, choice: Choice) -> Iterator[list[str]]:
         yield ["starts, the first included", evidence.cite(everything), everything.in_words()]
     unit = "hours" if evidence.value(Place(METRICS, "hours")) >= 1 else "minutes"
     for name, key, least, spec in (
-        (f"{unit} of training and validation", unit, 1, ".1f"),
-        ("images/s", "images_per_second", 10, ",.0f"),
+        (f"{unit} of training and validation", unit, 0.05, ".1f"),
+        ("images/s", "images_per_second", 5, ",.0f"),
     ):
         place = Place(METRICS, key)
         if key in evidence.summary():
