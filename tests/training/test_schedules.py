@@ -111,7 +111,9 @@ def test_no_shipped_recipe_leaves_a_part_of_its_schedule_out(name):
 
 
 def scheduled(epochs, **schedule):
-    return Recipe(epochs=epochs, optimizer=OptimizerRecipe(lr=0.3), schedule=schedule)
+    return Recipe(
+        epochs=epochs, optimizer=OptimizerRecipe(lr=0.3), schedule=ScheduleRecipe(**schedule)
+    )
 
 
 def test_a_run_that_ends_with_its_warmup_never_falls_but_has_its_peak():

@@ -37,14 +37,10 @@ def test_a_cycle_that_does_not_fit_the_run_is_told():
 )
 def test_each_epoch_is_told_once_in_order_with_its_rate(changes):
     recipe = parse_recipe(changes, "x")
-    told = [
-        re.fullmatch(r"epoch ([\d.]+): ([^,]+)(.*)", line)
-        for line in schedule_in_words(recipe).splitlines()
-        if line.startswith("epoch ")
-    ]
-    epochs = [float(match[1]) for match in told]
+    told = re.findall(r"^epoch ([\d.]+): ([^,\n]+)(.*)$", schedule_in_words(recipe), re.MULTILINE)
+    epochs = [float(epoch) for epoch, _, _ in told]
     assert epochs == sorted(set(epochs))
     assert epochs[-1] == recipe.epochs
-    for match in told:
-        assert match[2] == f"{learning_rate(recipe, float(match[1])):.3g}"
-        assert ("the peak" in match[3]) <= (float(match[2]) == recipe.optimizer.lr)
+    for epoch, rate, note in told:
+        assert rate == f"{learning_rate(recipe, float(epoch)):.3g}"
+        assert ("the peak" in note) <= (float(rate) == recipe.optimizer.lr)
