@@ -31,9 +31,9 @@ from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.checkpoints import commit, folder_name
 from imagenet_rn50.training.interruption import RankFlags
 from imagenet_rn50.training.optim import Ema, build_optimizer
+from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.schedules import Plateau
 from imagenet_rn50.training.state import (
-    Progress,
     StateDict,
     TrainState,
     copy_to_cpu,

@@ -24,8 +24,8 @@ from imagenet_rn50.loading.stages import Batch
 from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.recipe import DataRecipe, Recipe
 from imagenet_rn50.training.accelerator import make_accelerator
+from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.schedules import learning_rate
-from imagenet_rn50.training.state import Progress
 from imagenet_rn50.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]

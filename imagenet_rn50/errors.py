@@ -9,12 +9,18 @@ Everything else that is raised is a bug or a broken machine, and keeps its trace
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_WRONG_INPUT = 2
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ABOUT_A_PATH = _FULL | {
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+}
 
 
 class InputError(ValueError):
@@ -67,14 +73,24 @@ def require_least(name: str, value: float, least: float) -> None:
 def exit_on_input_error() -> Iterator[None]:
     """Turns an `InputError` into its message on stderr and exit code 2.
 
+    So it does with an `OSError` about a path that users can mend: a full disk, say.
+
     Under a launcher every rank fails alike, so only the first of a machine speaks; of a `RankError`
     each one that meets it.
 
     Raises:
         SystemExit: With code 2, when the body raised `InputError`.
+        OSError: When it raised any other.
     """
     try:
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _ABOUT_A_PATH:
+                raise
+            fix = "free some space, or name another place" if error.errno in _FULL else None
+            where = error.filename or "the output"
+            raise InputError(f"{where}: {error.strerror}", fix=fix) from None
     except InputError as error:
         if isinstance(error, RankError) or int(os.environ.get("LOCAL_RANK", "0")) == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.parsing import parse_json, parse_yaml
 
 TEMPORARY_SUFFIX = ".partial"
 
@@ -32,17 +33,25 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
     When the body raises, what was written is removed and an older `path` stays as it was.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary = _temporary(path)
     try:
         with temporary.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in {None, str(temporary)}:
+            error.filename, error.filename2 = str(path), None  # as the user knows it
         raise
     sync_folder(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    """Returns the name under which a file is written."""
+    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
@@ -100,15 +109,21 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+    """Reads a JSON file, as `parse_json` does.
 
     Raises:
-        InputError: When the file is missing, cannot be read or is not JSON.
+        InputError: When the file is missing, cannot be read or is not valid JSON.
     """
-    try:
-        return json.loads(read_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read", expected="JSON", found=str(error)) from None
+    return parse_json(read_text(path), source=str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML file, as `parse_yaml` does.
+
+    Raises:
+        InputError: When the file is missing, cannot be read or is not valid YAML.
+    """
+    return parse_yaml(read_text(path), source=str(path))
 
 
 def make_folder(folder: Path, fix: str) -> None:
@@ -123,8 +138,26 @@ def make_folder(folder: Path, fix: str) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written", found=error.strerror, fix=fix) from None
+    require_writable(folder, fix)
+
+
+def require_writable(folder: Path, fix: str) -> None:
+    """Stops before work whose results could not be written into a folder.
+
+    Args:
+        folder: The folder, or one that would be made.
+        fix: What to do where it cannot be had.
+
+    Raises:
+        InputError: When nothing can be written into it, or into the folder that it would be made
+            in.
+    """
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
     except OSError as error:
         raise InputError(f"{folder} cannot be written", found=error.strerror, fix=fix) from None
 
@@ -133,13 +166,23 @@ def require_place(path: Path) -> None:
     """Stops before work whose result could not be written to `path`.
 
     Raises:
-        InputError: When its folder is missing or read-only, or it is a folder itself.
+        InputError: When its folder is missing or read-only, or it is a folder or a device itself.
     """
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} for {path.name}")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        found = "a folder" if path.is_dir() else f"no right to write into {path.parent}"
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "no regular file"
         raise InputError(f"{path} cannot be written", expected="the name of a file", found=found)
+    temporary = _temporary(path)
+    try:
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written",
+            expected="the name of a file in a folder that may be written into",
+            found=error.strerror,
+        ) from None
 
 
 def sha256_of_file(path: Path) -> str:

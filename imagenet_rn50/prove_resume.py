@@ -18,6 +18,8 @@ from pathlib import Path
 
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import make_folder
+from imagenet_rn50.formatting import counted
 from imagenet_rn50.processes import kill_all_of, shown
 from imagenet_rn50.runs.checkpoints import Checkpoint, checkpoint_folders, verify
 from imagenet_rn50.runs.folder import RunFolder
@@ -49,6 +51,11 @@ class Proof:
     def every(self) -> int:
         """Steps between two saves."""
         return max(1, self.steps // 2)
+
+    @property
+    def enough(self) -> int:
+        """Steps before the kill, at least: whole intervals between saves."""
+        return self.every * (self.steps // self.every)
 
     def command(self, run: Path) -> list[str]:
         """Returns the command that trains in a folder and saves along the way.
@@ -84,12 +91,18 @@ def prove_resume(proof: Proof, folder: Path | None) -> bool:
         undisturbed, interrupted = place / "undisturbed", place / "interrupted"
         say(f"== A run of {2 * proof.steps} steps that nothing disturbs")
         _train(proof.command(undisturbed))
-        say(f"\n== Its twin, killed with kill -9 after {proof.steps} steps")
+        say(f"\n== Its twin, killed with kill -9 after {counted(proof.enough, 'step')} or more")
         _kill_on_the_way(proof, interrupted)
         say("\n== The same command again")
         _train(proof.command(interrupted))
-        went_on = read_metrics(interrupted, START)[-1].get("checkpoint", "the very beginning")
-        say(f"It went on from {went_on}.\n")
+        resumed = read_metrics(interrupted, START)[-1].get("checkpoint")
+        if resumed is None:
+            raise InputError(
+                "nothing was resumed, so nothing is proven: no checkpoint was whole at the kill",
+                expected="a checkpoint to resume from",
+                fix=f"ask for more --steps than {proof.steps}",
+            )
+        say(f"It resumed from {resumed}.\n")
         return compare(undisturbed, interrupted)
 
 
@@ -100,9 +113,9 @@ def _place(folder: Path | None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="prove-resume-") as name:
             yield Path(name)
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} is not empty", expected="a new folder for the two runs")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, fix="name another folder with --run")
     yield folder
 
 
@@ -120,7 +133,7 @@ def _kill_on_the_way(proof: Proof, run: Path) -> None:
     Raises:
         InputError: When it ends before.
     """
-    command, enough = proof.command(run), proof.every * (proof.steps // proof.every)
+    command, enough = proof.command(run), proof.enough
     say(f"$ {shown(command)}")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -160,21 +173,22 @@ def compare(undisturbed: Path, interrupted: Path) -> bool:
         is_other = there and here and _hashes(there) != _hashes(here)
         mark = "   DIFFERENT" if is_other else ""
         say(f"{step:>8}  {_row(there):<48}    {_row(here):<48}{mark}")
-    last = max(theirs)
-    is_same = ours.keys() == theirs.keys() and all(
-        _hashes(ours[step]) == _hashes(theirs[step]) for step in theirs
+    is_same = (
+        bool(theirs)
+        and ours.keys() == theirs.keys()
+        and all(_hashes(ours[step]) == _hashes(theirs[step]) for step in theirs)
     )
     if is_same:
         say(
             "\nThe same after each of these steps, to the last bit: samples, learning rates, "
             "weights, momenta."
         )
-    elif ours.keys() != theirs.keys():
+    elif not theirs or ours.keys() != theirs.keys():
         say("\nThe runs saved at other steps, so they cannot be compared.")
-    elif _told(ours[last]) == _told(theirs[last]):
+    elif _told(ours[max(ours)]) == _told(theirs[max(theirs)]):
         say(
-            "\nThe samples and learning rates are the same, the weights are not. On a GPU, kernels "
-            "that add in any order do that in two undisturbed runs too."
+            "\nThe samples and the next learning rate are the same, what was saved beside them is "
+            "not. On a GPU, kernels that add in any order do that in two undisturbed runs too."
         )
     else:
         say("\nThe runs differ.")

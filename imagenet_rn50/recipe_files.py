@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_text
+from imagenet_rn50.files import read_yaml
 from imagenet_rn50.recipe import Recipe, flatten
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -42,11 +40,7 @@ def load_recipe(name_or_file: str) -> Recipe:
             expected=f"one of {', '.join(names)}, or a .yaml file",
             fix=f"did you mean {near[0]!r}?" if near else None,
         )
-    try:
-        content = yaml.load(read_text(path), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML", found=str(error)) from None
-    return parse_recipe(content or {}, source=str(path))
+    return parse_recipe(read_yaml(path), source=str(path))
 
 
 def parse_recipe(content: Any, source: str) -> Recipe:
@@ -75,17 +69,6 @@ def parse_recipe(content: Any, source: str) -> Recipe:
 def explain(error: ValidationError) -> str:
     """Returns each wrong key with its value and what is wrong with it, in one line."""
     return "; ".join(_describe(problem) for problem in error.errors(include_url=False))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes `1e-4` for a string; this loader takes it for the number that it is."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
-    list("-+0123456789."),
-)
 
 
 def _describe(problem: Any) -> str:

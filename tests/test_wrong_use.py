@@ -1,20 +1,26 @@
 """What cannot be used is refused with one message and exit code 2, whatever is typed."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 
 import shard_imagenet
 import train_accelerate
 from imagenet_rn50 import __main__ as verbs
+from imagenet_rn50 import files
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.runs.folder import RunFolder
+from tests.shards.helpers import write_imagefolder
 from tests.support import write_tiny
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return write_tiny(tmp_path_factory.mktemp("tiny"))
+    folder = write_tiny(tmp_path_factory.mktemp("tiny"))
+    write_imagefolder(folder / "source")
+    return folder
 
 
 @pytest.fixture
@@ -58,10 +64,57 @@ def test_what_makes_no_sense_is_refused_and_nothing_is_written(command, options,
     assert message in refused(*COMMANDS[command], *options.split())
 
 
+TOO_LONG = "x" * 250  # and a file is written under a longer name first
+needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc")
+PLACES = ["tiny.yaml/x", TOO_LONG, pytest.param("/proc/x", marks=needs_proc)]
+
+
 @pytest.mark.usefixtures("inside")
-def test_a_folder_without_the_right_to_write_is_noticed_before_the_work(refused, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    assert "no right to write into" in refused(*COMMANDS["sample"], "--out", "x.png")
+@pytest.mark.parametrize("place", [*PLACES, "/dev/null"])
+@pytest.mark.parametrize("command", ["preview", "schedule", "sample"])
+def test_a_file_that_cannot_be_written_is_noticed_before_the_work(
+    command, place, refused, monkeypatch
+):
+    monkeypatch.setattr(files, "write_bytes", None)  # is not called
+    told = refused(*COMMANDS[command], "--out", place)
+    assert "cannot be written" in told or "there is no folder" in told
+    assert place in told or Path(place).name in told
+    assert not os.path.isfile("/dev/null")
+
+
+FOLDERS = {
+    "train": (*COMMANDS["train"][:-1],),
+    "evaluate": (verbs.main, "evaluate", "--model", "run", "--shards", "shards", "--out"),
+    "prove-resume": (
+        *(verbs.main, "prove-resume", "--recipe", "tiny.yaml", "--shards", "shards", "--run"),
+    ),
+    "pack": (shard_imagenet.main, "pack", "--source", "source", "--dataset", "x", "--out"),
+}
+
+
+@pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize("place", ["tiny.yaml/x", "x" * 300, "tiny.yaml", "/dev/null", "/proc/x"])
+@pytest.mark.parametrize("command", FOLDERS)
+def test_a_folder_that_cannot_be_written_is_noticed_before_the_work(command, place, refused):
+    assert place in refused(*FOLDERS[command], place)
+
+
+@pytest.mark.usefixtures("inside")
+@pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_disk_that_fills_up_is_one_message_and_leaves_nothing(
+    error, refused, monkeypatch, tmp_path
+):
+    def full(descriptor):
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(os, "fsync", full)
+    command = *COMMANDS["schedule"], "--out", str(tmp_path / "x.png")
+    if error == errno.EIO:  # a broken machine
+        with pytest.raises(OSError, match="Input/output error"):
+            refused(*command)
+    else:
+        assert f"{tmp_path / 'x.png'}: {os.strerror(error)}" in refused(*command)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_recipe_that_is_not_utf_8_is_refused(tmp_path, refused):

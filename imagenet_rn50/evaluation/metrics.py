@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from imagenet_rn50.formatting import counted, percent
+
 TOP_K = 5
 """Classes that a model may name for top-5; all of them, where a data set has fewer."""
 
@@ -33,12 +35,11 @@ class Accuracy:
         """Returns the fields, in order, for a metrics file."""
         return dict(vars(self))
 
-    def __str__(self) -> str:
-        """Returns a line for people."""
-        return (
-            f"top-1 {self.top1:.2%}, top-5 {self.top5:.2%}, loss {self.loss:.4f} "
-            f"on {self.num_images} images"
-        )
+    def describe(self, num_classes: int) -> str:
+        """Returns a line for people; top-5 is left out where naming five classes names all."""
+        top5 = f", top-5 {percent(self.top5)}" if num_classes > TOP_K else ""
+        images = counted(self.num_images, "image")
+        return f"top-1 {percent(self.top1)}{top5}, loss {self.loss:.4f} on {images}"
 
 
 def top_classes(logits: Tensor) -> Tensor:

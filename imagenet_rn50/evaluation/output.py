@@ -21,11 +21,13 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.evaluation.evaluate import Evaluation
 from imagenet_rn50.evaluation.image_sets import ImageSet
+from imagenet_rn50.evaluation.metrics import TOP_K
 from imagenet_rn50.evaluation.report import render_report
 from imagenet_rn50.evaluation.results import Result
 from imagenet_rn50.evaluation.statistics import NUM_BINS, ClassCount, class_counts, wilson
 from imagenet_rn50.evaluation.subject import Subject
-from imagenet_rn50.files import write_json, write_text
+from imagenet_rn50.files import require_writable, write_json, write_text
+from imagenet_rn50.formatting import percent
 
 SCHEMA = 1
 METRICS, PER_CLASS, REPORT = "metrics.json", "per_class.csv", "report.html"
@@ -37,7 +39,7 @@ def require_own_folder(out: Path) -> None:
     """Makes sure that an evaluation's files do not come among those of a model, which are pushed.
 
     Raises:
-        InputError: When a model stands there, or it is no folder.
+        InputError: When a model stands there, it is no folder, or it cannot be written.
     """
     if (out / "config.json").is_file() or (out.exists() and not out.is_dir()):
         raise InputError(
@@ -45,6 +47,7 @@ def require_own_folder(out: Path) -> None:
             expected="a folder of its own for metrics.json, per_class.csv and report.html",
             fix="name another one with --out",
         )
+    require_writable(out, fix="name another one with --out")
 
 
 def write_evaluation(
@@ -70,16 +73,14 @@ def write_evaluation(
 
 def metrics_of(subject: Subject, images: ImageSet, evaluation: Evaluation) -> dict[str, Any]:
     """Returns what stands in metrics.json."""
-    num_classes = len(subject.labels)
-    num_named = num_classes if images.subset is None else len(images.subset)
     return {
         "schema": SCHEMA,
         "model": subject.name,
         "checkpoint": subject.checkpoint,
         "dataset": images.description,
         "split": images.description["split"],
-        "num_classes": num_classes,
-        "num_classes_counted": num_named,
+        "num_classes": len(subject.labels),
+        "num_classes_counted": num_classes_counted(subject, images),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "interval": "Wilson score, 95%",
         "ece_bins": NUM_BINS,
@@ -88,8 +89,18 @@ def metrics_of(subject: Subject, images: ImageSet, evaluation: Evaluation) -> di
     }
 
 
-def results_table(results: tuple[Result, ...]) -> str:
-    """Returns the results as people read them in a terminal, a line a row."""
+def num_classes_counted(subject: Subject, images: ImageSet) -> int:
+    """Returns how many classes could be named: those of a test set, where it has only some."""
+    return len(subject.labels) if images.subset is None else len(images.subset)
+
+
+def results_table(results: tuple[Result, ...], num_classes: int) -> str:
+    """Returns the results as people read them in a terminal, a line a row.
+
+    Args:
+        results: The rows.
+        num_classes: Classes that could be named; with five or fewer, top-5 is always right.
+    """
     head = ("images", "transform", "flip", "number", "top-1 (95% interval)", "top-5", "loss", "ECE")
     rows = [head]
     for row in results:
@@ -100,8 +111,8 @@ def results_table(results: tuple[Result, ...]) -> str:
                 row.transform,
                 "yes" if row.flip else "no",
                 f"{row.num_images:,}",
-                f"{row.top1:.2%} ({low:.2%} - {high:.2%})",
-                f"{row.top5:.2%}",
+                f"{percent(row.top1)} ({percent(low)} - {percent(high)})",
+                percent(row.top5) if num_classes > TOP_K else "-",
                 "-" if row.loss is None else f"{row.loss:.4f}",
                 f"{row.calibration.ece:.4f}",
             )

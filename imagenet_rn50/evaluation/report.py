@@ -11,8 +11,10 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from imagenet_rn50 import formatting
 from imagenet_rn50.evaluation.evaluate import Evaluation
 from imagenet_rn50.evaluation.image_sets import ImageSet
+from imagenet_rn50.evaluation.metrics import TOP_K
 from imagenet_rn50.evaluation.plots import class_plot, reliability_plot
 from imagenet_rn50.evaluation.statistics import NUM_BINS, ClassCount, Interval, confusions, wilson
 from imagenet_rn50.evaluation.subject import Subject
@@ -85,7 +87,11 @@ def render_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "base64": _base64}
+    environment.filters |= {
+        "percent": formatting.percent,
+        "counted": formatting.counted,
+        "base64": _base64,
+    }
     return environment.get_template("report.html.j2").render(
         metrics=metrics,
         results=evaluation.results,
@@ -96,6 +102,7 @@ def render_report(
         num_classes=len(counted),
         subset=images.subset,
         num_labels=len(labels),
+        has_top5=metrics["num_classes_counted"] > TOP_K,
         worst=[_shown(row, labels) for row in ranked[:num_shown]],
         best=[_shown(row, labels) for row in ranked[::-1][:num_shown]],
         pairs=[
@@ -149,11 +156,6 @@ def _thumbnail(content: bytes) -> tuple[bytes, int, int]:
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=_THUMBNAIL_QUALITY)
     return buffer.getvalue(), small.width, small.height
-
-
-def _percent(part: float) -> str:
-    """Returns a part of 1 in percent, with two digits behind the point."""
-    return f"{100 * part:.2f}%"
 
 
 def _base64(content: bytes) -> str:

@@ -13,14 +13,16 @@ from torch import Tensor, nn
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.loading.transforms import normalise
+from imagenet_rn50.machine.facts import available_memory
 from imagenet_rn50.model import build_model, logits_of
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.training.losses import training_loss
 from imagenet_rn50.training.optim import build_optimizer
 
-_NUM_CLASSES = 1000
-_CPU_BATCH = 8  # a CPU is measured to show that it works, not to be trained on for hours
+NUM_CLASSES = 1000  # ImageNet-1k's
+_FEW = 2  # images; BatchNorm needs two
 _LEAST_STEPS = 2
+_SLOW_STEP = 10.0  # s; what a CPU prepares once is small against such a step, so one is enough
 _DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -46,70 +48,102 @@ class DeviceRates:
     size: int
 
 
-def measure_devices(recipe: Recipe, seconds: float) -> list[DeviceRates]:
+def measure_devices(
+    recipe: Recipe, seconds: float, num_classes: int = NUM_CLASSES
+) -> list[DeviceRates]:
     """Measures every GPU alone, one after the other; the CPU where there is none.
 
     Args:
         recipe: Says what model, micro batch and size of pictures.
         seconds: How long each precision is measured, at least.
+        num_classes: Classes of the model.
     """
     if not torch.cuda.is_available():
-        return [measure_device(torch.device("cpu"), recipe, seconds)]
+        return [measure_device(torch.device("cpu"), recipe, seconds, num_classes)]
     devices = (torch.device("cuda", number) for number in range(torch.cuda.device_count()))
-    return [measure_device(device, recipe, seconds) for device in devices]
+    return [measure_device(device, recipe, seconds, num_classes) for device in devices]
 
 
-def measure_device(device: torch.device, recipe: Recipe, seconds: float) -> DeviceRates:
-    """Measures copies to one device and training steps on it."""
-    size = recipe.data.size_at(0)
+def measure_device(
+    device: torch.device, recipe: Recipe, seconds: float, num_classes: int = NUM_CLASSES
+) -> DeviceRates:
+    """Measures copies to one device and training steps of the recipe's micro batch on it."""
+    size, batch = recipe.data.size_at(0), recipe.micro_batch
+
+    def rate(precision: str) -> float:
+        """Returns images/s; 0 where a step does not fit into the device's memory."""
+        try:
+            step = make_step(device, recipe, precision, batch, size, num_classes)
+            return _step_rate(device, step, batch, seconds)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            return 0.0
+
     if device.type == "cpu":
-        batch = min(recipe.micro_batch, _CPU_BATCH)
-        steps = {"no": _step_rate(device, recipe, "no", batch, size, seconds)}
-        return DeviceRates("CPU", None, None, steps, batch, size)
-    batch = recipe.micro_batch
+        few = make_step(device, recipe, "no", _FEW, size, num_classes)
+        # A CPU that runs out of memory is not told so: the kernel kills the process.
+        fits = batch / _FEW * activation_bytes(few) < available_memory()
+        return DeviceRates("CPU", None, None, {"no": rate("no") if fits else 0.0}, batch, size)
     with torch.cuda.device(device):
         precisions = ["no", "fp16"] + (["bf16"] if torch.cuda.is_bf16_supported() else [])
-        steps = {
-            name: _step_rate(device, recipe, name, batch, size, seconds) for name in precisions
-        }
+        steps = {name: rate(name) for name in precisions}
         properties = torch.cuda.get_device_properties(device)
         copy_gb = _copy_rate(device, (batch, 3, size, size))
     return DeviceRates(properties.name, properties.total_memory, copy_gb, steps, batch, size)
 
 
-def _step_rate(
-    device: torch.device, recipe: Recipe, precision: str, batch: int, size: int, seconds: float
-) -> float:
-    """Returns images/s of training steps; 0 where they do not fit into the device's memory."""
-    try:
-        step = make_step(device, recipe, precision, batch, size)
-        step()  # what is prepared once: algorithms, memory, optimizer state
-        times: list[float] = []
-        while len(times) < _LEAST_STEPS or sum(times) < seconds:
-            began = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - began)
-    except torch.OutOfMemoryError:
-        torch.cuda.empty_cache()
-        return 0.0
+def activation_bytes(step: Callable[[], None]) -> int:
+    """Returns the bytes that a step keeps from its forward pass for its backward pass."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        step()
+    return sum(kept.values())
+
+
+def _step_rate(device: torch.device, step: Callable[[], None], batch: int, seconds: float) -> float:
+    """Returns images/s of training steps."""
+
+    def timed() -> float:
+        began = time.perf_counter()
+        step()
+        return time.perf_counter() - began
+
+    first = timed()  # with what is prepared once: algorithms, memory, optimizer state
+    if device.type == "cpu" and first > _SLOW_STEP:
+        return batch / first
+    times: list[float] = []
+    while len(times) < _LEAST_STEPS or sum(times) < seconds:
+        times.append(timed())
     return batch / statistics.median(times)
 
 
 def make_step(
-    device: torch.device, recipe: Recipe, precision: str, batch: int, size: int
+    device: torch.device,
+    recipe: Recipe,
+    precision: str,
+    batch: int,
+    size: int,
+    num_classes: int = NUM_CLASSES,
 ) -> Callable[[], None]:
     """Returns a training step on a batch that is on the device already; it waits for the device.
 
     It does what training does there: normalise, forward, loss, backward, update.
     """
-    wnids = tuple(f"n{number:08d}" for number in range(_NUM_CLASSES))
+    wnids = tuple(f"n{number:08d}" for number in range(num_classes))
     model: nn.Module = build_model(recipe.model, Classes(wnids, wnids))
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(model, recipe.optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     pictures = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
     pictures = pictures.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, _NUM_CLASSES, (batch,), device=device)
+    labels = torch.randint(0, num_classes, (batch,), device=device)
     dtype = _DTYPES[precision]
 
     def loss() -> Tensor:

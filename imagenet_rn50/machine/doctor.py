@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.machine.compute import DeviceRates, measure_devices
+from imagenet_rn50.formatting import rate_text
+from imagenet_rn50.machine.compute import NUM_CLASSES, DeviceRates, measure_devices
 from imagenet_rn50.machine.decoding import DecodingRates, measure_decoding
 from imagenet_rn50.machine.disk import DiskRates, measure_disk
-from imagenet_rn50.machine.estimate import rate_text
 from imagenet_rn50.machine.facts import Machine, most_workers, read_machine, volume_of
 from imagenet_rn50.machine.links import measure_all_reduce
 from imagenet_rn50.machine.nodes import PARAMETERS
@@ -45,6 +45,7 @@ class Examination:
         all_reduce_gb: Bus bandwidth of adding up gradients, GB/s; None with less than two GPUs.
         blockers: What would stop a run.
         bottleneck: What holds it up.
+        shards: Folder of the shards; None when none were named.
     """
 
     recipe: str
@@ -56,6 +57,7 @@ class Examination:
     all_reduce_gb: float | None
     blockers: list[str]
     bottleneck: str
+    shards: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as `estimate --measured` reads it."""
@@ -80,16 +82,18 @@ def examine(
     machine, num_ranks = read_machine(), max(torch.cuda.device_count(), 1)
     problems = list(machine_blockers(machine, recipe, num_ranks, num_workers))
     packed = disk = decoding = None
+    num_classes = NUM_CLASSES
     if shards is not None:
         packed = _look_at(shards, problems)
     if shards is not None and packed is not None:
         train = Manifest.load(shards).split(TRAIN)
+        num_classes = int(train.labels.max()) + 1
         _tell("reading shards from the volume")
         disk = measure_disk(shards, train, seconds)
         all_workers = min(num_workers * num_ranks, most_workers(machine.cores, num_ranks))
         decoding = _measure_loader(shards, train, recipe, all_workers, seconds, problems)
     _tell("training on each device")
-    devices = measure_devices(recipe, seconds)
+    devices = measure_devices(recipe, seconds, num_classes)
     all_reduce = None
     if len(devices) > 1:
         _tell("adding up gradients")
@@ -97,7 +101,16 @@ def examine(
     problems += device_blockers(recipe, devices)
     sentence = bottleneck(stages(machine, packed, disk, decoding, devices), machine, packed)
     return Examination(
-        name, machine, packed, disk, decoding, devices, all_reduce, problems, sentence
+        name,
+        machine,
+        packed,
+        disk,
+        decoding,
+        devices,
+        all_reduce,
+        problems,
+        sentence,
+        None if shards is None else str(shards),
     )
 
 
@@ -119,6 +132,8 @@ def _look_at(shards: Path, problems: list[str]) -> Packed | None:
         num_bytes=sum(shard.num_bytes for shard in train.shards),
         num_validation=manifest.split(VALIDATION).num_samples,
         volume=volume_of(shards),
+        is_resized=bool(manifest.options.get("resize")),
+        has_markers=bool(manifest.options.get("restart_blocks")),
     )
 
 
@@ -173,9 +188,12 @@ def _measured_rows(found: Examination) -> list[tuple[str, str]]:
     if found.packed and found.disk:
         disk, size = found.disk, found.packed.bytes_per_image
         rate = disk.sequential * 2**20 / size
-        note = "" if disk.is_enough else f"  (only {disk.num_bytes / 2**20:.0f} MiB: says little)"
+        note = "" if disk.is_enough else f"  (only {disk.num_bytes / 2**20:.2g} MiB: says little)"
         rows += [
-            ("shards", f"{found.packed.num_samples:,} images of {size / 1e3:.1f} kB, verified"),
+            (
+                "shards",
+                f"{found.packed.num_samples:,} images of {size / 1e3:.1f} kB, whole by size",
+            ),
             ("their volume", found.packed.volume),
             (
                 "cold read, shards",
@@ -189,12 +207,12 @@ def _measured_rows(found: Examination) -> list[tuple[str, str]]:
         rows += [
             ("loader, 1 worker", one),
             (
-                f"loader, all {decoding.num_workers} workers",
+                f"loader, all workers ({decoding.num_workers})",
                 f"{decoding.all_workers:,.0f} images/s",
             ),
         ]
     else:
-        why = "a blocker is in its way" if found.blockers else "name --shards"
+        why = "a blocker is in its way" if found.shards else "name --shards"
         rows.append(("loader", f"not measured: {why}"))
     for number, device in enumerate(found.devices):
         label = device.name if device.memory_bytes is None else f"GPU {number}, {device.name}"

@@ -19,11 +19,6 @@ _SECONDS = 3600
 _FORWARD = 1 / 3  # of a training step: a backward pass costs twice a forward pass
 
 
-def rate_text(images_per_second: float) -> str:
-    """Returns a rate with as many digits as say something."""
-    return f"{images_per_second:,.0f}" if images_per_second >= 10 else f"{images_per_second:.2g}"
-
-
 @dataclass(frozen=True)
 class Rates:
     """What one machine does, and what it reads.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -17,7 +17,7 @@ from pydantic import (
 )
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_text
+from imagenet_rn50.files import read_yaml
 
 PRICES = Path(__file__).parent / "prices.yaml"
 
@@ -25,7 +25,7 @@ PRICES = Path(__file__).parent / "prices.yaml"
 class _Row(BaseModel):
     """A part of the table: unknown keys and wrong types are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Instance(_Row):
@@ -123,10 +123,10 @@ def load_prices(path: Path = PRICES) -> PriceTable:
     Raises:
         InputError: When there is no such file, or it is no such table.
     """
+    content = read_yaml(path)
     try:
-        return PriceTable.model_validate(yaml.safe_load(read_text(path)))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML", found=str(error)) from None
+        # Through JSON, because dates and tuples are made there while all else stays strict.
+        return PriceTable.model_validate_json(json.dumps(content))
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import read_json
-from imagenet_rn50.machine.estimate import IMAGENET_TRAIN, IMAGENET_VALIDATION, Rates, rate_text
+from imagenet_rn50.formatting import counted, rate_text
+from imagenet_rn50.machine.estimate import IMAGENET_TRAIN, IMAGENET_VALIDATION, Rates
 from imagenet_rn50.machine.prices import Instance, PriceTable
-from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.recipe import ModelRecipe, Recipe
+from imagenet_rn50.recipe_files import RECIPES, recipe_names
+from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
 
 USUAL_INSTANCE = "g6.12xlarge"
 
@@ -23,8 +27,11 @@ _BASELINE = 125.0  # MiB/s of a gp3 volume
 # ILSVRC2012_img_train.tar has 147,897,477,120 bytes for 1,281,167 images; a label's member in our
 # shards takes 1,024 more.
 _BYTES_PER_IMAGE = 147_897_477_120 / 1_281_167 + 1_024
+_SOURCE_OF_BYTES = "ILSVRC2012_img_train.tar's size, and 1 kB for the label"
+_LEFT_OUT = 0.01  # part of ImageNet's images, at most
 LOADER_PER_CORE = 603.0
 """images/s of one core, half of what benchmarks/results/loaders.txt has for two."""
+_RESNET50 = ModelRecipe().model_dump(exclude={"zero_init_last_norm"})
 RESIZED_PART = (341 * 256) / (500 * 375)  # pixels of a usual picture, after and before
 
 
@@ -39,6 +46,8 @@ class Options:
         disk: MiB/s of the volume of the shards.
         price: USD an hour of one machine.
         nodes: How many machines.
+        shards: Folder of the shards that would be trained on.
+        images: Training and validation images, where there are no shards yet.
     """
 
     precision: Precision = "bf16"
@@ -47,6 +56,8 @@ class Options:
     disk: float | None = None
     price: float | None = None
     nodes: int = 1
+    shards: Path | None = None
+    images: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,7 @@ class Quote:
         other_precisions: Those whose speed is known, too.
         options: What the user said.
         prices: The table.
+        data: The images.
     """
 
     name: str
@@ -78,12 +90,37 @@ class Quote:
     other_precisions: tuple[Precision, ...]
     options: Options
     prices: PriceTable
+    data: Data
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images that would be trained on.
+
+    Attributes:
+        num_train: Training images.
+        num_validation: Images of each evaluation.
+        source: Who says so.
+        bytes_per_image: Bytes of a shard for each of its samples.
+        bytes_source: Who says so.
+    """
+
+    num_train: int
+    num_validation: int
+    source: str
+    bytes_per_image: float
+    bytes_source: str
+
+    @property
+    def is_imagenet(self) -> bool:
+        """Whether they are ImageNet-1k's, for all that their number says; some may be left out."""
+        return abs(self.num_train / IMAGENET_TRAIN - 1) < _LEFT_OUT
 
 
 def make_quote(
     name: str, recipe: Recipe, instance_name: str | None, prices: PriceTable, options: Options
 ) -> Quote:
-    """Finds the rates and writes down every assumption.
+    """Finds the rates and writes down every assumption; asks where one would be a guess.
 
     Args:
         name: Of the recipe.
@@ -93,8 +130,8 @@ def make_quote(
         options: What the user says.
 
     Raises:
-        InputError: When the recipe has no work for so many GPUs, a rate or price is not known, or
-            another kind of machine was measured.
+        InputError: When the recipe has no work for so many GPUs, a rate, a price or the number of
+            images is not known, or another kind of machine was measured.
     """
     _require_positive(options)
     found = _read_measured(options.measured) if options.measured else {}
@@ -107,22 +144,23 @@ def make_quote(
         machine = f"{instance_name} ({instance.gpus} {instance.gpu})"
     num_ranks = options.nodes * instance.gpus
     recipe.accumulation(num_ranks)  # says what does not fit
-    assumptions: list[str] = []
-    gpus, size = _gpus(instance, prices, options, found, assumptions)
-    loader, volume, num_bytes = _input(instance, options, found, assumptions)
+    data = _data(name, options, found)
+    size_text = f"{data.bytes_per_image / 1e3:.1f} kB of a shard for each image"
+    assumptions = [f"{size_text}: {data.bytes_source}"]
+    gpus, size = _gpus(recipe, instance, prices, options, found, assumptions)
+    loader, volume = _input(instance, options, found, data.bytes_per_image, assumptions)
     memory = found["machine"]["memory_bytes"] if found else instance.memory_gib * 2**30
-    packed = found.get("packed") or {}
     rates = Rates(
         gpus,
         size,
         loader,
         volume,
-        num_bytes,
+        data.bytes_per_image,
         memory,
-        num_train=packed.get("num_samples", IMAGENET_TRAIN),
-        num_validation=packed.get("num_validation", IMAGENET_VALIDATION),
+        num_train=data.num_train,
+        num_validation=data.num_validation,
     )
-    assumptions += _of_any_machine(rates)
+    assumptions += _of_any_machine(rates, data)
     return Quote(
         name,
         recipe,
@@ -135,18 +173,65 @@ def make_quote(
         _other_precisions(options, found),
         options,
         prices,
+        data,
     )
 
 
-def _of_any_machine(rates: Rates) -> list[str]:
+def published_recipe(name: str) -> bool:
+    """Says whether a recipe is one of ours for ImageNet: its head names a published figure."""
+    return name in recipe_names() and head_field(name, "published") is not None
+
+
+def head_field(name: str, field: str) -> str | None:
+    """Returns what a recipe's head says under a word, in one line; None where it says nothing."""
+    path = RECIPES / f"{name}.yaml"
+    head = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = re.search(rf"^# +{field} +(.*(?:\n# {{8,}}.*)*)", head, re.MULTILINE)
+    return re.sub(r"\n# +", " ", found[1]) if found else None
+
+
+def _data(name: str, options: Options, found: dict[str, Any]) -> Data:
+    """Returns the images that would be trained on.
+
+    Raises:
+        InputError: When nothing says how many there are, or two things do.
+    """
+    packed = found.get("packed")
+    if options.shards is not None and options.images is not None:
+        raise InputError("--shards says how many images there are", fix="leave out --images")
+    if options.shards is not None:
+        manifest = Manifest.load(options.shards)
+        train, validation = manifest.split(TRAIN), manifest.split(VALIDATION).num_samples
+        num_bytes = sum(shard.num_bytes for shard in train.shards) / train.num_samples
+        return Data(train.num_samples, validation, str(options.shards), num_bytes, "its manifest")
+    if packed:
+        num_bytes = packed["num_bytes"] / packed["num_samples"]
+        counts = packed["num_samples"], packed["num_validation"]
+        if options.images is None:
+            return Data(*counts, str(options.measured), num_bytes, "measured")
+    if options.images is not None:
+        return Data(*options.images, "you said so", _BYTES_PER_IMAGE, _SOURCE_OF_BYTES)
+    if published_recipe(name):
+        counts = IMAGENET_TRAIN, IMAGENET_VALIDATION
+        return Data(*counts, "ImageNet-1k's, as in the recipe", _BYTES_PER_IMAGE, _SOURCE_OF_BYTES)
+    raise InputError(
+        f"it is not known how many images {name} would train on",
+        expected="--shards, a --measured of `doctor --shards`, or --images TRAIN VALIDATION",
+        fix=f"for ImageNet-1k: --images {IMAGENET_TRAIN} {IMAGENET_VALIDATION}",
+    )
+
+
+def _of_any_machine(rates: Rates, data: Data) -> list[str]:
     """Returns what is assumed wherever the rates come from."""
     kept = "are read from the volume once" if rates.fits_memory else "are read every epoch"
+    resized = f"resized pictures take {RESIZED_PART:.0%} of the bytes: 341 x 256 of 500 x 375 px"
     return [
-        f"{rates.num_train:,} training images, {rates.num_validation:,} in each epoch's evaluation",
+        f"{counted(rates.num_train, 'training image')}, {rates.num_validation:,} in each epoch's "
+        f"evaluation: {data.source}",
         f"{rates.memory_bytes / 2**30:,.0f} GiB of memory: shards of "
-        f"{rates.num_train * rates.bytes_per_image / 1e9:,.0f} GB {kept}",
+        f"{rates.num_train * rates.bytes_per_image / 1e9:,.3g} GB {kept}",
         "the devices' images/s go with 1 / side^2; evaluating an image costs a third of training",
-        f"resized pictures take {RESIZED_PART:.0%} of the bytes: 341 x 256 of 500 x 375 px",
+        *([resized] if data.is_imagenet else []),
         "a backward pass hides the exchange of gradients; no interruption is repeated",
         "not counted: starting, compiling, checkpoints, storage, transfer, packing",
     ]
@@ -193,6 +278,10 @@ def _require_positive(options: Options) -> None:
     Raises:
         InputError: Naming the option.
     """
+    if options.images is not None and min(options.images) < 1:
+        raise InputError(
+            f"--images {options.images[0]} {options.images[1]}", expected="numbers of 1 or more"
+        )
     for name in ("images_per_second", "disk", "price", "nodes"):
         value = getattr(options, name)
         is_free = name == "price" and value == 0
@@ -230,6 +319,7 @@ def _other_precisions(options: Options, found: dict[str, Any]) -> tuple[Precisio
 
 
 def _gpus(
+    recipe: Recipe,
     instance: Instance,
     prices: PriceTable,
     options: Options,
@@ -251,9 +341,17 @@ def _gpus(
             )
         size = devices[0]["size"]
         assumptions.append(
-            f"{rate_text(sum(rates))} images/s of {len(devices)} device(s) at {size} px: measured"
+            f"{rate_text(sum(rates))} images/s of {counted(len(devices), 'device')} at {size} px: "
+            "measured"
         )
         return sum(rates), size
+    if any(getattr(recipe.model, name) != value for name, value in _RESNET50.items()):
+        raise InputError(
+            "the speed of this recipe's model is not known: the table has that of ResNet-50",
+            expected="a measurement",
+            fix="run `doctor --json > doctor.json` there and pass --measured doctor.json, or "
+            "pass --images-per-second",
+        )
     found_by_others = prices.speed(instance)
     rate = found_by_others.images_per_second
     assumptions.append(
@@ -268,13 +366,14 @@ def _gpus(
 
 
 def _input(
-    instance: Instance, options: Options, found: dict[str, Any], assumptions: list[str]
-) -> tuple[float, float, float]:
-    """Returns images/s of the loader, MiB/s of the volume, and bytes of an image."""
-    packed, disk, decoding = (found.get(key) for key in ("packed", "disk", "decoding"))
-    num_bytes = packed["num_bytes"] / packed["num_samples"] if packed else _BYTES_PER_IMAGE
-    source = "measured" if packed else "ILSVRC2012_img_train.tar's size, and 1 kB for the label"
-    assumptions.append(f"{num_bytes / 1e3:.1f} kB of a shard for each image: {source}")
+    instance: Instance,
+    options: Options,
+    found: dict[str, Any],
+    num_bytes: float,
+    assumptions: list[str],
+) -> tuple[float, float]:
+    """Returns images/s of the loader, and MiB/s of the volume for images of that many bytes."""
+    disk, decoding = found.get("disk"), found.get("decoding")
     if decoding:
         loader = float(decoding["all_workers"])
         assumptions.append(f"{loader:,.0f} images/s of the loader: measured")
@@ -292,4 +391,4 @@ def _input(
         volume, source = _BASELINE, "a gp3 volume as it comes (--disk says otherwise)"
     images = volume * 2**20 / num_bytes
     assumptions.append(f"{volume:,.0f} MiB/s of the volume, {images:,.0f} images/s: {source}")
-    return loader, volume, num_bytes
+    return loader, volume

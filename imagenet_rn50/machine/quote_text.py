@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from textwrap import wrap
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.machine.estimate import Duration, duration, rate_text, variants
+from imagenet_rn50.formatting import counted, rate_text
+from imagenet_rn50.machine.estimate import Duration, duration, variants
 from imagenet_rn50.machine.nodes import demand
-from imagenet_rn50.machine.quote import RESIZED_PART, Quote, make_quote
-from imagenet_rn50.recipe_files import RECIPES, load_recipe, recipe_names
+from imagenet_rn50.machine.quote import (
+    RESIZED_PART,
+    Quote,
+    head_field,
+    make_quote,
+    published_recipe,
+)
+from imagenet_rn50.recipe_files import load_recipe, recipe_names
+from imagenet_rn50.training.schedules import schedule_warnings
 
 _NUM_WORKERS = 8  # loader processes of a rank, as train_accelerate.py has them at most
 _WIDTH = 85  # of the table
@@ -21,9 +30,10 @@ def text_of(quote: Quote, target: float | None) -> str:
     """Returns the whole quote, as it is printed."""
     options, recipe = quote.options, quote.recipe
     lines = [
-        f"{quote.name}: {recipe.epochs} epochs on {options.nodes} x {quote.machine}, "
+        f"{quote.name}: {counted(recipe.epochs, 'epoch')} on {options.nodes} x {quote.machine}, "
         f"precision {options.precision}",
-        f"accuracy: {published_line(quote.name)}",
+        f"accuracy: {_accuracy(quote)}",
+        *(f"warning: {concern}" for concern in schedule_warnings(recipe, quote.data.num_train)),
         "",
         *_table(quote),
     ]
@@ -36,10 +46,20 @@ def text_of(quote: Quote, target: float | None) -> str:
     return "\n".join(lines)
 
 
+def _accuracy(quote: Quote) -> str:
+    """Returns what is published of the recipe, and of which images that is."""
+    line = published_line(quote.name)
+    if published_recipe(quote.name) and not quote.data.is_imagenet:
+        return f"unknown on these images; published on ImageNet-1k: {line}"
+    return line
+
+
 def _table(quote: Quote) -> Iterator[str]:
     """Yields a line a variant."""
     yield _row("", "images/s", "limit", "hours", "on demand", "spot")
-    for variant in variants(quote.recipe, quote.rates, RESIZED_PART):
+    # What resizing saves is known of ImageNet's pictures alone.
+    resized_part = RESIZED_PART if quote.data.is_imagenet else 1.0
+    for variant in variants(quote.recipe, quote.rates, resized_part):
         yield _priced(
             quote, variant.name, duration(variant.recipe, variant.rates, quote.options.nodes)
         )
@@ -60,10 +80,15 @@ def _priced(quote: Quote, name: str, took: Duration) -> str:
         name,
         rate_text(took.images_per_second),
         took.limit,
-        f"{took.hours:.1f}",
-        f"${hours * on_demand:,.2f}",
-        f"${hours * spot:,.2f}" if spot else "-",
+        f"{took.hours:.1f}" if took.hours >= 1 else f"{took.hours:.2g}",
+        _money(hours * on_demand),
+        _money(hours * spot) if spot else "-",
     )
+
+
+def _money(dollars: float) -> str:
+    """Returns an amount; what costs something is not told as nothing."""
+    return "<$0.01" if 0 < dollars < 0.01 else f"${dollars:,.2f}"
 
 
 def _row(name: str, rate: str, limit: str, hours: str, on_demand: str, spot: str) -> str:
@@ -98,15 +123,21 @@ def _several_nodes(quote: Quote) -> Iterator[str]:
 
 def _towards(quote: Quote, target: float) -> Iterator[str]:
     """Yields what each recipe whose published figure reaches a target would take here."""
+    if not quote.data.is_imagenet:
+        raise InputError(
+            f"--target {target:g}: what recipes reach is published on ImageNet-1k",
+            found=f"{counted(quote.data.num_train, 'training image')} of another data set",
+            fix="leave out --target",
+        )
     reaching = {
         name: published
         for name in recipe_names()
         if (published := published_top1(name)) is not None and published >= target
     }
     if not reaching:
-        yield f"no recipe here has a published top-1 of {target:.1%} or more"
+        yield f"no recipe here has a published top-1 of {_target(target)} or more"
         return
-    yield f"recipes with a published top-1 of {target:.1%} or more, as asked otherwise:"
+    yield f"recipes with a published top-1 of {_target(target)} or more, as asked otherwise:"
     for name, published in reaching.items():
         recipe = load_recipe(name)
         try:
@@ -114,15 +145,21 @@ def _towards(quote: Quote, target: float) -> Iterator[str]:
         except InputError:
             yield f"{name:<38}has no work for {quote.num_ranks} ranks"
             continue
-        label = f"{name}, {recipe.epochs} epochs, {published:.1%}"
+        label = f"{name}, {counted(recipe.epochs, 'epoch')}, {_target(published)}"
         yield _priced(quote, label, duration(recipe, quote.rates, quote.options.nodes))
         yield from _caveats(name)
+
+
+def _target(top1: float) -> str:
+    """Returns a top-1 in percent with as many digits as it was given with, one at least."""
+    digits = next((n for n in range(1, 6) if math.isclose(round(top1, n + 2), top1)), 6)
+    return f"{top1:.{digits}%}"
 
 
 def _caveats(name: str) -> Iterator[str]:
     """Yields under what conditions a figure was published, and what the recipe does otherwise."""
     yield f"  published: {published_line(name)}"
-    if differs := _field_of(name, "differs"):
+    if differs := head_field(name, "differs"):
         yield from wrap(
             f"differs here: {differs}", _WIDTH, initial_indent="  ", subsequent_indent="    "
         )
@@ -143,16 +180,8 @@ def _price_source(quote: Quote) -> Iterator[str]:
 
 def published_line(name: str) -> str:
     """Returns what a recipe's head says of its published accuracy."""
-    found = _field_of(name, "published") or _field_of(name, "expected")
+    found = head_field(name, "published") or head_field(name, "expected")
     return found or "unknown: the recipe names no published figure"
-
-
-def _field_of(name: str, field: str) -> str | None:
-    """Returns what a recipe's head says under a word, in one line; None where it says nothing."""
-    path = RECIPES / f"{name}.yaml"
-    head = path.read_text(encoding="utf-8") if path.is_file() else ""
-    found = re.search(rf"^# +{field} +(.*(?:\n# {{8,}}.*)*)", head, re.MULTILINE)
-    return re.sub(r"\n# +", " ", found[1]) if found else None
 
 
 def published_top1(name: str) -> float | None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from imagenet_rn50.formatting import counted, rate_text
 from imagenet_rn50.machine.compute import DeviceRates
 from imagenet_rn50.machine.decoding import DecodingRates
 from imagenet_rn50.machine.disk import DiskRates
-from imagenet_rn50.machine.estimate import rate_text
 from imagenet_rn50.machine.facts import KEPT_IN_MEMORY, Machine, most_workers
 from imagenet_rn50.recipe import Recipe
 
@@ -24,6 +24,9 @@ _IN_USE = 2
 _FILES = 128
 _FILES_OF_EACH_WORKER = 16
 _VOLUME = "the volume of the shards"
+_SMALL = 30_000  # bytes of an image; resizing to 256 px leaves about so many of ImageNet's
+_CPU = "the CPU's training step"
+_RESIZE = "pack with --resize short=256"
 
 
 @dataclass(frozen=True)
@@ -35,12 +38,24 @@ class Packed:
         num_bytes: Bytes of all training shards.
         num_validation: Validation samples.
         volume: What they stand on.
+        is_resized: Whether larger pictures were scaled down when they were packed.
+        has_markers: Whether restart markers were added then.
     """
 
     num_samples: int
     num_bytes: int
     num_validation: int
     volume: str
+    is_resized: bool = False
+    has_markers: bool = False
+
+    @property
+    def packing_fixes(self) -> list[str]:
+        """Ways to pack them again that make training pictures faster to read and decode."""
+        if self.bytes_per_image < _SMALL:
+            return []
+        markers = [] if self.has_markers else ["pack with restart markers (jpegtran)"]
+        return markers if self.is_resized else [*markers, _RESIZE]
 
     @property
     def bytes_per_image(self) -> float:
@@ -76,11 +91,13 @@ def stages(
         rate = disk.sequential * 2**20 / packed.bytes_per_image
         found.append(Stage(_VOLUME, rate, _volume_fix(packed)))
     if decoding:
-        fix = _loader_fix(machine, decoding, num_ranks=len(devices))
+        fix = _loader_fix(machine, packed, decoding, num_ranks=len(devices))
         found.append(Stage("the loader", decoding.all_workers, fix))
     precision, rate = best_precision(devices)
+    if not rate:
+        return found  # a blocker: the micro batch does not fit
     if devices[0].memory_bytes is None:
-        return [*found, Stage("the CPU's training step", rate, "train on a GPU (docs/ec2.md)")]
+        return [*found, Stage(_CPU, rate, "train on a GPU (docs/ec2.md)")]
     fix = f"train in {precision} (accelerate_configs/), or on a machine with more of them"
     return [*found, Stage("the GPUs", rate, fix)]
 
@@ -93,6 +110,8 @@ def best_precision(devices: list[DeviceRates]) -> tuple[str, float]:
 
 def bottleneck(found: list[Stage], machine: Machine, packed: Packed | None) -> str:
     """Says in a sentence what holds training up, by how much, and what moves it."""
+    if not found:
+        return "What would hold training up is not known: nothing could be measured."
     slowest = min(found, key=lambda stage: stage.images_per_second)
     others = [stage for stage in found if stage is not slowest]
     text = (
@@ -103,6 +122,8 @@ def bottleneck(found: list[Stage], machine: Machine, packed: Packed | None) -> s
     if others:
         second = min(others, key=lambda stage: stage.images_per_second)
         text += f" ({second.name}: {rate_text(second.images_per_second)})"
+    if found[-1].name == _CPU and others:
+        text += ", and a run is slower: loader and training share the cores"
     return f"{text}; {slowest.fix}."
 
 
@@ -166,18 +187,27 @@ def device_blockers(recipe: Recipe, devices: list[DeviceRates]) -> Iterator[str]
 
 def _volume_fix(packed: Packed) -> str:
     """Says what makes shards come faster."""
-    copy = "copy the shards to the instance's own NVMe (docs/ec2.md)"
-    smaller = "pack them with --resize short=256"
+    smaller = [fix for fix in packed.packing_fixes if fix == _RESIZE]
     if "Elastic Block Store" not in packed.volume:
-        return f"move the shards to a faster disk, or {smaller}"
-    return f"`aws ec2 modify-volume --throughput`, {copy}, or {smaller}"
+        return _either(["move the shards to a faster disk", *smaller])
+    copy = "copy the shards to the instance's own NVMe (docs/ec2.md)"
+    return _either(["`aws ec2 modify-volume --throughput`", copy, *smaller])
 
 
-def _loader_fix(machine: Machine, decoding: DecodingRates, num_ranks: int) -> str:
+def _loader_fix(
+    machine: Machine, packed: Packed | None, decoding: DecodingRates, num_ranks: int
+) -> str:
     """Says what makes the loader faster; each rank of training needs a core for itself."""
-    packing = "pack with restart markers (jpegtran) or --resize short=256"
+    packing = packed.packing_fixes if packed else []
     of_each_rank = most_workers(machine.cores, num_ranks) // num_ranks
     if decoding.num_workers < of_each_rank * num_ranks:
-        cores = f"{machine.cores} cores have room for them beside {num_ranks} rank(s)"
-        return f"give it --workers {of_each_rank}, for {cores}, or {packing}"
-    return f"{packing}, or take a machine with more cores"
+        cores = f"{counted(machine.cores, 'core')} have room for them beside"
+        workers = f"give it --workers {of_each_rank}, for {cores} {counted(num_ranks, 'rank')}"
+        return _either([workers, *packing])
+    return _either([*packing, "take a machine with more cores"])
+
+
+def _either(ways: list[str]) -> str:
+    """Returns ways to do something as one phrase: a, b, or c."""
+    *first, last = ways
+    return f"{', '.join(first)}, or {last}" if first else last

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from imagenet_rn50.files import read_yaml
+from imagenet_rn50.formatting import percent_spec
 from imagenet_rn50.publishing.evidence import (
     EVALUATED_ON,
     PUBLISHED,
@@ -20,7 +20,7 @@ from imagenet_rn50.publishing.evidence import (
     Place,
 )
 from imagenet_rn50.publishing.layout import CONFIG, EVALUATION, METRICS, ORIGIN, RECIPE, SHARDS
-from imagenet_rn50.publishing.metadata import Facts, evaluations, metadata
+from imagenet_rn50.publishing.metadata import Facts, evaluations, has_top5, metadata
 from imagenet_rn50.publishing.reproduction import reproduction
 from imagenet_rn50.publishing.wording import IMAGENET_LIMITS, LIMITS, LOADING, SNIPPETS
 from imagenet_rn50.runs.choice import Choice
@@ -63,9 +63,11 @@ def model_card(folder: Path, facts: Facts) -> str:
 def _what(evidence: Evidence, facts: Facts) -> str:
     """Says what the model is, in a few sentences."""
     is_resnet50 = all(evidence.value(Place(CONFIG, key)) == v for key, v in _RESNET50.items())
-    kind = "ResNet-50 (v1.5: stride in the middle convolution)" if is_resnet50 else "small ResNet"
+    kind = "ResNet-50 (v1.5: stride in the middle convolution)" if is_resnet50 else "ResNet"
     count = evidence.cite(Place(CONFIG, "id2label"), ",")
-    text = f"A {kind} that tells {count} classes of pictures apart (`{CONFIG}`)."
+    is_one = len(evidence.value(Place(CONFIG, "id2label"))) == 1
+    classes = "class of pictures" if is_one else "classes of pictures apart"
+    text = f"A {kind} that tells {count} {classes} (`{CONFIG}`)."
     if facts.choice is None:
         name = evidence.cite(Place(ORIGIN, "name"))
         return (
@@ -93,7 +95,8 @@ def _results(evidence: Evidence, facts: Facts) -> str:
     ]
     for number, result in enumerate(evaluations(evidence)):
         at = f"results.{number}."
-        scores = [_with_interval(evidence, at + key) for key in ("top1", "top5")]
+        scores = [_with_interval(evidence, at + "top1")]
+        scores += [_with_interval(evidence, at + "top5") if has_top5(evidence, EVALUATION) else "-"]
         images = evidence.cite(Place(EVALUATION, f"{at}num_images"), ",")
         flip = ", averaged with its mirror image" if result["flip"] else ""
         cells = [
@@ -108,7 +111,8 @@ def _results(evidence: Evidence, facts: Facts) -> str:
         places = [Place(METRICS, prefix + key, line) for key in ("top1", "top5")]
         data = evidence.cite_data(TRAINED_ON, evidence.trained_on_imagenet1k("validation"))
         cells = [f"{data}, validation while training"]
-        cells += [evidence.cite(place, ".2%") for place in places]
+        shown = [_percent(evidence, place) for place in places]
+        cells += shown if has_top5(evidence, METRICS) else [shown[0], "-"]
         cells.append(evidence.cite(Place(METRICS, f"{prefix}num_images", line), ","))
         rows.append(_row([*cells, f"{places[0].in_words()}, {SHARDS}"]))
     return "".join(rows).rstrip() if len(rows) > 1 else "Nothing was measured of these weights."
@@ -134,7 +138,7 @@ def _published(evidence: Evidence) -> str:
     head += "|---|---:|---:|---|\n"
     path = Path(__file__).with_name(PUBLISHED)
     rows = []
-    for key, entry in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+    for key, entry in read_yaml(path).items():
         scores = [
             evidence.cite(Place(PUBLISHED, f"{key}.{name}"), ".2%") if name in entry else "-"
             for name in ("top1", "top5")
@@ -176,13 +180,14 @@ def _circumstances(evidence: Evidence, choice: Choice) -> Iterator[list[str]]:
         everything = Place(METRICS, "starts")
         yield ["starts, the first included", evidence.cite(everything), everything.in_words()]
     unit = "hours" if evidence.value(Place(METRICS, "hours")) >= 1 else "minutes"
-    for name, key, spec in (
-        (f"{unit} of training and validation", unit, ".1f"),
-        ("images/s", "images_per_second", ",.0f"),
+    for name, key, least, spec in (
+        (f"{unit} of training and validation", unit, 0.05, ".1f"),
+        ("images/s", "images_per_second", 5, ",.0f"),
     ):
         place = Place(METRICS, key)
         if key in evidence.summary():
-            yield [name, evidence.cite(place, spec), place.in_words()]
+            is_small = evidence.value(place) < least
+            yield [name, evidence.cite(place, ".3f" if is_small else spec), place.in_words()]
     if choice.line is not None:
         yield from _cited(evidence, choice.line, {"epoch": "epochs", "samples_seen": "images seen"})
     cost = Place(METRICS, "cost_usd")
@@ -211,10 +216,15 @@ def _curves(folder: Path) -> str:
 def _with_interval(evidence: Evidence, field: str) -> str:
     """Returns a fraction and its interval, as percent."""
     value, low, high = (
-        evidence.cite(Place(EVALUATION, name), ".2%")
+        _percent(evidence, Place(EVALUATION, name))
         for name in (field, f"{field}_low", f"{field}_high")
     )
     return f"{value} ({low} to {high})"
+
+
+def _percent(evidence: Evidence, place: Place) -> str:
+    """Cites a fraction as percent, with the digits that keep it from looking like all or none."""
+    return evidence.cite(place, percent_spec(evidence.value(place)))
 
 
 def _row(cells: list[str]) -> str:

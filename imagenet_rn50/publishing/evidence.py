@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import read_text
+from imagenet_rn50.parsing import parse_json, parse_yaml
 from imagenet_rn50.publishing.layout import CONFIG, EVALUATION, METRICS, ORIGIN, RECIPE, SHARDS
-from imagenet_rn50.runs.metrics import START, TRAIN, VALIDATION
+from imagenet_rn50.runs.metrics import START, TRAIN, VALIDATION, parse_lines
 from imagenet_rn50.shards.imagenet1k import is_name
 
 PUBLISHED = "published.yaml"
@@ -167,10 +166,7 @@ class Evidence:
             path = (Path(__file__).parent if file == PUBLISHED else self.folder) / file
             if reader is None or not path.is_file():
                 raise InputError(f"there is no evidence {file} beside the card")
-            try:
-                self._read[file] = reader(path.read_text(encoding="utf-8"))
-            except (ValueError, yaml.YAMLError) as error:
-                raise InputError(f"{path} cannot be read", found=str(error)) from None
+            self._read[file] = reader(read_text(path), str(path))
         return self._read[file]
 
 
@@ -201,18 +197,12 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     return figures
 
 
-def _json_lines(text: str) -> list[dict[str, Any]]:
-    """Reads metrics.jsonl; a last line that a kill cut off does not count."""
-    whole = text[: text.rfind("\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    METRICS: _json_lines,
-    EVALUATION: json.loads,
-    CONFIG: json.loads,
-    SHARDS: json.loads,
-    ORIGIN: json.loads,
-    RECIPE: yaml.safe_load,
-    PUBLISHED: yaml.safe_load,
+_READERS: dict[str, Callable[[str, str], Any]] = {
+    METRICS: parse_lines,
+    EVALUATION: parse_json,
+    CONFIG: parse_json,
+    SHARDS: parse_json,
+    ORIGIN: parse_json,
+    RECIPE: parse_yaml,
+    PUBLISHED: parse_yaml,
 }

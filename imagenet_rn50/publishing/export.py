@@ -9,6 +9,7 @@ OUT/
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from imagenet_rn50.files import (
     read_json,
     replace_folder,
     require_free_space,
+    require_writable,
     write_bytes,
     write_json,
     write_text,
@@ -131,7 +133,7 @@ def _write(source: Source, out: Path, wanted: Wanted) -> None:
     _require_replaceable(out)
     size = sum(tensor.nbytes for tensor in source.model.state_dict().values())
     require_free_space(out, size, "the exported model")
-    final = out.resolve()
+    final = Path(os.path.realpath(out))  # unlike resolve(), it takes a loop of links
     temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -149,11 +151,12 @@ def _require_replaceable(out: Path) -> None:
     """Makes sure that nothing but an earlier export would be replaced.
 
     Raises:
-        InputError: When something else stands there.
+        InputError: When something else stands there, or nothing can be written there.
     """
+    fix = "name another folder with --out"
+    require_writable(out.absolute().parent, fix)
     if not out.exists():
         return
-    fix = "name another folder with --out"
     if not out.is_dir():
         raise InputError(f"{out} is not a folder", expected="a new or empty one", fix=fix)
     if Path.cwd().is_relative_to(out.resolve()):

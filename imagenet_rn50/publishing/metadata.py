@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.evaluation.metrics import TOP_K
 from imagenet_rn50.publishing.evidence import (
     EVALUATED_ON,
     REAL,
@@ -17,7 +20,7 @@ from imagenet_rn50.publishing.evidence import (
     Evidence,
     Place,
 )
-from imagenet_rn50.publishing.layout import EVALUATION, METRICS
+from imagenet_rn50.publishing.layout import CONFIG, EVALUATION, METRICS
 from imagenet_rn50.publishing.trace import place_arguments
 from imagenet_rn50.publishing.wording import Format
 from imagenet_rn50.runs.choice import Choice
@@ -85,6 +88,20 @@ def metadata(evidence: Evidence, facts: Facts) -> ModelCardData:
     )
 
 
+def has_top5(evidence: Evidence, file: str) -> bool:
+    """Says whether the top-5 in a file says anything: naming five classes may name them all."""
+    num_classes = len(evidence.value(Place(CONFIG, "id2label")))
+    if file == EVALUATION:  # a test set may have only some of the classes
+        with suppress(InputError):
+            num_classes = evidence.value(Place(EVALUATION, "num_classes_counted"))
+    return num_classes > TOP_K
+
+
+def _metrics(evidence: Evidence, file: str) -> tuple[tuple[str, str], ...]:
+    """Returns names and keys of the figures in a file that say something."""
+    return _METRICS if has_top5(evidence, file) else _METRICS[:1]
+
+
 def _scores(evidence: Evidence, facts: Facts) -> Iterator[tuple[str, str | None, str, str, Place]]:
     """Yields data, its name on the Hub if any, split, metric and place of each result.
 
@@ -103,12 +120,12 @@ def _scores(evidence: Evidence, facts: Facts) -> Iterator[tuple[str, str | None,
         is_imagenet1k = evidence.evaluated_on_imagenet1k()
         data = _without_claim(data, is_imagenet1k) + (REAL_SUFFIX if name == REAL else "")
         hub_name = HUB_NAME if is_imagenet1k and name != REAL else None
-        for metric, key in _METRICS:
+        for metric, key in _metrics(evidence, EVALUATION):
             yield data, hub_name, split, metric, Place(EVALUATION, f"results.{number}.{key}")
     if not best and choice and choice.line is not None:
         is_imagenet1k = evidence.trained_on_imagenet1k("validation")
         data = _without_claim(str(evidence.value(TRAINED_ON)), is_imagenet1k)
-        for metric, key in _METRICS:
+        for metric, key in _metrics(evidence, METRICS):
             place = Place(METRICS, choice.prefix + key, choice.line)
             yield data, HUB_NAME if is_imagenet1k else None, "validation", metric, place
 

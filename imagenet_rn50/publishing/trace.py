@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import read_text
+from imagenet_rn50.parsing import parse_yaml
 from imagenet_rn50.publishing.evidence import (
     EVALUATED_ON,
     REAL_SUFFIX,
@@ -75,13 +75,10 @@ def _parts(path: Path) -> tuple[str, dict[str, Any], str]:
     Raises:
         InputError: When it is not a card.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        front = _FRONT_MATTER.match(text)
-        metadata = yaml.safe_load(front[1]) if front else None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        found = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be read", expected="YAML in UTF-8", found=found) from None
+    text = read_text(path)
+    front = _FRONT_MATTER.match(text)
+    # A line in front, so that messages count as the file does.
+    metadata = parse_yaml(f"\n{front[1]}", f"the metadata of {path}") if front else None
     if front is None or not isinstance(metadata, dict):
         raise InputError(f"{path} has no metadata", expected="YAML between two lines of ---")
     return front[0], metadata, text[front.end() :]

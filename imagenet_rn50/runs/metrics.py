@@ -33,7 +33,8 @@ from typing import Any
 
 from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import write_text
+from imagenet_rn50.files import read_text, write_text
+from imagenet_rn50.parsing import parse_json
 
 FILE_NAME = "metrics.jsonl"
 START, TRAIN, VALIDATION = "start", "train", "validation"
@@ -53,15 +54,27 @@ def read_metrics(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
     path = run / FILE_NAME
     if not path.is_file():
         raise InputError(f"{run} holds no metrics", expected=f"{path}, written by training")
-    text = path.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    if text and not text.endswith("\n"):
-        lines.pop()  # cut by a kill in the middle of a write
-    try:
-        records: list[dict[str, Any]] = [json.loads(line) for line in lines]
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} has a broken line", found=str(error)) from None
+    records = parse_lines(read_text(path), source=str(path))
     return [record for record in records if kind in {None, record["kind"]}]
+
+
+def parse_lines(text: str, source: str) -> list[dict[str, Any]]:
+    """Parses a metrics.jsonl; an unfinished last line, cut by a kill, is left out.
+
+    Args:
+        text: Its content.
+        source: Where it comes from, for messages.
+
+    Raises:
+        InputError: When a line is broken.
+    """
+    records = []
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        record = parse_json(line, f"line {number} of {source}")
+        if not isinstance(record, dict) or "kind" not in record:
+            raise InputError(f"line {number} of {source} is no record", expected='{"kind": ...}')
+        records.append(record)
+    return records
 
 
 def score(validation: dict[str, Any]) -> float:

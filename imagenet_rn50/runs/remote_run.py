@@ -12,7 +12,6 @@ brought again. What latest.json names no longer is removed only after it.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import write_json
 from imagenet_rn50.loading.remote import MissingFileError, RemoteFolder, UnusableFileError
+from imagenet_rn50.parsing import parse_json
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.runs.checkpoints import newest_checkpoint, quarantine, verify
@@ -68,7 +68,7 @@ class RemoteRun:
         if text is None:
             return None
         try:
-            files = [File(**entry) for entry in json.loads(text)["files"]]
+            files = [File(**entry) for entry in parse_json(text, _LATEST)["files"]]
         except (ValueError, KeyError, TypeError):
             files = []
         if not files or not all(map(_is_sound, files)):

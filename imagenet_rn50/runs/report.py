@@ -8,6 +8,7 @@ from typing import Any
 
 from imagenet_rn50.figures import new_figure, save_figure
 from imagenet_rn50.files import write_text
+from imagenet_rn50.formatting import counted, percent, rate_text
 from imagenet_rn50.runs.metrics import TRAIN, VALIDATION, read_metrics, score
 
 _BEFORE_EMA = ("epoch", "train loss", "val loss", "top-1", "top-5")
@@ -16,7 +17,7 @@ _AFTER_EMA = ("lr", "images/s", "waiting for data")
 
 _COST = ("USD spent", "USD to come")
 
-_DATA_BOUND = 0.1  # part of the time; below it, a faster loader would gain next to nothing
+_HARDLY = 0.05  # part of the time; waiting less than that hardly slows a run down
 
 
 def write_logs(run: Path) -> None:
@@ -37,15 +38,15 @@ def logs_markdown(run: Path) -> str:
         if record["kind"] == TRAIN:
             train.append(record)
         elif record["kind"] == VALIDATION:
-            rows.append(_row(record, train, has_price=has_price))
+            rows.append(_row(record, train, averaged=averaged, has_price=has_price))
             train = []
     head = (*_BEFORE_EMA, *(_EMA if averaged else ()), *_AFTER_EMA, *(_COST if has_price else ()))
     text = f"# {run.name}\n\n" + _line(head) + "|" + "---:|" * len(head) + "\n" + "".join(rows)
     best = max(validations, key=score, default=None)
     if best:
         text += (
-            f"\nBest: {score(best):.2%} top-1{' of averaged weights' * averaged} after epoch "
-            f"{best['epoch']:.2f}, on {best['num_images']} images.\n"
+            f"\nBest: {percent(score(best))} top-1{' of averaged weights' * ('ema_top1' in best)} "
+            f"after epoch {best['epoch']:.2f}, on {counted(best['num_images'], 'image')}.\n"
         )
     return text
 
@@ -55,11 +56,13 @@ def _line(cells: Iterable[str]) -> str:
     return "| " + " | ".join(cells) + " |\n"
 
 
-def _row(validation: dict[str, Any], train: list[dict[str, Any]], *, has_price: bool) -> str:
+def _row(
+    validation: dict[str, Any], train: list[dict[str, Any]], *, averaged: bool, has_price: bool
+) -> str:
     """Returns one epoch's line, from its validation and the training records that led there."""
     cells = [f"{validation['epoch']:.2f}", "", f"{validation['loss']:.4f}"]
-    keys = ("top1", "top5", "ema_top1", "ema_top5")
-    cells += [f"{validation[key]:.2%}" for key in keys if key in validation]
+    keys = ("top1", "top5", *(("ema_top1", "ema_top5") if averaged else ()))
+    cells += [percent(validation[key]) if key in validation else "" for key in keys]
     trained = ["", "", ""]
     if train:
         num_images = sum(record["num_images"] for record in train)
@@ -67,7 +70,7 @@ def _row(validation: dict[str, Any], train: list[dict[str, Any]], *, has_price: 
         loss = sum(record["loss"] * record["num_images"] for record in train) / num_images
         waited = sum(record["data_wait"] * record["seconds"] for record in train) / seconds
         cells[1] = f"{loss:.4f}"
-        trained = [f"{train[-1]['lr']:.3g}", f"{num_images / seconds:.0f}", f"{waited:.0%}"]
+        trained = [f"{train[-1]['lr']:.3g}", rate_text(num_images / seconds), percent(waited, 0)]
     costs = [validation.get(key) for key in ("cost_usd", "cost_left_usd")]
     money = ["" if cost is None else f"{cost:.2f}" for cost in costs]
     return _line(cells + trained + (money if has_price else []))
@@ -81,8 +84,14 @@ def bottleneck(run: Path) -> str:
         return "nothing was trained here: no speed to tell of"
     waited = sum(record["data_wait"] * record["seconds"] for record in train) / seconds
     rate = sum(record["num_images"] for record in train) / seconds
-    culprit = "the loader holds it up" if waited > _DATA_BOUND else "compute holds it up"
-    return f"{rate:.0f} images/s; {waited:.0%} of the time waiting for data: {culprit}"
+    told = f"{rate_text(rate)} images/s; {percent(waited, 0)} of the time waiting for data: "
+    if waited > 1 / 2:
+        return f"{told}the loader held it up"
+    if waited < _HARDLY:
+        return f"{told}compute held it up"
+    # Without the waiting, the same images take the rest of the time.
+    most = rate_text(rate / (1 - waited))
+    return f"{told}compute held it up, and a faster loader would give at most {most} images/s"
 
 
 def draw_plots(run: Path) -> list[Path]:

@@ -12,7 +12,9 @@ import numpy as np
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import read_json, write_json, write_text
+from imagenet_rn50.formatting import counted
 from imagenet_rn50.shards.imagenet1k import NUM_CLASSES, NUM_IMAGES, complete_splits
+from imagenet_rn50.shards.manifest import FILE_NAME, no_manifest
 from imagenet_rn50.shards.shard import Remark, Row, ShardRecord
 from imagenet_rn50.shards.sources.base import Source
 
@@ -111,10 +113,12 @@ def read_report(folder: Path) -> str:
     """
     path = folder / REPORT_NAME
     if not path.is_file():
+        if not (folder / FILE_NAME).is_file():
+            raise no_manifest(folder)
         raise InputError(
             f"{folder} holds no audit",
             expected=f"{path}, written when the shards were packed or indexed",
-            found="no such file" if folder.is_dir() else "no such folder",
+            found="no such file",
             fix=f"python shard_imagenet.py index --shards {folder} --force",
         )
     return path.read_text(encoding="utf-8")
@@ -213,10 +217,11 @@ def report_of(audit: dict[str, Any]) -> str:
     lines = ["# Audit of the shards", "", "| split | samples | ImageNet-1k has | shards | MB |"]
     lines += ["|---|---|---|---|---|"]
     for name, split in audit["splits"].items():
-        expected = NUM_IMAGES.get(name, 0)
+        expected = NUM_IMAGES.get(name)
+        against = "not known" if expected is None else _against(split["num_samples"], expected)
         lines.append(
-            f"| {name} | {split['num_samples']:,} | {_against(split['num_samples'], expected)} "
-            f"| {split['num_shards']:,} | {split['num_bytes'] / 1e6:,.1f} |"
+            f"| {name} | {split['num_samples']:,} | {against} "
+            f"| {split['num_shards']:,} | {_megabytes(split['num_bytes'])} |"
         )
     if audit["num_classes"] is not None:
         against = _against(audit["num_classes"], NUM_CLASSES)
@@ -240,6 +245,10 @@ def _against(found: int, expected: int) -> str:
     """Returns the expected count, and how far off the found one is."""
     difference = found - expected
     return f"{expected:,} ({difference:+,})" if difference else f"{expected:,} (the same)"
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f}" if num_bytes >= 1e5 else f"{num_bytes / 1e6:.2g}"
 
 
 def _shown(value: Any) -> str:
@@ -307,7 +316,7 @@ def _not_packed_report(entries: Sequence[dict[str, Any]]) -> list[str]:
 
 def _duplicate_report(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
     """Returns the list of equal pictures."""
-    lines = ["", f"## Exact duplicates: {len(groups):,} groups", ""]
+    lines = ["", f"## Exact duplicates: {counted(len(groups), 'group')}", ""]
     lines += [
         "- " + " = ".join(_cell(f"{e['split']}/{e['key']} (class {e['label']})") for e in group)
         for group in groups[:_MAX_ROWS]

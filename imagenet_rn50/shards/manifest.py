@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import zipfile
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import read_json, sha256_of_file, write_bytes, write_json
+from imagenet_rn50.formatting import counted
 
 FILE_NAME = "manifest.json"
 FORMAT = "imagenet_rn50 manifest"
@@ -37,6 +39,7 @@ VERSION = 1
 TRAIN = "train"
 VALIDATION = "validation"
 
+_OFFICIAL_TAR = re.compile(r"ILSVRC2012|n\d{8}\.tar")  # of images, to pack
 _COLUMNS = ("offset", "length", "label", "key")
 _OPTIONAL_COLUMN = "crc32"
 
@@ -173,12 +176,7 @@ class Manifest:
         """
         path = folder / FILE_NAME
         if not path.is_file():
-            raise InputError(
-                f"{folder} holds no manifest",
-                expected=f"{path}, written when the shards were packed",
-                found="no such file" if folder.is_dir() else "no such folder",
-                fix=f"python shard_imagenet.py pack --source DIR --out {folder}",
-            )
+            raise no_manifest(folder)
         content = read_json(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise InputError(f"{path} is not a manifest", expected=f'"format": "{FORMAT}"')
@@ -234,6 +232,45 @@ class Manifest:
                 f"the shards have no split {name!r}", found=f"splits {sorted(self.splits)}"
             )
         return self.splits[name]
+
+
+def no_manifest(folder: Path) -> InputError:
+    """Returns the error for a folder without a manifest; its fix depends on what is there."""
+    found, fix = "no such folder", f"python shard_imagenet.py pack --source DIR --out {folder}"
+    if folder.is_dir():
+        found, fix = _look_for_shards(folder)
+    elif folder.exists():
+        found = "a file"
+        is_inside = (folder.parent / FILE_NAME).is_file()
+        fix = f"name the folder, {folder.parent}" if is_inside else "name the folder of the shards"
+    return InputError(
+        f"{folder} holds no manifest",
+        expected=f"{folder / FILE_NAME}, written when the shards were packed",
+        found=found,
+        fix=fix,
+    )
+
+
+def _look_for_shards(folder: Path) -> tuple[str, str]:
+    """Returns what a folder without a manifest holds, and what to do about it."""
+    below = [path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{FILE_NAME}")]
+    if below:
+        return "shards in a folder below", f"name {' or '.join(map(str, sorted(below)))}"
+    if (folder.parent / FILE_NAME).is_file():
+        return "shards in the folder above", f"name {folder.parent}"
+    tars = [path.name for path in folder.glob("*.tar")]
+    if tars and not any(_OFFICIAL_TAR.match(name) for name in tars):
+        return (
+            f"{counted(len(tars), 'tar')} and no {FILE_NAME}",
+            f"python shard_imagenet.py index --shards {folder}",
+        )
+    if not any(folder.glob("*")):
+        return "an empty folder", f"python shard_imagenet.py pack --source DIR --out {folder}"
+    fix = f"to pack what is there: python shard_imagenet.py pack --source {folder} --out SHARDS"
+    beside = sorted(path.parent for path in folder.parent.glob(f"*/{FILE_NAME}"))
+    if beside:
+        fix += f"; shards stand in {' and '.join(map(str, beside))}"
+    return f"other files, and no {FILE_NAME}", fix
 
 
 def _encode_columns(split: Split) -> bytes:

@@ -6,11 +6,12 @@ The dot is looked for behind the last slash, so a key may have folders, and `a/x
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from imagenet_rn50.classes import WNID, wnids_in
+from imagenet_rn50.errors import InputError
+from imagenet_rn50.parsing import parse_json
 from imagenet_rn50.shards.tar_walk import Buffer, Member, TarError, walk
 
 _PICTURE_FIELDS = ("jpg", "jpeg", "png")
@@ -87,8 +88,8 @@ def _index_or_wnid(text: str) -> int | str | None:
 def _labels_in_json(content: bytes) -> list[tuple[str, int | str | None]]:
     """Returns `label` if it is an index, and each field that is a wnid or a file name with one."""
     try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
+        value = parse_json(content, "a sample's JSON")
+    except InputError:
         return []
     if not isinstance(value, dict):
         return []

@@ -31,8 +31,8 @@ from imagenet_rn50.runs.checkpoints import (
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import MetricsLogger
 from imagenet_rn50.training.config import CheckpointConfig
+from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.state import (
-    Progress,
     StateDict,
     TrainState,
     copy_to_cpu,

@@ -14,8 +14,8 @@ from torch import Tensor
 from imagenet_rn50.evaluation.validate import Reduce
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import FILE_NAME, read_metrics
+from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.sample_hash import as_int64, hash_of_samples, wrapped
-from imagenet_rn50.training.state import Progress
 
 
 class Meter:

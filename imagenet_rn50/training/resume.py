@@ -37,8 +37,9 @@ from imagenet_rn50.runs.compatibility import (
 from imagenet_rn50.runs.metrics import CHECKPOINT, read_metrics
 from imagenet_rn50.runs.metrics import FILE_NAME as METRICS
 from imagenet_rn50.training.config import AUTO, NONE, CheckpointConfig
+from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.schedules import learning_rate
-from imagenet_rn50.training.state import PROGRESS, Progress
+from imagenet_rn50.training.state import PROGRESS
 
 
 @dataclass(frozen=True)

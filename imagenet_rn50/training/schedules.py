@@ -6,7 +6,12 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from imagenet_rn50.formatting import counted, percent
 from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.training.progress import Progress
+
+# BatchNorm's running statistics alone take some 50 steps to forget where they began.
+_FEW_STEPS = 100
 
 
 def learning_rate(recipe: Recipe, epoch: float, num_cuts: int = 0) -> float:
@@ -84,33 +89,74 @@ class Plateau:
         """Return what a checkpoint must hold."""
         return {
             "num_cuts": self.num_cuts,
-            "lowest": self._lowest,
+            "lowest": self._lowest if math.isfinite(self._lowest) else None,  # JSON has no inf
             "num_waited": self._num_waited,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what a checkpoint holds."""
         self.num_cuts = state["num_cuts"]
-        self._lowest, self._num_waited = state["lowest"], state["num_waited"]
+        self._lowest = math.inf if state["lowest"] is None else state["lowest"]
+        self._num_waited = state["num_waited"]
 
 
-def schedule_warnings(recipe: Recipe) -> Iterator[str]:
-    """Yields, in words, what a run of this length would leave out of its schedule."""
+def schedule_warnings(recipe: Recipe, num_train: int | None = None) -> Iterator[str]:
+    """Yields, in words, what a run of this length would leave out of its schedule.
+
+    Args:
+        recipe: Its schedule, peak and length.
+        num_train: Training images, to count optimizer steps; None where they are not known.
+    """
     schedule, epochs, peak = recipe.schedule, recipe.epochs, recipe.optimizer.lr
-    last = learning_rate(recipe, epochs)
+    last, end = learning_rate(recipe, epochs), decay_end(recipe)
+    ends = f"the run ends after {counted(epochs, 'epoch')}"
+    if num_train is not None:
+        yield from _few_steps(recipe, num_train)
     if schedule.warmup_epochs >= epochs:
-        yield (
-            f"the run ends after {epochs} epochs, before its peak: the rate would rise to {peak:g} "
-            f"at epoch {schedule.warmup_epochs:g}, and reaches {last:.3g}"
-        )
+        if last < peak:
+            yield (
+                f"{ends}, before its peak: the rate stops at {last:.3g}, {percent(last / peak)} "
+                f"of the {peak:g} that it would reach at epoch {schedule.warmup_epochs:g}"
+            )
+        elif schedule.name != "constant":
+            yield f"{ends}, while the rate is at its peak, {peak:g}: it never falls"
         return
-    if schedule.name != "constant" and decay_end(recipe) > epochs:
+    if any(milestone <= schedule.warmup_epochs for milestone in schedule.milestones):
         yield (
-            f"the run ends after {epochs} epochs, before its decay does at epoch "
-            f"{decay_end(recipe):g}: it stops at {last:.3g}, {last / peak:.0%} of the peak"
+            f"a milestone lies within the warm-up of {schedule.warmup_epochs:g} epochs: the rate "
+            f"never reaches its peak, {peak:g}"
         )
-    if schedule.plateau_patience is not None and decay_end(recipe) >= epochs:
-        yield "the plateau rule never acts: it waits for the end of the decay"
+    if schedule.name != "constant" and end > epochs:
+        yield (
+            f"{ends}, before its decay does at epoch {end:g}: it stops at {last:.3g}, "
+            f"{percent(last / peak)} of the peak"
+        )
+    yield from _idle_plateau(recipe)
+
+
+def _few_steps(recipe: Recipe, num_train: int) -> Iterator[str]:
+    """Yields that a run has too few optimizer steps to learn much."""
+    num_steps = Progress.of(recipe, num_train).total_samples // recipe.global_batch
+    if num_steps < _FEW_STEPS:
+        yield (
+            f"the run takes {counted(num_steps, 'optimizer step')} in all, of "
+            f"{counted(recipe.global_batch, 'image')} each: a network hardly learns in so few, "
+            "use more epochs or a smaller global_batch"
+        )
+
+
+def _idle_plateau(recipe: Recipe) -> Iterator[str]:
+    """Yields that the plateau rule cannot cut the rate before the run ends."""
+    patience, end = recipe.schedule.plateau_patience, decay_end(recipe)
+    if patience is None:
+        return
+    # The first evaluation sets the mark, and a cut after the last one changes nothing.
+    first_cut = math.ceil(end) + patience + 1
+    if first_cut >= recipe.epochs:
+        yield (
+            f"the plateau rule never acts: it waits for the end of the decay, epoch {end:g}, and "
+            f"then for {counted(patience + 1, 'evaluation')} without progress"
+        )
 
 
 def _between(start: float, end: float, part: float, cosine: bool) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from imagenet_rn50.figures import new_figure, save_figure
 from imagenet_rn50.files import require_place
+from imagenet_rn50.formatting import counted
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.training.schedules import decay_end, learning_rate, schedule_warnings
 
@@ -38,26 +39,31 @@ def draw_schedule(recipe: Recipe, name: str, out: Path) -> None:
     save_figure(figure, out)
 
 
-def schedule_in_words(recipe: Recipe) -> str:
-    """Return the course of the learning rate, and what the run would leave out of it."""
-    schedule, peak = recipe.schedule, recipe.optimizer.lr
-    lines = [
-        f"epoch 0: {learning_rate(recipe, 0):.3g}",
-        f"epoch {schedule.warmup_epochs:g}: {peak:.3g}, the peak",
-    ]
-    lines += [
-        f"epoch {milestone:g}: {learning_rate(recipe, milestone):.3g}"
-        for milestone in schedule.milestones
-    ]
+def schedule_in_words(recipe: Recipe, num_train: int | None = None) -> str:
+    """Returns the course of the learning rate, and what the run would leave out of it.
+
+    Args:
+        recipe: What is told.
+        num_train: Training images, to count optimizer steps; None where they are not known.
+    """
+    schedule, end = recipe.schedule, decay_end(recipe)
+    notes: dict[float, list[str]] = {0.0: [], schedule.warmup_epochs: []}
+    notes |= {milestone: [] for milestone in schedule.milestones}
+    if learning_rate(recipe, schedule.warmup_epochs) == recipe.optimizer.lr:
+        notes[schedule.warmup_epochs].append("the peak")
     if schedule.name not in {"step", "constant"}:
-        end = decay_end(recipe)
-        lines.append(f"epoch {end:g}: {learning_rate(recipe, end):.3g}, the end of the decay")
-    if schedule.plateau_patience is not None:
+        notes.setdefault(end, []).append("the end of the decay")
+    notes.setdefault(float(recipe.epochs), []).append("the end of the run")
+    lines = [
+        ", ".join([f"epoch {epoch:g}: {learning_rate(recipe, epoch):.3g}", *notes[epoch]])
+        for epoch in sorted(notes)
+        if epoch <= recipe.epochs
+    ]
+    if schedule.plateau_patience is not None and end < recipe.epochs:
         lines.append(
-            f"from there on x {schedule.plateau_factor:g} whenever the validation loss did not "
-            f"fall for more than {schedule.plateau_patience} evaluations"
+            f"from epoch {end:g} on x {schedule.plateau_factor:g} whenever the validation loss did "
+            f"not fall for more than {counted(schedule.plateau_patience, 'evaluation')}"
         )
-    lines.append(f"epoch {recipe.epochs}: the run ends")
-    found = list(schedule_warnings(recipe))
-    lines += [f"mind: {concern}" for concern in found] or ["nothing of it is left out"]
+    found = list(schedule_warnings(recipe, num_train))
+    lines += [f"warning: {concern}" for concern in found] or ["nothing of it is left out"]
     return "\n".join(lines)

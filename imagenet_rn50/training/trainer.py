@@ -31,6 +31,7 @@ from imagenet_rn50.errors import InputError
 from imagenet_rn50.evaluation.metrics import Accuracy
 from imagenet_rn50.evaluation.validate import validate
 from imagenet_rn50.files import require_free_space
+from imagenet_rn50.formatting import counted, percent
 from imagenet_rn50.loading.device import DeviceBatch, on_device
 from imagenet_rn50.loading.loader import Loader, Share, make_loader
 from imagenet_rn50.loading.order import TrainingOrder
@@ -62,14 +63,10 @@ from imagenet_rn50.training.losses import mix, smooth_targets, training_loss
 from imagenet_rn50.training.meters import Cost, Meter, format_postfix
 from imagenet_rn50.training.optim import Ema, build_optimizer, set_learning_rate
 from imagenet_rn50.training.preemption import is_spot_watched, watch_spot_notice
+from imagenet_rn50.training.progress import Progress, require_global_batch
 from imagenet_rn50.training.resume import ResumePoint, RunSpec, find_resume_point
 from imagenet_rn50.training.schedules import Plateau, learning_rate, schedule_warnings
-from imagenet_rn50.training.state import (
-    Progress,
-    TrainState,
-    checkpoint_bytes,
-    require_global_batch,
-)
+from imagenet_rn50.training.state import TrainState, checkpoint_bytes
 from imagenet_rn50.training.sync import Sync, fetch_run
 from imagenet_rn50.training.trackers import end_training, init_trackers, log_to_trackers
 
@@ -418,11 +415,11 @@ class Trainer:
         accuracy = self._accuracy(state.model)
         self._require_finite(accuracy.loss, f"in validation, after epoch {epoch:.2f}")
         record: dict[str, Any] = accuracy.as_dict()
-        message = f"epoch {epoch:.2f}: {accuracy}"
+        message = f"epoch {epoch:.2f}: {accuracy.describe(len(self.classes))}"
         if state.ema:
             averaged = self._accuracy(state.ema.model)
             record |= {f"ema_{key}": value for key, value in averaged.as_dict().items()}
-            message += f"; averaged weights: top-1 {averaged.top1:.2%}"
+            message += f"; averaged weights: top-1 {percent(averaged.top1)}"
         score = metrics.score(record)
         is_best = score > self.logger.best_score()
         seconds = time.perf_counter() - began
@@ -437,8 +434,15 @@ class Trainer:
         if "cost_left_usd" in written:
             message += f", about {written['cost_left_usd']:.2f} to come"
         self._say(message)
-        if lr_was_cut:
-            self._say("the validation loss has stopped falling: the learning rate is cut")
+        if lr_was_cut and not state.progress.finished:  # a last cut changes nothing
+            num_evaluations = counted(
+                (self.recipe.schedule.plateau_patience or 0) + 1, "evaluation"
+            )
+            lr = learning_rate(self.recipe, epoch, state.plateau.num_cuts)
+            self._say(
+                f"the validation loss has not fallen for {waited}: the learning rate is "
+                f"cut to {lr:.3g}"
+            )
         if self.accelerator.is_main_process:
             with self.logger.warn_on_oserror("logs.md"):
                 write_logs(self.run.path)
@@ -474,8 +478,8 @@ class Trainer:
     def _init_logging(self) -> None:
         """Start the trackers and metrics.jsonl; all ranks call it."""
         recipe, accelerator, state = self.recipe, self.accelerator, self.state
-        for warning in schedule_warnings(recipe):
-            self._say(f"warning: schedule: {warning}")
+        for warning in schedule_warnings(recipe, self.train_split.num_samples):
+            self._say(f"warning: {warning}")
         init_trackers(accelerator, recipe, self.run.path)
         self.logger = MetricsLogger(
             self.run.path,
@@ -620,7 +624,9 @@ class Trainer:
         """
         self._close_logs()
         if not is_saved:
-            raise RuntimeError("the last checkpoint could not be saved; the previous one is kept")
+            newest = newest_checkpoint(self.run.checkpoints)
+            kept = f"the newest is {newest.folder.name}" if newest else "there is none"
+            raise RuntimeError(f"the last checkpoint could not be saved; {kept}")
         self.sync.finish()
         if self.accelerator.is_main_process:
             say(bottleneck(self.run.path))
@@ -641,7 +647,11 @@ class Trainer:
         self._write(metrics.STOP, reason=reason, saved=is_saved)
         self._close_logs()
         self.sync.finish()
-        what = "saved and stopped" if is_saved else "stopped; only the previous checkpoint is kept,"
+        what = "saved and stopped"
+        if not is_saved:
+            newest = newest_checkpoint(self.run.checkpoints)
+            kept = f"the newest checkpoint is {newest.folder.name}" if newest else "no checkpoint"
+            what = f"stopped; saving failed, {kept}:"
         command = typed_command(without=_STOP_AT_STEP if is_planned else None)
         self._say(f"{what} after step {step} ({reason}). To resume:\n  {command}")
         self.accelerator.wait_for_everyone()  # torchelastic kills the others when one rank exits

@@ -88,6 +88,7 @@ def evaluate(asked: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) -> Non
     from imagenet_rn50.console import say
     from imagenet_rn50.evaluation.evaluate import evaluate as evaluate_model
     from imagenet_rn50.evaluation.output import (
+        num_classes_counted,
         require_own_folder,
         results_table,
         write_evaluation,
@@ -129,7 +130,7 @@ def evaluate(asked: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) -> Non
             real=read_real(asked.real, target, len(subject.labels)) if asked.real else None,
         )
         if ranks.is_first:
-            say(results_table(evaluation.results))
+            say(results_table(evaluation.results, num_classes_counted(subject, target)))
             if asked.out:
                 write_evaluation(asked.out, subject, target, evaluation, known)
                 say(f"wrote {asked.out}: metrics.json, per_class.csv, report.html")

@@ -83,6 +83,8 @@ def estimate(
     price: float | None = None,
     prices: Path | None = None,
     micro_batch: int | None = None,
+    shards: Path | None = None,
+    images: tuple[int, int] | None = None,
 ) -> None:
     """Compute hours and price of a run, with every assumption, before money is spent.
 
@@ -98,6 +100,9 @@ def estimate(
         price: USD an hour of a machine.
         prices: A table of your own, like imagenet_rn50/machine/prices.yaml.
         micro_batch: Instead of the recipe's.
+        shards: Folder on this machine that shard_imagenet.py wrote, to count its images; without
+            it those that were --measured, or ImageNet-1k's for a recipe with a published figure.
+        images: Instead of shards that are not there yet: training and validation images.
     """
     from imagenet_rn50.machine.prices import PRICES, load_prices
     from imagenet_rn50.machine.quote import Options, make_quote
@@ -112,7 +117,11 @@ def estimate(
     if micro_batch is not None:
         changed = loaded.model_dump(mode="json") | {"micro_batch": micro_batch}
         loaded = parse_recipe(changed, source=f"{recipe} with --micro-batch {micro_batch}")
-    options = Options(precision, measured, images_per_second, disk, price, nodes)
+    if shards is not None:
+        _require_local(shards)
+    options = Options(
+        precision, measured, images_per_second, disk, price, nodes, shards=shards, images=images
+    )
     quote = make_quote(recipe, loaded, instance, load_prices(prices or PRICES), options)
     print(text_of(quote, target))
 
@@ -147,17 +156,22 @@ def preview(
     print(f"wrote {out}")
 
 
-def schedule(recipe: str, out: Path = Path("schedule.png")) -> None:
+def schedule(recipe: str, shards: Path | None = None, out: Path = Path("schedule.png")) -> None:
     """Draw the learning rate of a recipe, and say what a run of it would leave out.
 
     Args:
         recipe: Name of a recipe, or a YAML file.
+        shards: Folder on this machine that shard_imagenet.py wrote, to count optimizer steps.
         out: PNG file to write.
     """
     from imagenet_rn50.recipe_files import load_recipe
+    from imagenet_rn50.shards.manifest import TRAIN, Manifest
     from imagenet_rn50.training.show_schedule import draw_schedule, schedule_in_words
 
-    loaded = load_recipe(recipe)
+    loaded, num_train = load_recipe(recipe), None
+    if shards is not None:
+        _require_local(shards)
+        num_train = Manifest.load(shards).split(TRAIN).num_samples
     draw_schedule(loaded, Path(recipe).stem, out)
-    print(schedule_in_words(loaded))
+    print(schedule_in_words(loaded, num_train))
     print(f"wrote {out}")

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import top_k_accuracy_score
 
-from imagenet_rn50.evaluation.metrics import accuracy_of, count, top_classes
+from imagenet_rn50.evaluation.metrics import Accuracy, accuracy_of, count, top_classes
 from imagenet_rn50.evaluation.topk_accuracy import TopKAccuracy
 
 
@@ -46,3 +46,10 @@ def test_the_evaluate_metric_says_what_the_counts_say():
     measured = metric.compute()
     accuracy = accuracy_of(count(logits, labels), 50)
     assert measured == {"top1": accuracy.top1, "top5": accuracy.top5, "num_images": 50}
+
+
+def test_a_line_of_accuracy_says_nothing_that_is_always_true_nor_rounds_to_all():
+    almost = Accuracy(top1=49_999 / 50_000, top5=1.0, loss=0.1, num_images=50_000)
+    assert almost.describe(1000) == "top-1 99.998%, top-5 100.00%, loss 0.1000 on 50,000 images"
+    one = Accuracy(top1=0.0, top5=1.0, loss=0.1, num_images=1)
+    assert one.describe(5) == "top-1 0.00%, loss 0.1000 on 1 image"

@@ -13,7 +13,12 @@ from datasets import Dataset, Features, Image, Value
 from imagenet_rn50.__main__ import main
 from imagenet_rn50.evaluation.evaluate import evaluate
 from imagenet_rn50.evaluation.image_sets import ShardImages, read_folder
-from imagenet_rn50.evaluation.output import metrics_of, write_evaluation
+from imagenet_rn50.evaluation.output import (
+    metrics_of,
+    num_classes_counted,
+    results_table,
+    write_evaluation,
+)
 from imagenet_rn50.evaluation.ranks import Ranks
 from imagenet_rn50.evaluation.statistics import wilson
 from imagenet_rn50.evaluation.subject import open_subject
@@ -193,3 +198,34 @@ def test_the_evaluators_workflow_counts_what_the_command_counts(tmp_path):
     )
     assert measured["top1"] == rows[0].top1
     assert measured["num_images"] == 17
+
+
+def evaluated_pictures(tmp_path, labels, num_classes):
+    """Evaluates a model that is right of every picture, over one picture of each label."""
+    classes = classes_of(num_classes)
+    for number, (truth, shown) in enumerate(labels):
+        folder = tmp_path / "set" / classes.wnids[truth]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number}.JPEG").write_bytes(picture_of(shown))
+    subject = painted_subject(num_classes, classes)
+    images = read_folder(tmp_path / "set", num_classes, classes)
+    evaluation = evaluate(subject, images, ranks=ALONE)
+    write_evaluation(tmp_path / "out", subject, images, evaluation, classes)
+    page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text
+    counted = num_classes_counted(subject, images)
+    return " ".join(page.split()), results_table(evaluation.results, counted)
+
+
+@pytest.mark.parametrize(("present", "says"), [(2, False), (5, False), (6, True)])
+def test_top5_is_no_result_where_five_classes_are_all(tmp_path, present, says):
+    labels = [(label, label) for label in range(present)]
+    page, table = evaluated_pictures(tmp_path, labels, NUM_CLASSES)
+    assert ("100.00% top-5" in page) == says
+    assert ("Top-5 says nothing here" in page) == (not says)
+    (top5,) = set(re.findall(r"100\.00% \(.*?\) +(\S+)", table))
+    assert top5 == ("100.00%" if says else "-")
+
+
+def test_a_single_image_is_one_image(tmp_path):
+    page, _ = evaluated_pictures(tmp_path, [(3, 3)], NUM_CLASSES)
+    assert "1 image of set" in page

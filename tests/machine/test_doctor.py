@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from imagenet_rn50 import __main__ as verbs
+from imagenet_rn50.formatting import rate_text
 from imagenet_rn50.machine import doctor as examining
 from imagenet_rn50.machine.decoding import DecodingRates
-from imagenet_rn50.machine.estimate import rate_text
 from imagenet_rn50.machine.facts import read_machine
 from tests.support import write_shards, write_tiny
 
@@ -54,9 +54,10 @@ def test_a_sound_machine_is_measured_into_json_that_estimate_reads(
     verbs.main()
     quoted = capsys.readouterr().out
     rate = rate_text(found["devices"][0]["steps"]["no"])
-    assert f"{rate} images/s of 1 device(s)" in quoted
+    assert f"{rate} images/s of 1 device at" in quoted
     assert "NOT MEASURED HERE" not in quoted
     assert "21 training images, 11 in each epoch's evaluation" in quoted
+    assert "accuracy: unknown on these images" in quoted
 
 
 @pytest.mark.multiprocess

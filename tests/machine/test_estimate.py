@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from imagenet_rn50 import __main__ as verbs
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.formatting import rate_text
 from imagenet_rn50.loading.order import TrainingOrder
 from imagenet_rn50.loading.prefetch import least_cache_bytes
-from imagenet_rn50.machine.estimate import Rates, duration, rate_text, variants
+from imagenet_rn50.machine.estimate import Rates, duration, variants
 from imagenet_rn50.machine.nodes import PARAMETERS, demand
 from imagenet_rn50.machine.prices import PRICES, load_prices
 from imagenet_rn50.machine.quote import LOADER_PER_CORE, Options, make_quote
@@ -171,11 +172,15 @@ def test_a_figure_that_a_recipe_does_not_reach_says_so_beside_it(monkeypatch, ca
         ("--recipe rn50-16ep --price inf", "--price inf makes no sense"),
         ("--recipe rn50-16ep --images-per-second nan", "--images-per-second nan makes no sense"),
         ("--recipe rn50-16ep --target nan", "--target nan is no top-1"),
-        ("--recipe rn50-16ep --measured pyproject.toml", "cannot be read"),
+        ("--recipe rn50-16ep --measured pyproject.toml", "not valid JSON"),
         ("--recipe rn50-16ep --measured app", "app cannot be read"),
         ("--recipe rn50-16ep --prices app", "app cannot be read"),
         ("--recipe rn50-16ep --prices docs/none.yaml", "there is no file"),
         ("--recipe rn50-16ep --measured app/none.json", "there is no file"),
+        ("--recipe rn50-16ep --images 0 5", "--images 0 5"),
+        ("--recipe rn50-16ep --images 1000 50 --target 0.7", "--target 0.7"),
+        ("--recipe rn50-16ep --shards app", "holds no manifest"),
+        ("--recipe rn50-16ep --shards s3://bucket/shards", "is an address"),
     ],
 )
 def test_what_cannot_be_quoted_is_wrong_use(words, message, monkeypatch, capsys):
@@ -226,12 +231,12 @@ def test_a_measurement_tells_what_each_measured_precision_costs(tmp_path):
     machine = {"memory_bytes": 2**38, "cores": 6}
     found = {"machine": machine, "devices": [device] * 2, "packed": None}
     (tmp_path / "doctor.json").write_text(json.dumps(found))
-    options = Options(measured=tmp_path / "doctor.json", price=2.0)
+    options = Options(measured=tmp_path / "doctor.json", price=2.0, images=(1000, 100))
     recipe = Recipe(data=DataRecipe())
     text = text_of(make_quote("mine", recipe, None, load_prices(), options), None)
     assert "6 vCPUs" in text
     assert "$2 an hour: you said so" in text
-    assert "600 images/s of 2 device(s) at 224 px: measured" in text
+    assert "600 images/s of 2 devices at 224 px: measured" in text
     assert "precision no " in text
     assert "precision fp16" not in text
     with pytest.raises(InputError, match="no speed in precision fp16"):
@@ -267,3 +272,60 @@ def test_a_target_that_no_recipe_reaches_is_said():
 )
 def test_rates_are_printed_with_the_digits_that_say_something(rate, text):
     assert rate_text(rate) == text
+
+
+@pytest.fixture
+def one_gpu(tmp_path):
+    """A measurement of a machine with one GPU, without shards."""
+    device = {"name": "NVIDIA L4", "steps": {"bf16": 300.0}, "size": 224}
+    machine = {"memory_bytes": 2**38, "cores": 6}
+    found = {"machine": machine, "devices": [device], "packed": None}
+    (tmp_path / "doctor.json").write_text(json.dumps(found))
+    return ["--measured", str(tmp_path / "doctor.json"), "--price", "1"]
+
+
+def test_images_are_those_of_the_shards_and_never_guessed(one_gpu, tmp_path, monkeypatch, capsys):
+    write_shards(tmp_path / "shards", train=[8, 6], validation=[5])
+    words = ["--recipe", "digits", *one_gpu]
+    with pytest.raises(SystemExit):
+        quoted(monkeypatch, capsys, *words)
+    assert "--images 1281167 50000" in capsys.readouterr().err
+    out = quoted(monkeypatch, capsys, *words, "--shards", str(tmp_path / "shards"))
+    assert "14 training images, 5 in each epoch's evaluation" in out
+    assert "optimizer steps in all" in out
+    for of_imagenet in ("1,281,167", "47% of the bytes", "resized", "ILSVRC"):
+        assert of_imagenet not in out
+    (hours,) = re.findall(r"as asked +\S+ +\S+ +(\S+)", out)
+    assert 0 < float(hours) * 3600 < 14 * 12  # seconds, at 1 image/s
+    assert "$0.00" not in out
+
+
+def test_a_recipe_of_ones_own_asks_how_many_images_it_trains_on(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.yaml").write_text("epochs: 3\n")
+    with pytest.raises(SystemExit) as ended:
+        quoted(monkeypatch, capsys, "--recipe", str(tmp_path / "mine.yaml"))
+    assert ended.value.code == 2
+    out = quoted(
+        monkeypatch, capsys, "--recipe", str(tmp_path / "mine.yaml"), "--images", "9000", "1000"
+    )
+    assert "9,000 training images, 1,000 in each epoch's evaluation: you said so" in out
+
+
+def test_the_speed_of_resnet_50_is_not_that_of_another_model(monkeypatch, capsys):
+    words = "--recipe digits --images 1437 360 --instance g6.2xlarge".split()
+    with pytest.raises(SystemExit) as ended:
+        quoted(monkeypatch, capsys, *words)
+    assert ended.value.code == 2
+    assert "ResNet-50" in capsys.readouterr().err
+    out = quoted(monkeypatch, capsys, *words, "--images-per-second", "5000")
+    assert "5,000 images/s of the GPUs: you said so" in out
+
+
+@pytest.mark.parametrize("name", [name for name in recipe_names() if name != "digits"])
+def test_the_images_of_a_recipe_with_a_published_figure_are_imagenets(name):
+    options = Options(images_per_second=1e4)
+    gpus = {1: "g6.2xlarge", 4: "g6.12xlarge", 8: "g6.48xlarge"}
+    recipe = load_recipe(name)
+    instance = gpus[max(n for n in gpus if recipe.global_batch // recipe.micro_batch % n == 0)]
+    quote = make_quote(name, recipe, instance, load_prices(), options)
+    assert (quote.rates.num_train, quote.rates.num_validation) == (1_281_167, 50_000)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from imagenet_rn50.loading.transforms import TrainTransform
-from imagenet_rn50.machine import decoding, disk
-from imagenet_rn50.machine.compute import make_step, measure_device
+from imagenet_rn50.machine import compute, decoding, disk
+from imagenet_rn50.machine.compute import activation_bytes, make_step, measure_device
 from imagenet_rn50.machine.links import measure_all_reduce
+from imagenet_rn50.machine.verdict import device_blockers
 from imagenet_rn50.recipe_files import load_recipe
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
 from tests.support import write_recipe, write_shards
@@ -155,6 +156,42 @@ def test_the_cpu_is_measured_where_there_is_no_gpu(recipe):
     assert rates.steps["no"] > 0
     assert (rates.batch, rates.size) == (4, 16)
     assert rates.copy_gb is None
+
+
+def test_a_cpu_is_timed_with_the_micro_batch_of_the_recipe(recipe, monkeypatch):
+    seen = []
+
+    def remembering(device, recipe, precision, batch, size, num_classes):
+        seen.append((batch, num_classes))
+        return make_step(device, recipe, precision, batch, size, num_classes)
+
+    monkeypatch.setattr(compute, "make_step", remembering)
+    large = recipe.model_copy(update={"global_batch": 96, "micro_batch": 96})
+    rates = measure_device(torch.device("cpu"), large, seconds=0.01, num_classes=3)
+    assert rates.batch == 96
+    assert seen[-1] == (96, 3)
+
+
+def test_a_micro_batch_that_memory_cannot_hold_is_a_blocker_and_not_a_killed_process(
+    recipe, monkeypatch
+):
+    few, many = (
+        activation_bytes(make_step(torch.device("cpu"), recipe, "no", batch, 16))
+        for batch in (2, 64)
+    )
+    assert many == pytest.approx(32 * few, rel=0.1)
+    monkeypatch.setattr(compute, "available_memory", lambda: few)
+    rates = measure_device(torch.device("cpu"), recipe, seconds=0.01)
+    assert (rates.steps, rates.batch) == ({"no": 0.0}, 4)
+    assert "micro batch of 4" in next(device_blockers(recipe, [rates]))
+
+
+def test_a_slow_step_is_timed_once(recipe, monkeypatch):
+    monkeypatch.setattr(compute, "_SLOW_STEP", 0.0)
+    steps = []
+    rate = compute._step_rate(torch.device("cpu"), lambda: steps.append(1), 8, seconds=60)
+    assert len(steps) == 1
+    assert rate > 0
 
 
 @pytest.mark.slow

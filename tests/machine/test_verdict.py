@@ -52,7 +52,7 @@ def test_a_loader_that_has_cores_left_is_given_more_workers():
     slow = replace(LOADER, all_workers=800.0, num_workers=4)
     said = sentence(decoding=slow)
     assert said.startswith("Training is held up by the loader, at 800 images/s")
-    assert "give it --workers 11, for 48 cores have room for them beside 4 rank(s)" in said
+    assert "give it --workers 11, for 48 cores have room for them beside 4 ranks" in said
     assert "--workers" not in sentence(decoding=replace(slow, num_workers=44))
 
 
@@ -111,3 +111,30 @@ def test_a_micro_batch_that_fits_in_no_precision_blocks():
     (problem,) = device_blockers(Recipe(), [half, full])
     assert "no memory for a micro batch of 256" in problem
     assert "--micro-batch 128" in problem
+
+
+def test_nothing_holds_up_what_could_not_be_measured():
+    full = replace(L4, steps={"no": 0.0, "bf16": 0.0})
+    assert "the GPUs" not in sentence(devices=[full])
+    nothing = sentence(packed=None, disk=None, decoding=None, devices=[full])
+    assert "not known" in nothing
+
+
+def test_no_advice_is_given_that_was_followed_or_cannot_help():
+    slow = replace(LOADER, all_workers=800.0, num_workers=44)
+    assert "jpegtran" in sentence(decoding=slow)
+    assert "--resize" in sentence(decoding=slow)
+    packed = replace(IMAGENET, is_resized=True, has_markers=True)
+    small = replace(IMAGENET, num_bytes=IMAGENET.num_samples * 2_700)
+    for others in (packed, small):
+        said = sentence(decoding=slow, packed=others)
+        assert "jpegtran" not in said
+        assert "--resize" not in said
+        assert "more cores" in said
+        assert "--resize" not in sentence(disk=replace(GP3, sequential=0.1), packed=others)
+
+
+def test_a_cpu_that_trains_and_loads_is_said_to_be_slower_than_either():
+    cpu = DeviceRates("CPU", None, None, {"no": 30.0}, 64, 32)
+    assert "share the cores" in sentence(devices=[cpu])
+    assert "share the cores" not in sentence()

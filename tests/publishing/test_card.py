@@ -74,8 +74,12 @@ def test_every_card_that_is_written_passes(imagenet_export, run, tmp_path):
     assert untraced(tmp_path / "out") == []
     card = ModelCard.load(tmp_path / "out" / "README.md").data
     assert card.license == "apache-2.0"
-    assert [result.metric_value for result in card.eval_results] == [0.625, 1.0]
-    assert "published ResNet-50s" not in (tmp_path / "out" / "README.md").read_text()
+    # Of three classes, naming five names the right one always.
+    assert [(r.metric_name, r.metric_value) for r in card.eval_results] == [("top-1", 0.625)]
+    text = visible((tmp_path / "out" / "README.md").read_text())
+    assert "| tiny, validation while training | 62.50% | - | 11 |" in text
+    assert "A ResNet that tells 3 classes of pictures apart" in text
+    assert "published ResNet-50s" not in text
 
 
 @pytest.mark.parametrize(
@@ -263,4 +267,16 @@ def test_the_cost_stands_in_the_card_where_every_process_knew_its_price(
         file.write(json.dumps(line) + "\n")
     export(run.path, tmp_path / "out")
     assert row in visible((tmp_path / "out" / "README.md").read_text())
+    assert untraced(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("top1", "shown"), [(0.99998, "99.998%"), (0.0, "0.00%"), (1.0, "100.00%")]
+)
+def test_a_card_rounds_no_accuracy_to_all_or_nothing(tmp_path, shards, top1, shown):
+    run = make_run(tmp_path, shards)
+    save_checkpoint(run, 24, top1)
+    export(run.path, tmp_path / "out")
+    text = visible((tmp_path / "out" / "README.md").read_text())
+    assert f"validation while training | {shown} |" in text
     assert untraced(tmp_path / "out") == []

@@ -1,5 +1,6 @@
 import errno
 import io
+import re
 
 import pytest
 
@@ -49,7 +50,7 @@ def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
     write_two_epochs(tmp_path).close()
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text().replace('"kind"', "kind", 1))
-    with pytest.raises(InputError, match="broken line"):
+    with pytest.raises(InputError, match=r"line 1 of .*metrics\.jsonl is not valid JSON"):
         read_metrics(tmp_path)
 
 
@@ -144,3 +145,57 @@ def test_plots_are_pictures_with_a_curve_for_each_series(tmp_path, averaged, mon
     assert drawn.get(("accuracy", "top-1, EMA"), []) == [62.5, 62.5] * bool(averaged)
     assert drawn.get(("accuracy", "top-5, EMA"), []) == [87.5, 87.5] * bool(averaged)
     assert drawn.get(("loss", "validation, EMA"), []) == [1.25, 1.25] * bool(averaged)
+
+
+def write_training(run, *, waited, rate, **validation):
+    journal = MetricsLogger(run, 0)
+    line = {"loss": 1.0, "lr": 0.1, "num_images": round(rate * 100), "seconds": 100.0}
+    journal.write(TRAIN, 8, 1.0, **line, data_wait=waited)
+    counted = {"top1": 0.5, "top5": 1.0, "loss": 1.0, "num_images": 8}
+    journal.write(VALIDATION, 8, 1.0, **counted | validation, is_best=True)
+    journal.close()
+
+
+@pytest.mark.parametrize(
+    ("waited", "culprit", "at_most"),
+    [
+        (0.0, "compute", None),
+        (0.01, "compute", None),
+        (0.13, "compute", "57"),
+        (0.49, "compute", "98"),
+        (0.6, "loader", None),
+        (1.0, "loader", None),
+    ],
+)
+def test_what_takes_most_of_the_time_is_what_holds_a_run_up(tmp_path, waited, culprit, at_most):
+    write_training(tmp_path, waited=waited, rate=50)
+    said = report.bottleneck(tmp_path)
+    assert f"{waited:.0%} of the time" in said
+    assert f"{culprit} held it up" in said
+    assert re.findall(r"at most (\S+)", said) == ([at_most] if at_most else [])
+
+
+def test_a_slow_run_has_a_speed(tmp_path):
+    write_training(tmp_path, waited=0.001, rate=0.04)
+    assert "0.04 images/s; 0.1% of the time" in report.bottleneck(tmp_path)
+    assert "| 0.04 | 0.1% |" in logs_markdown(tmp_path)
+
+
+@pytest.mark.parametrize(("top1", "shown"), [(49_999 / 50_000, "99.998%"), (1 / 50_000, "0.002%")])
+def test_an_accuracy_is_not_rounded_to_all_or_nothing(tmp_path, top1, shown):
+    write_training(tmp_path, waited=0, rate=1, top1=top1, num_images=50_000)
+    text = logs_markdown(tmp_path)
+    assert f"Best: {shown} top-1 after epoch 1.00, on 50,000 images." in text
+    assert f"| {shown} | 100.00% |" in text
+
+
+def test_averages_that_were_kept_for_a_part_of_a_run_are_told_of_that_part(tmp_path):
+    journal = MetricsLogger(tmp_path, 0)
+    counted = {"top1": 0.9, "top5": 1.0, "loss": 1.0, "num_images": 1, "is_best": True}
+    journal.write(VALIDATION, 8, 1.0, **counted)
+    journal.write(VALIDATION, 16, 2.0, **counted, ema_top1=0.8, ema_top5=0.9)
+    journal.close()
+    text = logs_markdown(tmp_path)
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1
+    assert "Best: 90.00% top-1 after epoch 1.00, on 1 image." in text

@@ -1,4 +1,5 @@
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -6,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.shards.audit import read_report
 from imagenet_rn50.shards.manifest import Manifest, Shard, Split
+from tests.support import write_shards
 
 
 def make_manifest(sizes: list[int]) -> Manifest:
@@ -103,3 +106,41 @@ def test_a_manifest_that_lacks_an_entry_is_called_damaged(tmp_path):
     path.write_text(content.replace('"splits"', '"spits"'), encoding="utf-8")
     with pytest.raises(InputError, match="is damaged: KeyError"):
         Manifest.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "fix"),
+    [
+        ("data", r"name data/digits/shards\Z"),
+        ("data/digits", r"name data/digits/shards\Z"),
+        (
+            "data/digits/source",
+            r"source data/digits/source --out SHARDS; .* data/digits/shards\Z",
+        ),
+        ("data/digits/shards/inner", r"name data/digits/shards\Z"),
+        ("data/digits/shards/manifest.json", r"name the folder, data/digits/shards\Z"),
+        ("others", r"index --shards others\Z"),
+        ("official", r"pack --source official --out SHARDS\Z"),
+        ("empty", r"pack --source DIR --out empty\Z"),
+        ("nowhere", r"pack --source DIR --out nowhere\Z"),
+    ],
+)
+def test_a_folder_without_a_manifest_is_answered_by_what_it_holds(
+    tmp_path, monkeypatch, asked, fix
+):
+    monkeypatch.chdir(tmp_path)
+    write_shards(Path("data/digits/shards"), train=[3], validation=[2])
+    for name in (
+        "data/digits/source/ILSVRC/x.JPEG",
+        "data/digits/shards/inner/x.txt",
+        "others/imagenet1k-train-0000.tar",
+        "official/ILSVRC2012_img_train.tar",
+        "empty/x",
+    ):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    Path("empty/x").unlink()
+    for read in (Manifest.load, read_report):
+        with pytest.raises(InputError, match=fix) as refused:
+            read(Path(asked))
+        assert f"--out {asked}\n" not in f"{refused.value}\n" or asked in {"empty", "nowhere"}

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.recipe import Recipe
-from imagenet_rn50.training.state import Progress, require_global_batch
+from imagenet_rn50.training.progress import Progress, require_global_batch
 
 sizes = st.integers(1, 200)
 

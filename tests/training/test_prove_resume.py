@@ -3,12 +3,15 @@
 import shutil
 import sys
 import time
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
 
 from imagenet_rn50 import prove_resume
+from imagenet_rn50.errors import InputError
 from imagenet_rn50.prove_resume import Proof
+from imagenet_rn50.runs.metrics import Journal
 from tests.training.trainers import ROOT, Trainer, lines_of, steps_saved
 
 pytestmark = pytest.mark.multiprocess
@@ -75,6 +78,25 @@ def test_a_killed_training_is_proved_to_go_on_to_the_same_bits(
     said = capsys.readouterr().out
     assert "saved at other steps" in said
     assert "DIFFERENT" not in said
+
+
+def test_a_twin_that_was_killed_before_its_first_save_proves_nothing(tmp_path, monkeypatch, capsys):
+    def train(command):
+        with closing(Journal(Path(command[command.index("--run") + 1]), 0)) as journal:
+            journal.write("start", 0, 0.0)
+
+    (tmp_path / "both" / "undisturbed").mkdir(parents=True)
+    monkeypatch.setattr(prove_resume, "_place", lambda folder: nullcontext(folder))
+    monkeypatch.setattr(prove_resume, "_train", train)
+    monkeypatch.setattr(prove_resume, "_kill_on_the_way", lambda proof, run: run.mkdir())
+    with pytest.raises(InputError, match="nothing was resumed"):
+        prove_resume.prove_resume(Proof("digits", "shards", 1, (), ()), tmp_path / "both")
+    assert "The same after" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("steps", "enough"), [(1, 1), (2, 2), (3, 3), (5, 4), (7, 6), (20, 20)])
+def test_the_kill_comes_after_as_many_steps_as_are_told(steps, enough):
+    assert Proof("digits", "shards", steps, (), ()).enough == enough
 
 
 @pytest.mark.slow

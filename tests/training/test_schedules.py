@@ -108,3 +108,64 @@ def test_a_run_that_stops_before_its_decay_is_said_so_in_words():
 @pytest.mark.parametrize("name", recipe_names())
 def test_no_shipped_recipe_leaves_a_part_of_its_schedule_out(name):
     assert list(schedule_warnings(load_recipe(name))) == []
+
+
+def scheduled(epochs, **schedule):
+    return Recipe(
+        epochs=epochs, optimizer=OptimizerRecipe(lr=0.3), schedule=ScheduleRecipe(**schedule)
+    )
+
+
+def test_a_run_that_ends_with_its_warmup_never_falls_but_has_its_peak():
+    (concern,) = schedule_warnings(scheduled(3, warmup_epochs=3.0))
+    assert "before" not in concern
+    assert "never falls" in concern
+    # A run that never moves the rate leaves nothing out.
+    assert list(schedule_warnings(scheduled(3, name="constant", warmup_epochs=3.0))) == []
+    (concern,) = schedule_warnings(scheduled(3, warmup_epochs=5.0, start_factor=1.0))
+    assert "before its peak" not in concern
+
+
+def test_the_rate_at_which_a_run_stops_is_not_told_as_the_peak():
+    (concern,) = schedule_warnings(scheduled(300, warmup_epochs=300.1, name="linear"))
+    assert "99.97%" in concern
+    (concern,) = schedule_warnings(scheduled(300, warmup_epochs=5.0, decay_until=300.2))
+    assert " 0.00%" not in concern
+
+
+def test_a_milestone_within_the_warmup_costs_the_peak():
+    (concern,) = schedule_warnings(
+        scheduled(9, name="step", warmup_epochs=3.0, milestones=(3.0, 6.0))
+    )
+    assert "never reaches its peak" in concern
+    assert (
+        list(schedule_warnings(scheduled(9, name="step", warmup_epochs=3.0, milestones=(4.0,))))
+        == []
+    )
+
+
+@pytest.mark.parametrize(("patience", "acts"), [(1, True), (2, True), (3, False), (8, False)])
+def test_a_plateau_rule_that_cannot_act_is_said_so(patience, acts):
+    recipe = scheduled(9, warmup_epochs=1.0, decay_until=4.5, plateau_patience=patience)
+    plateau = Plateau(recipe)
+    for epoch in range(1, 9):  # the last evaluation comes too late
+        plateau.after_validation(epoch, loss=1.0)
+    assert (plateau.num_cuts > 0) == acts
+    assert any("never acts" in concern for concern in schedule_warnings(recipe)) == (not acts)
+
+
+@pytest.mark.parametrize(("num_train", "warns"), [(1437, False), (1056, True), (1, True)])
+def test_a_run_of_few_optimizer_steps_warns(num_train, warns):
+    recipe = load_recipe("digits")  # 12 epochs, 128 images a step
+    found = list(schedule_warnings(recipe, num_train))
+    assert any("optimizer step" in concern for concern in found) == warns
+    assert list(schedule_warnings(recipe)) == []
+
+
+def test_a_plateau_that_has_seen_no_validation_is_saved_as_json():
+    recipe = scheduled(9, plateau_patience=1)
+    state = json.loads(json.dumps(Plateau(recipe).state_dict(), allow_nan=False))
+    restored = Plateau(recipe)
+    restored.load_state_dict(state)
+    assert restored.state_dict() == Plateau(recipe).state_dict()
+    assert not restored.after_validation(9, loss=1e9)

@@ -1,0 +1,35 @@
+"""Numbers in messages, tables and reports, such that what they say is true."""
+
+from __future__ import annotations
+
+_MOST_DIGITS = 8
+
+
+def percent(part: float, digits: int = 2) -> str:
+    """Return a part of 1 in percent, for example `99.997%`.
+
+    It has `digits` decimals, and more where fewer would round to 0% what is not zero, or to 100%
+    what is not all.
+
+    Args:
+        part: In [0, 1].
+        digits: Least number of decimals.
+    """
+    return format(part, percent_spec(part, digits))
+
+
+def percent_spec(part: float, digits: int = 2) -> str:
+    """Return the format of `percent`, as in an f-string."""
+    while digits < _MOST_DIGITS and round(part, digits + 2) in {0, 1} and part not in {0, 1}:
+        digits += 1
+    return f".{digits}%"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number and its noun, for example `1 image` or `1,797 images`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def rate_text(per_second: float) -> str:
+    """Return a rate with as many digits as mean something, for example `1,205` or `3.1`."""
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
