@@ -10,11 +10,15 @@ Everything else that is raised is a bug or a broken machine, and keeps its trace
 from __future__ import annotations
 
 import os
+import select
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_WRONG_INPUT = 2
+EXIT_OUTPUT_CLOSED = 128 + signal.SIGPIPE
+"""As a shell reports a program that SIGPIPE ended."""
 
 
 class InputError(ValueError):
@@ -65,17 +69,37 @@ def require_least(name: str, value: float, least: float) -> None:
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turns an `InputError` into its message on stderr and exit code 2.
+    """Turn an `InputError` into its message on stderr and exit code 2, in every entry point.
 
-    Under a launcher every rank fails alike, so only the first of a machine speaks; of a `RankError`
-    each one that meets it.
+    Under a launcher every rank fails alike, so only the first of a machine prints; a `RankError` is
+    printed by each rank that meets it. If the reader of the output is gone (`... | head`), exit
+    without a traceback; any other broken pipe, such as a connection's, keeps its own.
 
     Raises:
-        SystemExit: With code 2, when the body raised `InputError`.
+        SystemExit: With code 2 when the body raised `InputError`, 141 when nobody reads the output.
     """
     try:
-        yield
-    except InputError as error:
-        if isinstance(error, RankError) or int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_WRONG_INPUT) from None
+        try:
+            yield
+        except InputError as error:
+            if isinstance(error, RankError) or int(os.environ.get("LOCAL_RANK", "0")) == 0:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(EXIT_WRONG_INPUT) from None
+        finally:
+            if sys.stdout:  # what is still buffered would fail at exit, where nothing catches it
+                sys.stdout.flush()
+    except BrokenPipeError:
+        closed = [fd for fd in (1, 2) if _is_closed_pipe(fd)]
+        if not closed:
+            raise
+        null = os.open(os.devnull, os.O_WRONLY)
+        for fd in closed:
+            os.dup2(null, fd)
+        raise SystemExit(EXIT_OUTPUT_CLOSED) from None
+
+
+def _is_closed_pipe(fd: int) -> bool:
+    """Return whether `fd` is a pipe or socket whose reader is gone."""
+    poll = select.poll()
+    poll.register(fd, 0)  # errors and hang-ups are always reported
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
