@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
@@ -27,6 +28,7 @@ from transformers.utils import logging
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import follow_umask
 from imagenet_rn50.recipe import DataRecipe, ModelRecipe
 
 _BILINEAR = 2  # PIL's number, which processor configurations store
@@ -146,6 +148,21 @@ def weights_digest(network: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file that whoever may read a new file here may read.
+
+    Args:
+        path: The file.
+        tensors: By their names; made contiguous, as safetensors needs them.
+        metadata: For its header; by default the mark of PyTorch, which transformers asks for.
+    """
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata=metadata or {"format": "pt"})
+    follow_umask(path)
 
 
 def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

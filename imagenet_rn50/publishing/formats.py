@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import resnet50
 from transformers import ResNetForImageClassification
 from transformers.utils import logging
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.model import load_exported, logits_of, to_torchvision
-from imagenet_rn50.publishing.layout import ONNX_MODEL, TORCHVISION_WEIGHTS
+from imagenet_rn50.files import follow_umask
+from imagenet_rn50.model import load_exported, logits_of, save_tensors, to_torchvision
+from imagenet_rn50.publishing.layout import ONNX_MODEL, TORCHVISION_WEIGHTS, TRANSFORMERS_WEIGHTS
 from imagenet_rn50.publishing.wording import Format
 
 Dtype = Literal["float32", "float16"]
@@ -81,6 +82,7 @@ def write_model(model: ResNetForImageClassification, folder: Path, form: Format)
 
 def _write_transformers(model: ResNetForImageClassification, folder: Path) -> Logits:
     model.save_pretrained(folder)
+    follow_umask(folder / TRANSFORMERS_WEIGHTS)
     exported = load_exported(folder)
     _require_same(model.state_dict(), exported.state_dict())
     return lambda pictures: logits_of(exported, pictures)
@@ -90,7 +92,7 @@ def _write_torchvision(model: ResNetForImageClassification, folder: Path) -> Log
     """Writes torchvision's state dict, as safetensors: a .pth is a pickle, which can run code."""
     model.config.save_pretrained(folder)
     state = to_torchvision(model.state_dict())
-    save_file(state, folder / TORCHVISION_WEIGHTS, metadata={"format": "pt"})
+    save_tensors(folder / TORCHVISION_WEIGHTS, state)
     exported = resnet50(num_classes=len(state["fc.bias"])).eval()
     exported.load_state_dict(load_file(folder / TORCHVISION_WEIGHTS), strict=True)
     _require_same(state, exported.state_dict())

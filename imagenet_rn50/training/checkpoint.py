@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.model import save_tensors
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS
 
@@ -55,14 +55,13 @@ def write_state(folder: Path, state: State) -> None:
     for name, tensor in state[MODEL].items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} is no longer finite")
-    # As Accelerate marks it, and transformers asks for.
-    save_file(_contiguous(state[MODEL]), folder / MODEL, metadata={"format": "pt"})
+    save_tensors(folder / MODEL, state[MODEL])
     torch.save(state[OPTIMIZER], folder / OPTIMIZER)
     if SCALER in state:
         torch.save(state[SCALER], folder / SCALER)
     if EMA_WEIGHTS in state:
         tensors, metadata = state[EMA_WEIGHTS]
-        save_file(_contiguous(tensors), folder / EMA_WEIGHTS, metadata=metadata)
+        save_tensors(folder / EMA_WEIGHTS, tensors, metadata)
 
 
 def read_plain(content: bytes) -> Any:
@@ -96,11 +95,6 @@ def _copied(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_copied(entry) for entry in value)
     return value
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Returns tensors as safetensors wants them, channels no longer last."""
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:
