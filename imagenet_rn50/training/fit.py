@@ -15,6 +15,7 @@ from imagenet_rn50.files import require_free_space
 from imagenet_rn50.loading.loader import Loader
 from imagenet_rn50.loading.stages import OnError
 from imagenet_rn50.loading.store import ShardStore
+from imagenet_rn50.pretrained import Kind
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs import metrics
 from imagenet_rn50.runs.checkpoints import checkpoint_folders
@@ -60,6 +61,7 @@ def open_session(
     persistence: Persistence = DEFAULTS,
     create: bool = True,
     init_from: str | None = None,
+    init_weights: Kind | None = None,
 ) -> tuple[Session, Learner]:
     """Makes sure that recipe, shards and run folder fit each other, and builds what learns.
 
@@ -75,6 +77,7 @@ def open_session(
         persistence: How the run is kept, and where it goes on.
         create: Whether the run folder becomes this recipe's run, and its checkpoint is taken up.
         init_from: Whose weights a new run begins with; None for fresh ones.
+        init_weights: Averaged or raw weights, where a file holds both.
 
     Raises:
         InputError: When they do not fit.
@@ -96,6 +99,7 @@ def open_session(
         start=start,
         identity=identity,
         init_from=init_from,
+        init_weights=init_weights,
     )
     learner = Learner(session, classes)
     if start.checkpoint:

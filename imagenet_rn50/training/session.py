@@ -24,6 +24,7 @@ from imagenet_rn50.loading.reader import SampleError
 from imagenet_rn50.loading.stages import OnError
 from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.loading.transforms import TrainTransform
+from imagenet_rn50.pretrained import Kind
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.shards.manifest import Split
@@ -83,6 +84,7 @@ class Session:
         identity: Name of the data set and digest of its manifest.
         init_from: Whose weights a new run begins with, as `read_pretrained` takes it; None for
             fresh ones.
+        init_weights: Averaged or raw weights, where a file holds both.
     """
 
     recipe: Recipe
@@ -97,6 +99,7 @@ class Session:
     start: Start = Start()
     identity: dict[str, str] = field(default_factory=dict)
     init_from: str | None = None
+    init_weights: Kind | None = None
 
     @property
     def listens(self) -> bool:

@@ -57,7 +57,7 @@ def test_training_goes_on_from_there_with_a_new_classifier_and_the_journal_says_
     assert len(ours["classifier.1.weight"]) == 3
     [start] = read_metrics(tiny / "run", START)
     sha256 = sha256_of_file(tiny / "weights.safetensors")
-    named = {"name": "weights.safetensors", "sha256": sha256, "classifier": "new"}
+    named = {"name": "weights.safetensors", "sha256": sha256, "weights": "raw", "classifier": "new"}
     assert start["init_from"] == named  # and no folder of this machine
 
 
@@ -66,8 +66,14 @@ def test_the_same_classes_keep_their_classifier_and_other_names_are_said(tiny):
     (tiny / "config.json").write_text('{"id2label": {"0": "first", "1": "wolf", "2": "third"}}')
     told: list[str] = []
     accelerator = SimpleNamespace(print=told.append)
-    session: Any = SimpleNamespace(init_from=str(tiny), accelerator=accelerator, start=Start())
     recipe = load_recipe(str(tiny / "tiny.yaml"))
+    session: Any = SimpleNamespace(
+        init_from=str(tiny),
+        init_weights=None,
+        accelerator=accelerator,
+        start=Start(),
+        recipe=recipe,
+    )
     model = build_labelled(recipe.model, ["first", "second", "third"])
     line = begin_with(model, session)
     assert line["init_from"]["classifier"] == "kept"
