@@ -1,4 +1,4 @@
-"""Files with raw and averaged weights: one of them is chosen by who reads it, and never silently."""
+"""Files with raw and averaged weights: whoever reads them chooses, and none is taken in silence."""
 
 import argparse
 from types import SimpleNamespace

@@ -72,16 +72,24 @@ def open_subject(model: str, which: Which = "best", weights: Weights = "auto") -
         InputError: When there is no such model, or it is incomplete or damaged.
     """
     path = Path(model)
+    is_run = path.is_dir() and not any((path / name).is_file() for name in _EXPORTED)
+    is_other = path.is_dir() and not is_run or is_hub_id(model)
+    if is_other and (which, weights) != ("best", "auto"):
+        raise InputError(
+            f"--checkpoint and --weights choose among those of a run, and {model} is none",
+            expected="a run folder",
+            fix="omit them; `export --weights` chooses what goes into an exported folder",
+        )
     if path.is_file():
         raise InputError(
             f"{model} is a file, which tells neither its classes nor how to prepare pictures",
             expected="a run folder, an exported folder, or a Hub id like microsoft/resnet-50",
             fix=f"python -m imagenet_rn50 export --from {model} --out DIR, and evaluate DIR",
         )
-    if any((path / name).is_file() for name in _EXPORTED):
-        subject = _exported(path, model)
-    elif path.is_dir():
+    if is_run:
         subject = _of_run(path, which, weights)
+    elif path.is_dir():
+        subject = _exported(path, model)
     elif is_hub_id(model):
         folder = fetch(model, [*_EXPORTED, CLASSES_FILE])
         subject = replace(_exported(folder, model), checkpoint={"hub_commit": folder.name})
