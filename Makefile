@@ -7,6 +7,7 @@ MODEL_ID ?= runs/demo/exported
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export GRADIO_ANALYTICS_ENABLED := False
+export MODEL_ID  # recipes take it from the environment, whatever characters it has
 
 .PHONY: demo test test-slow check fix bench app clean help
 
@@ -39,9 +40,9 @@ bench: $(VENV)/.installed-dev  ## speed beside known peers, interleaved in one r
 	$(BIN)/python -m benchmarks.app
 
 app: $(VENV)/.installed  ## the Space on localhost, with MODEL_ID=folder or Hub id
-	@test "$(MODEL_ID)" != runs/demo/exported -o -d runs/demo/exported || \
+	@test "$$MODEL_ID" != runs/demo/exported -o -d runs/demo/exported || \
 		{ echo "There is no model yet: run \`make demo\` first, or name one: make app MODEL_ID=folder-or-Hub-id"; exit 2; }
-	MODEL_ID=$(MODEL_ID) $(BIN)/python app/app.py
+	$(BIN)/python app/app.py
 
 clean:  ## remove what the demo and the tests made, not .venv
 	rm -rf data/digits runs/demo test-artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -46,6 +46,8 @@ class Arguments:
     init_from: str | None = None
     """Weights that a new run begins with, to fine-tune them: a .safetensors or .pth file of
     torchvision's, timm's or ours, an exported folder, or a Hub id."""
+    init_weights: Literal["raw", "ema"] | None = None
+    """Which of them, where a file holds both: averaged (EMA) weights, or raw ones."""
     on_error: Literal["stop", "substitute"] = "stop"
     """What a damaged sample does: stop the run, or let another one stand in for it; more than 100
     damaged samples of one rank stop it all the same."""
@@ -123,6 +125,7 @@ def main() -> None:
                 config=arguments.checkpointing,
                 create=not arguments.find_lr,
                 init_from=arguments.init_from,
+                init_weights=arguments.init_weights,
             )
             if arguments.find_lr:
                 find_lr(trainer)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +23,8 @@ _ABOUT_A_PATH = _FULL | {
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
 }
+EXIT_OUTPUT_CLOSED = 128 + signal.SIGPIPE
+"""As a shell reports a program that SIGPIPE ended."""
 
 
 class InputError(ValueError):
@@ -71,27 +75,52 @@ def require_least(name: str, value: float, least: float) -> None:
 
 @contextmanager
 def exit_on_input_error() -> Iterator[None]:
-    """Turns an `InputError` into its message on stderr and exit code 2.
+    """Turn an `InputError` into its message on stderr and exit code 2, in every entry point.
 
-    So it does with an `OSError` about a path that users can mend: a full disk, say.
-
-    Under a launcher every rank fails alike, so only the first of a machine speaks; of a `RankError`
-    each one that meets it.
+    Under a launcher every rank fails alike, so only the first of a machine prints; a `RankError` is
+    printed by each rank that meets it. An `OSError` about a path, such as a full disk, is reported
+    likewise. If the reader of the output is gone (`... | head`), exit without a traceback; any
+    other broken pipe, such as a connection's, keeps its own.
 
     Raises:
-        SystemExit: With code 2, when the body raised `InputError`.
-        OSError: When it raised any other.
+        SystemExit: With code 2 when the body raised `InputError`, 141 when nobody reads the output.
     """
     try:
         try:
-            yield
-        except OSError as error:
-            if error.errno not in _ABOUT_A_PATH:
-                raise
-            fix = "free some space, or name another place" if error.errno in _FULL else None
-            where = error.filename or "the output"
-            raise InputError(f"{where}: {error.strerror}", fix=fix) from None
-    except InputError as error:
-        if isinstance(error, RankError) or int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(EXIT_WRONG_INPUT) from None
+            with _path_errors_as_input_errors():
+                yield
+        except InputError as error:
+            if isinstance(error, RankError) or int(os.environ.get("LOCAL_RANK", "0")) == 0:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            raise SystemExit(EXIT_WRONG_INPUT) from None
+        finally:
+            if sys.stdout:  # what is still buffered would fail at exit, where nothing catches it
+                sys.stdout.flush()
+    except BrokenPipeError:
+        closed = [fd for fd in (1, 2) if _is_closed_pipe(fd)]
+        if not closed:
+            raise
+        null = os.open(os.devnull, os.O_WRONLY)
+        for fd in closed:
+            os.dup2(null, fd)
+        raise SystemExit(EXIT_OUTPUT_CLOSED) from None
+
+
+def _is_closed_pipe(fd: int) -> bool:
+    """Return whether `fd` is a pipe or socket whose reader is gone."""
+    poll = select.poll()
+    poll.register(fd, 0)  # errors and hang-ups are always reported
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+@contextmanager
+def _path_errors_as_input_errors() -> Iterator[None]:
+    """Raise an `OSError` about a path that users can fix, a full disk for example, as InputError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _ABOUT_A_PATH:
+            raise
+        fix = "free some space, or name another place" if error.errno in _FULL else None
+        where = error.filename or "the output"
+        raise InputError(f"{where}: {error.strerror}", fix=fix) from None

@@ -185,6 +185,16 @@ def require_place(path: Path) -> None:
         ) from None
 
 
+def follow_umask(path: Path) -> None:
+    """Give a file the mode of any new file there: safetensors lets only its owner read its own."""
+    other = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    other.touch()
+    try:
+        shutil.copymode(other, path)
+    finally:
+        other.unlink()
+
+
 def sha256_of_file(path: Path) -> str:
     """Returns the file's SHA-256 as 64 hexadecimal digits."""
     with path.open("rb") as file:

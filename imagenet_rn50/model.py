@@ -10,8 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     AutoImageProcessor,
@@ -27,6 +30,7 @@ from transformers.utils import logging
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.files import follow_umask
 from imagenet_rn50.recipe import DataRecipe, ModelRecipe
 
 _BILINEAR = 2  # PIL's number, which processor configurations store
@@ -55,23 +59,24 @@ def build_model(recipe: ModelRecipe, classes: Classes) -> ResNetForImageClassifi
     return build_labelled(recipe, classes.labels)
 
 
-def build_labelled(recipe: ModelRecipe, labels: Sequence[str]) -> ResNetForImageClassification:
+def build_labelled(
+    recipe: ModelRecipe, labels: Sequence[str], variant: Mapping[str, Any] | None = None
+) -> ResNetForImageClassification:
     """Builds a model as `build_model` does, for classes of which only names are known.
 
     Args:
         recipe: Shape of the network.
-        labels: One name a class; a repeated one gets its index, or classes would fall together.
+        labels: One name a class, as `name_classes` takes them.
+        variant: Other fields of its configuration, such as `hidden_act`; by default transformers'.
     """
-    counts = Counter(labels)
-    names = [name if counts[name] == 1 else f"{name} ({i})" for i, name in enumerate(labels)]
     config = ResNetConfig(
         embedding_size=recipe.embedding_size,
         hidden_sizes=list(recipe.hidden_sizes),
         depths=list(recipe.depths),
         layer_type=recipe.layer_type,
-        id2label=dict(enumerate(names)),
-        label2id={label: index for index, label in enumerate(names)},
+        **(variant or {}),
     )
+    name_classes(config, labels)
     model: ResNetForImageClassification = ResNetForImageClassification(config)
     if recipe.zero_init_last_norm:
         for norm in _last_norms(model):
@@ -80,14 +85,37 @@ def build_labelled(recipe: ModelRecipe, labels: Sequence[str]) -> ResNetForImage
     return model
 
 
+def name_classes(config: ResNetConfig, labels: Sequence[str]) -> None:
+    """Set the names of a model's classes; a repeated one gets its index, to stay apart."""
+    counts = Counter(labels)
+    names = [name if counts[name] == 1 else f"{name} ({i})" for i, name in enumerate(labels)]
+    config.id2label = dict(enumerate(names))
+    config.label2id = {label: index for index, label in enumerate(names)}
+
+
 def build_processor(data: DataRecipe) -> BitImageProcessor:
     """Builds the processor that prepares pictures as evaluation does."""
+    return processor_of(data.eval_resize, data.eval_size, data.mean, data.std, _BILINEAR)
+
+
+def processor_of(
+    resize: int, size: int, mean: Sequence[float], std: Sequence[float], resample: int
+) -> BitImageProcessor:
+    """Build a processor that resizes the shorter side, crops the center and normalizes.
+
+    Args:
+        resize: Shorter side before the crop, px.
+        size: Side of the crop, px.
+        mean: Mean of each RGB channel, of values in [0, 1].
+        std: Standard deviation of each RGB channel, of values in [0, 1].
+        resample: PIL's number of the interpolation.
+    """
     return BitImageProcessor(
-        size={"shortest_edge": data.eval_resize},
-        crop_size={"height": data.eval_size, "width": data.eval_size},
-        resample=_BILINEAR,
-        image_mean=list(data.mean),
-        image_std=list(data.std),
+        size={"shortest_edge": resize},
+        crop_size={"height": size, "width": size},
+        resample=resample,
+        image_mean=list(mean),
+        image_std=list(std),
         do_convert_rgb=True,
     )
 
@@ -100,6 +128,47 @@ def load_exported(folder: Path) -> PreTrainedModel:
     )
     model.eval()
     return model
+
+
+def load_whole(path: Path, name: str) -> PreTrainedModel:
+    """Load the model in a folder as `load_exported` does, and require that it is whole.
+
+    Args:
+        path: The folder.
+        name: What messages call the model.
+
+    Raises:
+        InputError: When it is damaged, or its weights are not those of its configuration.
+    """
+    logging.disable_progress_bar()  # it is read in a moment
+    try:
+        network, info = AutoModelForImageClassification.from_pretrained(
+            path,
+            use_safetensors=True if (path / "model.safetensors").is_file() else None,
+            trust_remote_code=False,  # None would ask whether to run Python that lies there
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # they are named below, with both sizes
+            output_loading_info=True,
+        )
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        raise InputError(
+            f"the model {name} cannot be loaded",
+            expected="config.json and model.safetensors, whole, of an image classifier",
+            found=first,
+        ) from None
+    problem = f"the weights of {name} are not those of its config.json"
+    for tensor, found, expected in sorted(info["mismatched_keys"]):
+        raise InputError(
+            problem,
+            expected=f"{tensor} of {tuple(expected)}, by config.json",
+            found=f"one of {tuple(found)}",
+        )
+    if wrong := sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]):
+        found = f"{len(wrong)} missing or surplus tensors, such as {wrong[0]}"
+        raise InputError(problem, found=found)
+    loaded: PreTrainedModel = network
+    return loaded
 
 
 def load_processor(folder: Path) -> BaseImageProcessor:
@@ -146,6 +215,21 @@ def weights_digest(network: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write a safetensors file that whoever may read a new file here may read.
+
+    Args:
+        path: The file.
+        tensors: By their names; made contiguous, as safetensors needs them.
+        metadata: For its header; by default the mark of PyTorch, which transformers asks for.
+    """
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata=metadata or {"format": "pt"})
+    follow_umask(path)
 
 
 def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

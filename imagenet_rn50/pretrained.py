@@ -2,33 +2,63 @@
 
 They are read without running anything that they hold (contract 6): safetensors, or pickles of which
 torch takes tensors alone. Whatever names the parameters have, they leave here under torchvision's,
-which are timm's too; `take_weights` puts them into transformers' model.
+which are timm's too; `take_weights` puts them into transformers' model. What else they come with,
+such as their architecture, is read in `pretrained_config`.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
-from transformers import ResNetForImageClassification
+from torch import Tensor, nn
+from transformers import BaseImageProcessor, ResNetForImageClassification
 
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import read_json, sha256_of_file
-from imagenet_rn50.model import from_torchvision, to_torchvision
+from imagenet_rn50.model import (
+    build_labelled,
+    from_torchvision,
+    load_processor,
+    logits_of,
+    to_torchvision,
+)
+from imagenet_rn50.pretrained_config import (
+    PROCESSOR,
+    Declared,
+    declared_by_checkpoint,
+    declared_by_hash,
+    declared_by_name,
+    declared_in,
+    layers_of,
+)
 from imagenet_rn50.recipe import ModelRecipe
+
+Kind: TypeAlias = Literal["raw", "ema"]
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 _FILES = ("*.safetensors", "config.json", "preprocessor_config.json")  # of the Hub
 _PICKLES = {".pth", ".pt", ".bin", ".tar", ".ckpt"}
-_WRAPPERS = ("state_dict", "model")  # timm's and torchvision's training scripts
-_PREFIX = re.compile(r"^(module\.|_orig_mod\.)+")  # of DDP, of torch.compile
+_STEMS = {  # by the layer whose name shows where a state dict begins, one that it must have, too
+    "conv1.weight": "layer1.0.conv1.weight",
+    "resnet.embedder.embedder.convolution.weight": (
+        "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight"
+    ),
+}
+_AVERAGED = {"ema", "swa", "avg", "average", "averaged", "shadow"}
+_KIND_OF_FILE: dict[str, Kind] = {"model.safetensors": "raw", "ema.safetensors": "ema"}
+_AVERAGES = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
+_DEPTH = 4  # of dicts in a training checkpoint
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SIDE = 97  # px, of images to compare on; odd, to show how layers round
+_TOLERANCE = 1e-4  # of the largest logit, for kernels that sum in another order
 _COUNTER = "num_batches_tracked"  # which files from before torch 0.4.1 lack
 _HEAD = ("fc.weight", "fc.bias")
 
@@ -40,14 +70,30 @@ class Pretrained:
     Attributes:
         name: Name of the file or Hub id, without folders.
         sha256: Hash of the file of weights.
-        state: Tensors under torchvision's names.
+        state: Tensors under torchvision's names, float32.
         folder: Where its configuration stands, if it came with one.
+        kind: Whether they are averaged weights or raw ones.
+        entry: Which entry of the file they are; empty where it holds nothing else.
+        declared: Their architecture, where anything declares it.
     """
 
     name: str
     sha256: str
     state: Mapping[str, Tensor]
     folder: Path | None = None
+    kind: Kind = "raw"
+    entry: str = ""
+    declared: Declared | None = None
+
+    def __str__(self) -> str:
+        """Return the name, and which weights of several they are."""
+        averaged = "averaged (EMA) weights" if self.kind == "ema" else "raw weights"
+        is_plain = not self.entry and self.kind == "raw"
+        return (
+            self.name
+            if is_plain
+            else f"{self.name}, {averaged}" + (f" (its entry {self.entry})" if self.entry else "")
+        )
 
     @property
     def num_classes(self) -> int:
@@ -60,6 +106,9 @@ class Pretrained:
         Raises:
             InputError: When it is no configuration, or does not count the classes from 0.
         """
+        if self.declared is not None and self.declared.labels is not None:
+            self.declared.require("number of names", self.num_classes, len(self.declared.labels))
+            return self.declared.labels
         if self.folder is None or not (self.folder / "config.json").is_file():
             return None
         config = read_json(self.folder / "config.json")
@@ -71,7 +120,7 @@ class Pretrained:
             raise InputError(
                 f"{self.folder / 'config.json'} does not say which class is which",
                 expected=f'"id2label": {{"0": NAME, ...}}, with ids from 0 to {len(ids) - 1}',
-                fix="mend it, or name the file of weights beside it; export takes --classes then",
+                fix="correct it",
             )
         return [str(labels[index]) for index in ids]
 
@@ -83,7 +132,12 @@ class Pretrained:
             depths.append(len({n.split(".")[1] for n in self.state if n.startswith(stage)}))
         is_bottleneck = "layer1.0.conv3.weight" in self.state
         last = "conv3" if is_bottleneck else "conv2"
-        widths = [len(self.state[f"layer{i + 1}.0.{last}.weight"]) for i in range(len(depths))]
+        try:
+            widths = [len(self.state[f"layer{i + 1}.0.{last}.weight"]) for i in range(len(depths))]
+        except KeyError as error:
+            raise InputError(
+                f"{self.name} does not hold the weights of a ResNet", found=f"no {error}"
+            ) from None
         return ModelRecipe(
             embedding_size=len(self.state["conv1.weight"]),
             hidden_sizes=tuple(widths),
@@ -91,23 +145,72 @@ class Pretrained:
             layer_type="bottleneck" if is_bottleneck else "basic",
         )
 
+    def processor(self) -> BaseImageProcessor | None:
+        """Return what prepares images for the model, where it came with that.
 
-def read_pretrained(source: str) -> Pretrained:
+        Raises:
+            InputError: When it is damaged, or cannot be expressed.
+        """
+        if self.declared is not None and (found := self.declared.processor()) is not None:
+            return found
+        if self.folder is not None and (self.folder / PROCESSOR).is_file():
+            return load_processor(self.folder)
+        return None
+
+    def rebuild(self) -> tuple[ResNetForImageClassification, nn.Module | None]:
+        """Build transformers' model with these weights, and the model as its own library builds it.
+
+        Returns:
+            Both, in evaluation mode; None for the second where nothing declares an architecture
+            that a library builds.
+
+        Raises:
+            InputError: When they do not compute the same, on random images.
+        """
+        shape, declared = self.shape(), self.declared
+        if declared is not None:
+            declared.require("num_classes", self.num_classes, declared.num_classes)
+            for name in ModelRecipe.model_fields if declared.shape else ():
+                if name != "zero_init_last_norm":
+                    declared.require(name, getattr(shape, name), getattr(declared.shape, name))
+        numbers = [str(index) for index in range(self.num_classes)]
+        ours = build_labelled(shape, numbers, declared.variant if declared else {}).eval()
+        take_weights(ours, self)
+        if declared is None or declared.build is None:
+            return ours, None
+        theirs = declared.build(self.state).eval()
+        _require_same_function(ours, theirs, declared)
+        return ours, theirs
+
+
+def read_pretrained(
+    source: str,
+    weights: Kind | None = None,
+    *,
+    arch: str | None = None,
+    option: str = "--weights",
+) -> Pretrained:
     """Reads weights from a file, an exported folder or the Hub.
 
     Args:
-        source: A .safetensors file, a .pth file of tensors, a folder with safetensors in it, or a
+        source: A .safetensors file, a .pth file of tensors, a folder with such a file in it, or a
             Hub id, user/name or user/name@revision.
+        weights: Averaged or raw weights, where there are both; None where there is but one set.
+        arch: Name of the architecture in timm, where nothing else declares one.
+        option: What `weights` was given as, for messages.
 
     Raises:
-        InputError: When there is no such thing, it is damaged, it would have to run code, or it
-            holds no ResNet.
+        InputError: When there is no such thing, it is damaged, it would have to run code, it holds
+            no ResNet, or both averaged and raw weights and none was chosen.
     """
     path = Path(source)
     if path.is_file():
-        return _named(path.name, path)
+        # The configuration beside a file is its own.
+        folder = path.parent if (path.parent / "config.json").is_file() else None
+        return _named(path.name, path, folder, weights, arch, option)
     if path.is_dir():
-        return _named(path.resolve().name, _weights_in(path), path)
+        file = _weights_in(path, weights, option)
+        return _named(path.resolve().name, file, path, weights, arch, option)
     if not is_hub_id(source):
         raise InputError(
             f"there are no weights {source}",
@@ -115,7 +218,8 @@ def read_pretrained(source: str) -> Pretrained:
             found="no such file or folder",
         )
     folder = fetch(source, _FILES)
-    return _named(source, _weights_in(folder), folder)
+    file = _weights_in(folder, weights, option)
+    return _named(source, file, folder, weights, arch, option)
 
 
 def is_hub_id(text: str) -> bool:
@@ -221,23 +325,81 @@ def _require_shapes(
         )
 
 
-def _named(name: str, weights: Path, folder: Path | None = None) -> Pretrained:
+def _require_same_function(ours: nn.Module, theirs: nn.Module, declared: Declared) -> None:
+    """Compare two models on random images.
+
+    Raises:
+        InputError: When their logits differ by more than kernels may.
+    """
+    images = torch.randn(2, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected, found = logits_of(theirs, images), logits_of(ours, images)
+    difference = ((found - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
+    if difference <= _TOLERANCE:
+        return
+    from timm import create_model
+
+    small = create_model("resnet18", layers=[1] * 4, channels=[8] * 4)
+    plain = layers_of(small) | layers_of(ours)
+    surplus = sorted(layers_of(theirs) - plain)
+    layers = f" with layers that ours lacks: {', '.join(surplus)}" if surplus else ""
+    raise InputError(
+        f"{declared} is another architecture than transformers' ResNet, of the same parameters",
+        expected="the same logits on random images",
+        found=f"{declared.name}{layers}; logits differ by {difference:.2g} of the largest",
+        fix="use it with its own library",
+    )
+
+
+def _named(
+    name: str, file: Path, folder: Path | None, weights: Kind | None, arch: str | None, option: str
+) -> Pretrained:
     """Reads a file of weights and gives its tensors torchvision's names.
 
     Raises:
         InputError: When it does not hold the tensors of a ResNet.
     """
-    state = _unwrapped(_tensors(weights))
+    content = _tensors(file)
+    entry, kind, state = _chosen(file, content, weights, option)
     if any(key.startswith("resnet.") for key in state):
         state = to_torchvision(state)
-    missing = [key for key in ("conv1.weight", "layer1.0.conv1.weight", *_HEAD) if key not in state]
+    missing = [key for key in ("layer1.0.conv1.weight", *_HEAD) if key not in state]
     if missing:
         raise InputError(
-            f"{weights.name} does not hold the weights of a ResNet",
+            f"{file.name} does not hold the weights of a ResNet",
             expected="parameters named as torchvision, timm or transformers name them",
             found=f"no {missing[0]} among {len(state)} tensors",
         )
-    return Pretrained(name, sha256_of_file(weights), state, folder)
+    _require_numbers(file, state)
+    state = {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
+    sha256 = sha256_of_file(file)
+    named = declared_by_name(arch) if arch else None
+    stated = (declared_in(folder) if folder else None) or declared_by_checkpoint(content)
+    if named is not None and stated is not None:
+        raise InputError(
+            f"{name} declares its architecture: {stated}", found=f"--arch {arch}", fix="omit --arch"
+        )
+    declared = named or stated or (declared_by_hash(sha256) if folder is None else None)
+    return Pretrained(name, sha256, state, folder, kind, entry, declared)
+
+
+def _require_numbers(file: Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse what would lose its meaning as float32.
+
+    Raises:
+        InputError: When a tensor is quantized, or not finite.
+    """
+    for key, tensor in state.items():
+        if key.endswith(_COUNTER):
+            continue
+        if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
+            raise InputError(
+                f"{file} holds quantized weights, or none",
+                expected="float16, bfloat16, float32 or float64",
+                found=f"{key} of {tensor.dtype}",
+            )
+        if not tensor.isfinite().all():
+            raise InputError(f"{file} holds weights of a run that diverged", found=f"nan in {key}")
 
 
 def _tensors(weights: Path) -> Any:
@@ -256,7 +418,9 @@ def _tensors(weights: Path) -> Any:
             f"{weights} is no file of weights", expected=f".safetensors, {', '.join(_PICKLES)}"
         )
     try:
-        return torch.load(weights, map_location="cpu", weights_only=True)
+        # timm's and torchvision's scripts save their options: a class that holds values, no more.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile pickle makes torch raise
         raise InputError(
             f"{weights} cannot be read without running code that it may hold, or is damaged",
@@ -266,35 +430,117 @@ def _tensors(weights: Path) -> Any:
         ) from None
 
 
-def _unwrapped(content: Any) -> dict[str, Tensor]:
-    """Returns the state dict in what a training script saved.
+def _chosen(
+    file: Path, content: Any, weights: Kind | None, option: str
+) -> tuple[str, Kind, dict[str, Tensor]]:
+    """Return the chosen set of weights of all that a file holds.
+
+    A set is what lies under the name of its first layer: `state_dict.conv1.weight`,
+    `model_ema.module.conv1.weight`.
+
+    Returns:
+        Its entry in the file, whether it is averaged, and its tensors.
 
     Raises:
-        InputError: When there is none.
+        InputError: When there is no set, not the wanted one, or more than one.
     """
-    for key in _WRAPPERS:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
     if not isinstance(content, dict) or not content:
-        raise InputError("the file of weights holds no state dict", found=type(content).__name__)
-    named = {_PREFIX.sub("", str(name)): tensor for name, tensor in content.items()}
-    if not all(isinstance(tensor, Tensor) for tensor in named.values()):
-        raise InputError("the file of weights holds other things than tensors")
-    return named
+        raise InputError(f"{file} holds no state dict", found=type(content).__name__)
+    flat = dict(_flattened(content))
+    prefixes = [
+        key.removesuffix(stem)
+        for key in flat
+        for stem, block in _STEMS.items()
+        if key.endswith(stem) and key.removesuffix(stem) + block in flat
+    ]
+    if not prefixes:
+        raise InputError(
+            f"{file.name} does not hold the weights of a ResNet",
+            expected="parameters named as torchvision, timm or transformers name them",
+            found=f"no conv1.weight among {len(flat)} entries",
+        )
+    kinds: dict[str, Kind] = {prefix: _kind(file, prefix, flat) for prefix in prefixes}
+    fitting = [prefix for prefix in prefixes if weights in {None, kinds[prefix]}]
+    if len(fitting) != 1:
+        found = ", ".join(
+            f"{_entry(prefix) or file.name} ({kind})" for prefix, kind in kinds.items()
+        )
+        choices = sorted(set(kinds.values()))
+        raise InputError(
+            f"{file} holds {len(prefixes)} sets of weights"
+            if fitting
+            else f"{file} holds no {weights} weights",
+            expected="one set, or a choice between raw and averaged (EMA) weights",
+            found=found,
+            fix=" or ".join(f"{option} {choice}" for choice in choices)
+            if len(choices) == len(prefixes)
+            else "save one of them alone",
+        )
+    [prefix] = fitting
+    others = [other for other in prefixes if len(other) > len(prefix)]
+    state = {
+        key.removeprefix(prefix): value
+        for key, value in flat.items()
+        if key.startswith(prefix) and not key.startswith(tuple(others))
+    }
+    state.pop(_AVERAGES, None)
+    if not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise InputError(
+            f"{file} holds other things than tensors",
+            found=next(key for key, value in state.items() if not isinstance(value, Tensor)),
+        )
+    return _entry(prefix) if len(prefixes) > 1 else "", kinds[prefix], state
 
 
-def _weights_in(folder: Path) -> Path:
-    """Returns the one safetensors file in a folder.
+def _flattened(content: Mapping[Any, Any], depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested dicts under dotted names."""
+    for key, value in content.items():
+        if isinstance(value, dict) and depth:
+            yield from ((f"{key}.{name}", v) for name, v in _flattened(value, depth - 1))
+        else:
+            yield str(key), value
+
+
+def _kind(file: Path, prefix: str, flat: Mapping[str, Any]) -> Kind:
+    """Return whether a set of weights is averaged: by its name, or torch's count of averages."""
+    parent = ".".join(prefix.split(".")[:-2])
+    is_averaged = (
+        bool(_AVERAGED & set(re.split(r"[._]", prefix)))
+        or f"{parent}.{_AVERAGES}".removeprefix(".") in flat
+    )
+    return "ema" if is_averaged else _KIND_OF_FILE.get(file.name, "raw")
+
+
+def _entry(prefix: str) -> str:
+    """Return the entry of a file that a set of weights lies in, without the wrappers in it."""
+    return re.sub(r"(\.module|\._orig_mod)+$", "", prefix.removesuffix("."))
+
+
+def _weights_in(folder: Path, weights: Kind | None, option: str) -> Path:
+    """Returns the one file of weights in a folder, or of a checkpoint the one that is chosen.
 
     Raises:
         InputError: When there is none, or more than one.
     """
-    found = sorted(folder.glob("*.safetensors"))
+    found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    names = [path.name for path in found]
+    if sorted(_KIND_OF_FILE) == names:
+        if weights is None:
+            raise InputError(
+                f"{folder} holds 2 sets of weights",
+                expected="a choice between raw and averaged (EMA) weights",
+                found=", ".join(f"{name} ({kind})" for name, kind in _KIND_OF_FILE.items()),
+                fix=f"{option} raw or {option} ema",
+            )
+        return folder / next(name for name, kind in _KIND_OF_FILE.items() if kind == weights)
     if len(found) != 1:
+        is_sharded = any(folder.glob("*.index.json"))
         raise InputError(
             f"{folder} is not an exported model",
-            expected="one .safetensors file",
-            found=f"{len(found)}",
-            fix="python -m imagenet_rn50 export --run RUN --out DIR",
+            expected="one .safetensors file, or pytorch_model.bin",
+            found=", ".join(names) or "none",
+            fix="save the weights as one file: save_pretrained(..., max_shard_size='50GB')"
+            if is_sharded
+            else "python -m imagenet_rn50 export --run RUN --out DIR",
         )
     return found[0]

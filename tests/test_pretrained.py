@@ -134,10 +134,11 @@ def test_what_is_no_file_of_weights_says_what_it_is(tmp_path, weights):
     whole = weights.read_bytes()
     assert "is damaged" in refused(whole[: len(whole) // 2])
     assert "is damaged" in refused(b"")
+    flat = {"conv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(1), "lr": 0.1}
     assert "or is damaged" in refused(b"nonsense", "weights.pth")
     assert "is no file of weights" in refused(b"a picture", "cat.jpg")
     assert "no state dict" in refused(torch.zeros(3), "tensor.pth")
-    assert "other things than tensors" in refused({"lr": 0.1, "fc.bias": torch.ones(1)}, "a.pth")
+    assert "other things than tensors" in refused(flat, "a.pth")
     assert "no conv1.weight among 1" in refused({"stem.weight": torch.ones(1)}, "vit.pth")
     for nowhere in ("nothing.pth", "a/b/c/d", "s3://bucket/weights.pth"):
         with pytest.raises(InputError, match="there are no weights"):
@@ -220,13 +221,14 @@ def test_other_sizes_change_nothing_else_of_a_folders_processor(weights, tmp_pat
 
 @pytest.mark.parametrize(
     "config",
-    [[], {"id2label": NAMES}, {"id2label": dict(enumerate(NAMES, 1))}],
+    [{"id2label": NAMES}, {"id2label": dict(enumerate(NAMES, 1))}],
 )
 def test_a_configuration_that_does_not_count_classes_from_0_is_refused(weights, tmp_path, config):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match=r"config\.json does not say which class is which"):
         convert(str(tmp_path), tmp_path / "out")
-    assert read_pretrained(str(weights)).labels() is None  # which the fix relies on
+    with pytest.raises(InputError, match=r"config\.json does not say which class is which"):
+        read_pretrained(str(weights)).labels()  # a configuration beside a file is its own
 
 
 def test_what_weights_do_not_say_of_classes_and_pictures_must_be_said(weights, tmp_path, capsys):
@@ -236,7 +238,7 @@ def test_what_weights_do_not_say_of_classes_and_pictures_must_be_said(weights, t
     convert(str(tmp_path / "rn18.safetensors"), tmp_path / "out")
     said = capsys.readouterr().out
     assert "taken as ImageNet's" in said
-    assert "resized to 256 px, the central 224 px" in said
+    assert "resizing to 256 px, the central 224 px" in said
     labels = json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]
     assert len(set(labels.values())) == 1000
     (tmp_path / "out" / "preprocessor_config.json").unlink()

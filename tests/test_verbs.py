@@ -16,7 +16,7 @@ OUT = Path("nowhere") / "out"
         ({"run": "r", "classes": "c"}, "--classes says nothing of --run\n.*--from alone"),
         ({"run": "r", "eval_size": 16}, "--eval-resize or --eval-size says nothing of --run"),
         ({"from_": "w", "checkpoint": "last"}, "--checkpoint says nothing of --from"),
-        ({"from_": "w", "weights": "raw"}, "--weights says nothing of --from\n.*--run alone"),
+        ({"run": "r", "arch": "resnet50"}, "--arch says nothing of --run\n.*--from alone"),
         ({"run": "r", "from_": "w"}, "one thing is exported at a time"),
     ],
     ids=str,

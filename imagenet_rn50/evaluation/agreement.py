@@ -38,12 +38,12 @@ def require_same_classes(model: str, labels: Sequence[str], where: str, classes:
     if all(_NAMELESS.fullmatch(label) for label in labels):
         return
     by_wnid = all(WNID.fullmatch(label) for label in labels)
-    names = [_first_name(name) for name in (classes.wnids if by_wnid else classes.names)]
+    names = [first_name(name) for name in (classes.wnids if by_wnid else classes.names)]
     if not by_wnid and all(WNID.fullmatch(name) for name in names):
         return  # shards without names: words and wnids cannot be compared
     counts = Counter(names)
     index_of = {name: i for i, name in enumerate(names) if counts[name] == 1}
-    found = [index_of.get(_first_name(label)) for label in labels]
+    found = [index_of.get(first_name(label)) for label in labels]
     wrong = next((i for i, index in enumerate(found) if index not in {None, i}), None)
     if wrong is None and any(index is not None for index in found):
         return
@@ -79,6 +79,6 @@ def require_same_wnids(one: str, classes: Classes, other: str, others: Classes) 
             )
 
 
-def _first_name(label: str) -> str:
+def first_name(label: str) -> str:
     """Returns the first of a class's names, without a wnid in parentheses that may follow it."""
     return label.partition(",")[0].partition(" (")[0].strip()

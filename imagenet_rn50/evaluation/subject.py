@@ -9,23 +9,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL.Image import Resampling
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
-from transformers import (
-    AutoModelForImageClassification,
-    PreTrainedModel,
-    ResNetForImageClassification,
-)
+from transformers import PreTrainedModel, ResNetForImageClassification
 from transformers.image_processing_utils import BaseImageProcessor
-from transformers.utils import logging
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.model import build_model, build_processor, load_processor, weights_digest
+from imagenet_rn50.model import (
+    build_model,
+    build_processor,
+    load_processor,
+    load_whole,
+    weights_digest,
+)
 from imagenet_rn50.pretrained import fetch, is_hub_id
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.runs.choice import Choice, Weights, Which, choose
@@ -72,16 +72,24 @@ def open_subject(model: str, which: Which = "best", weights: Weights = "auto") -
         InputError: When there is no such model, or it is incomplete or damaged.
     """
     path = Path(model)
+    is_run = path.is_dir() and not any((path / name).is_file() for name in _EXPORTED)
+    is_other = path.is_dir() and not is_run or is_hub_id(model)
+    if is_other and (which, weights) != ("best", "auto"):
+        raise InputError(
+            f"--checkpoint and --weights choose among those of a run, and {model} is none",
+            expected="a run folder",
+            fix="omit them; `export --weights` chooses what goes into an exported folder",
+        )
     if path.is_file():
         raise InputError(
             f"{model} is a file, which tells neither its classes nor how to prepare pictures",
             expected="a run folder, an exported folder, or a Hub id like microsoft/resnet-50",
             fix=f"python -m imagenet_rn50 export --from {model} --out DIR, and evaluate DIR",
         )
-    if any((path / name).is_file() for name in _EXPORTED):
-        subject = _exported(path, model)
-    elif path.is_dir():
+    if is_run:
         subject = _of_run(path, which, weights)
+    elif path.is_dir():
+        subject = _exported(path, model)
     elif is_hub_id(model):
         folder = fetch(model, [*_EXPORTED, CLASSES_FILE])
         subject = replace(_exported(folder, model), checkpoint={"hub_commit": folder.name})
@@ -148,7 +156,7 @@ def _exported(path: Path, name: str) -> Subject:
             found=", ".join([f"no {file}" for file in missing] + [f"but {o}" for o in others]),
             fix="python -m imagenet_rn50 export --run RUN --out DIR --format transformers",
         )
-    network = _network_in(path, name)
+    network = load_whole(path, name)
     processor = load_processor(path)
     return Subject(
         name=name,
@@ -159,43 +167,6 @@ def _exported(path: Path, name: str) -> Subject:
         classes=Classes.load(path) if (path / CLASSES_FILE).is_file() else None,
         checkpoint={},
     )
-
-
-def _network_in(path: Path, name: str) -> PreTrainedModel:
-    """Loads the network of an exported folder.
-
-    Raises:
-        InputError: When it is damaged, or its weights are not those of its configuration.
-    """
-    logging.disable_progress_bar()  # it is read in a moment
-    try:
-        network, info = AutoModelForImageClassification.from_pretrained(
-            path,
-            use_safetensors=True,
-            trust_remote_code=False,  # None would ask whether to run Python that lies there
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # they are named below, with both sizes
-            output_loading_info=True,
-        )
-    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        first, *_ = str(error).splitlines() or [type(error).__name__]
-        raise InputError(
-            f"the model {name} cannot be loaded",
-            expected=f"{', '.join(_EXPORTED)}, whole",
-            found=first,
-        ) from None
-    problem = f"the weights of {name} are not those of its config.json"
-    for tensor, found, expected in sorted(info["mismatched_keys"]):
-        raise InputError(
-            problem,
-            expected=f"{tensor} of {tuple(expected)}, by config.json",
-            found=f"one of {tuple(found)}",
-        )
-    if wrong := sorted(info["missing_keys"]) + sorted(info["unexpected_keys"]):
-        found = f"{len(wrong)} missing or surplus tensors, such as {wrong[0]}"
-        raise InputError(problem, found=found)
-    loaded: PreTrainedModel = network
-    return loaded
 
 
 def _labels_of(network: PreTrainedModel) -> tuple[str, ...]:

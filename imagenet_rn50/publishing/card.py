@@ -19,7 +19,15 @@ from imagenet_rn50.publishing.evidence import (
     Evidence,
     Place,
 )
-from imagenet_rn50.publishing.layout import CONFIG, EVALUATION, METRICS, ORIGIN, RECIPE, SHARDS
+from imagenet_rn50.publishing.layout import (
+    ASSUMED_ARCHITECTURE,
+    CONFIG,
+    EVALUATION,
+    METRICS,
+    ORIGIN,
+    RECIPE,
+    SHARDS,
+)
 from imagenet_rn50.publishing.metadata import Facts, evaluations, has_top5, metadata
 from imagenet_rn50.publishing.reproduction import reproduction
 from imagenet_rn50.publishing.wording import IMAGENET_LIMITS, LIMITS, LOADING, SNIPPETS
@@ -32,6 +40,9 @@ _RESNET50 = {
     "hidden_sizes": [256, 512, 1024, 2048],
     "depths": [3, 4, 6, 3],
     "layer_type": "bottleneck",
+    "hidden_act": "relu",
+    "downsample_in_first_stage": False,
+    "downsample_in_bottleneck": False,
 }
 _MACHINE = {"device": "device", "world_size": "ranks", "mixed_precision": "mixed precision"}
 _CURVES = ("accuracy", "loss", "learning_rate")
@@ -70,10 +81,14 @@ def _what(evidence: Evidence, facts: Facts) -> str:
     text = f"A {kind} that tells {count} {classes} (`{CONFIG}`)."
     if facts.choice is None:
         name = evidence.cite(Place(ORIGIN, "name"))
-        return (
-            f"{text}\nIts weights were not trained here: they are those of {name}, converted "
-            f"tensor by tensor (`{ORIGIN}`).\nThe license of the original holds."
+        is_assumed = evidence.value(Place(ORIGIN, "architecture")) == ASSUMED_ARCHITECTURE
+        text += (
+            f"\nIts weights were not trained here: they are those of {name}, converted "
+            f"tensor by tensor (`{ORIGIN}`)."
         )
+        if is_assumed:
+            text += "\nTheir file does not state its architecture, which was assumed."
+        return f"{text}\nThe license of the original holds."
     averaged = ", averaged over training," if facts.choice.kind == "ema" else ""
     trained_on = evidence.cite_data(TRAINED_ON, evidence.trained_on_imagenet1k())
     data = f"{trained_on} (`{SHARDS}`)"

@@ -31,9 +31,11 @@ from imagenet_rn50.files import (
 )
 from imagenet_rn50.loading.store import ShardStore
 from imagenet_rn50.model import weights_digest
+from imagenet_rn50.pretrained import Kind
 from imagenet_rn50.publishing.card import model_card
 from imagenet_rn50.publishing.formats import Dtype, converted, require_format, write_model
 from imagenet_rn50.publishing.layout import (
+    ASSUMED_ARCHITECTURE,
     CARD,
     CONFIG,
     EVALUATION,
@@ -103,6 +105,8 @@ def convert(
     *,
     classes: Path | None = None,
     sizes: Mapping[str, int] | None = None,
+    kind: Kind | None = None,
+    arch: str | None = None,
     wanted: Wanted = Wanted(),
 ) -> None:
     """Writes weights of others as an exported folder: torchvision's, timm's, or of the Hub.
@@ -114,18 +118,22 @@ def convert(
             configuration, or of ImageNet where it has a thousand.
         sizes: `eval_resize` and `eval_size`, px, where they are to be others than its
             configuration says.
+        kind: Averaged or raw weights, where the file holds both.
+        arch: Name of the architecture in timm, where nothing else declares one.
         wanted: Format and type of the weights, and what to compare on.
 
     Raises:
-        InputError: When the weights cannot be read, or their classes or processor are not known.
+        InputError: When the weights cannot be read, belong to another architecture, or their
+            classes or processor are not known.
         RuntimeError: When the exported model does not compute what the original does.
     """
-    _write(source_of_weights(weights, classes, sizes or {}, wanted.metrics), out, wanted)
+    source = source_of_weights(weights, classes, sizes or {}, wanted.metrics, kind=kind, arch=arch)
+    _write(source, out, wanted)
 
 
 def _write(source: Source, out: Path, wanted: Wanted) -> None:
     """Writes an export under a temporary name, checks it, and gives it its name."""
-    require_format(source.model, wanted.form, wanted.dtype)
+    require_format(source.model, source.processor, wanted.form, wanted.dtype)
     if wanted.shards:
         where = wanted.shards.folder
         labels = list((source.model.config.id2label or {}).values())
@@ -193,12 +201,22 @@ def _fill(source: Source, folder: Path, wanted: Wanted) -> str:
         raise RuntimeError("the card has numbers without a source: " + "; ".join(problems))
 
     allowed = tolerance(wanted.form, wanted.dtype)
-    difference = compare_logits(model, exported, source.data.eval_size, allowed)
-    told = f"it computes the same logits within {difference:.1g} of the largest"
+    original = source.reference or model
+    difference = compare_logits(original, exported, source.data.eval_size, allowed)
+    told = f"it computes the logits of {_reference(source)}, within {difference:.1g} of the largest"
     if wanted.shards is None:
         return f"{told} (not compared on pictures: no --shards)"
-    same, compared = compare_on_shards(model, exported, wanted.shards, source.data, allowed)
+    same, compared = compare_on_shards(original, exported, wanted.shards, source.data, allowed)
     return f"{told}, and names the same class first for {same} of {compared} pictures"
+
+
+def _reference(source: Source) -> str:
+    """Return what an export was compared with, and claim no more."""
+    if source.origin is None:
+        return "the trained model"
+    if source.reference is None:
+        return "the architecture assumed, which no model of another library could confirm"
+    return str(source.origin.declared)
 
 
 def _copy_evidence(source: Source, folder: Path) -> None:
@@ -215,7 +233,13 @@ def _copy_evidence(source: Source, folder: Path) -> None:
     if source.classes:
         source.classes.save(folder)
     if source.origin:
-        origin = {"name": source.origin.name, "sha256": source.origin.sha256}
+        declared = source.origin.declared
+        origin = {
+            "name": source.origin.name,
+            "sha256": source.origin.sha256,
+            "weights": source.origin.kind,
+            "architecture": declared.name if declared else ASSUMED_ARCHITECTURE,
+        }
         write_json(folder / ORIGIN, origin)
 
 

@@ -9,15 +9,23 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import resnet50
-from transformers import ResNetForImageClassification
+from transformers import BaseImageProcessor, ResNetConfig, ResNetForImageClassification
 from transformers.utils import logging
 
 from imagenet_rn50.errors import InputError
-from imagenet_rn50.model import load_exported, logits_of, to_torchvision
-from imagenet_rn50.publishing.layout import ONNX_MODEL, TORCHVISION_WEIGHTS
+from imagenet_rn50.files import follow_umask
+from imagenet_rn50.model import load_exported, logits_of, save_tensors, to_torchvision
+from imagenet_rn50.pretrained_config import VARIANT
+from imagenet_rn50.publishing.layout import (
+    CONFIG,
+    ONNX_MODEL,
+    PROCESSOR,
+    TORCHVISION_WEIGHTS,
+    TRANSFORMERS_WEIGHTS,
+)
 from imagenet_rn50.publishing.wording import Format
 
 Dtype = Literal["float32", "float16"]
@@ -27,7 +35,9 @@ Logits = Callable[[Tensor], Tensor]
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
-def require_format(model: nn.Module, form: Format, dtype: Dtype) -> None:
+def require_format(
+    model: ResNetForImageClassification, processor: BaseImageProcessor, form: Format, dtype: Dtype
+) -> None:
     """Makes sure that a model can be written in a format, before anything is.
 
     Raises:
@@ -45,6 +55,7 @@ def require_format(model: nn.Module, form: Format, dtype: Dtype) -> None:
                 found=f"{len(ours.items() - theirs.items())} of {len(ours)} tensors are not its",
                 fix="export with --format transformers, or onnx",
             )
+        _require_plain(model.config, processor)
     if form == "onnx":
         missing = [package for package in _ONNX_PACKAGES if find_spec(package) is None]
         if missing:
@@ -58,6 +69,28 @@ def require_format(model: nn.Module, form: Format, dtype: Dtype) -> None:
                 expected="--dtype float32",
                 found=f"--dtype {dtype}",
                 fix="onnxruntime's own tools convert it for the hardware that it will run on",
+            )
+
+
+def _require_plain(config: ResNetConfig, processor: BaseImageProcessor) -> None:
+    """Refuse what torchvision's ResNet-50, and what cards say of preparing images for it, lack.
+
+    Raises:
+        InputError: Naming the field.
+    """
+    defaults, settings = ResNetConfig(), processor.to_dict()
+    fields = [(CONFIG, n, getattr(config, n), getattr(defaults, n)) for n in VARIANT]
+    steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
+    fields += [(PROCESSOR, step, settings.get(step), True) for step in steps]
+    factor = round(1 / (settings.get("rescale_factor") or 1), 3)
+    fields.append((PROCESSOR, "1 / rescale_factor", factor, 255.0))
+    for file, name, found, expected in fields:
+        if found != expected:
+            raise InputError(
+                f"{file} asks for what torchvision's ResNet-50 has not",
+                expected=f"{name} {expected}",
+                found=f"{name} {found}",
+                fix="export with --format transformers, or onnx",
             )
 
 
@@ -81,6 +114,7 @@ def write_model(model: ResNetForImageClassification, folder: Path, form: Format)
 
 def _write_transformers(model: ResNetForImageClassification, folder: Path) -> Logits:
     model.save_pretrained(folder)
+    follow_umask(folder / TRANSFORMERS_WEIGHTS)
     exported = load_exported(folder)
     _require_same(model.state_dict(), exported.state_dict())
     return lambda pictures: logits_of(exported, pictures)
@@ -90,7 +124,7 @@ def _write_torchvision(model: ResNetForImageClassification, folder: Path) -> Log
     """Writes torchvision's state dict, as safetensors: a .pth is a pickle, which can run code."""
     model.config.save_pretrained(folder)
     state = to_torchvision(model.state_dict())
-    save_file(state, folder / TORCHVISION_WEIGHTS, metadata={"format": "pt"})
+    save_tensors(folder / TORCHVISION_WEIGHTS, state)
     exported = resnet50(num_classes=len(state["fc.bias"])).eval()
     exported.load_state_dict(load_file(folder / TORCHVISION_WEIGHTS), strict=True)
     _require_same(state, exported.state_dict())

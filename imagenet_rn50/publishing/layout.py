@@ -20,7 +20,9 @@ SHARDS = "shards.json"
 """Which shards it was trained on."""
 CLASSES = FILE_NAME
 ORIGIN = "origin.json"
-"""Name and sha256 of weights that were not trained here."""
+"""Name, sha256 and architecture of weights that were not trained here."""
+ASSUMED_ARCHITECTURE = "assumed"
+"""There, where nothing declares their architecture."""
 
 PLOTS = "plots"
 EXAMPLES = "examples"

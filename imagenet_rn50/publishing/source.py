@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import BaseImageProcessor, ResNetForImageClassification
 
 from imagenet_rn50.classes import Classes
@@ -14,8 +15,9 @@ from imagenet_rn50.console import say
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.evaluation.agreement import require_same_classes
 from imagenet_rn50.evaluation.subject import network_of
-from imagenet_rn50.model import build_labelled, build_processor, load_processor
-from imagenet_rn50.pretrained import Pretrained, read_pretrained, take_weights
+from imagenet_rn50.model import build_processor, name_classes, processor_of
+from imagenet_rn50.pretrained import Kind, Pretrained, read_pretrained
+from imagenet_rn50.pretrained_config import ASSUMED
 from imagenet_rn50.publishing.layout import EVALUATION, METRICS, PROCESSOR, RECIPE, SHARDS
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.recipe_files import parse_recipe
@@ -41,6 +43,8 @@ class Source:
         classes: Its classes with their wnids, to lie beside it for evaluation, where known.
         choice: Which weights of a run they are; None for weights of others.
         origin: Weights of others; None for a run's.
+        reference: What the export must compute: the trained model, or weights of others in the
+            model that their own library builds; None where nothing declares their architecture.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Source:
     classes: Classes | None
     choice: Choice | None = None
     origin: Pretrained | None = None
+    reference: nn.Module | None = None
 
 
 def source_of_run(run: Path, which: Which, weights: Weights, metrics: Path | None) -> Source:
@@ -75,20 +80,28 @@ def source_of_run(run: Path, which: Which, weights: Weights, metrics: Path | Non
     found = metrics or run / _EVALUATION_OF_RUN
     if metrics or found.is_file():
         files[EVALUATION] = found
+    model = network_of(folder, choice).eval()
     return Source(
         name=run.resolve().name,
         described=str(choice.checkpoint.folder),
-        model=network_of(folder, choice).eval(),
+        model=model,
         processor=build_processor(recipe.data),
         data=recipe.data,
         evidence=files,
         classes=folder.classes(),
         choice=choice,
+        reference=model,
     )
 
 
 def source_of_weights(
-    weights: str, classes: Path | None, sizes: Mapping[str, int], metrics: Path | None
+    weights: str,
+    classes: Path | None,
+    sizes: Mapping[str, int],
+    metrics: Path | None,
+    *,
+    kind: Kind | None = None,
+    arch: str | None = None,
 ) -> Source:
     """Returns weights of others.
 
@@ -99,25 +112,36 @@ def source_of_weights(
         sizes: `eval_resize` and `eval_size`, px, where they are to be others than its
             configuration says.
         metrics: metrics.json of `evaluate`, if any.
+        kind: Averaged or raw weights, where the file holds both.
+        arch: Name of the architecture in timm, where nothing else declares one.
 
     Raises:
-        InputError: When they cannot be read, or their classes or processor are not known.
+        InputError: When they cannot be read, belong to another architecture, or their classes or
+            processor are not known.
     """
-    pretrained = read_pretrained(weights)
+    pretrained = read_pretrained(weights, kind, arch=arch)
     known = Classes.read(classes) if classes else None
-    model = build_labelled(pretrained.shape(), _labels(pretrained, known))
-    take_weights(model, pretrained)
+    model, reference = pretrained.rebuild()
+    name_classes(model.config, _labels(pretrained, known))
+    if str(pretrained) != pretrained.name:
+        say(f"exporting {pretrained}")
+    if pretrained.declared is None:
+        say(
+            f"{pretrained.name} does not state its architecture: assuming {ASSUMED}; "
+            "--arch names another"
+        )
     processor = _processor(pretrained, sizes)
     files = {EVALUATION: metrics} if metrics else {}
     return Source(
-        name=pretrained.name if pretrained.folder else Path(pretrained.name).stem,
+        name=Path(pretrained.name).stem if Path(weights).is_file() else pretrained.name,
         described=weights,
-        model=model.eval(),
+        model=model,
         processor=processor,
         data=data_of(processor),
         evidence=files,
         classes=known,
         origin=pretrained,
+        reference=reference,
     )
 
 
@@ -173,23 +197,51 @@ def _processor(pretrained: Pretrained, sizes: Mapping[str, int]) -> BaseImagePro
     Raises:
         InputError: When its folder should say and does not.
     """
-    folder = pretrained.folder
-    if folder is not None and (folder / PROCESSOR).is_file():
-        processor = load_processor(folder)
+    if (found := pretrained.processor()) is not None:
+        processor = _as_crop(found)
         return _resized(processor, sizes) if sizes else processor
     data = _with_sizes(DataRecipe(), sizes)
-    if folder is not None and not sizes:
+    if pretrained.folder is not None and not sizes:
         raise InputError(
             f"{pretrained.name} has no {PROCESSOR}",
             expected="a folder that says how pictures are prepared for its model",
             fix=_SAY_SIZES,
         )
+    assumed = f"mean {list(data.mean)}, std {list(data.std)} and bilinear interpolation"
     if not sizes:
-        say(
-            f"a file of weights says nothing of pictures: resized to {data.eval_resize} px, the "
-            f"central {data.eval_size} px; --eval-resize and --eval-size change that"
+        assumed = (
+            f"resizing to {data.eval_resize} px, the central {data.eval_size} px (--eval-resize "
+            f"and --eval-size change that), {assumed}"
         )
+    say(f"{pretrained.name} does not state how images are prepared: assuming {assumed}")
     return build_processor(data)
+
+
+def _as_crop(processor: BaseImageProcessor) -> BaseImageProcessor:
+    """Return a processor that resizes and crops, where one states the same as a part to keep.
+
+    ConvNeXT's, which microsoft/resnet-50 has, resizes to size / crop_pct below 384 px, and warps
+    above.
+    """
+    settings = processor.to_dict()
+    edge = (settings.get("size") or {}).get("shortest_edge")
+    if not settings["image_processor_type"].startswith("ConvNext") or not edge or edge >= 384:
+        return processor
+    if settings.get("do_center_crop") or not settings.get("do_resize"):
+        return processor
+    resize = int(edge / (settings.get("crop_pct") or 224 / 256))
+    plain = processor_of(resize, edge, [0.0] * 3, [1.0] * 3, settings["resample"])
+    return _changed(plain, settings)
+
+
+_KEPT = ("resample", "image_mean", "image_std", "rescale_factor", "do_rescale", "do_normalize")
+
+
+def _changed(processor: BaseImageProcessor, settings: Mapping[str, Any]) -> BaseImageProcessor:
+    """Return a processor with all settings of another one but for sizes."""
+    kept = {name: settings[name] for name in _KEPT if settings.get(name) is not None}
+    changed: BaseImageProcessor = processor.from_dict(processor.to_dict() | kept)
+    return changed
 
 
 def _resized(processor: Any, sizes: Mapping[str, int]) -> BaseImageProcessor:
@@ -203,10 +255,10 @@ def _resized(processor: Any, sizes: Mapping[str, int]) -> BaseImageProcessor:
     except InputError:
         if len(sizes) < 2:
             raise
-        normalisation = {"mean": processor.image_mean, "std": processor.image_std}
-        return build_processor(_with_sizes(DataRecipe(), {**sizes, **normalisation}))
+        return _changed(build_processor(_with_sizes(DataRecipe(), sizes)), processor.to_dict())
     side = {"height": data.eval_size, "width": data.eval_size}
     changed = {"size": {"shortest_edge": data.eval_resize}, "crop_size": side}
+    changed |= {"do_resize": True, "do_center_crop": True}
     resized: BaseImageProcessor = processor.from_dict(processor.to_dict() | changed)
     return resized
 

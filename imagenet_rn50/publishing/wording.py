@@ -41,7 +41,7 @@ model.load_state_dict(load_file("resnet50.safetensors"))
 p = json.loads(Path("preprocessor_config.json").read_text())
 prepare = v2.Compose([
     v2.ToImage(),
-    v2.Resize(p["size"]["shortest_edge"]),
+    v2.Resize(p["size"]["shortest_edge"], p["resample"]),
     v2.CenterCrop(p["crop_size"]["height"]),
     v2.ToDtype(torch.float32, scale=True),
     v2.Normalize(p["image_mean"], p["image_std"]),

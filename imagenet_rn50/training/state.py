@@ -25,12 +25,13 @@ from typing import Any, TypeAlias
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from imagenet_rn50.files import read_json, write_json
+from imagenet_rn50.model import save_tensors
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS, WEIGHTS
 from imagenet_rn50.training.optim import Ema
@@ -170,9 +171,9 @@ def write_state(folder: Path, state: StateDict) -> None:
             write_json(path, content)
         elif name == EMA_WEIGHTS:
             tensors, metadata = content
-            save_file(_contiguous(tensors), path, metadata=metadata)
-        elif name == WEIGHTS:  # with Accelerate's metadata, which transformers asks for
-            save_file(_contiguous(content), path, metadata={"format": "pt"})
+            save_tensors(path, tensors, metadata)
+        elif name == WEIGHTS:
+            save_tensors(path, content)
         else:
             torch.save(content, path)
 
@@ -209,11 +210,6 @@ def _copied(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_copied(entry) for entry in value)
     return value
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors as safetensors wants them: not channels last."""
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
 def _tensors(value: Any) -> Iterable[Tensor]:

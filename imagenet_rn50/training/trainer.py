@@ -435,9 +435,8 @@ class Trainer:
             message += f", about {written['cost_left_usd']:.2f} to come"
         self._say(message)
         if lr_was_cut and not state.progress.finished:  # a last cut changes nothing
-            num_evaluations = counted(
-                (self.recipe.schedule.plateau_patience or 0) + 1, "evaluation"
-            )
+            patience = self.recipe.schedule.plateau_patience or 0
+            waited = counted(patience + 1, "evaluation")
             lr = learning_rate(self.recipe, epoch, state.plateau.num_cuts)
             self._say(
                 f"the validation loss has not fallen for {waited}: the learning rate is "

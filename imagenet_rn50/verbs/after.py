@@ -148,6 +148,7 @@ def export(
     cache: Path | None = None,
     metrics: Path | None = None,
     classes: Path | None = None,
+    arch: str | None = None,
     eval_resize: int | None = None,
     eval_size: int | None = None,
 ) -> None:
@@ -159,7 +160,8 @@ def export(
         from_: Instead of a run: a .safetensors or .pth file of torchvision's, timm's or ours, an
             exported folder, or a Hub id.
         checkpoint: With --run: the checkpoint with the best validation top-1, or the newest.
-        weights: With --run: its averaged weights, its raw ones, or whichever scored better.
+        weights: Averaged (EMA) weights, raw ones, or of a run whichever scored better. With --from:
+            needed where the file holds both.
         format: Who loads it.
         dtype: Type of the weights.
         shards: Pictures to compare original and export on: a folder of shards, or its address.
@@ -167,6 +169,8 @@ def export(
         metrics: metrics.json of `evaluate`, for the card; by default that of the run.
         classes: With --from: a list of classes (classes.json, LOC_synset_mapping.txt or Keras'
             imagenet_class_index.json, of any name), where the weights do not name theirs.
+        arch: With --from: name of their architecture in timm (resnet50, or resnet50.a1_in1k to take
+            its preprocessing too), where neither a config.json nor the file declares it.
         eval_resize: With --from: shorter side to resize pictures to, px; by default what its folder
             says, or training's.
         eval_size: With --from: side of the central crop, px; likewise.
@@ -180,16 +184,17 @@ def export(
     sizes = {"eval_resize": eval_resize, "eval_size": eval_size}
     given = {name: size for name, size in sizes.items() if size is not None}
     if run is not None:
-        _refuse("--run", "--from", {"--classes": classes, "--eval-resize or --eval-size": given})
+        of_others = {"--classes": classes, "--arch": arch, "--eval-resize or --eval-size": given}
+        _refuse("--run", "--from", of_others)
     else:
-        of_run = {"--checkpoint": checkpoint != "best", "--weights": weights != "auto"}
-        _refuse("--from", "--run", of_run)
+        _refuse("--from", "--run", {"--checkpoint": checkpoint != "best"})
     store = open_shards(shards, cache=cache) if shards else None
     wanted = Wanted(form=format, dtype=dtype, shards=store, metrics=metrics)
     if run is not None:
         export_run(run, out, checkpoint=checkpoint, weights=weights, wanted=wanted)
         return
-    convert(str(from_), out, classes=classes, sizes=given, wanted=wanted)
+    kind = None if weights == "auto" else weights
+    convert(str(from_), out, classes=classes, sizes=given, kind=kind, arch=arch, wanted=wanted)
 
 
 def _refuse(source: str, other: str, options: dict[str, Any]) -> None:

@@ -286,3 +286,9 @@ def test_the_classes_beside_an_exported_model_are_found(model):
     assert open_subject(str(model)).classes is None
     classes_of(NUM_CLASSES).save(model)
     assert open_subject(str(model)).classes == classes_of(NUM_CLASSES)
+
+
+@pytest.mark.parametrize(("which", "weights"), [("last", "auto"), ("best", "raw")])
+def test_an_exported_folder_offers_no_choice_of_weights(model, which, weights):
+    with pytest.raises(InputError, match="--weights"):
+        open_subject(str(model), which, weights)

@@ -56,7 +56,7 @@ def test_training_goes_on_from_there_with_a_new_classifier_and_the_journal_says_
     assert len(ours["classifier.1.weight"]) == 3
     [start] = read_metrics(tiny / "run", START)
     sha256 = sha256_of_file(tiny / "weights.safetensors")
-    named = {"name": "weights.safetensors", "sha256": sha256, "classifier": "new"}
+    named = {"name": "weights.safetensors", "sha256": sha256, "weights": "raw", "classifier": "new"}
     assert start["init_from"] == named  # and no folder of this machine
 
 
@@ -67,7 +67,7 @@ def test_the_same_classes_keep_their_classifier_and_other_names_are_said(tiny):
     accelerator: Any = SimpleNamespace(print=told.append)
     recipe = load_recipe(str(tiny / "tiny.yaml"))
     model = build_labelled(recipe.model, ["first", "second", "third"])
-    line = init_from_pretrained(model, str(tiny), accelerator)
+    line = init_from_pretrained(model, str(tiny), recipe, accelerator)
     assert line["init_from"]["classifier"] == "kept"
     assert torch.equal(model.state_dict()["classifier.1.bias"], theirs["classifier.1.bias"])
     assert "1 of 3 classes are named otherwise there ('wolf' for 'second')" in told[0]

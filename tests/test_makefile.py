@@ -1,0 +1,30 @@
+"""What make hands on to the programs that it calls."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def venv(tmp_path):
+    """A virtual environment whose Python prints what the Space would show."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "$1: $MODEL_ID"\n')
+    python.chmod(0o755)
+    for name in (".installed", ".installed-dev"):
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "model", ["owner/name", "my exports/digits 2", "it's; true", 'a "b"', "$(HOME) `id`"]
+)
+def test_a_model_of_any_name_reaches_the_space(venv, model):
+    word = model.replace("$", "$$")  # as make wants it
+    command = ["make", "-s", "app", f"VENV={venv}", f"MODEL_ID={word}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, f"app/app.py: {model}\n"), done.stderr
