@@ -19,6 +19,7 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.console import progress_bar, say
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.jpeg_header import JpegError, read_header
+from imagenet_rn50.shards.images import TURNED
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.finishing import finish
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard
@@ -173,7 +174,7 @@ def _read_shard(found: FoundShard) -> ShardRecord:
 
 
 def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Remark | None]:
-    """Returns the row of one sample, and a remark when its picture is no JPEG."""
+    """Returns the row of one sample, and a remark when its picture is no JPEG or not upright."""
     if ".." in PurePosixPath(sample.key).parts or sample.key.startswith("/"):
         raise InputError(
             f"{path} holds the member {sample.key!r}, which leads out of its folder",
@@ -200,6 +201,9 @@ def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Remark 
     try:
         header = read_header(content)
         width, height = header.width, header.height
+        if header.orientation != 1:
+            reason = f"not changed, but orientation {header.orientation}: {TURNED} as it is decoded"
+            remark = Remark(path.name, sample.key, label, reason)
     except JpegError as error:
         remark = Remark(path.name, sample.key, label, f"not changed, but {error}")
     row = Row(
