@@ -132,8 +132,8 @@ class TrainTransform:
         """Draws the crop of a picture, which is drawn from the upright one.
 
         Returns:
-            The box in the stored picture, and by how much decoding shrinks it: where that is more than 1, the box is
-            moved and cut to multiples of it, by less than that many px.
+            The box in the stored picture, and by how much decoding shrinks it: where that is more
+            than 1, the box is moved and cut to multiples of it, by less than that many px.
         """
         scale, ratio = self.data.crop_scale, self.data.crop_ratio
         box = random_crop_box(draws, *layout.upright_size, scale, ratio)

@@ -19,9 +19,9 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.console import progress_bar, say
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.jpeg_header import JpegError, read_header
-from imagenet_rn50.shards.images import TURNED
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.finishing import finish
+from imagenet_rn50.shards.images import TURNED
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard
 from imagenet_rn50.shards.samples import TarSample, picture_of, samples_in
 from imagenet_rn50.shards.shard import Remark, Row, ShardRecord
