@@ -32,7 +32,7 @@ needs_proc = pytest.mark.skipif(not STATM.exists(), reason="needs /proc")
 def at_most(megabytes):
     """Lets this process allocate so much beyond what it has."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    now = int(STATM.read_text().split()[0]) * resource.getpagesize()
+    now = int(STATM.read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (now + megabytes * 2**20, hard))
     try:
         yield
