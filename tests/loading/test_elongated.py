@@ -76,6 +76,8 @@ def test_space_and_example_hand_the_processor_a_bounded_image(tmp_path, monkeypa
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     source = Path(__file__).parents[2] / "examples" / "predict.py"
     spec = importlib.util.spec_from_file_location("predict", source)
+    assert spec is not None
+    assert spec.loader is not None
     predict = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(predict)
     content = pillow_jpeg(noise(*size))

@@ -77,6 +77,8 @@ def pillows(content):
 def predict_example():
     path = Path(__file__).parents[2] / "examples" / "predict.py"
     spec = importlib.util.spec_from_file_location("predict", path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -111,7 +113,7 @@ def test_training_crops_the_upright_image_from_the_segments_of_the_stored_one(or
     for index in range(8):
         draws = augmentation_draws(1, 0, index)
         top, left, height, width = random_crop_box(
-            draws, *whole.shape[:2], DATA.crop_scale, DATA.crop_ratio
+            draws, whole.shape[0], whole.shape[1], DATA.crop_scale, DATA.crop_ratio
         )
         if jpeg.dct_factor((top, left, height, width), (32, 32)) > 1:
             continue
@@ -239,9 +241,8 @@ def test_whatever_packing_writes_anew_is_upright(kind, rule):
         damaged[20:24] = struct.pack("<L", 4)
         raw = tagged(pillow_jpeg(scene(48, 64)), bytes(damaged)[:-4])
     if kind == "damaged inside":
-        raw = bytearray(raw)
-        raw[len(raw) * 3 // 4 :][:40] = bytes(40)
-        raw = bytes(raw)
+        middle = len(raw) * 3 // 4
+        raw = raw[:middle] + bytes(40) + raw[middle + 40 :]
     prepared = prepare(raw, PackOptions(resize=rule))
     expected = Image.fromarray(pillows(raw)).resize(
         (prepared.width, prepared.height), Image.Resampling.BICUBIC

@@ -55,7 +55,7 @@ def test_the_audit_counts_turned_and_elongated_images_and_packs_them_all(tmp_pat
 
 
 def test_the_audit_of_shards_made_by_others_counts_images_that_are_not_upright(tmp_path):
-    members = {}
+    members: dict[str, bytes] = {}
     for number in range(3):
         members |= {
             f"{WNIDS[number]}_0.jpg": jpeg(number, exif=TAG if number else b""),
