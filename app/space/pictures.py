@@ -76,7 +76,7 @@ def _too_large() -> str:
 def _upright(picture: Image.Image) -> Image.Image:
     """Turns a picture by its EXIF orientation, as transformers does; damaged EXIF turns nothing."""
     try:
-        turn = _TURNS.get(picture.getexif().get(_ORIENTATION))
+        turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged EXIF makes Pillow raise anything
         return picture
     return picture if turn is None else picture.transpose(turn)
