@@ -115,7 +115,7 @@ def _is_closed_pipe(fd: int) -> bool:
 
 @contextmanager
 def _path_errors_as_input_errors() -> Iterator[None]:
-    """Raise an `OSError` about a path that users can fix, a full disk for example, as InputError."""
+    """Raise an `OSError` about a path that users can fix, such as a full disk, as InputError."""
     try:
         yield
     except OSError as error:

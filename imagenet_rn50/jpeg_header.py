@@ -9,6 +9,8 @@ import struct
 from dataclasses import dataclass
 from typing import Literal
 
+from imagenet_rn50.orientation import is_metadata, read_orientation
+
 _START = b"\xff\xd8"
 _EXIF = b"Exif\0\0"
 _ADOBE = b"Adobe"
@@ -37,6 +39,8 @@ class JpegHeader:
         progressive: Whether the picture comes in several scans of growing quality.
         restart_interval: MCUs between two restart markers; 0 without them.
         exif: (begin, end) of the EXIF segment in the file, its marker included; None without one.
+        metadata: (begin, end) of all EXIF and XMP segments, likewise.
+        orientation: How to turn the stored pixels upright, see `orientation`; 1 leaves them.
         scan: Offset of the first scan's marker in the file.
     """
 
@@ -47,6 +51,8 @@ class JpegHeader:
     progressive: bool
     restart_interval: int
     exif: tuple[int, int] | None
+    metadata: tuple[tuple[int, int], ...]
+    orientation: int
     scan: int
 
 
@@ -69,6 +75,7 @@ def read_header(content: bytes) -> JpegHeader:
     frame: tuple[int, int] | None = None  # marker, offset of its content
     adobe_transform: int | None = None
     exif: tuple[int, int] | None = None
+    metadata: list[tuple[int, int]] = []
     restart_interval = 0
     position = 2
     while True:
@@ -79,8 +86,10 @@ def read_header(content: bytes) -> JpegHeader:
             frame = marker, begin
         elif marker == _RESTART_INTERVAL:
             (restart_interval,) = _unpack(">H", content, begin)
-        elif marker == _APP1 and exif is None and content.startswith(_EXIF, begin):
-            exif = begin - 4, end
+        elif marker == _APP1 and is_metadata(content, begin):
+            metadata.append((begin - 4, end))
+            if exif is None and content.startswith(_EXIF, begin):
+                exif = begin - 4, end
         elif marker == _APP14 and content.startswith(_ADOBE, begin):
             (adobe_transform,) = _unpack(">B", content, begin + 11)
         position = end
@@ -95,6 +104,8 @@ def read_header(content: bytes) -> JpegHeader:
         progressive=frame[0] in _PROGRESSIVE,
         restart_interval=restart_interval,
         exif=exif,
+        metadata=tuple(metadata),
+        orientation=read_orientation([content[begin + 4 : end] for begin, end in metadata]),
         scan=begin - 4,
     )
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from imagenet_rn50.orientation import is_metadata, is_transposed, read_orientation
+
 SOI, EOI, SOS, DRI = 0xD8, 0xD9, 0xDA, 0xDD
 RST0 = 0xD0
-APP0, APP9, APP14 = 0xE0, 0xE9, 0xEE
+APP0, APP1, APP9, APP14 = 0xE0, 0xE1, 0xE9, 0xEE
 TABLE_NAME = b"restart offsets\0"
 
 _COM, _APP15, _BASELINE = 0xFE, 0xEF, 0xC0
@@ -32,6 +34,7 @@ class Layout:
         scan: Offset of the first coded byte.
         kept: Start and stop of the parts of the header that decoding needs.
         table: Start and stop of the entries of the offset table; None when there is none.
+        orientation: How to turn the stored pixels upright, see `orientation`; 1 leaves them.
     """
 
     height: int
@@ -43,6 +46,13 @@ class Layout:
     scan: int
     kept: list[tuple[int, int]]
     table: tuple[int, int] | None
+    orientation: int
+
+    @property
+    def upright_size(self) -> tuple[int, int]:
+        """Height and width of the upright picture, px."""
+        size = self.height, self.width
+        return size[::-1] if is_transposed(self.orientation) else size
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -61,6 +71,7 @@ def read_layout(jpeg: bytes) -> Layout:
     scan_components = interval = 0
     table = None
     kept = [(0, 2)]
+    metadata = []
     for marker, start, stop in _segments(jpeg):
         if marker in _FRAMES:
             if frame is not None:
@@ -70,6 +81,8 @@ def read_layout(jpeg: bytes) -> Layout:
             interval = int.from_bytes(jpeg[start:stop])
         elif marker == APP9 and jpeg.startswith(TABLE_NAME, start, stop):
             table = (start + len(TABLE_NAME), stop)
+        elif marker == APP1 and is_metadata(jpeg, start):
+            metadata.append(jpeg[start:stop])
         elif marker == SOS:
             scan_components = jpeg[start] if stop > start else 0
         if marker in {APP0, APP14} or not (APP0 <= marker <= _APP15 or marker == _COM):
@@ -77,7 +90,18 @@ def read_layout(jpeg: bytes) -> Layout:
     if frame is None:
         raise ValueError("the JPEG has no frame header before its scan")
     height, width, mcu, margin = _read_frame(jpeg, *frame, scan_components)
-    return Layout(height, width, frame[1] + 1, mcu, margin, interval, kept[-1][1], kept, table)
+    return Layout(
+        height,
+        width,
+        frame[1] + 1,
+        mcu,
+        margin,
+        interval,
+        kept[-1][1],
+        kept,
+        table,
+        read_orientation(metadata),
+    )
 
 
 def _segments(jpeg: bytes) -> list[tuple[int, int, int]]:

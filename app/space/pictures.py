@@ -5,16 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 MAX_PIXELS = 50_000_000  # a 48-megapixel phone's; 150 MB as RGB, four times that while converted
-MAX_ASPECT_RATIO = 50  # processors resize by the short side: the long one grows with the ratio
+MAX_ASPECT_RATIO = 32  # processors resize by the short side: the long one grows with the ratio
 
 # What cameras, phones and browsers write. Others are parsers that nobody needs here: Pillow hands
 # EPS to Ghostscript, for one.
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "JPEG2000", "PPM", "ICO")
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # Pillow's own guard: it raises above twice this
+
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class PictureError(Exception):
@@ -24,8 +35,8 @@ class PictureError(Exception):
 def open_picture(path: str | Path) -> Image.Image:
     """Opens a picture: upright, RGB, 8 bits a channel, its transparent parts white.
 
-    Of an animation, the first frame. Size and shape are checked in the header, before a pixel is
-    decoded.
+    Of an animation, the first frame. The size is checked in the header, before a pixel is decoded.
+    Of a very elongated picture, the center: the model's central crop shows no more of it.
 
     Args:
         path: The file.
@@ -34,14 +45,15 @@ def open_picture(path: str | Path) -> Image.Image:
         An RGB picture.
 
     Raises:
-        PictureError: When it is gone, no picture, too large, too narrow, or damaged.
+        PictureError: When it is gone, no picture, too large, or damaged.
     """
     try:
         with Image.open(path, formats=FORMATS) as picture:
-            _check_shape(*picture.size)
+            if picture.width * picture.height > MAX_PIXELS:
+                raise PictureError(_too_large())
             picture.load()
             is_16_bit = picture.mode.startswith("I;16") or _is_deep_pgm(picture)
-            return _to_rgb(ImageOps.exif_transpose(picture), is_16_bit)
+            return _to_rgb(_center(_upright(picture)), is_16_bit)
     except PictureError:
         raise
     except FileNotFoundError:
@@ -61,19 +73,26 @@ def _too_large() -> str:
     return f"This picture is too large: at most {MAX_PIXELS // 1_000_000} megapixels can be read."
 
 
-def _check_shape(width: int, height: int) -> None:
-    """Refuses what would take too much memory to decode or to resize.
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turns a picture by its EXIF orientation, as transformers does; damaged EXIF turns nothing."""
+    try:
+        turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF makes Pillow raise anything
+        return picture
+    return picture if turn is None else picture.transpose(turn)
 
-    Raises:
-        PictureError: When there are too many pixels, or one side is far longer than the other.
+
+def _center(picture: Image.Image) -> Image.Image:
+    """Cuts equally many squares off both ends of a picture beyond `MAX_ASPECT_RATIO`.
+
+    Each becomes a square when the short side is resized, so a central crop stays where it was.
     """
-    if width * height > MAX_PIXELS:
-        raise PictureError(_too_large())
-    if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
-        raise PictureError(
-            f"This picture is too narrow: one side of {width} x {height} pixels is more than "
-            f"{MAX_ASPECT_RATIO} times the other."
-        )
+    short, long = sorted(picture.size)
+    cut_off = short * max(0, (long // short - MAX_ASPECT_RATIO) // 2)
+    if cut_off == 0:
+        return picture
+    x, y = (cut_off, 0) if picture.width > picture.height else (0, cut_off)
+    return picture.crop((x, y, picture.width - x, picture.height - y))
 
 
 def _is_deep_pgm(picture: Image.Image) -> bool:

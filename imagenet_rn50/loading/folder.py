@@ -16,7 +16,7 @@ from imagenet_rn50.loading.loader import Loader
 from imagenet_rn50.loading.reader import SampleError
 from imagenet_rn50.loading.stages import Sample, Share, StackBatches, TransformPicture
 from imagenet_rn50.loading.transforms import Transform
-from imagenet_rn50.shards.images import BadPictureError, prepare
+from imagenet_rn50.shards.images import BadPictureError, repair
 from imagenet_rn50.shards.options import PackOptions
 from imagenet_rn50.shards.sources.base import Picture
 
@@ -24,7 +24,9 @@ _OPTIONS = PackOptions(restart_blocks=None)
 
 
 def read_picture(root: Path, picture: Picture) -> bytes:
-    """Returns a picture as packing would make it: RGB or gray JPEG, repaired where it is damaged.
+    """Returns a picture as RGB or gray JPEG, repaired as packing does where it is damaged.
+
+    Its EXIF orientation stays: transforms turn the pixels, which turning the JPEG might change.
 
     Args:
         root: The folder that its path begins in.
@@ -35,7 +37,7 @@ def read_picture(root: Path, picture: Picture) -> bytes:
     """
     path = root / picture.path
     try:
-        return prepare(path.read_bytes(), _OPTIONS).jpeg
+        return repair(path.read_bytes(), _OPTIONS).jpeg
     except (OSError, BadPictureError) as error:
         raise SampleError(f"the picture {path} cannot be used", found=str(error)) from None
 

@@ -6,12 +6,15 @@ import io
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import BaseImageProcessor
 
 from imagenet_rn50.errors import InputError
+from imagenet_rn50.jpeg import central_box
+from imagenet_rn50.orientation import orientation_of, upright
 
 _ANY_PICTURE = Image.new("RGB", (64, 48))
 
@@ -52,13 +55,19 @@ class ProcessorTransform:
     def __call__(self, content: bytes, epoch: int, index: int, out: Tensor | None = None) -> Tensor:
         """Returns the normalised pixels of a picture, turned upright by its EXIF; see `Transform`.
 
+        The processor would resize all of a very elongated picture before it crops; so it is given
+        the center alone, see `jpeg.central_box`.
+
         Raises:
             ValueError: When Pillow cannot decode it.
         """
         try:
             with Image.open(io.BytesIO(content)) as picture:
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
-        except OSError as error:
+                stored = np.asarray(picture.convert("RGB"))
+                pixels = upright(stored, orientation_of(picture))
+        except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(str(error)) from None
-        values: Tensor = self.processor(upright, return_tensors="pt").pixel_values[0]
+        top, left, height, width = central_box(*pixels.shape[:2])
+        bounded = Image.fromarray(pixels[top : top + height, left : left + width])
+        values: Tensor = self.processor(bounded, return_tensors="pt").pixel_values[0]
         return values if out is None else out.copy_(values)

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.transforms.v2 import functional
 
 from imagenet_rn50 import jpeg
 from imagenet_rn50.jpeg_layout import Layout, read_layout
 from imagenet_rn50.loading.augment import augment
+from imagenet_rn50.orientation import stored_box, upright
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.restart import Box
 
@@ -119,22 +121,24 @@ class TrainTransform:
         layout = read_layout(content)
         size = self.size_at(epoch) if out is None else out.shape[-1]
         box, factor = self.draw_box(draws, layout, size)
-        crop = jpeg.decode_box(content, box, factor=factor, layout=layout)
+        stored = jpeg.decode_box(content, box, factor=factor, layout=layout)
+        crop = upright(stored, layout.orientation)
         flip = draws.random() < self.data.flip
         picture = resize(crop, (size, size), flip=flip, out=out)
         augmented = augment(picture, self.data, draws)
         return augmented if out is None or augmented is picture else out.copy_(augmented)
 
     def draw_box(self, draws: np.random.Generator, layout: Layout, size: int) -> tuple[Box, int]:
-        """Draws the crop of a picture.
+        """Draws the crop of a picture, which is drawn from the upright one.
 
         Returns:
-            The box, and by how much decoding shrinks it: where that is more than 1, the box is
-            moved and cut to multiples of it, by less than that many px.
+            The box in the stored picture, and by how much decoding shrinks it: where that is more
+            than 1, the box is moved and cut to multiples of it, by less than that many px.
         """
         scale, ratio = self.data.crop_scale, self.data.crop_ratio
-        box = random_crop_box(draws, layout.height, layout.width, scale, ratio)
+        box = random_crop_box(draws, *layout.upright_size, scale, ratio)
         factor = jpeg.dct_factor(box, (size, size))
+        box = stored_box(box, layout.orientation, layout.upright_size)
         top, left, height, width = (value - value % factor for value in box)
         return (top, left, height, width), factor
 
@@ -143,7 +147,8 @@ class TrainTransform:
 class EvalTransform:
     """Resizes the shorter side to `resize`, then takes the central crop.
 
-    Pixel for pixel what transformers' `BitImageProcessor` does, which is shipped with the model.
+    Pixel for pixel what transformers' `BitImageProcessor` does, which is shipped with the model, to
+    the upright image. Of very elongated images only the center is resized, see `jpeg.central_box`.
 
     Args:
         resize: Length of the shorter side before the crop, px.
@@ -161,7 +166,8 @@ class EvalTransform:
     def __call__(self, content: bytes, epoch: int, index: int, out: Tensor | None = None) -> Tensor:
         """Returns the central crop of a picture, in any epoch; see `Transform`."""
         pixels = jpeg.decode(content)
-        height, width = pixels.shape[:2]
+        top, left, height, width = jpeg.central_box(*pixels.shape[:2])
+        pixels = pixels[top : top + height, left : left + width]
         if height < width:
             height, width = self.resize, int(self.resize * width / height)
         else:
@@ -181,7 +187,9 @@ def resize(
 ) -> Tensor:
     """Resizes with antialiasing, as torchvision's `resize` and Pillow's BILINEAR do.
 
-    Calls the operator below torchvision's function, because only that writes into given memory.
+    Equal to torchvision's `resize` on the same machine, and so to the processor. On machines of
+    different instruction sets, pixels may differ by one level: torch resizes uint8 in integers
+    where it has AVX2 or Neon; elsewhere torchvision resizes in float32 and rounds.
 
     Args:
         pixels: (h, w, 3) uint8.
@@ -195,11 +203,25 @@ def resize(
     picture = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None]
     if out is None:
         out = torch.empty((*size, 3), dtype=torch.uint8).permute(2, 0, 1)
+    if not _resizes_in_integers():
+        resized = functional.resize(picture[0], list(size), antialias=True)
+        return out.copy_(resized.flip(-1) if flip else resized)
+    # The operator below torchvision's function, because only that writes into given memory.
     target = torch.empty_like(out[None]) if flip else out[None]
     torch.ops.aten._upsample_bilinear2d_aa.out(picture, size, False, None, None, out=target)
     if flip:
         out.copy_(target[0].flip(-1))
     return out
+
+
+@cache
+def _resizes_in_integers() -> bool:
+    """Returns whether torchvision calls torch's uint8 operator here, found out by a probe."""
+    pixels = torch.arange(3 * 64 * 64).mul_(7919).remainder_(251).to(torch.uint8)
+    probe = pixels.view(1, 3, 64, 64)
+    expected = functional.resize(probe, [23, 23], antialias=True)
+    found = torch.ops.aten._upsample_bilinear2d_aa(probe, [23, 23], False, None, None)
+    return torch.equal(found, expected)
 
 
 def normalise(

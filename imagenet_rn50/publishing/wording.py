@@ -29,7 +29,7 @@ import json
 from pathlib import Path
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torchvision.models import resnet50
 from torchvision.transforms import v2
@@ -46,19 +46,20 @@ prepare = v2.Compose([
     v2.ToDtype(torch.float32, scale=True),
     v2.Normalize(p["image_mean"], p["image_std"]),
 ])
-picture = prepare(Image.open("picture.jpg").convert("RGB"))
+picture = prepare(ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGB"))
 print(labels[str(model(picture[None]).argmax().item())])""",
     "onnx": """\
 import json
 from pathlib import Path
 
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import AutoImageProcessor
 
 labels = json.loads(Path("config.json").read_text())["id2label"]
 prepare = AutoImageProcessor.from_pretrained(".")
-inputs = prepare(Image.open("picture.jpg").convert("RGB"), return_tensors="np")
+picture = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGB")
+inputs = prepare(picture, return_tensors="np")
 session = onnxruntime.InferenceSession("model.onnx")
 [logits] = session.run(["logits"], {"pixel_values": inputs["pixel_values"]})
 print(labels[str(logits.argmax())])""",

@@ -13,7 +13,9 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.errors import InputError
 from imagenet_rn50.files import read_json, write_json, write_text
 from imagenet_rn50.formatting import counted
+from imagenet_rn50.jpeg import MAX_ASPECT_RATIO, central_box
 from imagenet_rn50.shards.imagenet1k import NUM_CLASSES, NUM_IMAGES, complete_splits
+from imagenet_rn50.shards.images import TURNED
 from imagenet_rn50.shards.manifest import FILE_NAME, no_manifest
 from imagenet_rn50.shards.shard import Remark, Row, ShardRecord
 from imagenet_rn50.shards.sources.base import Source
@@ -57,6 +59,7 @@ def audit_of(
         ),
         "splits": splits,
         "duplicates": _duplicates(records, folder),
+        "extreme_aspect_ratio": _elongated(records),
         "changed": _remarks(records, "changed"),
         "left_out": _remarks(records, "left_out"),
     }
@@ -139,6 +142,9 @@ def _split_audit(records: Sequence[ShardRecord], classes: Classes | None) -> dic
         "num_shards": len(records),
         "num_bytes": sum(record.shard.num_bytes for record in records),
         "num_left_out": sum(len(record.left_out) for record in records),
+        "num_turned_upright": sum(
+            TURNED in remark.reason for record in records for remark in record.changed
+        ),
         "per_class": _per_class(rows, classes),
         "width": _spread([row.width for row in rows if row.width]),
         "height": _spread([row.height for row in rows if row.height]),
@@ -180,6 +186,17 @@ def _remarks(records: Iterable[ShardRecord], which: str) -> list[dict[str, Any]]
         (record.split, remark) for record in records for remark in getattr(record, which)
     ]
     return [{"split": split} | remark._asdict() for split, remark in sorted(found)]
+
+
+def _elongated(records: Iterable[ShardRecord]) -> list[dict[str, Any]]:
+    """Lists the pictures of which evaluation resizes only the center, by split and key."""
+    found = [
+        {"split": record.split, "key": row.key, "width": row.width, "height": row.height}
+        for record in records
+        for row in record.rows
+        if row.width and central_box(row.height, row.width)[2:] != (row.height, row.width)
+    ]
+    return sorted(found, key=lambda entry: (entry["split"], entry["key"]))
 
 
 def _duplicates(records: Sequence[ShardRecord], folder: Path) -> list[list[dict[str, Any]]]:
@@ -234,6 +251,7 @@ def report_of(audit: dict[str, Any]) -> str:
         lines += _split_report(name, split)
     lines += ["", "## How they were made", ""]
     lines += [f"- {name}: {_shown(value)}" for name, value in audit["options"].items()]
+    lines += _elongated_report(audit["extreme_aspect_ratio"])
     lines += _remark_report("Changed pictures", audit["changed"])
     lines += _remark_report("Pictures left out", audit["left_out"])
     lines += _not_packed_report(audit.get("not_packed", []))
@@ -270,7 +288,22 @@ def _split_report(name: str, split: dict[str, Any]) -> list[str]:
             for end in split["per_class"].values()
         ]
         lines += ["", f"Samples a class: from {ends[0]} to {ends[1]}."]
+    if turned := split["num_turned_upright"]:
+        lines += ["", f"Turned upright by EXIF orientation: {turned:,}."]
     return lines
+
+
+def _elongated_report(found: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the list of pictures of extreme aspect ratio; nothing where there are none."""
+    if not found:
+        return []
+    lines = ["", f"## Extreme aspect ratio: {len(found):,}", ""]
+    lines += [f"Beyond {MAX_ASPECT_RATIO}:1; evaluation resizes only their center.", ""]
+    lines += [
+        f"- {_cell(e['split'])}/{_cell(e['key'])}: {e['width']} x {e['height']} px"
+        for e in found[:_MAX_ROWS]
+    ]
+    return lines + _rest(len(found))
 
 
 def _remark_report(title: str, remarks: Sequence[dict[str, Any]]) -> list[str]:

@@ -2,7 +2,7 @@
 
 `prepare` is the one place where they are made, in this order: look at the header, decode once,
 write anew what is no RGB or gray JPEG or is damaged inside, drop a damaged EXIF segment, resize on
-request, add restart markers. What none of these touches is packed byte for byte.
+request, turn upright, add restart markers. What none of these touches is packed byte for byte.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ import warnings
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
+import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from imagenet_rn50.jpeg_header import JpegError, JpegHeader, is_jpeg, read_header
 from imagenet_rn50.jpeg_layout import read_layout
+from imagenet_rn50.orientation import orientation_of, upright
 from imagenet_rn50.restart import suggested_interval, with_offset_table
 from imagenet_rn50.shards.formats import describe, open_image, to_rgb
-from imagenet_rn50.shards.jpegtran import JpegtranError, add_restart_markers
+from imagenet_rn50.shards.jpegtran import JpegtranError, add_restart_markers, turn_upright
 from imagenet_rn50.shards.options import PackOptions
 
 # A decoded picture takes 3 bytes a pixel in every worker; a JPEG of a few KB can claim 65,535 px
@@ -27,7 +29,9 @@ from imagenet_rn50.shards.options import PackOptions
 MAX_PIXELS = 100_000_000
 RestartBlocks: TypeAlias = int | Literal["auto"]
 _MCU_WIDTH = {"4:4:4": 8, "4:2:0": 16}  # px
+_MAX_SIDE = 65_535  # px; JPEG's limit
 REPAIR_QUALITY = 95
+TURNED = "turned upright"
 
 
 class BadPictureError(ValueError):
@@ -44,6 +48,7 @@ class Prepared:
         height: In pixels.
         changes: What was done to it beyond what the options ask of every picture, in words.
         converted_from: The format that the image had; None for a JPEG.
+        orientation: How to turn it upright, by the metadata that it still has; 1 once packed.
     """
 
     jpeg: bytes
@@ -51,6 +56,7 @@ class Prepared:
     height: int
     changes: tuple[str, ...] = ()
     converted_from: str | None = None
+    orientation: int = 1
 
 
 def prepare(raw: bytes, options: PackOptions) -> Prepared:
@@ -63,7 +69,7 @@ def prepare(raw: bytes, options: PackOptions) -> Prepared:
     Raises:
         BadPictureError: When it cannot be decoded, or is too large to be.
     """
-    prepared = _resized(_repaired(raw, options), options)
+    prepared = _turned(_resized(repair(raw, options), options), options)
     if options.restart_blocks is None:
         return prepared
     prepared = _with_restart_markers(prepared, options.restart_blocks)
@@ -71,8 +77,15 @@ def prepare(raw: bytes, options: PackOptions) -> Prepared:
     return replace(prepared, jpeg=with_offset_table(prepared.jpeg))
 
 
-def _repaired(raw: bytes, options: PackOptions) -> Prepared:
-    """Returns the picture as it is when it is an undamaged RGB or gray JPEG; else written anew."""
+def repair(raw: bytes, options: PackOptions) -> Prepared:
+    """Returns the picture as it is when it is an undamaged RGB or gray JPEG; else written anew.
+
+    What is written anew is upright. Everything else keeps its EXIF orientation, as evaluation of
+    files needs it: turning a JPEG may change its pixels.
+
+    Raises:
+        BadPictureError: When it cannot be decoded, or is too large to be.
+    """
     if not is_jpeg(raw):
         return _converted(raw, options)
     header = _header(raw)
@@ -88,8 +101,12 @@ def _repaired(raw: bytes, options: PackOptions) -> Prepared:
             simplejpeg.decode_jpeg(raw, strict=True)
         except ValueError as error:
             return _rewritten(raw, options, f"damaged inside ({error})")
-    sound = Prepared(jpeg=raw, width=header.width, height=header.height)
-    return sound if header.exif is None else _without_damaged_exif(sound, header.exif)
+    sound = Prepared(
+        jpeg=raw, width=header.width, height=header.height, orientation=header.orientation
+    )
+    if header.exif is None or header.orientation != 1:
+        return sound
+    return _without_damaged_exif(sound, header.exif)
 
 
 def _header(content: bytes) -> JpegHeader:
@@ -106,7 +123,12 @@ def _require_sane_size(width: int, height: int) -> None:
 
 
 def decode(content: bytes) -> Image.Image:
-    """Decodes a picture whole, to RGB or gray.
+    """Decodes a picture whole, to upright RGB or gray; see `_decode`."""
+    return _decode(content)[0]
+
+
+def _decode(content: bytes) -> tuple[Image.Image, int]:
+    """Decodes a picture whole, to upright RGB or gray, and returns its orientation before.
 
     Pillow draws the line between damaged and useless, as it does for most who train on ImageNet: it
     reads over a flaw within the data, but not over data that end too early.
@@ -121,7 +143,11 @@ def decode(content: bytes) -> Image.Image:
             _require_sane_size(*picture.size)
             picture.load()
             _require_sane_size(*picture.size)  # an icon's may be another than its directory says
-            return picture if picture.mode == "L" else to_rgb(picture)
+            orientation = orientation_of(picture)
+            decoded = picture if picture.mode == "L" else to_rgb(picture)
+            if orientation != 1:
+                decoded = Image.fromarray(upright(np.asarray(decoded), orientation))
+            return decoded, orientation
     except (BadPictureError, MemoryError):
         raise
     except UnidentifiedImageError:  # whose message holds an address in memory
@@ -136,17 +162,25 @@ def _converted(raw: bytes, options: PackOptions) -> Prepared:
     prepared = _rewritten(raw, options, "")
     image = open_image(raw)
     change = f"{describe(image)}: converted to JPEG at quality {REPAIR_QUALITY}"
-    return replace(prepared, changes=(change,), converted_from=image.format)
+    return replace(prepared, changes=(change, *prepared.changes[1:]), converted_from=image.format)
 
 
 def _rewritten(raw: bytes, options: PackOptions, reason: str) -> Prepared:
     """Returns the picture as an RGB JPEG of high quality."""
-    picture = decode(raw).convert("RGB")
+    decoded, orientation = _decode(raw)
+    picture = decoded.convert("RGB")
+    if max(picture.size) > _MAX_SIDE:
+        raise BadPictureError(
+            f"{picture.width}x{picture.height} pixels; a JPEG has up to {_MAX_SIDE:,} a side"
+        )
     return Prepared(
         jpeg=_encode(picture, REPAIR_QUALITY, options.restart_blocks, subsampling="4:4:4"),
         width=picture.width,
         height=picture.height,
-        changes=(f"{reason}: written anew at quality {REPAIR_QUALITY}",),
+        changes=(
+            f"{reason}: written anew at quality {REPAIR_QUALITY}",
+            *_turning(orientation),
+        ),
     )
 
 
@@ -198,15 +232,57 @@ def _resized(prepared: Prepared, options: PackOptions) -> Prepared:
     if options.resize_rule is None:
         return prepared
     side, pixels = options.resize_rule
-    width, height = prepared.width, prepared.height
-    length = min(width, height) if side == "short" else max(width, height)
+    length = (min if side == "short" else max)(prepared.width, prepared.height)
     if length <= pixels:
         return prepared
-    size = (max(1, round(width * pixels / length)), max(1, round(height * pixels / length)))
+    decoded, orientation = _decode(prepared.jpeg)
+    width, height = (max(1, round(whole * pixels / length)) for whole in decoded.size)
     # Pillow widens the filter by the scale, which is what antialiasing means.
-    picture = decode(prepared.jpeg).resize(size, Image.Resampling.BICUBIC)
+    picture = decoded.resize((width, height), Image.Resampling.BICUBIC)
     jpeg = _encode(picture, options.quality, options.restart_blocks, subsampling="4:2:0")
-    return replace(prepared, jpeg=jpeg, width=picture.width, height=picture.height)
+    changes = (*prepared.changes, *_turning(orientation))
+    return replace(
+        prepared,
+        jpeg=jpeg,
+        width=picture.width,
+        height=picture.height,
+        changes=changes,
+        orientation=1,
+    )
+
+
+def _turning(orientation: int, how: str = "") -> tuple[str, ...]:
+    """Returns what the audit says of a picture that was turned; nothing if it was upright."""
+    return () if orientation == 1 else (f"orientation {orientation}: {TURNED}{how}",)
+
+
+def _turned(prepared: Prepared, options: PackOptions) -> Prepared:
+    """Turns a picture upright, by its coefficients where jpegtran can, else by its pixels.
+
+    jpegtran cannot move the blocks that reach over an edge of the picture. EXIF and XMP are dropped
+    with the orientation, for they hold a thumbnail and a size that would no longer fit.
+    """
+    if prepared.orientation == 1:
+        return prepared
+    try:
+        jpeg = turn_upright(prepared.jpeg, prepared.orientation)
+        for begin, end in reversed(_header(jpeg).metadata):
+            jpeg = jpeg[:begin] + jpeg[end:]
+        how = " without loss"
+    except JpegtranError as error:
+        picture = decode(prepared.jpeg)
+        jpeg = _encode(picture, REPAIR_QUALITY, options.restart_blocks, subsampling="4:4:4")
+        how = f", written anew at quality {REPAIR_QUALITY} ({error})"
+    header = _header(jpeg)
+    changes = (*prepared.changes, *_turning(prepared.orientation, how))
+    return replace(
+        prepared,
+        jpeg=jpeg,
+        width=header.width,
+        height=header.height,
+        changes=changes,
+        orientation=1,
+    )
 
 
 def _with_restart_markers(prepared: Prepared, blocks: RestartBlocks) -> Prepared:

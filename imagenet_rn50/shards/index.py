@@ -24,6 +24,7 @@ from imagenet_rn50.jpeg_header import JpegError, read_header
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.finishing import finish
 from imagenet_rn50.shards.imagenet1k import dataset_name
+from imagenet_rn50.shards.images import TURNED
 from imagenet_rn50.shards.info import require_same_info
 from imagenet_rn50.shards.labels import MAPPING, Claim, classes_of, log_missing
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard
@@ -262,7 +263,7 @@ def _read_shard(found: FoundShard) -> _Read:
 
 
 def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Claim, Remark | None]:
-    """Returns a sample's row, its claim, and a remark if it is no JPEG.
+    """Returns a sample's row, its claim, and a remark if it is no upright JPEG.
 
     A label that is given as a wnid alone is filled in when all classes are known.
     """
@@ -291,6 +292,9 @@ def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Claim, 
     try:
         header = read_header(content)
         width, height = header.width, header.height
+        if header.orientation != 1:
+            reason = f"not changed, but orientation {header.orientation}: {TURNED} as it is decoded"
+            remark = Remark(path.name, sample.key, label, reason)
     except JpegError as error:
         remark = Remark(path.name, sample.key, label, f"not changed, but {error}")
     row = Row(

@@ -1,4 +1,4 @@
-"""Restart markers without loss, by libjpeg-turbo's `jpegtran`.
+"""Restart markers and upright images without loss, by libjpeg-turbo's `jpegtran`.
 
 One process a picture: no package on PyPI does this transform within the process (TurboJPEG's
 transform has no restart parameter, so its bindings have none either).
@@ -13,6 +13,16 @@ from imagenet_rn50.errors import InputError
 
 PROGRAM = "jpegtran"
 _SECONDS = 60  # a picture takes some milliseconds
+# By EXIF orientation; each undoes how the picture was stored.
+_TURNS = {
+    2: ("-flip", "horizontal"),
+    3: ("-rotate", "180"),
+    4: ("-flip", "vertical"),
+    5: ("-transpose",),
+    6: ("-rotate", "90"),
+    7: ("-transverse",),
+    8: ("-rotate", "270"),
+}
 
 
 class JpegtranError(ValueError):
@@ -51,8 +61,28 @@ def add_restart_markers(jpeg: bytes, blocks: int) -> bytes:
     Raises:
         JpegtranError: When `jpegtran` complains, even if it goes on: then nothing is proven.
     """
+    return _run(jpeg, "-restart", f"{blocks}B")
+
+
+def turn_upright(jpeg: bytes, orientation: int) -> bytes:
+    """Rearranges the coefficients so that an image is stored upright; its metadata stays as it is.
+
+    Args:
+        jpeg: An undamaged JPEG.
+        orientation: Its EXIF orientation, 2 to 8.
+
+    Raises:
+        JpegtranError: When `jpegtran` is missing or complains, as it does where blocks that are cut
+            by an edge would have to move to another one.
+    """
+    if not is_installed():
+        raise JpegtranError(f"{PROGRAM} is not installed")
+    return _run(jpeg, "-perfect", *_TURNS[orientation])
+
+
+def _run(jpeg: bytes, *options: str) -> bytes:
     done = subprocess.run(
-        [PROGRAM, "-copy", "all", "-restart", f"{blocks}B"],
+        [PROGRAM, "-copy", "all", *options],
         input=jpeg,
         capture_output=True,
         check=False,

@@ -173,7 +173,7 @@ def test_damaged_exif_is_dropped_and_the_pixels_stay():
 
 def test_sound_exif_stays():
     exif = Image.Exif()
-    exif[0x0112] = 6
+    exif[0x010E] = "a description"
     exif.get_ifd(0x8769)[0x9003] = "2012:01:01 00:00:00"
     raw = jpeg(exif=exif.tobytes())
     assert prepare(raw, PLAIN).jpeg == raw
