@@ -35,7 +35,7 @@ State: TypeAlias = dict[str, Any]
 def take_to_host(value: Any) -> Any:
     """Returns a copy of tensors in dicts, lists and tuples that training no longer changes.
 
-    From a GPU all copies are begun at once, into page-locked memory, and waited for together.
+    From CUDA all copies are begun at once, into page-locked memory, and waited for together.
 
     Args:
         value: A tensor, a container of such, or a plain value.
@@ -90,7 +90,7 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         source = value.detach()
         copy = torch.empty_like(source, device="cpu", pin_memory=source.is_cuda)
-        return copy.copy_(source, non_blocking=True)
+        return copy.copy_(source, non_blocking=source.is_cuda)  # other devices are not waited for
     if isinstance(value, dict):
         return {key: _copied(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

@@ -23,6 +23,8 @@ from imagenet_rn50.training.session import make_accelerator
 from imagenet_rn50.training.start import Start
 from tests.support import write_recipe, write_shards
 
+pytestmark = pytest.mark.numeric
+
 ROOT = Path(__file__).parents[2]
 STEM = "resnet.embedder.embedder.convolution.weight"
 
