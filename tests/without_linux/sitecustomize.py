@@ -49,6 +49,6 @@ for _name in CALLS:
 for _name in ("stat", "open", "listdir", "scandir", "statvfs", "readlink"):
     setattr(os, _name, _hide(getattr(os, _name)))
 builtins.open = io.open = _hide(builtins.open)
-ctypes.CDLL = _Library
-multiprocessing.heap.Arena._dir_candidates = []  # it has /dev/shm, of Linux alone
+setattr(ctypes, "CDLL", _Library)  # noqa: B010  (a type, to mypy)
+setattr(multiprocessing.heap.Arena, "_dir_candidates", [])  # noqa: B010  (of Linux alone)
 multiprocessing.set_start_method(os.environ.get("START_METHOD", "spawn"))
