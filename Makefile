@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export GRADIO_ANALYTICS_ENABLED := False
 export MODEL_ID  # recipes take it from the environment, whatever characters it has
 
-.PHONY: demo test test-slow check fix bench app clean help
+.PHONY: demo test test-baseline-isa test-slow check fix bench app clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -20,6 +20,10 @@ demo: $(VENV)/.installed  ## real pictures down the whole path: pack, train, exp
 # Three at a time on two cores, for some wait.
 test: check  ## format, lint, types, layers, then the default tests
 	$(BIN)/python -m pytest -n 3
+
+test-baseline-isa: $(VENV)/.installed-dev  ## the numeric tests without AVX: processors round differently
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest -n 3 \
+		-m "numeric and not slow and not gpu and not network"
 
 check: $(VENV)/.installed-dev  ## format, lint, types, import layers
 	$(BIN)/ruff format --check .

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import re
 import shlex
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
+
+import psutil
 
 from imagenet_rn50.addresses import public_word
 from imagenet_rn50.errors import InputError, RankError
@@ -21,6 +27,7 @@ ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Ask a trainer to save and to end; SIGHUP, which says that the terminal is gone, unless nohup."""
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+_POLL_SECONDS = 0.5
 _LAUNCHERS = {
     *("accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun"),
     *("accelerate.commands.accelerate_cli", "torch.distributed.run", "torch.distributed.launch"),
@@ -38,15 +45,32 @@ _STARTED_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def signal_at_death_of_parent(number: signal.Signals) -> None:
-    """Asks the kernel to send this process a signal when its parent has ended; Linux only."""
+    """Sends this process a signal when its parent has ended.
+
+    On Linux the kernel does, at once and for the last number asked for. Elsewhere a thread does,
+    within a second and for each number.
+    """
     parent = os.getppid()
     try:
         prctl = ctypes.CDLL(None, use_errno=True).prctl
     except (AttributeError, OSError, TypeError):
+        _watch(os.getpid(), parent, number)
         return
     prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
     if os.getppid() != parent:  # it ended before the kernel knew
         os.kill(os.getpid(), number)
+
+
+@cache  # one thread is enough, and after a fork, which does not copy it, it is another process's
+def _watch(process: int, parent: int, number: signal.Signals) -> None:
+    """Starts a thread that sends this process a signal once it has another parent."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL_SECONDS)
+        os.kill(process, number)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 @contextmanager
@@ -57,12 +81,15 @@ def children_without_signals(
 
     A terminal, systemd and Slurm send them to every process of a job. Loader workers must go on
     then, for the trainer needs them until it has saved; it ends them itself. The mask is set
-    before the fork, so there is no moment at which a worker could hear; what comes meanwhile waits
-    for this process.
+    before they are forked or spawned, so there is no moment at which a worker could hear; what
+    comes meanwhile waits for this process.
 
     Args:
         numbers: The signals.
     """
+    if multiprocessing.get_start_method() != "fork":
+        # Spawning starts this process first, and in Python 3.11 that unblocks SIGINT and SIGTERM.
+        ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
@@ -71,7 +98,7 @@ def children_without_signals(
 
 
 def kill_all_of(process: int) -> None:
-    """Kills a process and all that descend from it, as a machine that vanishes does; Linux only.
+    """Kills a process and all that descend from it, as a machine that vanishes does.
 
     Launchers start each rank in a session of its own, and ranks save once their launcher ends. So
     each process is stopped before its children are looked for: what stands still starts no others,
@@ -162,10 +189,13 @@ class Launcher:
 @cache
 def launcher() -> Launcher:
     """Returns the launcher, as it was at the first call: it may end before this process does."""
-    words = [word for word in _strings(os.getppid(), "cmdline") if word]
-    if not any(Path(word).name in _LAUNCHERS for word in words[:4]):
-        return Launcher((), _telling(_strings(os.getpid(), "environ")))
-    return Launcher(tuple(words), _telling(_strings(os.getppid(), "environ")))
+    this = psutil.Process()
+    with suppress(psutil.Error):  # the parent has ended, or is another user's
+        parent = psutil.Process(os.getppid())
+        words = parent.cmdline()
+        if any(Path(word).name in _LAUNCHERS for word in words[:4]):
+            return Launcher(tuple(words), _telling(parent.environ()))
+    return Launcher((), _telling(this.environ()))
 
 
 def typed_command(without: str | None = None) -> str:
@@ -194,32 +224,17 @@ def shown(words: list[str]) -> str:
 
 
 def _children(process: int) -> list[int]:
-    """Returns the processes that a process started, as the kernel tells it."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it has ended meanwhile
-            stat = path.read_text(encoding="utf-8", errors="replace")
-            parent = int(stat.rpartition(")")[2].split()[1])
-            if parent == process:
-                found.append(int(path.parent.name))
-    return found
+    """Returns the processes that a process started."""
+    with suppress(psutil.NoSuchProcess):
+        return [child.pid for child in psutil.Process(process).children()]
+    return []
 
 
-def _strings(process: int, name: str) -> list[str]:
-    """Returns what the kernel tells of a process: its `cmdline` or `environ`; nothing elsewhere."""
-    try:
-        content = Path(f"/proc/{process}/{name}").read_bytes()
-    except OSError:
-        return []
-    return content.decode(errors="replace").split("\0")
-
-
-def _telling(environment: list[str]) -> tuple[tuple[str, str], ...]:
-    """Returns the variables that change what a run computes or where, and no secret."""
-    pairs = [entry.partition("=")[::2] for entry in environment]
+def _telling(environment: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return the variables that change what a run computes or where, and no secret."""
     return tuple(
         (name, value)
-        for name, value in pairs
+        for name, value in environment.items()
         if _RELEVANT.fullmatch(name) and not _IRRELEVANT.search(name)
     )
 

@@ -149,7 +149,7 @@ def _kill_on_the_way(proof: Proof, run: Path) -> None:
     finally:
         if process.poll() is None:
             kill_all_of(process.pid)
-        with suppress(ProcessLookupError):  # where there is no /proc to find them all by
+        with suppress(ProcessLookupError):  # children that ended up without a parent
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 

@@ -1,6 +1,8 @@
 """What torch launches: on a GPU each of these, and waiting for it, takes its time."""
 
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class Operators(TorchDispatchMode):
@@ -13,3 +15,31 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, operator, types, arguments=(), options=None):
         self.names.append(operator.overloadpacket.__name__)
         return operator(*arguments, **(options or {}))
+
+
+class OtherDevice(TorchDispatchMode):
+    """Lets torch's "meta" device stand for one that is neither the CPU nor CUDA: Apple's mps.
+
+    It has no float64, and a copy from or to it that is not waited for would hold other numbers.
+    What is copied from it is zeros.
+    """
+
+    def __torch_dispatch__(self, operator, types, arguments=(), options=None):
+        name, options = operator.overloadpacket.__name__, options or {}
+        tensors = [value for value in tree_leaves(arguments) if isinstance(value, torch.Tensor)]
+        if any(tensor.is_meta for tensor in tensors):
+            if name == "_local_scalar_dense":
+                return 0
+            if name == "_to_copy" and options.get("device") == torch.device("cpu"):
+                assert not options.get("non_blocking")
+                return torch.zeros_like(tensors[0], device="cpu")
+            if name == "copy_" and not tensors[0].is_meta:
+                assert not any(arguments[2:]), "a copy that is not waited for"
+                return tensors[0].zero_()
+        result = operator(*arguments, **options)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.is_meta:
+                assert not (name == "_to_copy" and options.get("non_blocking"))
+                if tensor.dtype == torch.float64:
+                    raise TypeError("mps has no float64")
+        return result

@@ -16,6 +16,8 @@ from imagenet_rn50.pretrained import read_pretrained, take_weights
 from imagenet_rn50.publishing.export import Wanted, convert
 from imagenet_rn50.recipe import ModelRecipe
 
+pytestmark = pytest.mark.numeric
+
 TINY = ModelRecipe(embedding_size=8, hidden_sizes=(8, 16), depths=(1, 2), layer_type="bottleneck")
 NAMES = [f"kind {index}" for index in range(5)]
 CLASSES_OF_FIVE = Classes(tuple(f"n{index:08d}" for index in range(5)), tuple(NAMES))

@@ -15,6 +15,8 @@ from imagenet_rn50.jpeg_layout import APP9, TABLE_NAME, read_layout
 from imagenet_rn50.restart import cut, suggested_interval, with_offset_table
 from tests.pictures import jpegtran, pillow_jpeg, scene, turbo_jpeg
 
+pytestmark = pytest.mark.numeric
+
 needs_jpegtran = pytest.mark.skipif(shutil.which("jpegtran") is None, reason="jpegtran is missing")
 SAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
 

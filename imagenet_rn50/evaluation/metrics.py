@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,6 +55,16 @@ def top_classes(logits: Tensor) -> Tensor:
     return logits.topk(min(TOP_K, logits.shape[1])).indices
 
 
+@cache
+def widest_float(device: torch.device) -> torch.dtype:
+    """Return float64, or float32 for devices without it, such as Apple's mps."""
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError):
+        return torch.float32
+    return torch.float64
+
+
 def count(logits: Tensor, labels: Tensor) -> Tensor:
     """Counts one batch, on the device where it is.
 
@@ -62,20 +73,27 @@ def count(logits: Tensor, labels: Tensor) -> Tensor:
         labels: True classes; (B,) int64.
 
     Returns:
-        (4,) float64: right at first, right among five, summed loss, images. Counts of many batches
-        and of many ranks may be added in any order.
+        (4,) `widest_float`: right at first, right among five, summed loss, images. Counts of many
+        batches and of many ranks may be added in any order: float32 holds numbers of images up to
+        2^24 exactly.
     """
+    dtype = widest_float(logits.device)
     hits = top_classes(logits) == labels[:, None]
     loss = functional.cross_entropy(logits.float(), labels, reduction="none")
-    sums = [hits[:, 0].sum(), hits.any(1).sum(), loss.double().sum(), torch.ones_like(labels).sum()]
-    return torch.stack([value.double() for value in sums])
+    sums = [
+        hits[:, 0].sum(),
+        hits.any(1).sum(),
+        loss.to(dtype).sum(),
+        torch.ones_like(labels).sum(),
+    ]
+    return torch.stack([value.to(dtype) for value in sums])
 
 
 def accuracy_of(counts: Tensor, expected_images: int) -> Accuracy:
     """Divides summed counts, once.
 
     Args:
-        counts: Sum of `count` over all batches of all ranks; (4,) float64.
+        counts: Sum of `count` over all batches of all ranks; (4,) float.
         expected_images: Size of the split, which every evaluation covers exactly once.
 
     Raises:

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 import torch
 from torch import Tensor, nn
 
-from imagenet_rn50.evaluation.metrics import Accuracy, accuracy_of, count
+from imagenet_rn50.evaluation.metrics import Accuracy, accuracy_of, count, widest_float
 from imagenet_rn50.loading.device import on_device
 from imagenet_rn50.loading.loader import Batch, Share, make_loader
 from imagenet_rn50.loading.store import ShardStore
@@ -61,7 +61,7 @@ def validate(
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
     )
-    counts = torch.zeros(4, dtype=torch.float64, device=device)
+    counts = torch.zeros(4, dtype=widest_float(device), device=device)
     # Closed at once: its workers would live on for some seconds, beside those of training.
     with closing(loader), evaluation_mode(model):
         for moved in on_device(loader, device, data.mean, data.std):

@@ -43,14 +43,17 @@ def on_device(
         mean: Mean of each RGB channel, of values in [0, 1].
         std: Standard deviation of each RGB channel, of values in [0, 1].
     """
+    # Elsewhere than on CUDA a copy that is not waited for may read memory that is freed meanwhile:
+    # on mps, pixels were wrong (https://github.com/pytorch/pytorch/issues/189690).
+    is_cuda = device.type == "cuda"
 
     def move(batch: Batch) -> DeviceBatch:
-        pictures = batch.pictures.to(device, non_blocking=True)
+        pictures = batch.pictures.to(device, non_blocking=is_cuda)
         if pictures.dtype == torch.uint8:  # floats were normalised by their transform
             pictures = normalise(pictures, mean, std)
-        return DeviceBatch(pictures, batch.labels.to(device, non_blocking=True), batch)
+        return DeviceBatch(pictures, batch.labels.to(device, non_blocking=is_cuda), batch)
 
-    if device.type == "cuda":
+    if is_cuda:
         yield from _one_ahead(iter(batches), device, move)
     else:
         yield from map(move, batches)

@@ -135,7 +135,8 @@ def index(
     index_of.update({} if classes is None else classes.index_of)
     for shard in shards_read:
         _fill_labels(shard, index_of)
-    if unreadable := sum(len(record.changed) for record in records):
+    remarks = [remark for record in records for remark in record.changed]
+    if unreadable := sum(TURNED not in remark.reason for remark in remarks):
         say(_UNREADABLE.format(number=unreadable, folder=folder))
     if classes is None:
         say(_WITHOUT_CLASSES)

@@ -141,7 +141,7 @@ class TrainState:
 def copy_to_cpu(value: Any) -> Any:
     """Return a copy in host memory of all tensors in dicts, lists and tuples.
 
-    From a GPU all copies are launched at once, into pinned memory, and waited for together.
+    From CUDA all copies are launched at once, into pinned memory, and waited for together.
 
     Args:
         value: A tensor, a container of tensors, or a plain value.
@@ -204,7 +204,7 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Tensor):
         source = value.detach()
         copied = torch.empty_like(source, device="cpu", pin_memory=source.is_cuda)
-        return copied.copy_(source, non_blocking=True)
+        return copied.copy_(source, non_blocking=source.is_cuda)  # MPS copies are not waited for
     if isinstance(value, dict):
         return {key: _copied(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

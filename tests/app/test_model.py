@@ -16,6 +16,8 @@ from space.model import Classifier, ModelError, ModelId, find_folder
 from space.pictures import open_picture
 from tests.app.conftest import NAMES
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture(scope="module")
 def classifier(model_folder):

@@ -38,10 +38,10 @@ def random_model(num_classes, seed=0):
     return model
 
 
-def export_model(folder, model):
+def export_model(folder, model, data=DATA):
     """Writes a model as export does."""
     model.save_pretrained(folder)
-    build_processor(DATA).save_pretrained(folder)
+    build_processor(data).save_pretrained(folder)
 
 
 def write_run(folder, shards, num_classes, *, ema=False):

@@ -8,6 +8,8 @@ from sklearn.metrics import top_k_accuracy_score
 from imagenet_rn50.evaluation.metrics import Accuracy, accuracy_of, count, top_classes
 from imagenet_rn50.evaluation.topk_accuracy import TopKAccuracy
 
+pytestmark = pytest.mark.numeric
+
 
 @given(data=st.data(), num_images=st.integers(1, 40), num_classes=st.integers(6, 12))
 def test_counts_over_any_split_into_batches_equal_sklearn(data, num_images, num_classes):

@@ -13,6 +13,8 @@ from imagenet_rn50.evaluation.statistics import (
     wilson,
 )
 
+pytestmark = pytest.mark.numeric
+
 
 @given(data=st.data(), num_images=st.integers(1, 60_000))
 def test_intervals_equal_scipys_wilson_intervals(data, num_images):

@@ -8,6 +8,8 @@ from imagenet_rn50.loading.transforms import TrainTransform, augmentation_draws
 from imagenet_rn50.recipe import DataRecipe
 from tests.support import jpeg_bytes
 
+pytestmark = pytest.mark.numeric
+
 STRONG = DataRecipe(
     train_size=32, eval_size=32, auto_augment="randaugment", color_jitter=0.4, erasing=1.0
 )

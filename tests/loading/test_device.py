@@ -7,6 +7,8 @@ from imagenet_rn50.loading.transforms import normalise
 from imagenet_rn50.recipe import DataRecipe
 from tests.operators import Operators
 
+pytestmark = pytest.mark.numeric
+
 DATA = DataRecipe()
 
 

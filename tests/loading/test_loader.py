@@ -12,6 +12,8 @@ from imagenet_rn50.model import build_processor
 from imagenet_rn50.recipe import DataRecipe
 from tests.support import jpeg_bytes, write_shards
 
+pytestmark = pytest.mark.numeric
+
 DATA = DataRecipe(train_size=16, eval_size=16, eval_resize=18, shuffle_window=2)
 
 

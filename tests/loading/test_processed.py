@@ -12,6 +12,8 @@ from imagenet_rn50.model import build_processor
 from imagenet_rn50.recipe import DataRecipe
 from tests.pictures import scene
 
+pytestmark = pytest.mark.numeric
+
 PROCESSOR = build_processor(DataRecipe(eval_resize=36, eval_size=32))
 TURNED = 6  # EXIF: the picture lies on its side
 

@@ -24,6 +24,8 @@ from imagenet_rn50.restart import with_offset_table
 from tests.pictures import pillow_jpeg, scene
 from tests.support import write_shards
 
+pytestmark = pytest.mark.numeric
+
 PHOTOS = Path(sklearn.__file__).parent / "datasets" / "images"
 
 

@@ -178,6 +178,7 @@ def test_a_thousand_classes_keep_a_thousand_names(tmp_path, shards):
     assert [labels["7"], labels["700"]] == ["crane (n00000007)", "crane (n00000700)"]
 
 
+@pytest.mark.numeric
 def test_a_resnet50_goes_to_torchvision_and_computes_the_same(tmp_path, shards):
     run = make_run(tmp_path, shards, recipe=RESNET50_RECIPE)
     save_checkpoint(run, 24, 0.5, is_best=True)
@@ -196,6 +197,7 @@ def test_torchvision_has_no_small_network_and_says_so(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.numeric
 @pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
 def test_an_onnx_model_takes_any_batch_and_computes_the_same(run, shards, tmp_path):
     wanted = Wanted(form="onnx", shards=LocalShards(shards))

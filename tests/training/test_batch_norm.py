@@ -6,6 +6,8 @@ from torch import nn
 
 from imagenet_rn50.training.batch_norm import RunningStatistics
 
+pytestmark = pytest.mark.numeric
+
 
 def model_with_norms():
     torch.manual_seed(0)

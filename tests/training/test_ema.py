@@ -1,9 +1,12 @@
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from imagenet_rn50.training.optim import Ema
 from tests.operators import Operators
+
+pytestmark = pytest.mark.numeric
 
 
 def small_model():

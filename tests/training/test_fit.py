@@ -128,6 +128,7 @@ def test_only_training_names_the_option_to_go_on_without_a_damaged_sample(
         assert (option in said) == (split == "train")
 
 
+@pytest.mark.numeric
 def test_two_ranks_give_the_weights_of_one_rank_that_accumulates(tiny, trainers, tmp_path):
     trainers.train(tiny, tmp_path / "one-rank", "--epochs", "8")
     run = tmp_path / "two-ranks"

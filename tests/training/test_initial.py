@@ -22,6 +22,8 @@ from imagenet_rn50.training.initial import init_from_pretrained
 from imagenet_rn50.training.trainer import Trainer
 from tests.support import write_recipe, write_shards
 
+pytestmark = pytest.mark.numeric
+
 ROOT = Path(__file__).parents[2]
 STEM = "resnet.embedder.embedder.convolution.weight"
 

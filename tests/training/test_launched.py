@@ -6,8 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from imagenet_rn50.training.seen import hash_of_samples, wrapped
@@ -69,17 +69,8 @@ class Launched:
 
     def ranks(self):
         """Returns the process ids of the trainers, by rank."""
-        found = {}
-        for folder in Path("/proc").glob("[0-9]*"):
-            try:
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                if parent == self.process.pid:
-                    variables = (folder / "environ").read_text().split("\0")
-                    values = dict(entry.partition("=")[::2] for entry in variables)
-                    found[int(values.get("RANK", "0"))] = int(folder.name)
-            except (OSError, ValueError):
-                continue
-        return found
+        children = psutil.Process(self.process.pid).children()
+        return {int(child.environ().get("RANK", "0")): child.pid for child in children}
 
     def wait(self):
         """Returns the launcher's exit code and what was said."""
@@ -97,7 +88,7 @@ def test_a_launcher_that_is_ended_takes_its_one_trainer_along_and_it_saves(
         launched.process.send_signal(signal.SIGTERM)
         code, said = launched.wait()  # until the trainer too has closed its output
     assert code == -signal.SIGTERM
-    wait_until(lambda: not Path(f"/proc/{trainer}").exists())
+    wait_until(lambda: not psutil.pid_exists(trainer))
     assert read_metrics(run, "stop")[-1]["reason"] == "the launcher has ended"
     assert "ACCELERATE_USE_CPU=1 python -m accelerate.commands.launch --quiet --config_file" in said
     stopped_at = read_metrics(run, "stop")[-1]["samples_seen"]

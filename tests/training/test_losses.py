@@ -5,6 +5,8 @@ from torch.nn import functional
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.training.losses import smooth_targets, training_loss
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "bce"])
 def test_classes_and_their_smoothed_distribution_give_the_same_loss(loss):

@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.training.losses import mix
 
+pytestmark = pytest.mark.numeric
+
 
 def flat_pictures(num, num_classes):
     """Picture i is i everywhere, and its target is class i: so weights can be read off."""

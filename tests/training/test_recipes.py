@@ -27,6 +27,8 @@ from imagenet_rn50.recipe_files import RECIPES, load_recipe, recipe_names
 from imagenet_rn50.training.optim import build_optimizer
 from imagenet_rn50.training.schedules import learning_rate
 
+pytestmark = pytest.mark.numeric
+
 
 def rates_of(scheduler, optimizer, count):
     """Returns the rates that one of torch's schedulers gives to `count` steps."""

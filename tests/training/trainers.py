@@ -17,6 +17,8 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from imagenet_rn50.runs.checkpoints import checkpoint_folders, newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
 from tests.support import free_ports
@@ -65,7 +67,7 @@ class Trainer:
 
     def until(self, happened):
         """Waits until something is so."""
-        wait_until(lambda: happened() or not Path(f"/proc/{self.pid}").exists(), self.said)
+        wait_until(lambda: happened() or not psutil.pid_exists(self.pid), self.said)
         return self
 
     def until_trained(self):

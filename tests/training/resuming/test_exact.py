@@ -49,6 +49,7 @@ def signal_at(patch, micro_batch, until_heard=0.0):
     patch.setattr(Trainer, "loss", loss)
 
 
+@pytest.mark.numeric
 @settings(max_examples=12)
 @given(cuts=st.lists(st.integers(0, ACCUMULATION * NUM_STEPS - 1), min_size=1, max_size=3))
 def test_a_run_cut_in_any_micro_batches_of_any_epochs_ends_with_the_same_bits(
