@@ -16,17 +16,17 @@ from typing import Literal
 
 import tyro
 
-from imagenet_rn50.errors import exit_on_input_error, require_least
 from imagenet_rn50.shards.audit import read_audit, read_report
+from imagenet_rn50.shards.contact_sheet import write_sheet
+from imagenet_rn50.shards.images import is_installed
 from imagenet_rn50.shards.index import index as index_shards
-from imagenet_rn50.shards.jpegtran import is_installed
-from imagenet_rn50.shards.options import PackOptions
-from imagenet_rn50.shards.packing import Packed
-from imagenet_rn50.shards.packing import pack as pack_source
-from imagenet_rn50.shards.sheet import write_sheet
+from imagenet_rn50.shards.pack import Packed
+from imagenet_rn50.shards.pack import pack as pack_source
+from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.sources.base import Source
 from imagenet_rn50.shards.sources.detect import Layout, read_source
 from imagenet_rn50.shards.verify import verify as verify_shards
+from imagenet_rn50.utils.errors import exit_on_input_error, require_least
 
 EXIT_FOUND_SOMETHING = 1
 EXIT_INTERRUPTED = 130

@@ -20,12 +20,11 @@ from typing import Annotated, Literal
 import tyro
 from pydantic import ValidationError
 
-from imagenet_rn50.console import lasting_output
-from imagenet_rn50.errors import InputError, exit_on_input_error, require_least
-from imagenet_rn50.processes import launcher, signal_at_death_of_parent
-from imagenet_rn50.recipe import Recipe
-from imagenet_rn50.recipe_files import explain, load_recipe
+from imagenet_rn50.recipe import Recipe, explain, load_recipe
 from imagenet_rn50.training.config import CheckpointConfig
+from imagenet_rn50.utils.errors import InputError, exit_on_input_error, require_least
+from imagenet_rn50.utils.logging import lasting_output
+from imagenet_rn50.utils.signals import launcher, signal_at_death_of_parent
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,8 @@ def main() -> None:
         arguments = parse(sys.argv[1:])
 
         # After parsing, so that --help and mistakes answer at once.
-        from imagenet_rn50.loading.cache import open_shards
-        from imagenet_rn50.runs.folder import RunFolder
+        from imagenet_rn50.data.cache import open_shards
+        from imagenet_rn50.runs.run_dir import RunFolder
         from imagenet_rn50.training.accelerator import make_accelerator
         from imagenet_rn50.training.lr_finder import find_lr
         from imagenet_rn50.training.trainer import Trainer

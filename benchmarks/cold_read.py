@@ -18,10 +18,9 @@ from statistics import median
 import numpy as np
 import tyro
 
-from imagenet_rn50.loading.order import TrainingOrder
-from imagenet_rn50.loading.prefetch import Prefetcher
-from imagenet_rn50.loading.reader import ShardReader
-from imagenet_rn50.loading.store import LocalShards
+from imagenet_rn50.data.cache import Prefetcher
+from imagenet_rn50.data.reader import LocalShards, ShardReader
+from imagenet_rn50.data.sampler import TrainingOrder
 from imagenet_rn50.shards.manifest import Shard, Split
 
 ROOT = Path(__file__).parents[1]

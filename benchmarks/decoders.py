@@ -21,8 +21,8 @@ import numpy as np
 import torch
 import tyro
 
-from imagenet_rn50 import jpeg
-from imagenet_rn50.jpeg_layout import read_layout
+from imagenet_rn50.jpeg.decode import decode as jpeg
+from imagenet_rn50.jpeg.header import read_layout
 
 ROOT = Path(__file__).parents[1]
 

@@ -27,9 +27,9 @@ _PIPE_CHILDREN = "/proc/{0}/task/{0}/children"
 
 def ours(folder: str, data: Path, batch: int, workers: int) -> Iterator[Any]:
     """This project's loader."""
-    from imagenet_rn50.loading.loader import Share, make_loader
-    from imagenet_rn50.loading.order import TrainingOrder
-    from imagenet_rn50.loading.transforms import TrainTransform
+    from imagenet_rn50.data.loader import Share, make_loader
+    from imagenet_rn50.data.sampler import TrainingOrder
+    from imagenet_rn50.data.transforms import TrainTransform
     from imagenet_rn50.recipe import DataRecipe
     from imagenet_rn50.shards.manifest import TRAIN, Manifest
 

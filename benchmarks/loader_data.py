@@ -98,8 +98,8 @@ def _resized(content: bytes) -> Image.Image:
 
 def with_restarts(content: bytes) -> bytes:
     """Returns a photo as we pack it: restart markers without loss, and the table of offsets."""
-    from imagenet_rn50.jpeg_layout import read_layout
-    from imagenet_rn50.restart import suggested_interval, with_offset_table
+    from imagenet_rn50.jpeg.crop import suggested_interval, with_offset_table
+    from imagenet_rn50.jpeg.header import read_layout
 
     layout = read_layout(content)
     options = []
@@ -120,8 +120,8 @@ def resized_with_restarts(content: bytes) -> bytes:
 
 def write_shards(data: Path, name: str, change: Callable[[bytes], bytes]) -> None:
     """Writes WebDataset shards with our manifest, as DATA/<name>/."""
-    from imagenet_rn50.files import sha256_of_file
     from imagenet_rn50.shards.manifest import TRAIN, Manifest, Shard, Split
+    from imagenet_rn50.utils.files import sha256_of_file
 
     folder = data / name
     folder.mkdir()

@@ -28,9 +28,9 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from imagenet_rn50.shards.jpegtran import is_installed
-from imagenet_rn50.shards.options import PackOptions
-from imagenet_rn50.shards.packing import pack
+from imagenet_rn50.shards.images import is_installed
+from imagenet_rn50.shards.pack import pack
+from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.sources.base import Source
 from imagenet_rn50.shards.sources.detect import read_source
 

@@ -18,12 +18,11 @@ import simplejpeg
 import torch
 import tyro
 
-from imagenet_rn50.jpeg_layout import read_layout
-from imagenet_rn50.loading.memory import empty_pictures, keep_freed_memory
-from imagenet_rn50.loading.reader import ShardReader
-from imagenet_rn50.loading.store import LocalShards
-from imagenet_rn50.loading.transforms import augmentation_draws, random_crop_box, resize
-from imagenet_rn50.restart import cut
+from imagenet_rn50.data.dataset import empty_pictures, keep_freed_memory
+from imagenet_rn50.data.reader import LocalShards, ShardReader
+from imagenet_rn50.data.transforms import augmentation_draws, random_crop_box, resize
+from imagenet_rn50.jpeg.crop import cut
+from imagenet_rn50.jpeg.header import read_layout
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
 
 ROOT = Path(__file__).parents[1]

@@ -18,9 +18,9 @@ from statistics import median
 
 import numpy as np
 
-from imagenet_rn50.loading.loader import Share, make_loader
-from imagenet_rn50.loading.order import TrainingOrder
-from imagenet_rn50.loading.transforms import TrainTransform
+from imagenet_rn50.data.loader import Share, make_loader
+from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.shards.manifest import Shard, Split
 

@@ -19,9 +19,9 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn import functional
 
-from imagenet_rn50.loading.device import DeviceBatch, on_device
-from imagenet_rn50.loading.stages import Batch
-from imagenet_rn50.loading.store import LocalShards
+from imagenet_rn50.data.dataset import Batch
+from imagenet_rn50.data.loader import DeviceBatch, on_device
+from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.recipe import DataRecipe, Recipe
 from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.progress import Progress

@@ -7,9 +7,18 @@ from pathlib import Path
 
 import tyro
 
-from imagenet_rn50.errors import exit_on_input_error
-from imagenet_rn50.verbs.after import evaluate, export, prove_resume, push
-from imagenet_rn50.verbs.before import demo, doctor, estimate, preview, schedule
+from imagenet_rn50.cli import (
+    demo,
+    doctor,
+    estimate,
+    evaluate,
+    export,
+    preview,
+    prove_resume,
+    push,
+    schedule,
+)
+from imagenet_rn50.utils.errors import exit_on_input_error
 
 _SCRIPT = "imagenet-rn50"  # as pyproject.toml installs it; shells complete the verbs of a name only
 

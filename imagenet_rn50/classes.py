@@ -14,8 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_json, read_text, write_json
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import read_json, read_text, write_json
 
 WNID = re.compile(r"n\d{8}")
 FILE_NAME = "classes.json"

@@ -29,9 +29,9 @@ from transformers.models.resnet.modeling_resnet import ResNetBasicLayer, ResNetB
 from transformers.utils import logging
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import follow_umask
 from imagenet_rn50.recipe import DataRecipe, ModelRecipe
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import follow_umask
 
 _BILINEAR = 2  # PIL's number, which processor configurations store
 

@@ -21,8 +21,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BaseImageProcessor, ResNetForImageClassification
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_json, sha256_of_file
 from imagenet_rn50.model import (
     build_labelled,
     from_torchvision,
@@ -40,6 +38,8 @@ from imagenet_rn50.pretrained_config import (
     layers_of,
 )
 from imagenet_rn50.recipe import ModelRecipe
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import read_json, sha256_of_file
 
 Kind: TypeAlias = Literal["raw", "ema"]
 

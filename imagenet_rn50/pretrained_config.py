@@ -30,10 +30,10 @@ from torch import Tensor, nn
 from transformers import BaseImageProcessor, ResNetConfig
 from transformers.activations import ACT2FN
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_json
 from imagenet_rn50.model import load_processor, load_whole, processor_of
 from imagenet_rn50.recipe import ModelRecipe
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import read_json
 
 CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"

@@ -58,7 +58,7 @@ def bucket_server(monkeypatch):
     import botocore.session
     from moto.server import ThreadedMotoServer
 
-    from imagenet_rn50.loading.filesystems import filesystem
+    from imagenet_rn50.utils.storage import filesystem
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

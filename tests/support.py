@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.files import sha256_of_file
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard, Split
+from imagenet_rn50.utils.files import sha256_of_file
 
 CLASSES = Classes(wnids=("n00000001", "n00000002", "n00000003"), names=("first", "second", "third"))
 

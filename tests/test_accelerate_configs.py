@@ -16,7 +16,7 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from safetensors.torch import load_file
 
 import train_accelerate
-from imagenet_rn50.runs.checkpoints import newest_checkpoint
+from imagenet_rn50.runs.checkpoint import newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
 from tests.support import free_ports, write_tiny
 

@@ -1,7 +1,7 @@
 import pytest
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
+from imagenet_rn50.utils.errors import InputError
 
 
 def test_index_is_the_rank_of_the_wnid_whatever_the_order_of_the_mapping(tmp_path):

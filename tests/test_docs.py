@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import train_accelerate
-from imagenet_rn50.digits import write_ilsvrc
-from imagenet_rn50.loading.loader import MAX_SUBSTITUTIONS
+from imagenet_rn50.data.loader import MAX_SUBSTITUTIONS
+from imagenet_rn50.tools.digits import write_ilsvrc
 from tests.commands import DOCUMENTS, ROOT, Command, check, commands_in
 
 COMMANDS = [command for document in DOCUMENTS for command in commands_in(document)]

@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from torchvision.models import resnet18, resnet50
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.model import build_labelled, load_exported, to_torchvision
 from imagenet_rn50.pretrained import read_pretrained, take_weights
 from imagenet_rn50.publishing.export import Wanted, convert
 from imagenet_rn50.recipe import ModelRecipe
+from imagenet_rn50.utils.errors import InputError
 
 pytestmark = pytest.mark.numeric
 

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import save_file
 from transformers import BitImageProcessor, ResNetConfig, ResNetForImageClassification
 
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.model import load_exported, load_processor, to_torchvision
 from imagenet_rn50.pretrained import read_pretrained
 from imagenet_rn50.pretrained_config import declared_by_hash, declared_by_name, normalisation_of
 from imagenet_rn50.publishing.export import convert
 from imagenet_rn50.publishing.formats import require_format
+from imagenet_rn50.utils.errors import InputError
 
 NAMES = [f"kind {index}" for index in range(5)]
 SMALL = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 16]}  # arguments of timm's ResNet

@@ -1,8 +1,7 @@
 import pytest
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.recipe import DataRecipe, Recipe
-from imagenet_rn50.recipe_files import load_recipe, parse_recipe, recipe_names
+from imagenet_rn50.recipe import DataRecipe, Recipe, load_recipe, parse_recipe, recipe_names
+from imagenet_rn50.utils.errors import InputError
 
 
 @pytest.mark.parametrize("name", recipe_names())

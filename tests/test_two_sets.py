@@ -9,11 +9,11 @@ import torch
 from imagenet_rn50.training.start import Start
 from safetensors.torch import save_file
 
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.model import build_labelled, to_torchvision
 from imagenet_rn50.pretrained import read_pretrained
 from imagenet_rn50.recipe import DataRecipe, ModelRecipe
-from imagenet_rn50.training.initial import begin_with
+from imagenet_rn50.training.init_weights import begin_with
+from imagenet_rn50.utils.errors import InputError
 
 TINY = ModelRecipe(embedding_size=8, hidden_sizes=(8, 16), depths=(1, 1), layer_type="basic")
 NAMES = ["ant", "bee", "cat"]

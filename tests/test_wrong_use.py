@@ -9,9 +9,9 @@ import pytest
 import shard_imagenet
 import train_accelerate
 from imagenet_rn50 import __main__ as verbs
-from imagenet_rn50 import files
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.utils import files
+from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import write_imagefolder
 from tests.support import write_tiny
 

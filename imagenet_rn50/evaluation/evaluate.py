@@ -1,30 +1,177 @@
-"""Evaluation of a model over a set of images, on any number of ranks, each image counted once."""
+"""One pass of a model over a split, each image counted once on any number of ranks.
+
+The processes that share one evaluation: started by torchrun or `accelerate launch`, or just one.
+
+They speak once, at the end of a pass, so gloo will do on any device.
+
+Evaluation of a model over a set of images, on any number of ranks, each image counted once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from imagenet_rn50.console import progress_bar
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.evaluation.image_sets import ImageSet
-from imagenet_rn50.evaluation.metrics import TOP_K
-from imagenet_rn50.evaluation.ranks import Ranks
-from imagenet_rn50.evaluation.records import Records, rows_of
-from imagenet_rn50.evaluation.results import Result, result_of
-from imagenet_rn50.evaluation.subject import Subject
-from imagenet_rn50.evaluation.validate import evaluation_mode
-from imagenet_rn50.loading.device import on_device
-from imagenet_rn50.loading.loader import Share
-from imagenet_rn50.loading.processed import ProcessorTransform
-from imagenet_rn50.loading.transforms import EvalTransform, Transform
+from imagenet_rn50.data.image_folder import ProcessorTransform
+from imagenet_rn50.data.loader import Batch, Share, make_loader, on_device
+from imagenet_rn50.data.reader import ShardStore
+from imagenet_rn50.data.transforms import EvalTransform, Transform
+from imagenet_rn50.evaluation.datasets import ImageSet
+from imagenet_rn50.evaluation.load_model import Subject
+from imagenet_rn50.evaluation.metrics import TOP_K, Accuracy, accuracy_of, count, widest_float
+from imagenet_rn50.evaluation.records import Records, Result, result_of, rows_of
 from imagenet_rn50.model import logits_of
 from imagenet_rn50.recipe import DataRecipe
+from imagenet_rn50.shards.manifest import Split
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.logging import progress_bar
+from imagenet_rn50.utils.signals import number_in_environment, require_joined
+
+Reduce = Callable[[Tensor], Tensor]
+"""Adds a tensor up over all ranks."""
+
+
+def validate(
+    model: nn.Module,
+    shards: ShardStore,
+    split: Split,
+    data: DataRecipe,
+    *,
+    device: torch.device,
+    batch: int,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    reduce: Reduce = lambda counts: counts,
+    on_batch: Callable[[Batch, Tensor], None] = lambda batch, logits: None,
+) -> Accuracy:
+    """Evaluates a model through the training pipeline's evaluation transform.
+
+    Args:
+        model: The bare model, not wrapped for DDP: ranks run different numbers of batches.
+        shards: Where the shards stand.
+        split: The split to evaluate.
+        data: Sizes and normalisation.
+        device: Where the model is.
+        batch: Images in a forward pass.
+        num_workers: Loader processes.
+        rank: This rank, from 0.
+        world_size: Number of ranks that share the split.
+        reduce: Adds the counts of all ranks; called once, by every rank.
+        on_batch: Told every batch and its logits, (B, C) float on `device`.
+
+    Returns:
+        The accuracy over the whole split, equal on all ranks.
+    """
+    loader = make_loader(
+        shards,
+        split,
+        Share(start=0, stop=split.num_samples, batch=batch, rank=rank, world_size=world_size),
+        EvalTransform(resize=data.eval_resize, size=data.eval_size),
+        num_workers=num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    counts = torch.zeros(4, dtype=widest_float(device), device=device)
+    # Closed at once: its workers would live on for some seconds, beside those of training.
+    with closing(loader), evaluation_mode(model):
+        for moved in on_device(loader, device, data.mean, data.std):
+            logits = logits_of(model, moved.pictures)
+            counts += count(logits, moved.labels)
+            on_batch(moved.host, logits)
+    return accuracy_of(reduce(counts), split.num_samples)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switches to evaluation without gradients, and back to what was before."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
+
+
+_NEEDED = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """One process among those that share the work.
+
+    Args:
+        device: Where this process runs the model.
+        rank: Which one it is, from 0.
+        world_size: How many there are.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that speaks and writes."""
+        return self.rank == 0
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """Returns the sum of a tensor on the CPU over all ranks; every rank calls it."""
+        if self.world_size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def raise_together(self, error: InputError | None) -> None:
+        """Raises on every rank what any rank met; every rank calls it.
+
+        Raises:
+            InputError: The error of the first rank that has one.
+        """
+        found: list[str | None] = [str(error) if error else None]
+        if self.world_size > 1:
+            found = [None] * self.world_size
+            dist.all_gather_object(found, str(error) if error else None)
+        for text in found:
+            if text is not None:
+                raise InputError(text)
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """Joins the ranks that a launcher started, by the variables that it set; alone without one.
+
+    Raises:
+        InputError: When the launcher did not say how to join, or started tasks that cannot.
+    """
+    world_size = number_in_environment("WORLD_SIZE") or 1
+    on_gpu = torch.cuda.is_available()
+    require_joined(world_size, on_gpu=on_gpu)
+    local_rank = number_in_environment("LOCAL_RANK") or 0
+    device = torch.device("cuda", local_rank) if on_gpu else torch.device("cpu")
+    if world_size == 1:
+        yield Ranks(device)
+        return
+    missing = [name for name in _NEEDED if not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            f"WORLD_SIZE is {world_size}, but {' and '.join(missing)} are not set",
+            expected="all that torchrun or accelerate launch sets",
+            fix="start with one of them, or unset WORLD_SIZE",
+        )
+    dist.init_process_group("gloo")
+    try:
+        yield Ranks(device, number_in_environment("RANK") or 0, world_size)
+    finally:
+        dist.destroy_process_group()
+
 
 TransformName = Literal["both", "training", "processor"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from imagenet_rn50.formatting import counted, percent
+from imagenet_rn50.utils.formatting import counted, percent
 
 TOP_K = 5
 """Classes that a model may name for top-5; all of them, where a data set has fewer."""

@@ -18,16 +18,16 @@ from typing import Any
 
 from imagenet_rn50 import __version__
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
+from imagenet_rn50.evaluation.datasets import ImageSet
 from imagenet_rn50.evaluation.evaluate import Evaluation
-from imagenet_rn50.evaluation.image_sets import ImageSet
+from imagenet_rn50.evaluation.load_model import Subject
 from imagenet_rn50.evaluation.metrics import TOP_K
+from imagenet_rn50.evaluation.records import Result
 from imagenet_rn50.evaluation.report import render_report
-from imagenet_rn50.evaluation.results import Result
 from imagenet_rn50.evaluation.statistics import NUM_BINS, ClassCount, class_counts, wilson
-from imagenet_rn50.evaluation.subject import Subject
-from imagenet_rn50.files import require_writable, write_json, write_text
-from imagenet_rn50.formatting import percent
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import require_writable, write_json, write_text
+from imagenet_rn50.utils.formatting import percent
 
 SCHEMA = 1
 METRICS, PER_CLASS, REPORT = "metrics.json", "per_class.csv", "report.html"

@@ -3,20 +3,25 @@
 A table has one row an image, whose first column counts how often the image was seen. Ranks fill in
 the rows of the images that they saw and leave zeros elsewhere; the tables of all ranks add up to
 the whole, in which every image must have been seen once (contract 4).
+
+One row of results: a set of images, seen through one transform, counted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from tempfile import TemporaryDirectory
+from typing import Any, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.evaluation.metrics import top_classes
+from imagenet_rn50.evaluation.statistics import Calibration, Interval, calibration, wilson
+from imagenet_rn50.utils.errors import InputError
 
 _SEEN, _LOSS, _CONFIDENCE, _TOP = 0, 1, 2, 3
 
@@ -82,3 +87,122 @@ class Records:
                 fix="evaluate a checkpoint from before the run diverged",
             )
         return records
+
+
+@dataclass(frozen=True)
+class Result:
+    """How often a model was right about a set of images.
+
+    Args:
+        name: What was counted: `validation`, `real`, the name of a test set's folder.
+        transform: What prepared the pictures: `training` or `processor`.
+        flip: Whether logits were averaged with those of the mirrored picture.
+        num_images: Number of images counted.
+        hits1: For how many the first class named was right.
+        hits5: For how many one of the first five was right.
+        loss: Mean cross-entropy, nats; None where several classes may be right.
+        calibration: How confidence and accuracy agree.
+    """
+
+    name: str
+    transform: str
+    flip: bool
+    num_images: int
+    hits1: int
+    hits5: int
+    loss: float | None
+    calibration: Calibration
+
+    @property
+    def top1(self) -> float:
+        """Part of the images that was right at first, in [0, 1]."""
+        return self.hits1 / self.num_images
+
+    @property
+    def top5(self) -> float:
+        """Part of the images that was right among the first five, in [0, 1]."""
+        return self.hits5 / self.num_images
+
+    @property
+    def top1_interval(self) -> Interval:
+        """95% interval of `top1`."""
+        return wilson(self.hits1, self.num_images)
+
+    @property
+    def top5_interval(self) -> Interval:
+        """95% interval of `top5`."""
+        return wilson(self.hits5, self.num_images)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the row for metrics.json."""
+        (low1, high1), (low5, high5) = self.top1_interval, self.top5_interval
+        return {
+            "name": self.name,
+            "transform": self.transform,
+            "flip": self.flip,
+            "num_images": self.num_images,
+            "top1": self.top1,
+            "top1_low": low1,
+            "top1_high": high1,
+            "top5": self.top5,
+            "top5_low": low5,
+            "top5_high": high5,
+            "loss": self.loss,
+            "ece": self.calibration.ece,
+        }
+
+
+def result_of(
+    name: str,
+    transform: str,
+    *,
+    flip: bool,
+    records: Records,
+    truths: NDArray[np.int64] | Sequence[frozenset[int]],
+) -> Result:
+    """Counts what was right, and lets the `evaluate` metric count it a second time.
+
+    Args:
+        name: What is counted.
+        transform: What prepared the pictures.
+        flip: Whether logits were averaged with those of the mirrored picture.
+        records: What the model said of each image.
+        truths: The true class of each image, (n,) int64; or the classes that are true of each,
+            where images with none are left out.
+
+    Raises:
+        RuntimeError: When the two ways of counting disagree.
+    """
+    top, confidence, loss = records.top, records.confidence, float(records.loss.mean())
+    if isinstance(truths, np.ndarray):
+        hits, references, mean_loss = top == truths[:, None], truths.tolist(), loss
+    else:
+        counted = np.array([bool(fitting) for fitting in truths])
+        top, confidence, mean_loss = top[counted], confidence[counted], None
+        fitting_classes = [fitting for fitting in truths if fitting]
+        references = [sorted(fitting) for fitting in fitting_classes]
+        pairs = zip(top.tolist(), fitting_classes, strict=True)
+        hits = np.array([[c in fitting for c in named] for named, fitting in pairs])
+    result = Result(
+        name=name,
+        transform=transform,
+        flip=flip,
+        num_images=len(top),
+        hits1=int(hits[:, 0].sum()),
+        hits5=int(hits.any(1).sum()),
+        loss=mean_loss,
+        calibration=calibration(confidence, hits[:, 0]),
+    )
+    measured = _measured(top.tolist(), references)
+    if any(getattr(result, key) != value for key, value in measured.items()):
+        raise RuntimeError(f"counted {result.as_dict()}, but the metric says {measured}")
+    return result
+
+
+def _measured(predictions: list[list[int]], references: list[int] | list[list[int]]) -> Any:
+    """Returns what our metric says; `evaluate` takes seconds to import, so only here."""
+    from imagenet_rn50.evaluation.topk_accuracy import TopKAccuracy
+
+    with TemporaryDirectory() as folder:  # it makes one in any case; a home may be read-only
+        metric = TopKAccuracy(keep_in_memory=True, cache_dir=folder)
+        return metric.compute(predictions=predictions, references=references)

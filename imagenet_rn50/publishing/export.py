@@ -16,24 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.console import say
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.evaluation.agreement import require_same_classes
-from imagenet_rn50.files import (
-    TEMPORARY_SUFFIX,
-    read_json,
-    replace_folder,
-    require_free_space,
-    require_writable,
-    write_bytes,
-    write_json,
-    write_text,
-)
-from imagenet_rn50.loading.store import ShardStore
+from imagenet_rn50.data.reader import ShardStore
+from imagenet_rn50.evaluation.load_model import require_same_classes
 from imagenet_rn50.model import weights_digest
 from imagenet_rn50.pretrained import Kind
-from imagenet_rn50.publishing.card import model_card
-from imagenet_rn50.publishing.formats import Dtype, converted, require_format, write_model
+from imagenet_rn50.publishing.formats import (
+    Dtype,
+    compare_logits,
+    compare_on_shards,
+    converted,
+    require_format,
+    tolerance,
+    write_model,
+)
 from imagenet_rn50.publishing.layout import (
     ASSUMED_ARCHITECTURE,
     CARD,
@@ -43,16 +38,23 @@ from imagenet_rn50.publishing.layout import (
     ORIGIN,
     is_of_export,
 )
-from imagenet_rn50.publishing.metadata import Facts
+from imagenet_rn50.publishing.model_card import Facts, model_card
+from imagenet_rn50.publishing.provenance import untraced
+from imagenet_rn50.publishing.snippets import Format
 from imagenet_rn50.publishing.source import Source, source_of_run, source_of_weights
-from imagenet_rn50.publishing.trace import untraced
-from imagenet_rn50.publishing.verify import (
-    compare_logits,
-    compare_on_shards,
-    tolerance,
+from imagenet_rn50.runs.checkpoint import Weights, Which
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import (
+    TEMPORARY_SUFFIX,
+    read_json,
+    replace_folder,
+    require_free_space,
+    require_writable,
+    write_bytes,
+    write_json,
+    write_text,
 )
-from imagenet_rn50.publishing.wording import Format
-from imagenet_rn50.runs.choice import Weights, Which
+from imagenet_rn50.utils.logging import say
 
 _SCHEMA = 1  # of metrics.json
 

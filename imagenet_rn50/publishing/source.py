@@ -11,18 +11,16 @@ from torch import nn
 from transformers import BaseImageProcessor, ResNetForImageClassification
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.console import say
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.evaluation.agreement import require_same_classes
-from imagenet_rn50.evaluation.subject import network_of
+from imagenet_rn50.evaluation.load_model import network_of, require_same_classes
 from imagenet_rn50.model import build_processor, name_classes, processor_of
 from imagenet_rn50.pretrained import Kind, Pretrained, read_pretrained
 from imagenet_rn50.pretrained_config import ASSUMED
 from imagenet_rn50.publishing.layout import EVALUATION, METRICS, PROCESSOR, RECIPE, SHARDS
-from imagenet_rn50.recipe import DataRecipe
-from imagenet_rn50.recipe_files import parse_recipe
-from imagenet_rn50.runs.choice import Choice, Weights, Which, choose
-from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.recipe import DataRecipe, parse_recipe
+from imagenet_rn50.runs.checkpoint import Choice, Weights, Which, choose
+from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.logging import say
 
 _EVALUATION_OF_RUN = Path("evaluation") / EVALUATION
 _NUM_IMAGENET_CLASSES = 1000

@@ -11,8 +11,8 @@ import difflib
 from dataclasses import dataclass
 from typing import Any
 
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.recipe import Recipe, flatten
+from imagenet_rn50.utils.errors import InputError
 
 SHARDS, PRECISION, LEARNING_RATE = "shards", "mixed_precision", "learning_rate"
 _FIXED = ("model", "optimizer.name", "seed")

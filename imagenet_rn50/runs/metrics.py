@@ -31,10 +31,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from imagenet_rn50.console import say
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_text, write_text
-from imagenet_rn50.parsing import parse_json
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import read_text, write_text
+from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.parsing import parse_json
 
 FILE_NAME = "metrics.jsonl"
 START, TRAIN, VALIDATION = "start", "train", "validation"

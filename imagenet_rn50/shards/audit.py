@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_json, write_json, write_text
-from imagenet_rn50.formatting import counted
-from imagenet_rn50.jpeg import MAX_ASPECT_RATIO, central_box
+from imagenet_rn50.jpeg.decode import MAX_ASPECT_RATIO, central_box
 from imagenet_rn50.shards.imagenet1k import NUM_CLASSES, NUM_IMAGES, complete_splits
 from imagenet_rn50.shards.images import TURNED
 from imagenet_rn50.shards.manifest import FILE_NAME, no_manifest
-from imagenet_rn50.shards.shard import Remark, Row, ShardRecord
 from imagenet_rn50.shards.sources.base import Source
+from imagenet_rn50.shards.writer import Remark, Row, ShardRecord
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import read_json, write_json, write_text
+from imagenet_rn50.utils.formatting import counted
 
 REPORT_NAME = "audit.md"
 DATA_NAME = "audit.json"

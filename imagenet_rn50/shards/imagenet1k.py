@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
+from imagenet_rn50.utils.errors import InputError
 
 NUM_IMAGES = {TRAIN: 1_281_167, VALIDATION: 50_000}
 NUM_CLASSES = 1_000

@@ -18,21 +18,20 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
-from imagenet_rn50.console import progress_bar, say
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.jpeg_header import JpegError, read_header
+from imagenet_rn50.jpeg.header import JpegError, read_header
 from imagenet_rn50.shards import manifest as manifests
-from imagenet_rn50.shards.finishing import finish
 from imagenet_rn50.shards.imagenet1k import dataset_name
 from imagenet_rn50.shards.images import TURNED
-from imagenet_rn50.shards.info import require_same_info
 from imagenet_rn50.shards.labels import MAPPING, Claim, classes_of, log_missing
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard
-from imagenet_rn50.shards.samples import TarSample, picture_of, samples_in
-from imagenet_rn50.shards.shard import Remark, Row, ShardRecord
+from imagenet_rn50.shards.pack import finish
 from imagenet_rn50.shards.sources.base import readable
-from imagenet_rn50.shards.state import FOLDER as STATE_FOLDER
-from imagenet_rn50.shards.tar_walk import Buffer, TarError, mapped
+from imagenet_rn50.shards.tar import Buffer, TarError, TarSample, mapped, picture_of, samples_in
+from imagenet_rn50.shards.timm_info import require_same_info
+from imagenet_rn50.shards.writer import FOLDER as STATE_FOLDER
+from imagenet_rn50.shards.writer import Remark, Row, ShardRecord
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.logging import progress_bar, say
 
 _SHARD_NAME = re.compile(
     r"(?:(?P<dataset>.+?)[-_])?(?P<split>train|validation|val)[-_](?P<number>\d+)"

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import WNID, Classes, read_synset_mapping
-from imagenet_rn50.console import say
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.manifest import TRAIN
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.logging import say
 
 MAPPING = "LOC_synset_mapping.txt"
 _REPACK = (

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_json, sha256_of_file, write_bytes, write_json
-from imagenet_rn50.formatting import counted
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import read_json, sha256_of_file, write_bytes, write_json
+from imagenet_rn50.utils.formatting import counted
 
 FILE_NAME = "manifest.json"
 FORMAT = "imagenet_rn50 manifest"

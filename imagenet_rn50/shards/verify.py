@@ -11,14 +11,13 @@ from typing import NamedTuple
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import WNID, Classes
-from imagenet_rn50.console import progress_bar
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_json, sha256_of_file
 from imagenet_rn50.shards import manifest as manifests
-from imagenet_rn50.shards.info import INFO_NAME, timm_info
 from imagenet_rn50.shards.manifest import Manifest, Split
-from imagenet_rn50.shards.samples import picture_of, samples_in
-from imagenet_rn50.shards.tar_walk import Buffer, TarError, mapped
+from imagenet_rn50.shards.tar import Buffer, TarError, mapped, picture_of, samples_in
+from imagenet_rn50.shards.timm_info import INFO_NAME, timm_info
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import read_json, sha256_of_file
+from imagenet_rn50.utils.logging import progress_bar
 
 # Folder, split, number of the shard in it, and the wnid of each class.
 _Work = tuple[Path, Split, int, list[str | None]]

@@ -13,8 +13,8 @@ import transformers
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 import imagenet_rn50
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.processes import require_joined
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.signals import require_joined
 
 
 def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) -> Accelerator:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from imagenet_rn50.evaluation.validate import Reduce
+from imagenet_rn50.evaluation.evaluate import Reduce
 
 
 class RunningStatistics:

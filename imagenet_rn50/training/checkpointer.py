@@ -16,10 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from imagenet_rn50.console import say
-from imagenet_rn50.files import TEMPORARY_SUFFIX
 from imagenet_rn50.runs import metrics
-from imagenet_rn50.runs.checkpoints import (
+from imagenet_rn50.runs.checkpoint import (
     SCORE,
     Checkpoint,
     best_score,
@@ -28,8 +26,8 @@ from imagenet_rn50.runs.checkpoints import (
     prune,
     remove_partial,
 )
-from imagenet_rn50.runs.folder import RunFolder
 from imagenet_rn50.runs.metrics import MetricsLogger
+from imagenet_rn50.runs.run_dir import RunFolder
 from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.state import (
@@ -39,6 +37,8 @@ from imagenet_rn50.training.state import (
     num_bytes,
     write_state,
 )
+from imagenet_rn50.utils.files import TEMPORARY_SUFFIX
+from imagenet_rn50.utils.logging import say
 
 
 @dataclass(frozen=True)

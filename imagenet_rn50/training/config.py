@@ -7,9 +7,9 @@ from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.runs.checkpoints import KEEP_LAST
+from imagenet_rn50.runs.checkpoint import KEEP_LAST
 from imagenet_rn50.runs.compatibility import check_names
+from imagenet_rn50.utils.errors import InputError
 
 AUTO, NONE = "auto", "none"
 

@@ -14,11 +14,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from imagenet_rn50.console import progress_bar, say
-from imagenet_rn50.figures import new_figure, save_figure
-from imagenet_rn50.files import write_json
+from imagenet_rn50.runs.plots import new_figure, save_figure
 from imagenet_rn50.training.losses import LABELS
 from imagenet_rn50.training.trainer import Trainer
+from imagenet_rn50.utils.files import write_json
+from imagenet_rn50.utils.logging import progress_bar, say
 
 LOWEST, HIGHEST = 1e-5, 10.0
 NUM_STEPS = 100

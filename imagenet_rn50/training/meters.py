@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from imagenet_rn50.evaluation.validate import Reduce
-from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.evaluation.evaluate import Reduce
 from imagenet_rn50.runs.metrics import FILE_NAME, read_metrics
+from imagenet_rn50.runs.run_dir import RunFolder
 from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.sample_hash import as_int64, hash_of_samples, wrapped
 

@@ -1,4 +1,10 @@
-"""EC2's notice that a spot machine will be taken away, some two minutes ahead.
+"""Being told to end: signals and notices become a flag that all ranks see at one micro batch.
+
+A handler may run between any two instructions, so it does nothing; a thread reads which signal came
+from a pipe that Python's C handler writes to. That works even while the main thread waits in C for
+a rank that is dead.
+
+EC2's notice that a spot machine will be taken away, some two minutes ahead.
 
 The instance metadata service (IMDSv2) is asked every few seconds, by one rank of each machine in a
 thread. What goes wrong with that is told once, and never ends a training.
@@ -9,17 +15,177 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NamedTuple, Self
 
-from imagenet_rn50.console import say
+import torch
+from torch import distributed
+
 from imagenet_rn50.training.config import Spot
+from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.signals import ENDING_SIGNALS, launcher, signal_at_death_of_parent
+
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
+_ECHO_SECONDS = 1.0  # launchers and terminals send the same signal along several ways
+_NO_SIGNAL = b"\0"
+_INSISTING = (signal.SIGTERM, signal.SIGINT)  # the others come again by themselves
+
+
+class StopTraining(Exception):
+    """Training ends here, on all ranks alike, after saving."""
+
+
+class SignalHandler:
+    """Hears that the process shall end; a context manager for the main thread.
+
+    SIGTERM and SIGINT ask for it, SIGHUP where it is not ignored as nohup does, and SIGUSR1, which
+    the kernel also sends when the launcher has ended. A second SIGTERM or SIGINT, a second or more
+    after the first, ends the process at once.
+
+    Args:
+        verbose: Whether this process tells the user.
+
+    Attributes:
+        reason: Who asked, once anybody did.
+    """
+
+    def __init__(self, *, verbose: bool) -> None:
+        self._verbose = verbose
+        self.reason: str | None = None
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether anybody has asked."""
+        return self.reason is not None
+
+    def request(self, reason: str) -> None:
+        """Asks to save and end; the first reason counts. May be called by any thread."""
+        if self.reason is not None:
+            return
+        self.reason = reason
+        if self._verbose:
+            say(f"{reason}: saving and ending. A second signal ends at once.")
+
+    def __enter__(self) -> Self:
+        self._parent = os.getppid()
+        self._reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+        self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
+        is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        numbers = [n for n in ENDING_SIGNALS if not (is_nohup and n == signal.SIGHUP)]
+        self._before = {number: signal.signal(number, _ignore) for number in numbers}
+        self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
+        self._thread.start()
+        if launcher().words:
+            # A launcher of one process dies of its SIGTERM and tells the trainer nothing.
+            signal_at_death_of_parent(signal.SIGUSR1)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.write(self._writing, _NO_SIGNAL)
+        self._thread.join()
+        os.close(self._reading)
+        os.close(self._writing)
+
+    def _listen(self) -> None:
+        """Acts on each signal as it comes."""
+        first: float | None = None
+        while (byte := os.read(self._reading, 1)) != _NO_SIGNAL:
+            number = byte[0]
+            if number not in ENDING_SIGNALS:  # torch's loader hears of its workers' ends
+                continue
+            if first is None:
+                # Any parent may end; of a launcher's end alone the kernel tells.
+                is_told = number == signal.SIGUSR1 and bool(launcher().words)
+                is_orphan = is_told and os.getppid() != self._parent
+                name = signal.Signals(number).name
+                self.request("the launcher has ended" if is_orphan else f"received {name}")
+                first = time.monotonic()
+            elif number in _INSISTING and time.monotonic() - first > _ECHO_SECONDS:
+                os._exit(128 + number)
+
+
+class Requests(NamedTuple):
+    """What any rank wishes for.
+
+    Attributes:
+        stop: To save and end.
+        save: To save.
+    """
+
+    stop: bool
+    save: bool
+
+
+class RankFlags:
+    """Lets all ranks know at the same micro batch what any of them wishes.
+
+    The exchange runs in the background of a micro batch, on the host, and its answer is read after
+    the next: so it costs the device nothing, and a wish is heard one later. On one rank at once.
+
+    Args:
+        world_size: Number of ranks.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self._group = _group_of_hosts() if world_size > 1 else None
+        self._under_way: tuple[Any, torch.Tensor] | None = None
+
+    def exchange(self, *, stop: bool, save: bool = False) -> Requests:
+        """Tells this rank's wishes and returns those of all; every rank calls it equally often."""
+        if self._group is None:
+            return Requests(stop, save)
+        agreed = self._read()
+        told = torch.tensor([stop, save], dtype=torch.uint8)
+        work = distributed.all_reduce(
+            told, op=distributed.ReduceOp.MAX, group=self._group, async_op=True
+        )
+        self._under_way = work, told
+        return agreed
+
+    def close(self) -> None:
+        """Waits for the exchange under way, so that no rank ends in the middle of it."""
+        with suppress(RuntimeError):  # another rank is dead, which is told elsewhere
+            self._read()
+
+    def _read(self) -> Requests:
+        """Return what the exchange under way brings."""
+        if self._under_way is None:
+            return Requests(stop=False, save=False)
+        work, told = self._under_way
+        work.wait()
+        self._under_way = None
+        stop, save = told.tolist()
+        return Requests(bool(stop), bool(save))
+
+
+def _group_of_hosts() -> distributed.ProcessGroup:
+    """Return all ranks as a group that talks over the hosts' network, whatever their devices."""
+    group = distributed.new_group(backend="gloo")
+    assert isinstance(group, distributed.ProcessGroup)  # of all ranks, so this one is a member
+    return group
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Is there so that Python writes the signal's number to the pipe."""
+
 
 POLL_SECONDS = 5.0
 _TIMEOUT_SECONDS = 2.0

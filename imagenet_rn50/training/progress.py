@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.utils.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from imagenet_rn50.console import say
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_json
-from imagenet_rn50.recipe import Recipe
-from imagenet_rn50.recipe_files import parse_recipe
-from imagenet_rn50.runs.checkpoints import (
+from imagenet_rn50.recipe import Recipe, parse_recipe
+from imagenet_rn50.runs.checkpoint import (
     Checkpoint,
     checkpoint_folders,
     folder_name,
@@ -40,6 +36,9 @@ from imagenet_rn50.training.config import AUTO, NONE, CheckpointConfig
 from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.schedules import learning_rate
 from imagenet_rn50.training.state import PROGRESS
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import read_json
+from imagenet_rn50.utils.logging import say
 
 
 @dataclass(frozen=True)

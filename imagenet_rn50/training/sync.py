@@ -13,16 +13,23 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from imagenet_rn50.console import say
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.loading.remote import RemoteFolder
 from imagenet_rn50.recipe import Recipe
-from imagenet_rn50.runs.checkpoints import Checkpoint, newest_checkpoint, samples_of
+from imagenet_rn50.runs.checkpoint import Checkpoint, newest_checkpoint, samples_of
 from imagenet_rn50.runs.compatibility import changes_of_recipe, refuse
-from imagenet_rn50.runs.folder import RECIPE, RunFolder
-from imagenet_rn50.runs.remote_run import RemoteRun, Superseded
-from imagenet_rn50.runs.snapshot import OBJECTS, STAGING, Snapshot, clear_staging, take_snapshot
+from imagenet_rn50.runs.run_dir import RECIPE, RunFolder
+from imagenet_rn50.runs.sync import (
+    OBJECTS,
+    STAGING,
+    RemoteRun,
+    Snapshot,
+    Superseded,
+    clear_staging,
+    take_snapshot,
+)
 from imagenet_rn50.training.config import NONE, CheckpointConfig
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.storage import RemoteFolder
 
 
 def fetch_run(

@@ -12,8 +12,8 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from imagenet_rn50.console import say
 from imagenet_rn50.recipe import Recipe, flatten
+from imagenet_rn50.utils.logging import say
 
 
 def init_trackers(accelerator: Accelerator, recipe: Recipe, run: Path) -> None:

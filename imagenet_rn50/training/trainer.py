@@ -26,49 +26,48 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.console import progress_bar, say
-from imagenet_rn50.errors import InputError
+from imagenet_rn50.data.dataset import OnError
+from imagenet_rn50.data.loader import DeviceBatch, Loader, Share, make_loader, on_device
+from imagenet_rn50.data.reader import SampleError, ShardStore
+from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.transforms import TrainTransform
+from imagenet_rn50.evaluation.evaluate import validate
 from imagenet_rn50.evaluation.metrics import Accuracy
-from imagenet_rn50.evaluation.validate import validate
-from imagenet_rn50.files import require_free_space
-from imagenet_rn50.formatting import counted, percent
-from imagenet_rn50.loading.device import DeviceBatch, on_device
-from imagenet_rn50.loading.loader import Loader, Share, make_loader
-from imagenet_rn50.loading.order import TrainingOrder
-from imagenet_rn50.loading.reader import SampleError
-from imagenet_rn50.loading.stages import OnError
-from imagenet_rn50.loading.store import ShardStore
-from imagenet_rn50.loading.transforms import TrainTransform
 from imagenet_rn50.model import build_model, logits_of
-from imagenet_rn50.processes import typed_command
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs import metrics
-from imagenet_rn50.runs.checkpoints import SCORE, checkpoint_folders, newest_checkpoint, verify
-from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.runs.checkpoint import SCORE, checkpoint_folders, newest_checkpoint, verify
 from imagenet_rn50.runs.metrics import MetricsLogger
-from imagenet_rn50.runs.report import bottleneck, draw_plots, write_logs
+from imagenet_rn50.runs.plots import bottleneck, draw_plots, write_logs
+from imagenet_rn50.runs.run_dir import RunFolder
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
 from imagenet_rn50.training.accelerator import system_info
 from imagenet_rn50.training.batch_norm import RunningStatistics
 from imagenet_rn50.training.checkpointer import AsyncCheckpointer
 from imagenet_rn50.training.config import CheckpointConfig
-from imagenet_rn50.training.initial import init_from_pretrained
-from imagenet_rn50.training.interruption import (
+from imagenet_rn50.training.init_weights import init_from_pretrained
+from imagenet_rn50.training.losses import mix, smooth_targets, training_loss
+from imagenet_rn50.training.meters import Cost, Meter, format_postfix
+from imagenet_rn50.training.optim import Ema, build_optimizer, set_learning_rate
+from imagenet_rn50.training.preemption import (
     EXIT_INTERRUPTED,
     RankFlags,
     SignalHandler,
     StopTraining,
+    is_spot_watched,
+    watch_spot_notice,
 )
-from imagenet_rn50.training.losses import mix, smooth_targets, training_loss
-from imagenet_rn50.training.meters import Cost, Meter, format_postfix
-from imagenet_rn50.training.optim import Ema, build_optimizer, set_learning_rate
-from imagenet_rn50.training.preemption import is_spot_watched, watch_spot_notice
 from imagenet_rn50.training.progress import Progress, require_global_batch
 from imagenet_rn50.training.resume import ResumePoint, RunSpec, find_resume_point
 from imagenet_rn50.training.schedules import Plateau, learning_rate, schedule_warnings
 from imagenet_rn50.training.state import TrainState, checkpoint_bytes
 from imagenet_rn50.training.sync import Sync, fetch_run
 from imagenet_rn50.training.trackers import end_training, init_trackers, log_to_trackers
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import require_free_space
+from imagenet_rn50.utils.formatting import counted, percent
+from imagenet_rn50.utils.logging import progress_bar, say
+from imagenet_rn50.utils.signals import typed_command
 
 _STEPS_PER_LOG_LINE = 20  # reading the loss waits for the device, so not after every step
 _EXTRA_CHECKPOINTS = 2  # on disk besides the newest: the best, and the one being written

@@ -5,7 +5,7 @@ import torch
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.model import build_model, build_processor
-from imagenet_rn50.recipe_files import load_recipe
+from imagenet_rn50.recipe import load_recipe
 from tests.app.serving import serve
 from tests.support import write_recipe
 

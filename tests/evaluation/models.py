@@ -10,12 +10,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.evaluation.subject import Subject
+from imagenet_rn50.evaluation.load_model import Subject
 from imagenet_rn50.model import build_model, build_processor
 from imagenet_rn50.recipe import DataRecipe, ModelRecipe, Recipe
 from imagenet_rn50.runs import metrics
-from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS, commit, folder_name
-from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.runs.checkpoint import EMA_WEIGHTS, commit, folder_name
+from imagenet_rn50.runs.run_dir import RunFolder
 from imagenet_rn50.shards.manifest import VALIDATION, Manifest
 from tests.support import write_shards
 

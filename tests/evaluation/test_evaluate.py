@@ -9,19 +9,18 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from torch.multiprocessing.spawn import start_processes
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.evaluation.evaluate import evaluate
-from imagenet_rn50.evaluation.image_sets import ShardImages
+from imagenet_rn50.cli import EvaluateArguments
+from imagenet_rn50.cli import evaluate as command
+from imagenet_rn50.data.reader import LocalShards
+from imagenet_rn50.evaluation.datasets import ShardImages
+from imagenet_rn50.evaluation.evaluate import Ranks, evaluate, joined_ranks
+from imagenet_rn50.evaluation.load_model import open_subject
 from imagenet_rn50.evaluation.output import metrics_of
-from imagenet_rn50.evaluation.ranks import Ranks, joined_ranks
 from imagenet_rn50.evaluation.records import Records, rows_of
 from imagenet_rn50.evaluation.statistics import class_counts
-from imagenet_rn50.evaluation.subject import open_subject
-from imagenet_rn50.loading.store import LocalShards
 from imagenet_rn50.model import build_processor, logits_of
 from imagenet_rn50.recipe import DataRecipe
-from imagenet_rn50.verbs.after import EvaluateArguments
-from imagenet_rn50.verbs.after import evaluate as command
+from imagenet_rn50.utils.errors import InputError
 from tests.evaluation.models import export_model, label_shards, random_model
 from tests.support import free_ports
 

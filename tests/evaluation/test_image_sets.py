@@ -10,13 +10,10 @@ import torch
 from PIL import Image
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.evaluation.evaluate import evaluate
-from imagenet_rn50.evaluation.image_sets import ShardImages, read_folder
-from imagenet_rn50.evaluation.ranks import Ranks
-from imagenet_rn50.evaluation.real import read_real
-from imagenet_rn50.evaluation.target import open_target
-from imagenet_rn50.loading.store import LocalShards
+from imagenet_rn50.data.reader import LocalShards
+from imagenet_rn50.evaluation.datasets import ShardImages, open_target, read_folder, read_real
+from imagenet_rn50.evaluation.evaluate import Ranks, evaluate
+from imagenet_rn50.utils.errors import InputError
 from tests.evaluation.models import classes_of, label_shards, painted_subject, picture_of
 
 NUM_CLASSES = 12

@@ -11,18 +11,17 @@ import torch
 from datasets import Dataset, Features, Image, Value
 
 from imagenet_rn50.__main__ import main
-from imagenet_rn50.evaluation.evaluate import evaluate
-from imagenet_rn50.evaluation.image_sets import ShardImages, read_folder
+from imagenet_rn50.data.reader import LocalShards
+from imagenet_rn50.evaluation.datasets import ShardImages, read_folder
+from imagenet_rn50.evaluation.evaluate import Ranks, evaluate
+from imagenet_rn50.evaluation.load_model import open_subject
 from imagenet_rn50.evaluation.output import (
     metrics_of,
     num_classes_counted,
     results_table,
     write_evaluation,
 )
-from imagenet_rn50.evaluation.ranks import Ranks
 from imagenet_rn50.evaluation.statistics import wilson
-from imagenet_rn50.evaluation.subject import open_subject
-from imagenet_rn50.loading.store import LocalShards
 from tests.evaluation.models import (
     classes_of,
     export_model,

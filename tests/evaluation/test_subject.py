@@ -9,17 +9,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.evaluation.agreement import require_same_classes
-from imagenet_rn50.evaluation.evaluate import evaluate
-from imagenet_rn50.evaluation.image_sets import ShardImages
-from imagenet_rn50.evaluation.ranks import Ranks
-from imagenet_rn50.evaluation.subject import open_subject
-from imagenet_rn50.evaluation.target import open_target
-from imagenet_rn50.loading.store import LocalShards
+from imagenet_rn50.data.reader import LocalShards
+from imagenet_rn50.evaluation.datasets import ShardImages, open_target
+from imagenet_rn50.evaluation.evaluate import Ranks, evaluate
+from imagenet_rn50.evaluation.load_model import open_subject, require_same_classes
 from imagenet_rn50.model import load_exported, weights_digest
 from imagenet_rn50.pretrained import read_pretrained
 from imagenet_rn50.publishing.export import convert
+from imagenet_rn50.utils.errors import InputError
 from tests.evaluation.models import (
     classes_of,
     export_model,

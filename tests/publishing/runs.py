@@ -7,10 +7,10 @@ from safetensors.torch import save_file
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.model import build_model, weights_digest
-from imagenet_rn50.recipe_files import load_recipe
-from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS, commit, folder_name
-from imagenet_rn50.runs.folder import RunFolder
+from imagenet_rn50.recipe import load_recipe
+from imagenet_rn50.runs.checkpoint import EMA_WEIGHTS, commit, folder_name
 from imagenet_rn50.runs.metrics import START, TRAIN, VALIDATION, MetricsLogger
+from imagenet_rn50.runs.run_dir import RunFolder
 from tests.support import CLASSES, imagenet1k_wnids, write_recipe
 
 RESNET50_RECIPE = "data: {eval_size: 64, eval_resize: 72}\n"

@@ -13,12 +13,12 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
 
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.model import build_model, to_torchvision
-from imagenet_rn50.publishing import evidence
+from imagenet_rn50.publishing import provenance as evidence
 from imagenet_rn50.publishing.export import Wanted, convert, export
-from imagenet_rn50.publishing.trace import untraced
+from imagenet_rn50.publishing.provenance import untraced
 from imagenet_rn50.recipe import ModelRecipe
+from imagenet_rn50.utils.errors import InputError
 from tests.commands import ROOT, check, commands_in
 from tests.publishing.runs import (
     RESNET50_RECIPE,

@@ -9,13 +9,13 @@ from torchvision.models import resnet50
 from transformers import AutoModelForImageClassification
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.loading.store import LocalShards
+from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.model import build_model, load_exported, logits_of
-from imagenet_rn50.publishing import verify
+from imagenet_rn50.publishing import formats as verify
 from imagenet_rn50.publishing.export import Wanted, export
 from imagenet_rn50.recipe import DataRecipe
-from imagenet_rn50.runs.checkpoints import EMA_WEIGHTS, folder_name
+from imagenet_rn50.runs.checkpoint import EMA_WEIGHTS, folder_name
+from imagenet_rn50.utils.errors import InputError
 from tests.publishing.runs import (
     RESNET50_RECIPE,
     make_run,
@@ -119,7 +119,9 @@ def test_an_export_takes_its_name_on_the_disk_before_the_old_one_goes(run, tmp_p
             raise OSError("no space left on device")
         return rename(self, target)
 
-    monkeypatch.setattr("imagenet_rn50.files.sync_folder", lambda path: synced.append(path.name))
+    monkeypatch.setattr(
+        "imagenet_rn50.utils.files.sync_folder", lambda path: synced.append(path.name)
+    )
     monkeypatch.setattr(Path, "rename", cut)
     with pytest.raises(OSError, match="no space"):
         export(run.path, out, checkpoint="best")

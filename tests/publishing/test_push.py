@@ -11,11 +11,10 @@ from unittest.mock import Mock
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.publishing.export import export
-from imagenet_rn50.publishing.hub import Target, push
-from imagenet_rn50.publishing.staging import stage_model
-from imagenet_rn50.publishing.wording import FROM_HERE
+from imagenet_rn50.publishing.hub import Target, push, stage_model
+from imagenet_rn50.publishing.snippets import FROM_HERE
+from imagenet_rn50.utils.errors import InputError
 from tests.hub import TOKEN, serving_hub
 from tests.publishing.runs import make_run, save_checkpoint
 

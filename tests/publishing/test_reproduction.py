@@ -10,9 +10,9 @@ import pytest
 
 import shard_imagenet
 from imagenet_rn50.publishing.export import export
-from imagenet_rn50.publishing.trace import untraced
+from imagenet_rn50.publishing.provenance import untraced
 from imagenet_rn50.shards.manifest import Manifest
-from imagenet_rn50.shards.options import PackOptions
+from imagenet_rn50.shards.plan import PackOptions
 from tests.commands import check, commands_in
 from tests.publishing.runs import make_run, save_checkpoint
 from tests.shards.helpers import write_kaggle

@@ -2,9 +2,9 @@
 
 import pytest
 
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.publishing.export import export
-from imagenet_rn50.publishing.trace import untraced
+from imagenet_rn50.publishing.provenance import untraced
+from imagenet_rn50.utils.errors import InputError
 
 PLANTED = {
     "a number in a sentence": (
@@ -56,7 +56,7 @@ def test_names_and_links_are_no_numbers(card):
 
 
 def test_what_cannot_be_traced_is_not_exported(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("imagenet_rn50.publishing.card.LIMITS", "Wrong in 1 of 5 cases.")
+    monkeypatch.setattr("imagenet_rn50.publishing.model_card.LIMITS", "Wrong in 1 of 5 cases.")
     with pytest.raises(RuntimeError, match=r"1 has no source.*5 has no source"):
         export(run.path, tmp_path / "out")
     assert not (tmp_path / "out").exists()

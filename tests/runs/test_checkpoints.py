@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_rn50.errors import RankError
-from imagenet_rn50.runs.checkpoints import (
+from imagenet_rn50.runs.checkpoint import (
     MANIFEST,
     best_score,
     commit,
@@ -15,6 +14,7 @@ from imagenet_rn50.runs.checkpoints import (
     prune,
     remove_partial,
 )
+from imagenet_rn50.utils.errors import RankError
 
 
 def save(checkpoints, samples_seen, *, is_best=False, **facts):

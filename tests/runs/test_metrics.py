@@ -4,11 +4,10 @@ import re
 
 import pytest
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.figures import save_figure
-from imagenet_rn50.runs import report
+from imagenet_rn50.runs import plots as report
 from imagenet_rn50.runs.metrics import TRAIN, VALIDATION, MetricsLogger, read_metrics
-from imagenet_rn50.runs.report import logs_markdown
+from imagenet_rn50.runs.plots import logs_markdown, save_figure
+from imagenet_rn50.utils.errors import InputError
 
 
 def write_two_epochs(run, **averaged):

@@ -10,12 +10,10 @@ import pytest
 from PIL import Image
 
 import shard_imagenet
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.shards.options import PackOptions
-from imagenet_rn50.shards.packing import pack
-from imagenet_rn50.shards.plan import make_plan
+from imagenet_rn50.shards.pack import pack, space_needed
+from imagenet_rn50.shards.plan import PackOptions, make_plan
 from imagenet_rn50.shards.sources.detect import read_source
-from imagenet_rn50.shards.space import space_needed
+from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import WNIDS, jpeg, write_kaggle, write_parquet
 
 SCRIPT = Path(__file__).parents[2] / "shard_imagenet.py"

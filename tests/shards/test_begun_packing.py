@@ -7,14 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.shards import packing
-from imagenet_rn50.shards.options import PackOptions
-from imagenet_rn50.shards.packing import pack
+from imagenet_rn50.shards import pack as packing
+from imagenet_rn50.shards.pack import pack
+from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.sources.detect import read_source
-from imagenet_rn50.shards.state import PackingState
 from imagenet_rn50.shards.tar import TarWriter
-from imagenet_rn50.shards.workers import make_shards
+from imagenet_rn50.shards.writer import PackingState, make_shards
+from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import contents, jpeg, write_kaggle, write_parquet
 
 

@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.evaluation.image_sets import ShardImages
-from imagenet_rn50.loading.store import LocalShards
+from imagenet_rn50.data.reader import LocalShards
+from imagenet_rn50.evaluation.datasets import ShardImages
 from imagenet_rn50.shards.imagenet1k import complete_splits, dataset_name, is_name
 from imagenet_rn50.shards.index import index
 from imagenet_rn50.shards.manifest import Manifest, Shard, Split
-from imagenet_rn50.shards.options import PackOptions
-from imagenet_rn50.shards.packing import pack
-from imagenet_rn50.shards.plan import with_dataset
+from imagenet_rn50.shards.pack import pack
+from imagenet_rn50.shards.plan import PackOptions, with_dataset
 from imagenet_rn50.shards.sources.base import Picture, Source
 from imagenet_rn50.shards.sources.detect import read_source
+from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import WNIDS, jpeg, write_imagefolder, write_kaggle
 from tests.support import imagenet1k_wnids
 

@@ -9,14 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.jpeg_header import read_header
-from imagenet_rn50.jpeg_layout import read_layout
-from imagenet_rn50.restart import with_offset_table
-from imagenet_rn50.shards import jpegtran
-from imagenet_rn50.shards.images import MAX_PIXELS, BadPictureError, prepare
-from imagenet_rn50.shards.jpegtran import JpegtranError, add_restart_markers
-from imagenet_rn50.shards.options import PackOptions
+from imagenet_rn50.jpeg.crop import with_offset_table
+from imagenet_rn50.jpeg.header import read_header, read_layout
+from imagenet_rn50.shards import images as jpegtran
+from imagenet_rn50.shards.images import (
+    MAX_PIXELS,
+    BadPictureError,
+    JpegtranError,
+    add_restart_markers,
+    prepare,
+)
+from imagenet_rn50.shards.plan import PackOptions
+from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import jpeg
 
 PLAIN = PackOptions()

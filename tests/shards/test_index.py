@@ -8,13 +8,13 @@ import pytest
 
 import shard_imagenet
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.index import index
 from imagenet_rn50.shards.manifest import Manifest
-from imagenet_rn50.shards.options import PackOptions
-from imagenet_rn50.shards.packing import pack
+from imagenet_rn50.shards.pack import pack
+from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.sources.detect import read_source
 from imagenet_rn50.shards.verify import verify
+from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import WNIDS, contents, jpeg, samples_of, tar_of, write_kaggle
 
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import shard_imagenet
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.index import index
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.verify import verify
+from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import WNIDS, jpeg, tar_of
 
 IMAGE = jpeg()

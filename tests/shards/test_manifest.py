@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.audit import read_report
 from imagenet_rn50.shards.manifest import Manifest, Shard, Split
+from imagenet_rn50.utils.errors import InputError
 from tests.support import write_shards
 
 

@@ -1,8 +1,8 @@
 import tarfile
 
 from imagenet_rn50.shards.manifest import Manifest
-from imagenet_rn50.shards.options import PackOptions
-from imagenet_rn50.shards.packing import pack
+from imagenet_rn50.shards.pack import pack
+from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.sources.detect import read_source
 from tests.shards.helpers import contents, write_kaggle
 

@@ -6,10 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.shards.options import PackOptions
-from imagenet_rn50.shards.plan import make_plan, num_shards_of, permutation, shard_name
+from imagenet_rn50.shards.plan import PackOptions, make_plan, num_shards_of, permutation, shard_name
 from imagenet_rn50.shards.sources.base import Picture, Source
+from imagenet_rn50.utils.errors import InputError
 
 
 def source_of(train: int, validation: int) -> Source:

@@ -4,8 +4,8 @@ import tarfile
 
 import pytest
 
-from imagenet_rn50.shards.options import PackOptions
-from imagenet_rn50.shards.packing import pack
+from imagenet_rn50.shards.pack import pack
+from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.sources.detect import read_source
 from tests.shards.helpers import jpeg, members_of, samples_of, write_imagefolder
 

@@ -6,15 +6,15 @@ import json
 import pytest
 from PIL import Image
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.loading.loader import Share, make_loader
-from imagenet_rn50.loading.transforms import EvalTransform
+from imagenet_rn50.data.loader import Share, make_loader
+from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.shards.images import BadPictureError, prepare
 from imagenet_rn50.shards.index import index
 from imagenet_rn50.shards.manifest import Manifest
-from imagenet_rn50.shards.options import PackOptions
-from imagenet_rn50.shards.packing import pack
+from imagenet_rn50.shards.pack import pack
+from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.sources.detect import read_source
+from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import WNIDS, jpeg, tar_of, write_imagefolder
 
 TAG = Image.Exif()

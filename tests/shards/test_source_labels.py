@@ -4,9 +4,9 @@ import io
 import numpy as np
 import pytest
 
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.sources.detect import read_source
 from imagenet_rn50.shards.sources.official import read_devkit
+from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import (
     WNIDS,
     jpeg,

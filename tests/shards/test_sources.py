@@ -2,11 +2,11 @@ import os
 
 import pytest
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.shards.options import PackOptions
-from imagenet_rn50.shards.packing import pack
+from imagenet_rn50.shards.pack import pack
+from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.sources.base import Listed, with_keys
 from imagenet_rn50.shards.sources.detect import read_source
+from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import (
     WNIDS,
     jpeg,

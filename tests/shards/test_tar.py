@@ -6,9 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_rn50.shards.samples import samples_in
-from imagenet_rn50.shards.tar import TarWriter, header_of
-from imagenet_rn50.shards.tar_walk import TarError, walk
+from imagenet_rn50.shards.tar import TarError, TarWriter, header_of, samples_in, walk
 from tests.shards.helpers import members_of, tar_of
 
 names = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1)

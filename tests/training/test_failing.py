@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from imagenet_rn50.loading.order import TrainingOrder
+from imagenet_rn50.data.sampler import TrainingOrder
 from imagenet_rn50.shards.manifest import Manifest
 from tests.support import write_tiny
 from tests.training.trainers import steps_saved

@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from imagenet_rn50.files import sha256_of_file
-from imagenet_rn50.loading.store import LocalShards
+from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.model import build_labelled, to_torchvision
-from imagenet_rn50.recipe_files import load_recipe
-from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint
+from imagenet_rn50.recipe import load_recipe
+from imagenet_rn50.runs.checkpoint import folder_name, newest_checkpoint
 from imagenet_rn50.runs.metrics import START, MetricsLogger, read_metrics
 from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.checkpointer import AsyncCheckpointer
 from imagenet_rn50.training.config import CheckpointConfig
-from imagenet_rn50.training.initial import init_from_pretrained
+from imagenet_rn50.training.init_weights import init_from_pretrained
 from imagenet_rn50.training.trainer import Trainer
+from imagenet_rn50.utils.files import sha256_of_file
 from tests.support import write_recipe, write_shards
 
 pytestmark = pytest.mark.numeric

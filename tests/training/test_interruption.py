@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imagenet_rn50.runs.checkpoints import newest_checkpoint
+from imagenet_rn50.runs.checkpoint import newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
 from tests.training.trainers import (
     EXIT_INTERRUPTED,
@@ -159,7 +159,7 @@ def test_a_run_whose_output_goes_nowhere_saves_and_ends_when_told(tiny, trainers
 
 def test_a_second_signal_ends_at_once_even_while_the_main_thread_waits_in_c():
     code = (
-        "import ctypes; from imagenet_rn50.training.interruption import SignalHandler\n"
+        "import ctypes; from imagenet_rn50.training.preemption import SignalHandler\n"
         "lock = ctypes.CDLL(None).pthread_mutex_lock\n"
         "mutex = ctypes.create_string_buffer(64)\n"
         "with SignalHandler(verbose=True):\n"
@@ -183,7 +183,7 @@ def test_a_second_signal_ends_at_once_even_while_the_main_thread_waits_in_c():
 
 def test_a_trainer_under_nohup_hears_no_hangup_and_takes_no_shell_for_a_launcher():
     code = (
-        "import os, signal, time; from imagenet_rn50.training.interruption import SignalHandler\n"
+        "import os, signal, time; from imagenet_rn50.training.preemption import SignalHandler\n"
         "parent = os.getppid()\n"
         "for number in (signal.SIGTERM, signal.SIGUSR1):\n"
         "    with SignalHandler(verbose=False) as interruption:\n"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from imagenet_rn50.training.seen import hash_of_samples, wrapped
 
-from imagenet_rn50.loading.order import TrainingOrder
+from imagenet_rn50.data.sampler import TrainingOrder
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
 from tests.training.trainers import (

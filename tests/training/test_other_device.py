@@ -9,12 +9,11 @@ from imagenet_rn50.training.learner import Learner
 from imagenet_rn50.training.meter import Meter
 from imagenet_rn50.training.session import make_accelerator
 
+from imagenet_rn50.data.loader import Batch, on_device
+from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.evaluation import metrics
-from imagenet_rn50.evaluation.validate import validate
-from imagenet_rn50.loading.device import on_device
-from imagenet_rn50.loading.loader import Batch
-from imagenet_rn50.loading.store import LocalShards
-from imagenet_rn50.recipe_files import load_recipe
+from imagenet_rn50.evaluation.evaluate import validate
+from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.shards.manifest import VALIDATION, Manifest
 from tests.operators import OtherDevice
 from tests.support import CLASSES

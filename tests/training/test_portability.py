@@ -12,13 +12,13 @@ import pytest
 import torch
 
 import imagenet_rn50
-from imagenet_rn50.loading.loader import Share, make_loader
-from imagenet_rn50.loading.order import TrainingOrder
-from imagenet_rn50.loading.transforms import TrainTransform
-from imagenet_rn50.processes import ENDING_SIGNALS
+from imagenet_rn50.data.loader import Share, make_loader
+from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import Manifest
+from imagenet_rn50.utils.signals import ENDING_SIGNALS
 from tests.support import write_tiny
 from tests.training.trainers import EXIT_INTERRUPTED, PATIENCE_S, ROOT, hashes, lines_of, wait_until
 
@@ -97,7 +97,7 @@ def test_a_training_without_linux_saves_on_ctrl_c_and_is_the_same_run(tiny, trai
 def test_the_end_of_a_parent_is_noticed_without_the_kernels_help():
     child = (
         "import os, signal, threading, time\n"
-        "from imagenet_rn50.processes import signal_at_death_of_parent\n"
+        "from imagenet_rn50.utils.signals import signal_at_death_of_parent\n"
         "signal.signal(signal.SIGUSR1, lambda *_: (print('told', flush=True), os._exit(0)))\n"
         "[signal_at_death_of_parent(signal.SIGUSR1) for _ in range(9)]\n"
         "print(threading.active_count(), flush=True)\n"

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from imagenet_rn50.runs.checkpoints import newest_checkpoint
+from imagenet_rn50.runs.checkpoint import newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.training import preemption
 from imagenet_rn50.training.preemption import is_spot_watched, watch_spot_notice

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.training.progress import Progress, require_global_batch
+from imagenet_rn50.utils.errors import InputError
 
 sizes = st.integers(1, 200)
 

@@ -22,8 +22,7 @@ from torchvision.models import ResNet50_Weights
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.model import build_model, to_torchvision
-from imagenet_rn50.recipe import ModelRecipe, OptimizerRecipe
-from imagenet_rn50.recipe_files import RECIPES, load_recipe, recipe_names
+from imagenet_rn50.recipe import RECIPES, ModelRecipe, OptimizerRecipe, load_recipe, recipe_names
 from imagenet_rn50.training.optim import build_optimizer
 from imagenet_rn50.training.schedules import learning_rate
 

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.loading.remote import Patience, RemoteFolder
-from imagenet_rn50.runs.checkpoints import newest_checkpoint
-from imagenet_rn50.runs.folder import RunFolder
-from imagenet_rn50.runs.remote_run import RemoteRun
-from imagenet_rn50.runs.snapshot import take_snapshot
+from imagenet_rn50.runs.checkpoint import newest_checkpoint
+from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.runs.sync import RemoteRun, take_snapshot
 from imagenet_rn50.training import sync as syncing
 from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.training.sync import Sync, fetch_run
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.storage import Patience, RemoteFolder
 from tests.training.trainers import hashes, steps_saved
 
 pytestmark = pytest.mark.multiprocess

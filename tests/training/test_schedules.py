@@ -6,8 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_rn50.recipe import OptimizerRecipe, Recipe, ScheduleRecipe
-from imagenet_rn50.recipe_files import load_recipe, recipe_names
+from imagenet_rn50.recipe import OptimizerRecipe, Recipe, ScheduleRecipe, load_recipe, recipe_names
 from imagenet_rn50.training.schedules import Plateau, learning_rate, schedule_warnings
 
 

@@ -5,10 +5,9 @@ import torch
 import torchvision
 from torch.nn import functional
 
-from imagenet_rn50.loading.device import on_device
-from imagenet_rn50.loading.loader import Batch
-from imagenet_rn50.loading.store import LocalShards
-from imagenet_rn50.loading.transforms import normalise
+from imagenet_rn50.data.loader import Batch, on_device
+from imagenet_rn50.data.reader import LocalShards
+from imagenet_rn50.data.transforms import normalise
 from imagenet_rn50.model import to_torchvision
 from imagenet_rn50.recipe import OptimizerRecipe, Recipe
 from imagenet_rn50.training.accelerator import make_accelerator

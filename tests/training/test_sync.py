@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imagenet_rn50.runs.checkpoints import checkpoint_folders
+from imagenet_rn50.runs.checkpoint import checkpoint_folders
 from imagenet_rn50.runs.metrics import read_metrics
 from tests.support import write_recipe, write_shards
 from tests.training.trainers import (

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import psutil
 
-from imagenet_rn50.runs.checkpoints import checkpoint_folders, newest_checkpoint
+from imagenet_rn50.runs.checkpoint import checkpoint_folders, newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
 from tests.support import free_ports
 

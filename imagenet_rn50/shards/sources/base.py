@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imagenet_rn50.classes import WNID, Classes, wnids_in
-from imagenet_rn50.errors import InputError
+from imagenet_rn50.utils.errors import InputError
 
 
 class Picture(NamedTuple):

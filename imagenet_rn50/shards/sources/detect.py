@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
 from imagenet_rn50.shards.sources.base import Source
 from imagenet_rn50.shards.sources.folders import (
@@ -18,6 +17,7 @@ from imagenet_rn50.shards.sources.folders import (
 )
 from imagenet_rn50.shards.sources.official import is_official, read_official
 from imagenet_rn50.shards.sources.parquet import is_parquet, read_parquet
+from imagenet_rn50.utils.errors import InputError
 
 Layout = Literal["kaggle", "official", "parquet", "imagefolder"]
 

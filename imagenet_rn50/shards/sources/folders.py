@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from imagenet_rn50.classes import WNID, Classes
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.files import read_text
 from imagenet_rn50.shards.formats import is_image
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
 from imagenet_rn50.shards.sources.base import Listed, Source, Unpacked, readable, with_keys
@@ -27,6 +25,8 @@ from imagenet_rn50.shards.sources.scan import (
     scan,
     without_class,
 )
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import read_text
 
 MAPPING = "LOC_synset_mapping.txt"
 SOLUTION = "LOC_val_solution.csv"

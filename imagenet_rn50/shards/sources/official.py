@@ -13,12 +13,12 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from imagenet_rn50.classes import WNID, Classes
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.formats import is_image
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
 from imagenet_rn50.shards.sources.base import Listed, Source, Unpacked, readable, with_keys
 from imagenet_rn50.shards.sources.scan import JUNK, is_junk, others_beside
-from imagenet_rn50.shards.tar_walk import Buffer, Member, TarError, mapped, walk
+from imagenet_rn50.shards.tar import Buffer, Member, TarError, mapped, walk
+from imagenet_rn50.utils.errors import InputError
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VALIDATION_TAR = "ILSVRC2012_img_val.tar"

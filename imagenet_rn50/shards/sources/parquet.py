@@ -13,10 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from imagenet_rn50.classes import WNID, Classes
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
 from imagenet_rn50.shards.sources.base import Listed, Source, Unpacked, with_keys
 from imagenet_rn50.shards.sources.scan import others_beside
+from imagenet_rn50.utils.errors import InputError
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.plan import ShardTask
 from imagenet_rn50.shards.sources.base import Picture, readable
+from imagenet_rn50.utils.errors import InputError
 
 
 def read_pictures(task: ShardTask) -> Iterator[tuple[Picture, bytes]]:

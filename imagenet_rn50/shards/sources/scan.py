@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from imagenet_rn50.classes import WNID
-from imagenet_rn50.errors import InputError
 from imagenet_rn50.shards.formats import has_image_suffix, is_image
 from imagenet_rn50.shards.sources.base import Picture, Unpacked, readable
+from imagenet_rn50.utils.errors import InputError
 
 JUNK_FILES = (
     ".ds_store",

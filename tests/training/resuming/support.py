@@ -2,13 +2,13 @@
 
 import pytest
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.loading.store import LocalShards
-from imagenet_rn50.recipe_files import load_recipe
+from imagenet_rn50.data.reader import LocalShards
+from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.training.trainer import Trainer
+from imagenet_rn50.utils.errors import InputError
 from tests.training.trainers import hashes, measured
 
 # Everything that a checkpoint must hold: averages, mixing, growing crops, a plateau that cuts.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from imagenet_rn50.runs.checkpoints import folder_name, newest_checkpoint
+from imagenet_rn50.runs.checkpoint import folder_name, newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
 from tests.support import write_shards
 from tests.training.resuming.support import (

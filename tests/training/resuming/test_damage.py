@@ -9,8 +9,7 @@ from contextlib import closing
 import pytest
 import torch
 
-from imagenet_rn50.errors import InputError
-from imagenet_rn50.runs.checkpoints import (
+from imagenet_rn50.runs.checkpoint import (
     checkpoint_folders,
     commit,
     folder_name,
@@ -20,6 +19,7 @@ from imagenet_rn50.runs.checkpoints import (
 from imagenet_rn50.runs.metrics import MetricsLogger, read_metrics
 from imagenet_rn50.training import checkpointer as checkpointing
 from imagenet_rn50.training.checkpointer import AsyncCheckpointer
+from imagenet_rn50.utils.errors import InputError
 from tests.training.resuming.support import (
     assert_same_run,
     build,

@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from imagenet_rn50.files import read_json
-from imagenet_rn50.loading.order import TrainingOrder
-from imagenet_rn50.prove_resume import compare
-from imagenet_rn50.runs.checkpoints import commit, folder_name, newest_checkpoint, verify
+from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.runs.checkpoint import commit, folder_name, newest_checkpoint, verify
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
-from imagenet_rn50.training.interruption import EXIT_INTERRUPTED
+from imagenet_rn50.tools.prove_resume import compare
+from imagenet_rn50.training.preemption import EXIT_INTERRUPTED
 from imagenet_rn50.training.sample_hash import hash_of_samples, wrapped
 from imagenet_rn50.training.state import PROGRESS
 from imagenet_rn50.training.trainer import Trainer
+from imagenet_rn50.utils.files import read_json
 from tests.training.resuming.support import (
     ACCUMULATION,
     EPOCH_ENDS,

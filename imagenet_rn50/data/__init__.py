@@ -1,0 +1,1 @@
+"""From shards to batches: sampler, dataset, transforms, loader, cache."""

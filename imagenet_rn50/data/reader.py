@@ -1,0 +1,228 @@
+"""Where shards stand: in a folder of this machine, or somewhere they are fetched from first.
+
+Bytes of samples, by offset, from shards that are read ahead of their use.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from imagenet_rn50.shards.manifest import Shard, Split
+from imagenet_rn50.utils.errors import InputError, RankError
+
+
+class ShardStore(Protocol):
+    """Hands out shards as files."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the manifest stands, on this machine."""
+
+    def fetch(self, shard: Shard) -> Path:
+        """Returns the shard's file, whole, however long it takes to get it here.
+
+        Raises:
+            InputError: When it cannot be had.
+        """
+
+    def discard(self, shard: Shard, descriptor: int) -> bool:
+        """Discards the damaged copy of a shard that `descriptor` is open on, if it is one.
+
+        Returns:
+            Whether `fetch` now gets another copy.
+        """
+
+    @property
+    def repair(self) -> str:
+        """What the user can do about a damaged sample, of which there is no better copy."""
+
+
+@dataclass(frozen=True)
+class LocalShards:
+    """Shards beside their manifest in a folder of this machine.
+
+    Args:
+        folder: That folder.
+    """
+
+    folder: Path
+
+    def fetch(self, shard: Shard) -> Path:
+        """Returns where the shard stands.
+
+        Raises:
+            InputError: When it is not there.
+        """
+        path = self.folder / shard.name
+        if not path.is_file():
+            raise InputError(
+                f"there is no shard {path}",
+                expected="every shard that the manifest lists",
+                fix="copy it back, or pack again: finished shards are kept",
+            )
+        return path
+
+    def discard(self, shard: Shard, descriptor: int) -> bool:
+        """Keeps the shard, for it is the original."""
+        return False
+
+    @property
+    def repair(self) -> str:
+        """What the user can do about a damaged sample."""
+        return (
+            f"python shard_imagenet.py verify --shards {self.folder} names all that is damaged: "
+            "copy those shards back, or train without the samples by --on-error substitute"
+        )
+
+
+_MAX_OPEN_SHARDS = 64
+_OPEN_TRIES = 5
+
+log = logging.getLogger(__name__)
+
+
+class SampleError(RankError):
+    """One sample cannot be read or decoded; the others may be whole."""
+
+
+class ShardReader:
+    """Reads single samples out of tar shards without walking the tars.
+
+    Args:
+        store: Where the shards stand.
+        split: Says where each sample stands.
+        max_open: How many shards are kept open.
+    """
+
+    def __init__(
+        self, store: ShardStore, split: Split, *, max_open: int = _MAX_OPEN_SHARDS
+    ) -> None:
+        self._store = store
+        self._split = split
+        self._max_open = max_open
+        self._descriptors: OrderedDict[int, int] = OrderedDict()  # least recently used first
+        self._renewed: set[int] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def read(self, index: int) -> bytes:
+        """Returns the JPEG of sample `index`, compared with the manifest's CRC-32 where it has one.
+
+        A shard that is damaged in a cache is fetched again, once.
+
+        Raises:
+            SampleError: When it has changed since the manifest was written, its shard is shorter
+                than the manifest says, or the disk fails.
+            InputError: When its shard cannot be had.
+        """
+        try:
+            return self._read(index)
+        except SampleError as error:
+            shard = self._split.shard_of(index)
+            is_renewed = shard not in self._renewed and self._store.discard(
+                self._split.shards[shard], self._descriptors[shard]
+            )
+            if not is_renewed:
+                raise
+            first, *_ = str(error).splitlines()
+            log.warning("the cached copy is damaged, and fetched again: %s", first)
+        self._renewed.add(shard)
+        os.close(self._descriptors.pop(shard))
+        return self._read(index)
+
+    def _read(self, index: int) -> bytes:
+        """Returns the JPEG of sample `index`, from the shard as it is open now."""
+        shard = self._split.shard_of(index)
+        length, offset = int(self._split.lengths[index]), int(self._split.offsets[index])
+        descriptor = self._descriptor(shard)
+        try:
+            jpeg = os.pread(descriptor, length, offset)
+        except OSError as error:
+            raise SampleError(
+                f"{self.place_of(index)} cannot be read",
+                found=error.strerror,
+                fix=self._store.repair,
+            ) from None
+        if len(jpeg) != length:
+            raise SampleError(
+                f"{self._split.shards[shard].name} ends within {self.place_of(index)}",
+                expected=f"{length} bytes at offset {offset}",
+                found=f"{len(jpeg)} bytes",
+                fix=self._store.repair,
+            )
+        crc32s = self._split.crc32s
+        if crc32s is not None and (crc32 := zlib.crc32(jpeg)) != crc32s[index]:
+            raise SampleError(
+                f"{self.place_of(index)} is damaged",
+                expected=f"CRC-32 {crc32s[index]:08x}, as in the manifest",
+                found=f"CRC-32 {crc32:08x}",
+                fix=self._store.repair,
+            )
+        return jpeg
+
+    def place_of(self, index: int) -> str:
+        """Returns where a sample stands, for messages: key, shard and offset."""
+        shard = self._split.shards[self._split.shard_of(index)].name
+        return f"sample {self._split.key_of(index)} ({shard}, offset {self._split.offsets[index]})"
+
+    def others_of(self, index: int) -> Iterator[int]:
+        """Yields the other samples of the same shard, from the next one on, once around."""
+        shard = self._split.shard_of(index)
+        start, stop = (int(value) for value in self._split.shard_starts[shard : shard + 2])
+        yield from range(index + 1, stop)
+        yield from range(start, index)
+
+    def close(self) -> None:
+        """Closes all shards."""
+        while self._descriptors:
+            os.close(self._descriptors.popitem()[1])
+
+    def _descriptor(self, shard: int) -> int:
+        """Returns an open descriptor of a shard."""
+        if shard in self._descriptors:
+            self._descriptors.move_to_end(shard)
+            return self._descriptors[shard]
+        descriptor = open_shard(self._store, self._split, shard)
+        if hasattr(os, "posix_fadvise"):
+            # Samples are read at random: what lies around them is the prefetcher's to read.
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+        self._descriptors[shard] = descriptor
+        if len(self._descriptors) > self._max_open:
+            os.close(self._descriptors.popitem(last=False)[1])
+        return descriptor
+
+
+def open_shard(store: ShardStore, split: Split, shard: int) -> int:
+    """Returns a descriptor of a shard.
+
+    It may be evicted from a cache before it is opened, and the cache may be removed.
+
+    Raises:
+        InputError: When it cannot be had.
+    """
+    for _ in range(_OPEN_TRIES):
+        try:
+            return os.open(store.fetch(split.shards[shard]), os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+    raise InputError(
+        f"{split.shards[shard].name} vanished {_OPEN_TRIES} times before it could be opened",
+        fix="give the cache of shards more space, and a folder that nobody else empties",
+    )

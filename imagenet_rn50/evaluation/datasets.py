@@ -1,0 +1,409 @@
+"""The labelled pictures that are counted over: a split of shards, or a test set of files.
+
+Test sets come as one folder a class. ImageNet-V2 names them by class index, "0" to "999", which
+must be read as numbers: sorted as text, class 10 would come before class 2. ImageNet-A, -R and
+-Sketch name them by wnid. -A and -R have 200 of the 1,000 classes, and count as their authors
+count: all other logits are left out, so that a model cannot name a class that is not in the set.
+
+ImageNet-ReaL: reassessed labels of ImageNet's validation images (Beyer et al. 2020).
+
+`real.json` lists the classes that fit each image, in the order of the files' names, from
+ILSVRC2012_val_00000001 on. Naming any of them is right; images with an empty list do not count.
+
+Which images a command names, and whether the model can be counted over them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
+from imagenet_rn50.classes import WNID, Classes
+from imagenet_rn50.data.cache import open_shards
+from imagenet_rn50.data.image_folder import make_file_loader, read_picture
+from imagenet_rn50.data.loader import Loader, Share, make_loader
+from imagenet_rn50.data.reader import ShardReader, ShardStore
+from imagenet_rn50.data.transforms import Transform
+from imagenet_rn50.evaluation.load_model import Subject, require_same_classes, require_same_wnids
+from imagenet_rn50.shards.imagenet1k import complete_splits
+from imagenet_rn50.shards.manifest import Manifest
+from imagenet_rn50.shards.sources.base import Picture, Unpacked
+from imagenet_rn50.shards.sources.folders import labelled
+from imagenet_rn50.shards.sources.scan import Scan, scan, unusable, without_class
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import read_json
+
+Layout = Literal["imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch"]
+_NUMBERED, _COMPLETE, _BY_WNID = "imagenetv2", "imagenet-sketch", "wnids"
+
+
+class ImageSet(Protocol):
+    """Labelled pictures in a fixed order."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in results."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class indices; (n,) int64."""
+
+    @property
+    def subset(self) -> NDArray[np.int64] | None:
+        """The class indices that a model may name, sorted; None for all."""
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What identifies it, for metrics.json."""
+
+    def key_of(self, index: int) -> str:
+        """Returns the name of a picture."""
+
+    def read(self, index: int) -> bytes:
+        """Returns a picture, a JPEG."""
+
+    def loader(
+        self, share: Share, transform: Transform, num_workers: int, pin_memory: bool
+    ) -> Loader:
+        """Makes the loader of one rank; `Batch.indices` are positions in `labels`."""
+
+
+@dataclass(frozen=True)
+class ShardImages:
+    """A split of packed shards.
+
+    Args:
+        store: Where they stand.
+        name: Which split: `validation` or `train`.
+    """
+
+    store: ShardStore
+    name: str
+    subset: None = None
+    not_counted: tuple[Unpacked, ...] = ()
+
+    @cached_property
+    def _manifest(self) -> Manifest:
+        return Manifest.load(self.store.folder)
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Class indices; (n,) int64."""
+        return self._manifest.split(self.name).labels.astype(np.int64)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Name and digest of the shards, and whether the split is ImageNet-1k's."""
+        folder = self.store.folder
+        classes = Classes.load(folder) if (folder / CLASSES_FILE).is_file() else None
+        complete = complete_splits(classes, {self.name: len(self.labels)})
+        return {
+            "name": self._manifest.dataset,
+            "split": self.name,
+            "digest": Manifest.digest_of(folder),
+            "is_imagenet1k": self.name in complete,
+        }
+
+    def key_of(self, index: int) -> str:
+        """Returns a sample's key."""
+        return self._manifest.split(self.name).key_of(index)
+
+    def read(self, index: int) -> bytes:
+        """Returns a sample's JPEG."""
+        with ShardReader(self.store, self._manifest.split(self.name)) as reader:
+            return reader.read(index)
+
+    def loader(
+        self, share: Share, transform: Transform, num_workers: int, pin_memory: bool
+    ) -> Loader:
+        """Makes the loader of one rank."""
+        return make_loader(
+            self.store,
+            self._manifest.split(self.name),
+            share,
+            transform,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+        )
+
+
+@dataclass(frozen=True)
+class FolderImages:
+    """A test set of files, one folder a class; see `read_folder`.
+
+    Args:
+        root: The folder of the class folders.
+        layout: How they are named: a `Layout`, or just `wnids`.
+        pictures: The pictures, by class index and file name.
+        subset: The class indices that a model may name, sorted; None for all.
+        not_counted: Files that are no images.
+    """
+
+    root: Path
+    layout: str
+    pictures: tuple[Picture, ...]
+    subset: NDArray[np.int64] | None
+    not_counted: tuple[Unpacked, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.root.resolve().name
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Class indices; (n,) int64."""
+        return np.array([picture.label for picture in self.pictures], dtype=np.int64)
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Name and layout of the folder."""
+        others = sum(entry.num_files for entry in self.not_counted)
+        return {
+            "name": self.name,
+            "split": "test",
+            "layout": self.layout,
+            "files_not_counted": others,
+        }
+
+    def key_of(self, index: int) -> str:
+        """Returns a picture's path below the folder."""
+        return self.pictures[index].path
+
+    def read(self, index: int) -> bytes:
+        """Returns a picture as RGB or gray JPEG."""
+        return read_picture(self.root, self.pictures[index])
+
+    def loader(
+        self, share: Share, transform: Transform, num_workers: int, pin_memory: bool
+    ) -> Loader:
+        """Makes the loader of one rank."""
+        return make_file_loader(
+            self.root,
+            self.pictures,
+            share,
+            transform,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+        )
+
+
+def read_folder(
+    root: Path, num_classes: int, classes: Classes | None, layout: Layout | None = None
+) -> FolderImages:
+    """Lists a test set of files.
+
+    Args:
+        root: The folder of the class folders.
+        num_classes: How many classes the model tells apart.
+        classes: Translates wnids into class indices; needed where folders are named by wnid.
+        layout: How it is laid out; None to find out.
+
+    Raises:
+        InputError: When it is laid out in no way that is known, its classes are not the model's, or
+            it holds files that are no images of a class.
+    """
+    found = _scan(root)
+    folders = sorted(found.classes)
+    named = layout or _detect(root, folders)
+    if named == _NUMBERED:
+        label_of = _numbered(root, folders, num_classes)
+    else:
+        label_of = _by_wnid(root, folders, classes, num_classes, complete=named == _COMPLETE)
+    listed = sorted(labelled(root, found), key=lambda row: (label_of[row.wnid], row.path))
+    pictures = tuple(
+        Picture(row.path, label_of[row.wnid], row.path, 0, row.length) for row in listed
+    )
+    if bad := unusable(root, pictures, found.unpacked):
+        raise InputError(
+            f"files of {root} cannot be counted: {len(bad)}",
+            expected="images in the folders of classes, and nothing else",
+            found="; ".join(bad[:5]) + "; ..." * (len(bad) > 5),
+            fix="replace them, or move them elsewhere",
+        )
+    present = np.array(sorted(label_of.values()), dtype=np.int64)
+    subset = present if len(present) < num_classes else None
+    return FolderImages(root, named, pictures, subset, tuple(found.unpacked))
+
+
+def _scan(root: Path) -> Scan:
+    """Lists the class folders, and says of files beside them why they do not count."""
+    if not root.is_dir():
+        raise InputError(f"there is no folder {root}", expected="one folder a class")
+    found = scan(root, root, "test")
+    found.unpacked += without_class(root, found, found.loose, "test")
+    return found
+
+
+def _detect(root: Path, folders: list[str]) -> str:
+    """Finds out how a test set is laid out."""
+    if folders and all(name.isdecimal() for name in folders):
+        return _NUMBERED
+    if folders and all(WNID.fullmatch(name) for name in folders):
+        return _BY_WNID
+    found = ", ".join(folders[:5]) or "no folders"
+    raise InputError(
+        f"{root} is laid out in no way that is known",
+        expected="one folder a class, named 0 to 999 (ImageNet-V2) or by wnid (-A, -R, -Sketch)",
+        found=found,
+        fix="give the folder that holds the class folders",
+    )
+
+
+def _numbered(root: Path, folders: list[str], num_classes: int) -> dict[str, int]:
+    """Returns the class index by folder name, where that is a number."""
+    label_of = {name: int(name) for name in folders if name.isdecimal()}
+    if sorted(label_of.values()) != list(range(num_classes)) or len(label_of) != len(folders):
+        others = [name for name in folders if not name.isdecimal() or int(name) >= num_classes]
+        raise InputError(
+            f"{root} is not laid out as ImageNet-V2 for this model",
+            expected=f"a folder for each of its classes, named 0 to {num_classes - 1}",
+            found=f"{len(folders)} folders" + (f", such as {others[0]}" if others else ""),
+        )
+    return label_of
+
+
+def _by_wnid(
+    root: Path, folders: list[str], classes: Classes | None, num_classes: int, *, complete: bool
+) -> dict[str, int]:
+    """Returns the class index by folder name, where that is a wnid."""
+    if classes is None:
+        raise InputError(
+            f"the folders of {root} are named by wnid, and the model does not say its classes'",
+            expected="a classes.json, or Kaggle's LOC_synset_mapping.txt",
+            fix="give one with --classes, or the shards with --shards",
+        )
+    if surplus := [name for name in folders if name not in classes.index_of]:
+        raise InputError(
+            f"{root} has folders that are no class of the model",
+            expected=f"wnids among its {num_classes} classes",
+            found=f"{len(surplus)} others, such as {surplus[0]}",
+        )
+    if complete and len(folders) != num_classes:
+        raise InputError(
+            f"{root} is not laid out as {_COMPLETE} for this model",
+            expected=f"a folder for each of its {num_classes} classes",
+            found=f"{len(folders)} folders",
+        )
+    return {name: classes.index_of[name] for name in folders}
+
+
+_KEY = re.compile(r"ILSVRC2012_val_(\d{8})(?!\d)")
+
+
+def read_real(path: Path, images: ImageSet, num_classes: int) -> list[frozenset[int]]:
+    """Reads the reassessed labels of a set.
+
+    Args:
+        path: `real.json`.
+        images: ImageNet's validation images, in any order.
+        num_classes: How many classes the model tells apart.
+
+    Returns:
+        The classes that fit, image by image in the order of `images`; empty where none does.
+
+    Raises:
+        InputError: When the file lists other images or classes, or none that fit, or keys are not
+            ImageNet's.
+    """
+    lists = read_json(path)
+    if not _is_list_of_classes(lists, num_classes):
+        raise InputError(
+            f"{path} does not list reassessed labels",
+            expected=f"a list of lists of class indices from 0 to {num_classes - 1}",
+        )
+    numbers = [_number_of(images.key_of(index)) for index in range(len(images.labels))]
+    highest = max(numbers)
+    # A set from which bad pictures were left out has gaps in its numbers, and fits a longer list.
+    is_complete = highest == len(numbers)
+    if len(lists) < highest or (is_complete and len(lists) != highest):
+        raise InputError(
+            f"{path} is not about these images",
+            expected=f"{highest} lists, one for each image up to the last one's number",
+            found=f"{len(lists)} lists",
+        )
+    fitting = [frozenset(lists[number - 1]) for number in numbers]
+    if not any(fitting):
+        raise InputError(f"{path} has only empty lists for these images")
+    return fitting
+
+
+def _is_list_of_classes(value: Any, num_classes: int) -> bool:
+    """Says whether a value is a list of lists of class indices."""
+    known = range(num_classes)
+    return isinstance(value, list) and all(
+        isinstance(entry, list) and all(isinstance(c, int) and c in known for c in entry)
+        for entry in value
+    )
+
+
+def _number_of(key: str) -> int:
+    """Returns the number in the name of a validation image, from 1."""
+    match = _KEY.search(key)
+    if match is None or int(match[1]) < 1:
+        raise InputError(
+            f"the image {key} is not one of ImageNet's validation images",
+            expected="keys like ILSVRC2012_val_00000001, to which real.json can be matched",
+        )
+    return int(match[1])
+
+
+class Target(NamedTuple):
+    """What is counted over.
+
+    Attributes:
+        images: The labelled pictures.
+        classes: The classes with their wnids, where they are known.
+    """
+
+    images: ShardImages | FolderImages
+    classes: Classes | None
+
+
+def open_target(
+    subject: Subject,
+    shards: str | None,
+    folder: Path | None,
+    *,
+    split: str = "validation",
+    layout: Layout | None = None,
+    classes: Path | None = None,
+    cache: Path | None = None,
+) -> Target:
+    """Opens the images that a command names.
+
+    Args:
+        subject: The model.
+        shards: Folder or address of shards; beside `folder` they only give the classes.
+        folder: A test set of files.
+        split: Which split of the shards.
+        layout: How the folder is laid out; None to find out.
+        classes: Lists the model's classes, as `Classes.read` takes it.
+        cache: Folder of this machine to keep remote shards in.
+
+    Raises:
+        InputError: When neither is named, or the classes are not the model's.
+    """
+    store = None if shards is None else open_shards(shards, cache=cache)
+    lists = [] if classes is None else [(str(classes), Classes.read(classes))]
+    lists += [] if store is None else [(str(shards), Classes.load(store.folder))]
+    lists += [] if subject.classes is None else [(subject.name, subject.classes)]
+    known = lists[0][1] if lists else None
+    for where, listed in lists:
+        require_same_classes(subject.name, subject.labels, where, listed)
+        require_same_wnids(*lists[0], where, listed)
+    if folder is not None:
+        return Target(read_folder(folder, len(subject.labels), known, layout), known)
+    if store is None:
+        raise InputError(
+            "there is nothing to evaluate on",
+            expected="--shards SHARDS, or --images DIR for ImageNet-V2, -A, -R or -Sketch",
+        )
+    return Target(ShardImages(store, split), known)

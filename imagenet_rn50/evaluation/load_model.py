@@ -1,0 +1,277 @@
+"""The model that is evaluated: of a run, of an exported folder, or of the Hub.
+
+Nothing that is loaded is executed: weights are safetensors, and a model's own code is not run.
+
+Whether a model and the data speak of the same classes, in the same order.
+
+Names of ImageNet's classes differ from model to model ("tench, Tinca tinca" or "tench"), so only
+the first of a class's names is compared, and only a contradiction is an error: a label that is the
+name of another class, or labels of which none is known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL.Image import Resampling
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+from transformers import PreTrainedModel, ResNetForImageClassification
+from transformers.image_processing_utils import BaseImageProcessor
+
+from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
+from imagenet_rn50.classes import WNID, Classes
+from imagenet_rn50.model import (
+    build_model,
+    build_processor,
+    load_processor,
+    load_whole,
+    weights_digest,
+)
+from imagenet_rn50.pretrained import fetch, is_hub_id
+from imagenet_rn50.recipe import DataRecipe
+from imagenet_rn50.runs.checkpoint import Choice, Weights, Which, choose
+from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.utils.errors import InputError
+
+_EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json")
+_OTHER_WEIGHTS = (".safetensors", ".onnx")  # what torchvision or onnxruntime loads
+_STEPS = ("resize", "center_crop", "rescale", "normalize")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, ready to be evaluated.
+
+    Args:
+        name: The folder or Hub id as it was given.
+        network: Takes (B, 3, H, W) float32, normalised.
+        labels: Its name for each class index.
+        processor: The one that is, or will be, shipped with it.
+        data: Sizes and normalisation for training's evaluation transform; None where the processor
+            does something that this transform cannot.
+        classes: Its classes with their wnids, where they stand beside it.
+        checkpoint: Which weights these are, for metrics.json.
+    """
+
+    name: str
+    network: nn.Module
+    labels: tuple[str, ...]
+    processor: BaseImageProcessor
+    data: DataRecipe | None
+    classes: Classes | None
+    checkpoint: dict[str, Any]
+
+
+def open_subject(model: str, which: Which = "best", weights: Weights = "auto") -> Subject:
+    """Loads the model of a run folder, an exported folder or the Hub.
+
+    Args:
+        model: A folder, or a Hub id: `microsoft/resnet-50`, or `user/name@revision`.
+        which: Of a run: the checkpoint with the best validation top-1, or the newest.
+        weights: Of a run: averaged, raw, or whichever scored better.
+
+    Raises:
+        InputError: When there is no such model, or it is incomplete or damaged.
+    """
+    path = Path(model)
+    is_run = path.is_dir() and not any((path / name).is_file() for name in _EXPORTED)
+    is_other = path.is_dir() and not is_run or is_hub_id(model)
+    if is_other and (which, weights) != ("best", "auto"):
+        raise InputError(
+            f"--checkpoint and --weights choose among those of a run, and {model} is none",
+            expected="a run folder",
+            fix="omit them; `export --weights` chooses what goes into an exported folder",
+        )
+    if path.is_file():
+        raise InputError(
+            f"{model} is a file, which tells neither its classes nor how to prepare pictures",
+            expected="a run folder, an exported folder, or a Hub id like microsoft/resnet-50",
+            fix=f"python -m imagenet_rn50 export --from {model} --out DIR, and evaluate DIR",
+        )
+    if is_run:
+        subject = _of_run(path, which, weights)
+    elif path.is_dir():
+        subject = _exported(path, model)
+    elif is_hub_id(model):
+        folder = fetch(model, [*_EXPORTED, CLASSES_FILE])
+        subject = replace(_exported(folder, model), checkpoint={"hub_commit": folder.name})
+    else:
+        raise InputError(
+            f"there is no model {model}",
+            expected="a run folder, an exported folder, or a Hub id like microsoft/resnet-50",
+            found="no such folder",
+        )
+    identity = subject.checkpoint | {"weights_sha256": weights_digest(subject.network)}
+    return replace(subject, checkpoint=identity)
+
+
+def _of_run(path: Path, which: Which, weights: Weights) -> Subject:
+    """Loads the model of a run, as training's evaluation sees it."""
+    run = RunFolder(path)
+    recipe, classes = run.recipe(), run.classes()
+    choice = choose(run, which, weights)
+    return Subject(
+        name=str(path),
+        network=network_of(run, choice),
+        labels=classes.labels,
+        processor=build_processor(recipe.data),
+        data=recipe.data,
+        classes=classes,
+        checkpoint={
+            "name": choice.checkpoint.folder.name,
+            "which": which,
+            "weights": choice.kind,
+            "samples_seen": choice.checkpoint.samples_seen,
+            "is_best": choice.checkpoint.is_best,
+        },
+    )
+
+
+def network_of(run: RunFolder, choice: Choice) -> ResNetForImageClassification:
+    """Builds the network of a run, with weights that were chosen.
+
+    Raises:
+        InputError: When they do not fit the recipe and the classes that stand beside them.
+    """
+    classes = run.classes()
+    network = build_model(run.recipe().model, classes)
+    try:
+        network.load_state_dict(load_file(choice.file))
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(
+            f"{choice.file} does not fit the recipe and the classes beside it",
+            expected=f"the weights of a model of {len(classes)} classes",
+            found=" ".join(str(error).split("\n\t")[:2]),
+        ) from None
+    return network
+
+
+def _exported(path: Path, name: str) -> Subject:
+    """Loads an exported folder as anybody would."""
+    missing = [file for file in _EXPORTED if not (path / file).is_file()]
+    if missing:
+        weights = (file.name for file in path.glob("*") if file.suffix in _OTHER_WEIGHTS)
+        others = [file for file in weights if file not in _EXPORTED]
+        raise InputError(
+            f"{name} is not an exported model that transformers loads",
+            expected=", ".join(_EXPORTED),
+            found=", ".join([f"no {file}" for file in missing] + [f"but {o}" for o in others]),
+            fix="python -m imagenet_rn50 export --run RUN --out DIR --format transformers",
+        )
+    network = load_whole(path, name)
+    processor = load_processor(path)
+    return Subject(
+        name=name,
+        network=network,
+        labels=_labels_of(network),
+        processor=processor,
+        data=_data_of(processor),
+        classes=Classes.load(path) if (path / CLASSES_FILE).is_file() else None,
+        checkpoint={},
+    )
+
+
+def _labels_of(network: PreTrainedModel) -> tuple[str, ...]:
+    """Returns the model's names in the order of class indices."""
+    names = {int(index): str(name) for index, name in (network.config.id2label or {}).items()}
+    return tuple(names[index] for index in sorted(names))
+
+
+def _data_of(processor: BaseImageProcessor) -> DataRecipe | None:
+    """Returns a processor's settings as training states them; None where training has no such."""
+    settings = processor.to_dict()
+    resize = (settings.get("size") or {}).get("shortest_edge")
+    crop = settings.get("crop_size") or {}
+    is_ours = (
+        settings.get("resample") == Resampling.BILINEAR
+        and crop.get("height") == crop.get("width") is not None
+        and all(settings.get(f"do_{step}") for step in _STEPS)
+    )
+    if resize is None or not is_ours:
+        return None
+    try:
+        return DataRecipe(
+            eval_resize=resize,
+            eval_size=crop["height"],
+            mean=tuple(settings["image_mean"]),
+            std=tuple(settings["image_std"]),
+        )
+    except ValueError:  # a crop that is larger than the picture, which a processor pads
+        return None
+
+
+_NAMELESS = re.compile(r"LABEL_\d+|\d+")
+
+
+def require_same_classes(model: str, labels: Sequence[str], where: str, classes: Classes) -> None:
+    """Stops where a model's classes are not those of the data.
+
+    Args:
+        model: The model, for the message.
+        labels: Its names for class indices 0, 1, ...
+        where: Where the classes come from, for the message.
+        classes: The classes of the data.
+
+    Raises:
+        InputError: When they differ in number, or a label contradicts the class of its index.
+    """
+    if len(labels) != len(classes):
+        raise InputError(
+            f"{model} and {where} do not speak of the same classes",
+            expected=f"a model of {len(classes)} classes",
+            found=f"one of {len(labels)}",
+        )
+    if all(_NAMELESS.fullmatch(label) for label in labels):
+        return
+    by_wnid = all(WNID.fullmatch(label) for label in labels)
+    names = [first_name(name) for name in (classes.wnids if by_wnid else classes.names)]
+    if not by_wnid and all(WNID.fullmatch(name) for name in names):
+        return  # shards without names: words and wnids cannot be compared
+    counts = Counter(names)
+    index_of = {name: i for i, name in enumerate(names) if counts[name] == 1}
+    found = [index_of.get(first_name(label)) for label in labels]
+    wrong = next((i for i, index in enumerate(found) if index not in {None, i}), None)
+    if wrong is None and any(index is not None for index in found):
+        return
+    example = wrong or 0
+    raise InputError(
+        f"the classes of {model} are not those of {where}, or not in their order",
+        expected=f"class {example} to be {classes.wnids[example]} {names[example]!r}",
+        found=f"{labels[example]!r}",
+        fix="evaluate it over the data of its own classes, or correct id2label in its config.json",
+    )
+
+
+def require_same_wnids(one: str, classes: Classes, other: str, others: Classes) -> None:
+    """Stop where two lists of classes give one index two wnids.
+
+    Args:
+        one: Where the first list comes from, for the message.
+        classes: The first list.
+        other: Where the second list comes from.
+        others: The second list; class names that are no wnids are not compared.
+
+    Raises:
+        InputError: When they differ.
+    """
+    pairs = zip(classes.wnids, others.wnids, strict=False)
+    for index, (wnid, found) in enumerate(pairs):
+        if wnid != found and WNID.fullmatch(wnid) and WNID.fullmatch(found):
+            raise InputError(
+                f"{one} and {other} list different classes",
+                expected=f"class {index} to be {wnid} {classes.names[index]!r}, as in {one}",
+                found=f"{found} {others.names[index]!r} in {other}",
+                fix="use the list that the model and the data were made with",
+            )
+
+
+def first_name(label: str) -> str:
+    """Returns the first of a class's names, without a wnid in parentheses that may follow it."""
+    return label.partition(",")[0].partition(" (")[0].strip()

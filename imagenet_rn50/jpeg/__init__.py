@@ -1,0 +1,1 @@
+"""JPEG: one header parser, cropping at restart markers, decoding."""

@@ -1,1 +1,0 @@
-"""Loading: order (pure) -> reader -> transforms -> loader."""

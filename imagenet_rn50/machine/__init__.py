@@ -1,1 +1,0 @@
-"""The machine: what it can do, measured; and what a run on it would take and cost, computed."""

@@ -1,0 +1,175 @@
+"""Figures: one size and one way into a PNG file for everything that is drawn.
+
+What people look at: logs.md and plots, made from metrics.jsonl alone (contract 8).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from imagenet_rn50.runs.metrics import TRAIN, VALIDATION, read_metrics, score
+from imagenet_rn50.utils.files import write_bytes, write_text
+from imagenet_rn50.utils.formatting import counted, percent, rate_text
+
+_SIZE_INCHES = (7.0, 4.0)
+_DPI = 120
+
+
+def new_figure() -> Figure:
+    """Returns an empty figure; it belongs to no window system."""
+    return Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
+
+
+def png_of(figure: Figure) -> bytes:
+    """Returns a figure as PNG."""
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG, whole or not at all."""
+    write_bytes(path, png_of(figure))
+
+
+_BEFORE_EMA = ("epoch", "train loss", "val loss", "top-1", "top-5")
+_EMA = ("EMA top-1", "EMA top-5")
+_AFTER_EMA = ("lr", "images/s", "waiting for data")
+
+_COST = ("USD spent", "USD to come")
+
+_HARDLY = 0.05  # part of the time; waiting less than that hardly slows a run down
+
+
+def write_logs(run: Path) -> None:
+    """Brings logs.md up to what metrics.jsonl says."""
+    write_text(run / "logs.md", logs_markdown(run))
+
+
+def logs_markdown(run: Path) -> str:
+    """Returns the log that a person reads: one line an epoch.
+
+    Where the recipe keeps averaged weights (EMA), or a price is known, they have columns of
+    their own.
+    """
+    rows, train, validations = [], [], read_metrics(run, VALIDATION)
+    averaged = any("ema_top1" in record for record in validations)
+    has_price = any("cost_usd" in record for record in validations)
+    for record in read_metrics(run):
+        if record["kind"] == TRAIN:
+            train.append(record)
+        elif record["kind"] == VALIDATION:
+            rows.append(_row(record, train, averaged=averaged, has_price=has_price))
+            train = []
+    head = (*_BEFORE_EMA, *(_EMA if averaged else ()), *_AFTER_EMA, *(_COST if has_price else ()))
+    text = f"# {run.name}\n\n" + _line(head) + "|" + "---:|" * len(head) + "\n" + "".join(rows)
+    best = max(validations, key=score, default=None)
+    if best:
+        text += (
+            f"\nBest: {percent(score(best))} top-1{' of averaged weights' * ('ema_top1' in best)} "
+            f"after epoch {best['epoch']:.2f}, on {counted(best['num_images'], 'image')}.\n"
+        )
+    return text
+
+
+def _line(cells: Iterable[str]) -> str:
+    """Returns a line of a Markdown table."""
+    return "| " + " | ".join(cells) + " |\n"
+
+
+def _row(
+    validation: dict[str, Any], train: list[dict[str, Any]], *, averaged: bool, has_price: bool
+) -> str:
+    """Returns one epoch's line, from its validation and the training records that led there."""
+    cells = [f"{validation['epoch']:.2f}", "", f"{validation['loss']:.4f}"]
+    keys = ("top1", "top5", *(("ema_top1", "ema_top5") if averaged else ()))
+    cells += [percent(validation[key]) if key in validation else "" for key in keys]
+    trained = ["", "", ""]
+    if train:
+        num_images = sum(record["num_images"] for record in train)
+        seconds = sum(record["seconds"] for record in train)
+        loss = sum(record["loss"] * record["num_images"] for record in train) / num_images
+        waited = sum(record["data_wait"] * record["seconds"] for record in train) / seconds
+        cells[1] = f"{loss:.4f}"
+        trained = [f"{train[-1]['lr']:.3g}", rate_text(num_images / seconds), percent(waited, 0)]
+    costs = [validation.get(key) for key in ("cost_usd", "cost_left_usd")]
+    money = ["" if cost is None else f"{cost:.2f}" for cost in costs]
+    return _line(cells + trained + (money if has_price else []))
+
+
+def bottleneck(run: Path) -> str:
+    """Says in a sentence what held the run up, with its figure."""
+    train = read_metrics(run, TRAIN)
+    seconds = sum(record["seconds"] for record in train)
+    if not train:  # begun with another run's last checkpoint, which was only to be evaluated
+        return "nothing was trained here: no speed to tell of"
+    waited = sum(record["data_wait"] * record["seconds"] for record in train) / seconds
+    rate = sum(record["num_images"] for record in train) / seconds
+    told = f"{rate_text(rate)} images/s; {percent(waited, 0)} of the time waiting for data: "
+    if waited > 1 / 2:
+        return f"{told}the loader held it up"
+    if waited < _HARDLY:
+        return f"{told}compute held it up"
+    # Without the waiting, the same images take the rest of the time.
+    most = rate_text(rate / (1 - waited))
+    return f"{told}compute held it up, and a faster loader would give at most {most} images/s"
+
+
+def draw_plots(run: Path) -> list[Path]:
+    """Draws loss, accuracy, learning rate and speed into `run`/plots.
+
+    Args:
+        run: The run folder, with a metrics.jsonl.
+
+    Returns:
+        The PNG files.
+    """
+    train, validation = read_metrics(run, TRAIN), read_metrics(run, VALIDATION)
+    folder = run / "plots"
+    folder.mkdir(exist_ok=True)
+    averaged = [record for record in validation if "ema_top1" in record]
+    loss = [("training", train, "loss", 1.0), ("validation", validation, "loss", 1.0)]
+    accuracy = [("top-1", validation, "top1", 100.0), ("top-5", validation, "top5", 100.0)]
+    if averaged:
+        loss.append(("validation, EMA", averaged, "ema_loss", 1.0))
+        accuracy.append(("top-1, EMA", averaged, "ema_top1", 100.0))
+        accuracy.append(("top-5, EMA", averaged, "ema_top5", 100.0))
+    rate = [("learning rate", train, "lr", 1.0)]
+    speed = [("images/s", train, "images_per_second", 1.0)]
+    waiting = [("waiting for data", train, "data_wait", 100.0)]
+    return [
+        _draw(folder / "loss.png", "Loss", "cross-entropy, nats", loss),
+        _draw(folder / "accuracy.png", "Validation accuracy", "%", accuracy),
+        _draw(folder / "learning_rate.png", "Learning rate", "", rate),
+        _draw(folder / "speed.png", "Training speed", "images/s", speed),
+        _draw(folder / "data_wait.png", "Time spent waiting for data", "%", waiting),
+    ]
+
+
+def _draw(
+    path: Path,
+    title: str,
+    unit: str,
+    curves: list[tuple[str, list[dict[str, Any]], str, float]],
+) -> Path:
+    """Draws curves over epochs: (name, records, key, factor) each."""
+    figure = new_figure()
+    axes = figure.add_subplot()
+    for name, records, key, factor in curves:
+        x = [record["epoch"] for record in records]
+        y = [record[key] * factor for record in records]
+        style = "--" if name.endswith("EMA") else "-"
+        axes.plot(x, y, style, label=name, linewidth=1.5, marker="." if len(x) < 50 else "")
+    axes.set(title=title, xlabel="epoch", ylabel=unit)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    if len(curves) > 1:
+        axes.legend(frameon=False)
+    save_figure(figure, path)
+    return path

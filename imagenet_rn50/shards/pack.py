@@ -1,0 +1,342 @@
+"""How much room packing needs, told before anything is written.
+
+The last step of packing and of indexing: audit, classes, `_info.json`, and the manifest.
+
+The manifest comes last: where it stands, everything else does.
+
+Packing: a source becomes shards, a manifest, and what other readers need beside them.
+
+The manifest is written last. As long as it is missing, `.packing` in the same folder holds what the
+next run needs to go on.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.shards import manifest as manifests
+from imagenet_rn50.shards.audit import audit_of, write_audit
+from imagenet_rn50.shards.images import BadPictureError, prepare, require_installed
+from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Split
+from imagenet_rn50.shards.plan import PackOptions, Plan, ShardTask, make_plan, with_dataset
+from imagenet_rn50.shards.sources.base import Source
+from imagenet_rn50.shards.sources.reading import read_pictures
+from imagenet_rn50.shards.sources.scan import unusable
+from imagenet_rn50.shards.timm_info import INFO_NAME, timm_info
+from imagenet_rn50.shards.verify import verify
+from imagenet_rn50.shards.writer import FOLDER as STATE_FOLDER
+from imagenet_rn50.shards.writer import PackingState, ShardRecord, describe_difference, make_shards
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import require_free_space, sha256_of_file, write_json
+from imagenet_rn50.utils.logging import progress_bar, say
+
+# What tar headers, labels and restart markers add to a picture, at most, in bytes and as a factor.
+_OVERHEAD_BYTES = 4096
+_RESTART_GROWTH = 1.05
+
+# Pictures that are resized to see what is left of them; shards hold them in random order.
+_NUM_MEASURED = 32
+_MARGIN = 1.3
+
+
+def space_needed(plan: Plan) -> int:
+    """Estimates from above how many bytes the shards will take.
+
+    Args:
+        plan: All shards; where pictures are resized, some are, to see what is left of them.
+
+    Raises:
+        InputError: When the source has changed since it was listed.
+    """
+    if not plan.tasks:
+        return 0
+    options = plan.tasks[0].options
+    factor = _RESTART_GROWTH if options.restart_blocks else 1.0
+    # A parquet file's pictures are written out as they are before they are packed.
+    if options.resize_rule is not None and plan.tasks[0].layout != "parquet":
+        factor = min(factor, _MARGIN * _part_left(plan.tasks))
+    return sum(
+        int(picture.length * factor) + _OVERHEAD_BYTES
+        for task in plan.tasks
+        for picture in task.pictures
+    )
+
+
+def space_taken(plan: Plan, out: Path) -> int:
+    """Returns how many bytes of it earlier runs have written."""
+    paths = (out / task.name for task in plan.tasks)
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _part_left(tasks: tuple[ShardTask, ...]) -> float:
+    """Returns what part of their bytes some pictures still have when they are prepared."""
+    measured = tasks[:: -(-len(tasks) // _NUM_MEASURED)]
+    num_each = -(-_NUM_MEASURED // len(measured))
+    before = after = 0
+    for task in measured:
+        for _, raw in read_pictures(replace(task, pictures=task.pictures[:num_each])):
+            try:
+                after += len(prepare(raw, task.options).jpeg)
+                before += len(raw)
+            except BadPictureError:  # which packing will tell of
+                continue
+    return after / before if before else 1.0
+
+
+def finish(
+    records: Sequence[ShardRecord],
+    folder: Path,
+    *,
+    dataset: str,
+    options: dict[str, Any],
+    classes: Classes | None,
+    source: Source | None = None,
+) -> Manifest:
+    """Writes all that stands beside the shards.
+
+    Args:
+        records: What each shard holds, in the order of the shards.
+        folder: Where the shards stand.
+        dataset: The data set's name.
+        options: How the shards were made.
+        classes: The classes; None when their wnids are not known.
+        source: What was packed; None for shards that others packed.
+
+    Returns:
+        The manifest, as it was written.
+    """
+    classes_sha256 = None
+    if classes is not None:
+        classes.save(folder)
+        classes_sha256 = sha256_of_file(folder / CLASSES_NAME)
+    manifest = Manifest(dataset, options, _splits_of(records), classes_sha256)
+    write_json(folder / INFO_NAME, timm_info(manifest))
+    write_audit(audit_of(records, folder, classes, options, source), folder)
+    manifest.save(folder)
+    return manifest
+
+
+def _splits_of(records: Sequence[ShardRecord]) -> dict[str, Split]:
+    """Gathers the records of each split into columns."""
+    splits: dict[str, Split] = {}
+    for name in (TRAIN, VALIDATION):
+        chosen = [record for record in records if record.split == name]
+        rows = [row for record in chosen for row in record.rows]
+        if chosen:
+            splits[name] = Split(
+                shards=tuple(record.shard for record in chosen),
+                offsets=np.array([row.offset for row in rows], dtype=np.int64),
+                lengths=np.array([row.length for row in rows], dtype=np.int32),
+                labels=np.array([row.label for row in rows], dtype=np.int32),
+                keys=np.array([row.key.encode() for row in rows], dtype=np.bytes_),
+                crc32s=np.array([row.crc32 for row in rows], dtype=np.uint32),
+            )
+    return splits
+
+
+@dataclass(frozen=True)
+class Packed:
+    """How a packing ended.
+
+    Args:
+        manifest: What stands in the output folder.
+        num_made: How many shards this run made.
+        num_kept: How many an earlier run had made.
+    """
+
+    manifest: Manifest
+    num_made: int
+    num_kept: int
+
+
+def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) -> Packed:
+    """Packs a source into shards; goes on where an earlier run was cut short.
+
+    Args:
+        source: The pictures.
+        out: The folder for shards and manifest; made when missing.
+        options: How to pack.
+        num_workers: How many processes; has no influence on any byte.
+
+    Returns:
+        What stands in `out` now.
+
+    Raises:
+        InputError: When `out` holds something else, the disk is too small, or a picture is bad.
+    """
+    if options.restart_blocks is not None:
+        require_installed()
+    options = with_dataset(options, source)
+    if options.on_bad == "stop":
+        _require_usable(source)
+    plan = make_plan(source, options)
+    identity = _identity(source, plan, options)
+    if (out / manifests.FILE_NAME).is_file():
+        return _already_packed(out, identity)
+    _require_usable_folder(out, plan)
+    require_free_space(out, space_needed(plan) - space_taken(plan, out), "packing")
+    state = PackingState(out)
+    with state.locked(), _explained_end(plan, out):
+        state.adopt(identity)
+        state.remove_leftovers()
+        made, num_kept = _make_all(plan, out, state, num_workers)
+        records = [made[task.name] for task in plan.tasks]
+        _require_all_classes(source, records)
+        manifest = finish(
+            records,
+            out,
+            dataset=str(options.dataset),
+            options=identity,
+            classes=source.classes,
+            source=source,
+        )
+        state.forget()
+    return Packed(manifest, num_made=len(plan.tasks) - num_kept, num_kept=num_kept)
+
+
+def _identity(source: Source, plan: Plan, options: PackOptions) -> dict[str, Any]:
+    """Returns what decides the bytes of all shards.
+
+    What to do with bad pictures is not among it: a shard without any is the same either way.
+    """
+    chosen = {name: value for name, value in options.as_dict().items() if name != "on_bad"}
+    if not options.train_only:  # as in manifests that were written before there was the option
+        del chosen["train_only"]
+    return {**chosen, "layout": source.layout, "source_sha256": plan.source_sha256}
+
+
+def _require_usable(source: Source) -> None:
+    """Stops before packing where files are found that are no images, and lists them.
+
+    Raises:
+        InputError: Naming the first of them.
+    """
+    is_folders = source.layout in {"kaggle", "imagefolder"}
+    pictures = [picture for split in source.splits.values() for picture in split]
+    if bad := unusable(source.root, pictures if is_folders else [], source.unpacked):
+        raise InputError(
+            f"files of the source {source.root} cannot be packed: {len(bad)}",
+            expected="images in the folders of classes, and nothing else",
+            found="; ".join(bad[:5]) + "; ..." * (len(bad) > 5),
+            fix="move them elsewhere, or leave them out: --on-bad skip",
+        )
+
+
+def _require_all_classes(source: Source, records: Sequence[ShardRecord]) -> None:
+    """Stops when a class has lost all its images of a split to `--on-bad skip`.
+
+    Raises:
+        InputError: Naming the first such class.
+    """
+    for split, pictures in source.splits.items():
+        packed = {row.label for record in records if record.split == split for row in record.rows}
+        lost = sorted({picture.label for picture in pictures} - packed)
+        if lost:
+            wnids = [source.classes.wnids[label] for label in lost]
+            left_out = [r for record in records if record.split == split for r in record.left_out]
+            reasons = [remark for remark in left_out if remark.label == lost[0]]
+            raise InputError(
+                f"none of the {split} images of the class {wnids[0]} can be used",
+                expected=f"an image of each class, even with {len(left_out)} images left out",
+                found=f"{len(wnids)} classes without any: {', '.join(wnids[:5])}; "
+                f"{reasons[0].path}: {reasons[0].reason}",
+                fix="replace their files, or take the classes out of the source, and give another "
+                "--out",
+            )
+
+
+def _already_packed(out: Path, identity: dict[str, Any]) -> Packed:
+    """Checks a finished output against what is asked for; makes nothing."""
+    manifest = Manifest.load(out)
+    if manifest.options != identity:
+        raise InputError(
+            f"{out} holds the shards of another packing",
+            expected="the same source and options as before",
+            found=describe_difference(manifest.options, identity),
+            fix="give another --out, or delete that folder",
+        )
+    findings = verify(out, quick=True)
+    if findings:
+        raise InputError(
+            f"{out} was packed before, but is no longer whole",
+            expected="the files that its manifest describes",
+            found="; ".join(str(finding) for finding in findings[:3]),
+            fix=f"restore them, or delete {out / manifests.FILE_NAME} and its shards to pack anew",
+        )
+    if (out / STATE_FOLDER).is_dir():  # the last run was killed after its last step but one
+        PackingState(out).forget()
+    num_shards = sum(len(split.shards) for split in manifest.splits.values())
+    return Packed(manifest, num_made=0, num_kept=num_shards)
+
+
+def _require_usable_folder(out: Path, plan: Plan) -> None:
+    """Refuses to write over shards that nobody remembers."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is not a folder", found="a file", fix="give another --out")
+    if (out / STATE_FOLDER).is_dir():
+        return
+    if taken := [task.name for task in plan.tasks if (out / task.name).exists()]:
+        raise InputError(
+            f"{out} holds {taken[0]} already, without a manifest",
+            expected="an empty folder, or one that an earlier run of pack began",
+            fix=f"give another --out, or index them: python shard_imagenet.py index --shards {out}",
+        )
+
+
+def _make_all(
+    plan: Plan, out: Path, state: PackingState, num_workers: int
+) -> tuple[dict[str, ShardRecord], int]:
+    """Makes the shards that are not finished yet.
+
+    Returns:
+        The record of every shard by its name, and how many of them were kept.
+    """
+    records = state.all_finished(plan.tasks)
+    num_kept = len(records)
+    if num_kept:
+        say(f"{num_kept} of {len(plan.tasks)} shards were finished before and are kept")
+    missing = [task for task in plan.tasks if task.name not in records]
+    num_pictures = sum(len(task.pictures) for task in plan.tasks)
+    num_done = num_pictures - sum(len(task.pictures) for task in missing)
+    ready = state.spread(missing)
+    with progress_bar(total=num_pictures, initial=num_done, description="packing") as bar:
+        for record in make_shards(ready, out, num_workers, bar):
+            state.save(record)
+            records[record.shard.name] = record
+    return records, num_kept
+
+
+@contextmanager
+def _explained_end(plan: Plan, out: Path) -> Iterator[None]:
+    """Tells whoever presses Ctrl-C how to go on, and what can be done about a full disk."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(
+            f"Stopped. {_num_finished(plan, out)} of {len(plan.tasks)} shards are finished and "
+            f"kept in {out}; the same command goes on from there."
+        )
+        raise
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise InputError(
+            f"the disk is full: {error.strerror} while packing into {out}",
+            expected="space for all shards",
+            found=f"space for {_num_finished(plan, out)}, which are finished and kept",
+            fix="free some space and give the same command again",
+        ) from None
+
+
+def _num_finished(plan: Plan, out: Path) -> int:
+    """Returns how many shards stand there: they have their names only when they are whole."""
+    return sum((out / task.name).is_file() for task in plan.tasks)

@@ -1,0 +1,518 @@
+"""What a packing that was cut short leaves behind, so that the next run goes on from there.
+
+    SHARDS/.packing/
+      lock                          held while a process packs into SHARDS
+      plan.json                     identity of source and options
+      imagenet1k-train-0000.tar.json    what the finished shard holds, with its hash
+      imagenet1k-train-0001.tar.spool   pictures of a shard that is to be made, from parquet only
+
+The folder goes when the manifest is written.
+
+Spreads parquet pictures over one temporary file a shard, so that parquet is read only once.
+
+A parquet file gives up its pictures by row group, many at a time, and each shard wants a few of
+nearly every group: read shard by shard, all files would be read over and over.
+Each temporary file goes when its shard is finished, so all together never take more space than the
+shards will.
+
+One shard: read its pictures, prepare them, write the tar, remember what went in.
+
+Makes shards in several processes, and shows how far they are.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+import time
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from imagenet_rn50.shards.imagenet1k import is_name
+from imagenet_rn50.shards.images import BadPictureError, Prepared, prepare
+from imagenet_rn50.shards.manifest import Shard
+from imagenet_rn50.shards.plan import ShardTask
+from imagenet_rn50.shards.sources.base import Picture, readable
+from imagenet_rn50.shards.sources.parquet import row_groups
+from imagenet_rn50.shards.sources.reading import read_pictures
+from imagenet_rn50.shards.tar import TarWriter
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import (
+    TEMPORARY_SUFFIX,
+    atomic_file,
+    make_folder,
+    read_json,
+    sha256_of_file,
+    write_json,
+    write_text,
+)
+from imagenet_rn50.utils.logging import progress_bar
+from imagenet_rn50.utils.signals import children_without_signals
+
+FOLDER = ".packing"
+
+
+class PackingState:
+    """The `.packing` folder of an output folder.
+
+    Args:
+        out: The folder that gets the shards.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._folder = out / FOLDER
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes sure that no other process packs into the same folder meanwhile.
+
+        Raises:
+            InputError: When one does, or the folder cannot be written.
+        """
+        make_folder(self._folder, fix="give another --out")
+        with (self._folder / "lock").open("w", encoding="utf-8") as file:
+            try:
+                # Unlike flock, not inherited by workers, who may outlive a killed parent a moment.
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    f"another process is packing into {self._out}",
+                    fix="wait for it, or give another --out",
+                ) from None
+            yield
+
+    def adopt(self, identity: dict[str, Any]) -> None:
+        """Starts a packing, or takes up the one that was cut short.
+
+        Args:
+            identity: Source and options; what decides the bytes.
+
+        Raises:
+            InputError: When the folder holds the beginning of another packing.
+        """
+        path = self._folder / "plan.json"
+        if path.exists() and (begun := read_json(path)) != identity:
+            raise InputError(
+                f"{self._out} holds the beginning of another packing",
+                expected="the same source and options as before",
+                found=describe_difference(begun, identity),
+                fix=f"give the former options, or another --out, or delete {self._out}",
+            )
+        write_json(path, identity)
+
+    def spread(self, tasks: Sequence[ShardTask]) -> list[ShardTask]:
+        """Reads sources that cannot be read shard by shard; see `spool`."""
+        if not tasks or tasks[0].layout != "parquet":
+            return list(tasks)
+        return spread(tasks, self._folder)
+
+    def remove_leftovers(self) -> None:
+        """Deletes half-written and temporary files of processes that were killed."""
+        remove_all(self._folder)
+        for folder in (self._out, self._folder):
+            for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+                path.unlink(missing_ok=True)
+
+    def save(self, record: ShardRecord) -> None:
+        """Remembers a finished shard, and lets go of what was only needed to make it."""
+        record.save(self._record_path(record.shard.name))
+        (self._folder / f"{record.shard.name}{SUFFIX}").unlink(missing_ok=True)
+
+    def all_finished(self, tasks: Sequence[ShardTask]) -> dict[str, ShardRecord]:
+        """Returns the records of the shards that are there and whole, by the shard's name."""
+        begun = [task for task in tasks if self._record_path(task.name).is_file()]
+        found = {}
+        with progress_bar(
+            total=len(begun), description="checking", unit="shard", enabled=bool(begun)
+        ) as bar:
+            for task in begun:
+                if (record := self._finished(task)) is not None:
+                    found[task.name] = record
+                bar.update()
+        return found
+
+    def _finished(self, task: ShardTask) -> ShardRecord | None:
+        """Returns the record of a shard that is there and whole; None when it has to be made."""
+        path = self._out / task.name
+        try:
+            record = ShardRecord.load(self._record_path(task.name))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        shard = record.shard
+        if not path.is_file() or path.stat().st_size != shard.num_bytes:
+            return None
+        if record.left_out and task.options.on_bad == "stop":
+            return None  # made by a run that left bad pictures out
+        return record if sha256_of_file(path) == shard.sha256 else None
+
+    def forget(self) -> None:
+        """Removes the folder, when the manifest has taken its place."""
+        shutil.rmtree(self._folder)
+
+    def _record_path(self, shard_name: str) -> Path:
+        return self._folder / f"{shard_name}.json"
+
+
+def describe_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Says in words in which entries two identities differ."""
+    return ", ".join(
+        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    )
+
+
+SUFFIX = ".spool"
+
+
+def spread(tasks: Sequence[ShardTask], folder: Path) -> list[ShardTask]:
+    """Reads every parquet file once and appends each picture to its shard's file.
+
+    Args:
+        tasks: The shards to make.
+        folder: Where the temporary files shall stand.
+
+    Returns:
+        The same tasks, each with the places of its pictures in its temporary file.
+    """
+    remove_all(folder)
+    # File -> row -> (number of the task, number of the picture in it).
+    wanted: dict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
+    for number, task in enumerate(tasks):
+        for position, picture in enumerate(task.pictures):
+            wanted[picture.path][picture.offset] = number, position
+    places = [[(0, 0)] * len(task.pictures) for task in tasks]
+    ends = [0] * len(tasks)
+    total = sum(len(task.pictures) for task in tasks)
+    with progress_bar(total=total, description="reading") as bar:
+        for path, rows in sorted(wanted.items()):
+            for begin, contents in row_groups(Path(tasks[0].root) / path):
+                for row, content in enumerate(contents, start=begin):
+                    if row not in rows:
+                        continue
+                    number, position = rows[row]
+                    _append(spool_path(folder, tasks[number]), content)
+                    places[number][position] = ends[number], len(content)
+                    ends[number] += len(content)
+                    bar.update()
+    return [
+        replace(task, spool=str(spool_path(folder, task)), places=tuple(found))
+        for task, found in zip(tasks, places, strict=True)
+    ]
+
+
+def spool_path(folder: Path, task: ShardTask) -> Path:
+    """Returns the name of a shard's temporary file."""
+    return folder / f"{task.name}{SUFFIX}"
+
+
+def remove_all(folder: Path) -> None:
+    """Removes the temporary files of a run that was cut short."""
+    for path in folder.glob(f"*{SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+def _append(path: Path, content: bytes) -> None:
+    """Appends to a file; a thousand files are too many to keep open."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        rest = memoryview(content)
+        while rest:  # a nearly full disk takes less than it is given
+            rest = rest[os.write(descriptor, rest) :]
+    finally:
+        os.close(descriptor)
+
+
+# Called after each picture with the number of bytes read.
+Tick = Callable[[int], None]
+
+
+class Row(NamedTuple):
+    """One packed sample, as the manifest and the audit need it."""
+
+    key: str
+    label: int
+    offset: int
+    length: int
+    crc32: int
+    width: int
+    height: int
+
+
+class Remark(NamedTuple):
+    """A picture that was changed or left out, and why."""
+
+    path: str
+    key: str
+    label: int
+    reason: str
+
+
+@dataclass
+class ShardRecord:
+    """What a finished shard holds.
+
+    Args:
+        split: `train` or `validation`.
+        shard: Name, size and hash of the tar.
+        rows: Its samples, in their order.
+        changed: Pictures whose bytes were repaired or converted.
+        left_out: Pictures that could not be used.
+        converted: Number of pictures that were converted, by the format that they had.
+    """
+
+    split: str
+    shard: Shard
+    rows: list[Row] = field(default_factory=list)
+    changed: list[Remark] = field(default_factory=list)
+    left_out: list[Remark] = field(default_factory=list)
+    converted: dict[str, int] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Writes the record as JSON, whole or not at all."""
+        content = {
+            "split": self.split,
+            "shard": asdict(self.shard),
+            "rows": self.rows,
+            "changed": self.changed,
+            "left_out": self.left_out,
+            "converted": self.converted,
+        }
+        write_text(path, json.dumps(content))
+
+    @classmethod
+    def load(cls, path: Path) -> ShardRecord:
+        """Reads a record that `save` wrote.
+
+        Raises:
+            ValueError, KeyError, TypeError, OSError: When it is missing or is something else.
+        """
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            split=content["split"],
+            shard=Shard(**content["shard"]),
+            rows=[Row(*row) for row in content["rows"]],
+            changed=[Remark(*remark) for remark in content["changed"]],
+            left_out=[Remark(*remark) for remark in content["left_out"]],
+            converted=content["converted"],
+        )
+
+
+def make_shard(task: ShardTask, folder: Path, tick: Tick) -> ShardRecord:
+    """Writes one shard into `folder`, whole or not at all.
+
+    Args:
+        task: What goes into it.
+        folder: Where it shall stand.
+        tick: Called after each picture.
+
+    Returns:
+        What went in.
+
+    Raises:
+        InputError: When a picture cannot be used and the options say to stop.
+        OSError: When the disk is full, or the source cannot be read.
+    """
+    rows: list[Row] = []
+    changed: list[Remark] = []
+    left_out: list[Remark] = []
+    converted: Counter[str] = Counter()
+    with atomic_file(folder / task.name) as file:
+        tar = TarWriter(file)
+        for picture, raw in read_pictures(task):
+            try:
+                prepared = prepare(raw, task.options)
+            except BadPictureError as error:
+                left_out.append(_left_out(task, picture, str(error)))
+            else:
+                rows.append(_add_sample(tar, task, picture, prepared))
+                if prepared.converted_from is not None:
+                    converted[prepared.converted_from] += 1
+                changed += (
+                    Remark(readable(picture.path), picture.key, picture.label, change)
+                    for change in prepared.changes
+                )
+            tick(len(raw))
+        sha256 = tar.close()
+    shard = Shard(name=task.name, num_samples=len(rows), num_bytes=tar.num_bytes, sha256=sha256)
+    return ShardRecord(task.split, shard, rows, changed, left_out, dict(converted))
+
+
+def _add_sample(tar: TarWriter, task: ShardTask, picture: Picture, prepared: Prepared) -> Row:
+    """Appends the members of one sample."""
+    offset = tar.add(f"{picture.key}.jpg", prepared.jpeg)
+    tar.add(f"{picture.key}.cls", str(picture.label).encode("ascii"))
+    if task.options.metadata:
+        facts = {
+            "key": picture.key,
+            "label": picture.label,
+            "wnid": task.wnids[picture.label],
+            "width": prepared.width,
+            "height": prepared.height,
+            "source": readable(picture.path),
+            "changes": prepared.changes,
+        }
+        tar.add(f"{picture.key}.json", json.dumps(facts, ensure_ascii=False).encode("utf-8"))
+    return Row(
+        key=picture.key,
+        label=picture.label,
+        offset=offset,
+        length=len(prepared.jpeg),
+        crc32=zlib.crc32(prepared.jpeg),
+        width=prepared.width,
+        height=prepared.height,
+    )
+
+
+def _left_out(task: ShardTask, picture: Picture, reason: str) -> Remark:
+    """Returns the remark on a bad picture, or stops the run."""
+    name = str(task.options.dataset)
+    if task.options.on_bad == "stop" or is_name(name):
+        row = f" (row {picture.offset})" if task.layout == "parquet" else ""
+        fix = "replace the file, or leave such pictures out: --on-bad skip"
+        if task.options.on_bad == "skip":
+            fix = f"replace the file, or give the data another name than {name}: --dataset"
+        raise InputError(
+            f"the picture {readable(picture.path)}{row} (key {picture.key}) cannot be used",
+            expected="an image that decodes whole",
+            found=reason,
+            fix=fix,
+        )
+    return Remark(readable(picture.path), picture.key, picture.label, reason)
+
+
+_POLL_SECONDS = 0.2
+_counters: Any = None  # in a worker: (pictures, bytes) done, shared with the parent
+
+
+def make_shards(
+    tasks: Sequence[ShardTask], folder: Path, num_workers: int, bar: tqdm[Any]
+) -> Iterator[ShardRecord]:
+    """Makes shards and yields the record of each as soon as it is finished.
+
+    Args:
+        tasks: The shards to make.
+        folder: Where they shall stand.
+        num_workers: How many processes; 1 works in this one.
+        bar: Counts pictures.
+
+    Raises:
+        InputError: When a picture cannot be used and the options say to stop.
+        OSError: When the disk is full, or the source cannot be read.
+    """
+    progress = _Progress(bar)
+    num_workers = min(num_workers, len(tasks))
+    if num_workers <= 1:
+        for task in tasks:
+            yield make_shard(task, folder, progress.add)
+            progress.show()
+    else:
+        yield from _in_processes(tasks, folder, num_workers, progress)
+
+
+class _Progress:
+    """Feeds pictures and bytes to a bar."""
+
+    def __init__(self, bar: tqdm[Any]) -> None:
+        self._bar = bar
+        self._begin = self._shown = time.monotonic()
+        self._counted = self.pictures = self.bytes = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Counts one more picture."""
+        self.pictures += 1
+        self.bytes += num_bytes
+        if time.monotonic() - self._shown > _POLL_SECONDS:
+            self.show()
+
+    def show(self) -> None:
+        """Brings the bar up to date."""
+        self._shown = time.monotonic()
+        rate = self.bytes / max(self._shown - self._begin, 1e-9)
+        self._bar.set_postfix_str(f"{rate / 1e6:.1f} MB/s", refresh=False)
+        self._bar.update(self.pictures - self._counted)
+        self._counted = self.pictures
+
+
+def _in_processes(
+    tasks: Sequence[ShardTask], folder: Path, num_workers: int, progress: _Progress
+) -> Iterator[ShardRecord]:
+    """Makes shards in worker processes; on an error they are stopped at once."""
+    context = multiprocessing.get_context("spawn")
+    counters = context.Array("q", 2)
+    executor = ProcessPoolExecutor(
+        num_workers, context, initializer=_begin_worker, initargs=(os.getpid(), counters)
+    )
+    try:
+        with children_without_signals((signal.SIGINT,)):  # Ctrl-C is for this process to handle
+            running: set[Future[ShardRecord]] = {
+                executor.submit(_work, task, str(folder)) for task in tasks
+            }
+        while running:
+            done, running = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+            progress.pictures, progress.bytes = counters[:]
+            progress.show()
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool:
+        raise InputError(
+            "a worker process was killed from outside, perhaps because memory ran out",
+            found=f"{num_workers} workers; finished shards are kept",
+            fix="give the same command again, with fewer --workers",
+        ) from None
+    except BaseException:
+        for process in list(executor._processes.values()):
+            process.terminate()
+        raise
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _begin_worker(parent: int, counters: Any) -> None:
+    """Prepares a worker process."""
+    global _counters
+    _counters = counters
+    signal.signal(signal.SIGTERM, _leave)
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _leave(*_: object) -> None:
+    """Ends a worker the orderly way, so that it removes what it has half-written."""
+    raise SystemExit(1)
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is gone, even killed."""
+    while os.getppid() == parent:
+        time.sleep(_POLL_SECONDS)
+    os._exit(1)
+
+
+def _work(task: ShardTask, folder: str) -> ShardRecord:
+    """Makes one shard in a worker."""
+    try:
+        return make_shard(task, Path(folder), _count)
+    except SystemExit:
+        # The executor would catch it and take the next task.
+        os._exit(1)
+
+
+def _count(num_bytes: int) -> None:
+    with _counters.get_lock():
+        _counters[0] += 1
+        _counters[1] += num_bytes

@@ -1,0 +1,1 @@
+"""Commands around training: doctor, estimate, prove-resume, demo, preview."""

@@ -1,0 +1,87 @@
+"""A look at what the model will see: a grid of pictures after augmentation."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from imagenet_rn50.data.loader import Batch, Share, make_loader
+from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.transforms import EvalTransform, TrainTransform
+from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.shards.manifest import TRAIN, Manifest
+from imagenet_rn50.utils.errors import InputError, require_least
+from imagenet_rn50.utils.files import require_place, write_bytes
+
+_GAP = 2  # px between pictures
+
+
+def preview(
+    shards: Path,
+    recipe: Recipe,
+    out: Path,
+    *,
+    split: str = TRAIN,
+    start: int = 0,
+    rows: int = 4,
+    columns: int = 8,
+) -> Batch:
+    """Writes a PNG of consecutive pictures, pixel for pixel as training or evaluation gets them.
+
+    Args:
+        shards: Folder of the shards.
+        recipe: Says how pictures are cropped and augmented, and its seed in which order they come.
+        out: The PNG to write.
+        split: `train` shows the training stream, any other split what evaluation sees.
+        start: Position of the first picture: in training, the images seen before it.
+        rows: Rows of the grid.
+        columns: Pictures in a row.
+
+    Returns:
+        What is shown, row after row.
+
+    Raises:
+        InputError: When the shards have no such split, or it ends before the last picture, or
+            there is no such grid, or `out` cannot be written.
+    """
+    for name, value, least in (("rows", rows, 1), ("columns", columns, 1), ("start", start, 0)):
+        require_least(f"--{name}", value, least)
+    require_place(out)
+    samples = Manifest.load(shards).split(split)
+    share = Share(start=start, stop=start + rows * columns, batch=rows * columns)
+    if split == TRAIN:
+        order = TrainingOrder(
+            samples.shard_sizes, seed=recipe.seed, window=recipe.data.shuffle_window
+        )
+        transform = TrainTransform(recipe.data, recipe.seed)
+        loader = make_loader(shards, samples, share, transform, order=order)
+    elif share.stop <= samples.num_samples:
+        evaluation = EvalTransform(recipe.data.eval_resize, recipe.data.eval_size)
+        loader = make_loader(shards, samples, share, evaluation)
+    else:
+        raise InputError(
+            f"{split} ends before picture {share.stop - 1}",
+            expected=f"at most {samples.num_samples} pictures",
+        )
+    (batch,) = loader
+    buffer = io.BytesIO()
+    Image.fromarray(_grid(batch.pictures, columns)).save(buffer, format="PNG")
+    write_bytes(out, buffer.getvalue())
+    return batch
+
+
+def _grid(pictures: torch.Tensor, columns: int) -> np.ndarray:
+    """Lays pictures out in rows, white between them; (H, W, 3) uint8."""
+    count, _, height, width = pictures.shape
+    rows = -(-count // columns)
+    shape = (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3)
+    grid = np.full(shape, 255, np.uint8)
+    for number, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
+        top = _GAP + number // columns * (height + _GAP)
+        left = _GAP + number % columns * (width + _GAP)
+        grid[top : top + height, left : left + width] = picture
+    return grid

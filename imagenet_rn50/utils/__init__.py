@@ -1,0 +1,1 @@
+"""What every layer uses: files, storage, errors, messages, signals."""

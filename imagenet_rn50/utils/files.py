@@ -1,0 +1,225 @@
+"""Files that are either whole or absent: temporary name, fsync, rename (contract 5)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.parsing import parse_json, parse_yaml
+
+TEMPORARY_SUFFIX = ".partial"
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a rename inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """Opens a file for writing that appears under `path` only when it is whole and on disk.
+
+    When the body raises, what was written is removed and an older `path` stays as it was.
+    """
+    temporary = _temporary(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename in {None, str(temporary)}:
+            error.filename, error.filename2 = str(path), None  # as the user knows it
+        raise
+    sync_folder(path.parent)
+
+
+def _temporary(path: Path) -> Path:
+    """Returns the name under which a file is written."""
+    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+
+
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Gives a folder that was written its name, when all of it is on disk.
+
+    An older folder of that name is moved aside first and removed last, so that at any moment one of
+    the two is whole on the disk.
+    """
+    for path in [*temporary.rglob("*"), temporary]:
+        sync_folder(path)  # a file alike: opened and synced
+    aside = final.with_name(f"{final.name}.replaced{TEMPORARY_SUFFIX}")
+    if final.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        final.rename(aside)
+    try:
+        temporary.rename(final)
+    except OSError:
+        if aside.exists():
+            aside.rename(final)
+        raise
+    sync_folder(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes `content` to `path`, whole or not at all."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes `text` to `path` as UTF-8, whole or not at all."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` to `path` as indented JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_text(path: Path) -> str:
+    """Reads a text file; the mark that Windows' editors put in front of UTF-8 is left out.
+
+    Raises:
+        InputError: When the file is missing, cannot be read or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path} cannot be read", expected="text in UTF-8", found=str(error)
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file, as `parse_json` does.
+
+    Raises:
+        InputError: When the file is missing, cannot be read or is not valid JSON.
+    """
+    return parse_json(read_text(path), source=str(path))
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML file, as `parse_yaml` does.
+
+    Raises:
+        InputError: When the file is missing, cannot be read or is not valid YAML.
+    """
+    return parse_yaml(read_text(path), source=str(path))
+
+
+def make_folder(folder: Path, fix: str) -> None:
+    """Makes a folder that files can be written into, and its parents; it may be there already.
+
+    Args:
+        folder: The folder.
+        fix: What to do where it cannot be had.
+
+    Raises:
+        InputError: When it cannot be made, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written", found=error.strerror, fix=fix) from None
+    require_writable(folder, fix)
+
+
+def require_writable(folder: Path, fix: str) -> None:
+    """Stops before work whose results could not be written into a folder.
+
+    Args:
+        folder: The folder, or one that would be made.
+        fix: What to do where it cannot be had.
+
+    Raises:
+        InputError: When nothing can be written into it, or into the folder that it would be made
+            in.
+    """
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written", found=error.strerror, fix=fix) from None
+
+
+def require_place(path: Path) -> None:
+    """Stops before work whose result could not be written to `path`.
+
+    Raises:
+        InputError: When its folder is missing or read-only, or it is a folder or a device itself.
+    """
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} for {path.name}")
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "no regular file"
+        raise InputError(f"{path} cannot be written", expected="the name of a file", found=found)
+    temporary = _temporary(path)
+    try:
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written",
+            expected="the name of a file in a folder that may be written into",
+            found=error.strerror,
+        ) from None
+
+
+def follow_umask(path: Path) -> None:
+    """Give a file the mode of any new file there: safetensors lets only its owner read its own."""
+    other = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    other.touch()
+    try:
+        shutil.copymode(other, path)
+    finally:
+        other.unlink()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Returns the file's SHA-256 as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_free_space(folder: Path, needed_bytes: int, purpose: str) -> None:
+    """Stops before a write that the disk cannot hold.
+
+    Args:
+        folder: Where the files will be written; it, or a parent of it, exists.
+        needed_bytes: How much `purpose` will write.
+        purpose: What needs the space, for the message.
+
+    Raises:
+        InputError: When less than `needed_bytes` are free.
+    """
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free_bytes = shutil.disk_usage(existing).free
+    if free_bytes < needed_bytes:
+        raise InputError(
+            f"not enough disk space for {purpose} in {folder}",
+            expected=f"at least {needed_bytes / 1e9:.3f} GB free",
+            found=f"{free_bytes / 1e9:.3f} GB free on the volume of {existing}",
+            fix="free some space, or name a folder on another volume",
+        )

@@ -1,0 +1,580 @@
+"""Remote storage through fsspec: addresses without secrets, file systems, reads with retries."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from imagenet_rn50.utils.errors import InputError, RankError
+from imagenet_rn50.utils.files import TEMPORARY_SUFFIX, sync_folder
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
+
+
+def public_address(location: str) -> str:
+    """Returns a location without what may be secret: user, password, query and fragment."""
+    parts = urlsplit(location)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def public_word(word: str) -> str:
+    """Returns a word of a command line, the address in it as it may be shown.
+
+    Args:
+        word: `--shards`, `s3://bucket/shards`, `--shards=https://host/shards?signature`, ...
+    """
+    return _ADDRESS.sub(lambda found: public_address(found[0]), word)
+
+
+_WEB = frozenset({"http", "https"})
+
+_DENIED = frozenset({401, 403, 407, 451})
+_RETRIED = frozenset({408, 409, 412, 416, 425, 429, 500, 502, 503, 504})
+_RETRIED_CODES = frozenset({"RequestTimeout", "IncompleteBody", "BadDigest"})  # S3's, of status 400
+_NO_CONTAINER = frozenset(
+    {"NoSuchBucket", "BucketNotFoundError", "RepositoryNotFoundError", "RevisionNotFoundError"}
+)
+
+_CREDENTIALS = {
+    "s3": "check AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and what they allow: "
+    "s3:GetObject, and s3:ListBucket, without which S3 also answers 403 for a missing file",
+    "hf": "check HF_TOKEN, or log in with `hf auth login`",
+    "file": "check who may read and write it",
+}
+_ANY_CREDENTIALS = "check the credentials that the address or the environment gives"
+_CHECK_ADDRESS = "check the address"
+_REACH = {
+    "s3": "check the network, AWS_ENDPOINT_URL and AWS_DEFAULT_REGION",
+    "hf": "check the network and HF_ENDPOINT",
+}
+_ANY_REACH = "check the address and the network"
+
+# By the names of classes, for the libraries are imported only where they are used: what happened,
+# and whether another try cannot help.
+_KINDS: tuple[tuple[frozenset[str], str, bool], ...] = (
+    (frozenset({"TooManyRedirects"}), "the server redirects in circles", True),
+    (
+        frozenset({"SSLCertVerificationError", "ClientConnectorCertificateError"}),
+        "the server's TLS certificate is not trusted",
+        True,
+    ),
+    (frozenset({"OfflineModeIsEnabled"}), "HF_HUB_OFFLINE is set", True),
+    (frozenset({"gaierror", "ClientConnectorDNSError"}), "the host name is not resolved", False),
+    (frozenset({"SSLError"}), "no TLS connection", False),
+    (frozenset({"ConnectionRefusedError"}), "connection refused", False),
+    (
+        frozenset({"TimeoutError", "TimeoutException", "ConnectTimeoutError", "ReadTimeoutError"}),
+        "no answer in time",
+        False,
+    ),
+    (
+        frozenset({"ConnectionError", "ServerDisconnectedError", "ConnectionClosedError"}),
+        "the connection broke",
+        False,
+    ),
+    (
+        frozenset({"ClientPayloadError", "IncompleteRead", "RemoteProtocolError"}),
+        "the answer was cut short",
+        False,
+    ),
+)
+_NO_CREDENTIALS = frozenset(
+    {"NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"}
+    | {"ProfileNotFound", "TokenRetrievalError", "SSOError"}
+)
+_LASTING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
+_MISUSED = frozenset({"ValueError", "NotImplementedError", "IsADirectoryError"})
+
+
+class TransferError(Exception):
+    """One try to read or write a remote file failed.
+
+    Args:
+        found: What happened; never a library's text, which may hold an address with a token.
+        fix: What the user can do about it.
+        is_final: Whether another try cannot help.
+        is_missing: Whether the storage answered that it has no such file.
+        is_denied: Whether it answered that the file may not be read.
+        is_unusable: Whether the file came, and is not what it must be.
+        retry_after: Seconds that the server asks to wait before the next try.
+    """
+
+    def __init__(
+        self,
+        found: str,
+        *,
+        fix: str | None = None,
+        is_final: bool = False,
+        is_missing: bool = False,
+        is_denied: bool = False,
+        is_unusable: bool = False,
+        retry_after: float = 0.0,
+    ) -> None:
+        super().__init__(found)
+        self.found = found
+        self.fix = fix
+        self.is_final = is_final
+        self.is_missing = is_missing
+        self.is_denied = is_denied
+        self.is_unusable = is_unusable
+        self.retry_after = retry_after
+
+
+def open_to_read(address: str, scheme: str, timeout: float) -> Any:
+    """Opens a remote file for streaming.
+
+    Raises:
+        InputError: When fsspec does not know the scheme, or lacks a package for it.
+    """
+    storage = filesystem(scheme, timeout, os.getpid())
+    storage.invalidate_cache()
+    if scheme in _WEB:
+        # Without blocks it streams. Any size keeps fsspec from asking for it first, in a way that
+        # turns every failure into FileNotFoundError.
+        return storage.open(address, "rb", block_size=0, size=1)
+    return storage.open(address, "rb", cache_type="none")
+
+
+@cache
+def filesystem(scheme: str, timeout: float, process: int) -> Any:
+    """Returns this process's own file system.
+
+    One of the parent's does not work after a fork; it must not even be freed there, for that would
+    wait for a thread that the fork left behind. Being cached, it never is.
+    """
+    import fsspec
+
+    try:
+        storage = fsspec.filesystem(scheme, skip_instance_cache=True, **_settings(scheme, timeout))
+    except (ImportError, ValueError) as error:
+        raise InputError(
+            f"files cannot be read from {scheme}://",
+            expected="a scheme that fsspec knows, and the package that it needs",
+            found=str(error),
+        ) from None
+    if scheme == "s3":
+        storage.retries = 1  # retries are ours, so that they are counted once
+    return storage
+
+
+def _settings(scheme: str, timeout: float) -> dict[str, Any]:
+    """Returns the settings that make a file system give up on a silent server."""
+    if scheme in _WEB:
+        import aiohttp
+
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
+        return {"client_kwargs": {"timeout": limits}}
+    if scheme == "s3":
+        limits_of_s3 = {"connect_timeout": timeout, "read_timeout": timeout}
+        return {"config_kwargs": {**limits_of_s3, "retries": {"total_max_attempts": 1}}}
+    return {}
+
+
+def transfer_error(error: BaseException, scheme: str) -> TransferError:
+    """Returns what an error of a storage means.
+
+    Args:
+        error: What fsspec raised; the libraries' own errors are its causes.
+        scheme: Of the storage.
+    """
+    chain = list(_causes(error))
+    names = {kind.__name__ for link in chain for kind in type(link).__mro__}
+    status, code, headers = _answer(chain)
+    credentials = _CREDENTIALS.get(scheme, _ANY_CREDENTIALS)
+    found = f"HTTP status {status}" if status else type(error).__name__
+    named = {code} | (names & _NO_CONTAINER)
+    if detail := ", ".join(sorted(name for name in named if not name.isdecimal() and name)):
+        found += f" ({detail})"
+
+    if names & _NO_CREDENTIALS:
+        return TransferError("no credentials", fix=credentials, is_final=True, is_denied=True)
+    if status in _DENIED or (not status and "PermissionError" in names):
+        return TransferError(found, fix=credentials, is_final=True, is_denied=True)
+    if named & _NO_CONTAINER:
+        fix = f"{_CHECK_ADDRESS}, and {credentials.removeprefix('check ')}"
+        return TransferError(found, fix=fix, is_final=True)
+    if status in {404, 410} or "FileNotFoundError" in names:
+        answer = found if status else "no such file"
+        return TransferError(answer, fix=_CHECK_ADDRESS, is_final=True, is_missing=True)
+    if status in _RETRIED or code in _RETRIED_CODES or status > 505:
+        return TransferError(found, fix="try again later", retry_after=_retry_after(headers))
+    if status:
+        return TransferError(found, fix=_REACH.get(scheme, _ANY_REACH), is_final=True)
+    return _without_answer(error, names, scheme)
+
+
+def _without_answer(error: BaseException, names: set[str], scheme: str) -> TransferError:
+    """Returns what an error means that no server sent."""
+    reach = _REACH.get(scheme, _ANY_REACH)
+    for which, found, is_final in _KINDS:
+        if which & names:
+            return TransferError(found, fix=reach, is_final=is_final)
+    number = getattr(error, "errno", None)
+    if scheme == "file" and number:
+        return TransferError(os.strerror(number), fix=_CHECK_ADDRESS, is_final=number in _LASTING)
+    is_final = bool(names & _MISUSED)
+    fix = _CHECK_ADDRESS if is_final else reach
+    return TransferError(type(error).__name__, fix=fix, is_final=is_final)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yields an error and what it was raised from, the outermost first."""
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _answer(chain: list[BaseException]) -> tuple[int, str, Any]:
+    """Returns status, S3's error code and headers of the server's answer; 0, "", {} without one."""
+    for link in chain:
+        response = getattr(link, "response", None)
+        if isinstance(response, dict):  # botocore
+            answer = response.get("ResponseMetadata", {})
+            code = str(response.get("Error", {}).get("Code", ""))
+            return answer.get("HTTPStatusCode", 0), code, answer.get("HTTPHeaders", {})
+        # aiohttp names it on the error, httpx and Azure on its answer.
+        for place, attribute in (
+            (link, "status"),
+            (response, "status_code"),
+            (link, "status_code"),
+        ):
+            if isinstance(status := getattr(place, attribute, None), int) and status:
+                return status, "", getattr(place, "headers", None) or {}
+    return 0, "", {}
+
+
+def _retry_after(headers: Any) -> float:
+    """Returns how many seconds a server asks to wait, which it says as a number or as a date."""
+    value = str(headers.get("retry-after") or "")
+    with suppress(ValueError):
+        return max(0.0, float(value))
+    with suppress(ValueError):
+        date = parsedate_to_datetime(value)
+        return max(
+            0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds()
+        )
+    return 0.0
+
+
+_CHUNK_BYTES = 8 << 20
+_LEAST_BYTES_PER_S = 1000  # what comes slower than that has stalled
+_WHOLE_OR_ABSENT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
+_WITHOUT_HOST = frozenset({"file", "local", "memory"})
+
+log = logging.getLogger(__name__)
+
+
+class UnusableFileError(InputError):
+    """A file that is not there, or is not what it must be; trying again does not help."""
+
+
+class MissingFileError(UnusableFileError):
+    """A file that the storage says it does not have."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a transfer is tried.
+
+    Args:
+        tries: How often in all.
+        first_pause: Seconds before the second try; twice as long before each one after it.
+        longest_pause: Seconds that no pause exceeds.
+        timeout: Seconds without a byte after which a try has failed.
+        total_pause: Seconds that all pauses of one transfer may take together; what a server asks
+            to wait beyond that is not waited for.
+    """
+
+    tries: int = 6
+    first_pause: float = 0.5
+    longest_pause: float = 30.0
+    timeout: float = 30.0
+    total_pause: float = 300.0
+
+    def pause_before(self, attempt: int) -> float:
+        """Returns how long to wait before try number `attempt`, from 1.
+
+        Half of it is random, so that many readers do not come back all at once.
+        """
+        longest: float = min(self.first_pause * 2 ** (attempt - 1), self.longest_pause)
+        return longest * random.uniform(0.5, 1.0)
+
+
+PATIENCE = Patience()
+
+
+@dataclass(frozen=True)
+class RemoteFolder:
+    """A folder that fsspec can read, and maybe write: https://, s3://, hf://, a path, and others.
+
+    Args:
+        location: Its address.
+        patience: How long transfers are tried.
+    """
+
+    location: str
+    patience: Patience = PATIENCE
+
+    def __post_init__(self) -> None:
+        """Refuses what is no address.
+
+        Raises:
+            InputError: When it names no host or bucket.
+        """
+        scheme = self.location.partition("://")[0]
+        try:
+            is_address = bool(urlsplit(self.location).netloc) or "://" not in self.location
+        except ValueError:
+            is_address = False
+        if not is_address and scheme not in _WITHOUT_HOST:
+            raise InputError(
+                f"the address {scheme}://... names no host or bucket",
+                expected=f"{scheme}://HOST_OR_BUCKET/FOLDER",
+            )
+
+    def __repr__(self) -> str:
+        return f"RemoteFolder({self.public!r})"
+
+    @property
+    def public(self) -> str:
+        """The address without what may be secret: user, password, query and fragment."""
+        return public_address(self.location)
+
+    def download(
+        self,
+        name: str,
+        target: Path,
+        *,
+        num_bytes: int | None = None,
+        sha256: str | None = None,
+        is_json: bool = False,
+    ) -> None:
+        """Downloads a file, whole or not at all: it appears under `target` once it is checked.
+
+        Args:
+            name: Name of the file in the folder.
+            target: Where it shall stand. Another process must not download to it meanwhile.
+            num_bytes: How long it must be.
+            sha256: What its hash must be.
+            is_json: Whether it must be JSON, which shows that a file of unknown length is whole.
+
+        Raises:
+            MissingFileError: When it is not there.
+            UnusableFileError: When in the last of all tries it is not what it must be.
+            InputError: When it may not be read, or fails in every try, or the disk is full.
+            FileNotFoundError: When the folder of `target` was removed meanwhile.
+        """
+        temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+
+        def get() -> None:
+            size, digest = self._stream(name, temporary)
+            problem = None
+            if num_bytes is not None and size != num_bytes:
+                problem = f"{size} bytes instead of {num_bytes}"
+            elif sha256 is not None and digest != sha256:
+                problem = f"sha256 {digest} instead of {sha256}"
+            elif is_json and not _is_json(temporary):
+                problem = f"{size} bytes that are no JSON"
+            if problem:
+                fix = "see what the address gives; upload the file again, and what names its hash"
+                raise TransferError(problem, fix=fix, is_unusable=True)
+
+        try:
+            self._persist(get, name, "downloaded")
+            temporary.replace(target)
+            sync_folder(target.parent)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise _local_error(error, temporary.parent) from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def upload(self, source: Path, name: str) -> None:
+        """Brings a file there; it appears under its name only when it is whole.
+
+        Args:
+            source: The file.
+            name: Its name in the folder; names of folders may stand before it.
+
+        Raises:
+            InputError: When it may not be written, or fails in every try.
+        """
+        size = source.stat().st_size
+
+        def put(storage: Any, address: str) -> None:
+            if self._scheme in _WHOLE_OR_ABSENT:
+                storage.put_file(str(source), address)
+            else:
+                storage.makedirs(address.rpartition("/")[0], exist_ok=True)
+                storage.put_file(str(source), f"{address}{TEMPORARY_SUFFIX}")
+                storage.mv(f"{address}{TEMPORARY_SUFFIX}", address)
+            storage.invalidate_cache()
+            if (there := storage.info(address)["size"]) != size:
+                raise TransferError(f"{there} bytes instead of {size}")
+
+        self._patiently(put, name, "written")
+
+    def remove(self, name: str) -> None:
+        """Removes a file, if it is there.
+
+        Raises:
+            InputError: When it may not be removed, or that fails in every try.
+        """
+
+        def remove(storage: Any, address: str) -> None:
+            with suppress(FileNotFoundError):
+                storage.rm_file(address)
+
+        self._patiently(remove, name, "removed")
+
+    def names(self, folder: str) -> list[str]:
+        """Returns the names of all files under a folder in this one, from there on.
+
+        Raises:
+            InputError: When they may not be listed, or that fails in every try.
+        """
+        found: list[str] = []
+
+        def find(storage: Any, address: str) -> None:
+            storage.invalidate_cache()
+            top = storage._strip_protocol(address).rstrip("/") + "/"
+            found[:] = [path.removeprefix(top) for path in storage.find(address)]
+
+        self._patiently(find, folder, "listed")
+        return found
+
+    def _patiently(self, action: Callable[[Any, str], None], name: str, done: str) -> None:
+        """Tries to do something with a file, or a folder.
+
+        Raises:
+            InputError: When that is not allowed, or fails in every try.
+        """
+
+        def act() -> None:
+            try:
+                storage = filesystem(self._scheme, self.patience.timeout, os.getpid())
+                action(storage, self._address(name))
+            except (InputError, TransferError):
+                raise
+            except Exception as error:  # every storage has its own errors
+                raise transfer_error(error, self._scheme) from None
+
+        self._persist(act, name, done)
+
+    def _persist(self, action: Callable[[], None], name: str, done: str) -> None:
+        """Does something, again and again while it fails and another try may help.
+
+        Raises:
+            InputError: When none does.
+        """
+        where = f"{self.public}/{name}"
+        began, paused = time.monotonic(), 0.0
+        for attempt in range(1, self.patience.tries + 1):
+            try:
+                return action()
+            except TransferError as error:
+                failure = error
+            if failure.is_final:
+                raise _final_error(failure, where, done)
+            pause = max(failure.retry_after, self.patience.pause_before(attempt))
+            if paused + pause > self.patience.total_pause:
+                break
+            log.warning("%s: %s (try %d)", where, failure.found, attempt)
+            if attempt < self.patience.tries:
+                time.sleep(pause)
+                paused += pause
+        seconds = time.monotonic() - began
+        found = f"{failure.found}, in the last of {attempt} tries within {seconds:.0f} s"
+        if failure.retry_after > self.patience.total_pause - paused:
+            found += f"; the server asks to wait for {failure.retry_after:.0f} s"
+        kind = UnusableFileError if failure.is_unusable else RankError
+        raise kind(f"{where} cannot be {done}", found=found, fix=failure.fix)
+
+    @property
+    def _scheme(self) -> str:
+        """What fsspec knows the storage by; a path is a file's."""
+        return urlsplit(self.location).scheme or "file"
+
+    def _address(self, name: str) -> str:
+        """Returns the address of a file in the folder."""
+        parts = urlsplit(self.location)
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
+
+    def _stream(self, name: str, temporary: Path) -> tuple[int, str]:
+        """Writes the file to `temporary`; returns its size and hash."""
+        digest, size = hashlib.sha256(), 0
+        with temporary.open("wb") as file, closing(self._chunks(name)) as chunks:
+            for chunk in chunks:
+                file.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        return size, digest.hexdigest()
+
+    def _chunks(self, name: str) -> Generator[bytes, None, None]:
+        """Yields the bytes of a file.
+
+        Raises:
+            TransferError: When they do not come.
+        """
+        address, timeout = self._address(name), self.patience.timeout
+        began, size = time.monotonic(), 0
+        try:
+            with open_to_read(address, self._scheme, timeout) as source:
+                while chunk := source.read(_CHUNK_BYTES):
+                    yield chunk
+                    size += len(chunk)
+                    seconds = time.monotonic() - began
+                    if seconds > timeout and size < seconds * _LEAST_BYTES_PER_S:
+                        raise TransferError(f"{size} bytes in {seconds:.0f} s")
+        except (InputError, TransferError):
+            raise
+        except Exception as error:  # every storage has its own errors
+            raise transfer_error(error, self._scheme) from None
+
+
+def _final_error(failure: TransferError, where: str, done: str) -> InputError:
+    """Returns what is said of a failure that another try cannot help."""
+    if failure.is_missing and done == "downloaded":
+        return MissingFileError(f"there is no {where}", found=failure.found, fix=failure.fix)
+    problem = "may not be read" if failure.is_denied else "cannot be downloaded"
+    if done != "downloaded":
+        problem = f"cannot be {done}"
+    return InputError(f"{where} {problem}", found=failure.found, fix=failure.fix)
+
+
+def _local_error(error: OSError, folder: Path) -> InputError:
+    """Returns what is said of a download that this machine cannot keep."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return InputError(
+            f"no space is left for {folder}",
+            fix="free some, give a folder on another volume, or let a cache of shards take less",
+        )
+    return InputError(f"{folder} cannot be written", found=error.strerror)
+
+
+def _is_json(path: Path) -> bool:
+    """Says whether a file is JSON from its first byte to its last."""
+    try:
+        json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return True

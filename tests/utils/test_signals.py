@@ -1,0 +1,118 @@
+import os
+import re
+import sys
+
+import pytest
+
+from imagenet_rn50.utils import signals as processes
+from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.signals import Launcher, require_joined, typed_command
+
+
+def test_the_command_to_go_on_is_the_launchers_as_it_was_typed(monkeypatch):
+    words = ("/venv/bin/python3", "/venv/bin/accelerate", "launch", "train.py", "--run", "a b")
+    typed = Launcher(words, (("ACCELERATE_USE_CPU", "1"),))
+    monkeypatch.setattr(processes, "launcher", lambda: typed)
+    assert typed_command() == "ACCELERATE_USE_CPU=1 accelerate launch train.py --run 'a b'"
+
+
+def test_an_option_that_has_done_its_work_is_left_out_of_it(monkeypatch):
+    monkeypatch.setattr(processes, "launcher", lambda: Launcher((), ()))
+    for given in (["--stop-at-step", "3"], ["--stop-at-step=3"], ["--stop_at_step", "3"]):
+        monkeypatch.setattr(sys, "argv", ["train.py", "--run", "x", *given, "--workers", "1"])
+        command = typed_command(without="--stop-at-step")
+        assert command == "python train.py --run x --workers 1"
+
+
+@pytest.mark.parametrize("form", ["--shards {}", "--shards={}"])
+def test_secrets_in_addresses_are_left_out_of_it_and_that_is_said(monkeypatch, form):
+    monkeypatch.setattr(processes, "launcher", lambda: Launcher((), ()))
+    address = "https://user:PASSWORD@host/x?X-Amz-Signature=SECRET#TOKEN"
+    given = [*form.format(address).split(), "--sync", "s3://runs/one", "--run", "a b"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *given])
+    expected = f"python train.py {form} --sync s3://runs/one --run 'a b'  # address shortened"
+    assert typed_command() == expected.format("https://host/x")
+    monkeypatch.setattr(sys, "argv", ["train.py", "--sync", "s3://runs/one"])
+    assert typed_command() == "python train.py --sync s3://runs/one"
+
+
+def test_a_parent_that_is_no_launcher_is_not_taken_for_one():
+    processes.launcher.cache_clear()
+    assert os.getppid() > 0
+    assert processes.launcher().words == ()
+
+
+def test_the_command_to_go_on_has_the_variables_that_matter_and_no_secret(monkeypatch):
+    given = {
+        "ACCELERATE_USE_CPU": "1",
+        "ACCELERATE_MIXED_PRECISION": "no",
+        "CUDA_VISIBLE_DEVICES": "0,1",
+        "NCCL_SOCKET_IFNAME": "^lo docker",
+        "OMP_NUM_THREADS": "1",
+        "NCCL_VERSION": "2.1",
+        "ACCELERATE_TOKEN": "SECRET",
+        "HF_TOKEN": "SECRET",
+        "AWS_SECRET_ACCESS_KEY": "SECRET",
+        "WANDB_API_KEY": "SECRET",
+        "PATH": "/bin",
+    }
+    environ = [f"{name}={value}" for name, value in given.items()]
+    monkeypatch.setattr(processes, "_strings", lambda process, name: environ)
+    monkeypatch.setattr(sys, "argv", ["train.py", "--run", "a b"])
+    processes.launcher.cache_clear()
+    command = typed_command()
+    processes.launcher.cache_clear()
+    assert command == (
+        "ACCELERATE_USE_CPU=1 ACCELERATE_MIXED_PRECISION=no CUDA_VISIBLE_DEVICES=0,1 "
+        "NCCL_SOCKET_IFNAME='^lo docker' OMP_NUM_THREADS=1 python train.py --run 'a b'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "world_size"),
+    [
+        ({"WORLD_SIZE": "2"}, 1),
+        ({"WORLD_SIZE": "1"}, 2),
+        ({"WORLD_SIZE": "two"}, 1),
+        ({"SLURM_NTASKS": "2"}, 1),
+        ({"SLURM_NTASKS": "8", "SLURM_STEP_NUM_TASKS": "8", "WORLD_SIZE": "1"}, 1),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, 1),
+        ({"PMI_SIZE": "4"}, 1),
+        ({"MV2_COMM_WORLD_SIZE": "4"}, 1),
+        # srun or mpirun started one torchrun on each of two machines, which do not know each other.
+        ({"SLURM_STEP_NUM_TASKS": "2", "GROUP_WORLD_SIZE": "1", "WORLD_SIZE": "4"}, 4),
+        ({"OMPI_COMM_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1", "WORLD_SIZE": "4"}, 4),
+    ],
+)
+def test_processes_that_did_not_join_are_refused(no_launcher, variables, world_size):
+    for name, value in variables.items():
+        no_launcher.setenv(name, value)
+    with pytest.raises(InputError, match="|".join(variables)):
+        require_joined(world_size, on_gpu=False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "world_size"),
+    [
+        ({}, 1),
+        ({"WORLD_SIZE": "2"}, 2),
+        ({"SLURM_NTASKS": "1"}, 1),
+        ({"OMPI_COMM_WORLD_SIZE": "2"}, 2),  # Accelerate joins by MPI's variables on the CPU
+        ({"SLURM_NTASKS": "8", "GROUP_WORLD_SIZE": "1", "WORLD_SIZE": "8"}, 8),  # in a batch script
+        ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "1"}, 1),  # srun --ntasks=1 in an allocation
+        ({"SLURM_STEP_NUM_TASKS": "2", "GROUP_WORLD_SIZE": "2", "WORLD_SIZE": "16"}, 16),
+    ],
+)
+def test_processes_that_joined_are_not_refused(no_launcher, variables, world_size):
+    for name, value in variables.items():
+        no_launcher.setenv(name, value)
+    require_joined(world_size, on_gpu=False)
+
+
+@pytest.fixture
+def no_launcher(monkeypatch):
+    """An environment that says nothing of other processes."""
+    for name in list(os.environ):
+        if re.match(r"SLURM_|OMPI_|PMI_|MV2_|WORLD_SIZE|GROUP_WORLD_SIZE", name):
+            monkeypatch.delenv(name)
+    return monkeypatch
