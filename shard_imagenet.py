@@ -44,7 +44,7 @@ def pack(
     restart_blocks: Literal["auto", "none"] | int = "auto",
     resize: str | None = None,
     quality: int = 95,
-    on_bad: Literal["stop", "skip"] = "stop",
+    on_corrupt: Literal["stop", "skip"] = "stop",
     check: Literal["decode", "header"] = "decode",
     metadata: bool = False,
     train_only: bool = False,
@@ -67,7 +67,7 @@ def pack(
             auto, where jpegtran is installed, for the number that suits each picture's width.
         resize: short=256 or max=500 scales larger pictures down; by default pixels stay.
         quality: JPEG quality of pictures that are resized.
-        on_bad: Whether a picture that cannot be decoded stops the run or is left out (skip).
+        on_corrupt: Whether a picture that cannot be decoded stops the run or is left out (skip).
         check: Whether every picture is decoded once, or only its header is read.
         metadata: Also pack a KEY.json beside each picture.
         train_only: Pack the training images alone; else a source without validation is refused.
@@ -85,7 +85,7 @@ def pack(
         restart_blocks=None if restart_blocks == "none" else restart_blocks,
         metadata=metadata,
         check=check,
-        on_bad=on_bad,
+        on_corrupt=on_corrupt,
         train_only=train_only,
     )
     found = read_source(source, layout, train_only=train_only)

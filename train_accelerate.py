@@ -47,7 +47,7 @@ class Arguments:
     torchvision's, timm's or ours, an exported folder, or a Hub id."""
     init_weights: Literal["raw", "ema"] | None = None
     """Which of them, where a file holds both: averaged (EMA) weights, or raw ones."""
-    on_error: Literal["stop", "substitute"] = "stop"
+    on_corrupt: Literal["stop", "substitute"] = "stop"
     """What a damaged sample does: stop the run, or let another one stand in for it; more than 100
     damaged samples of one rank stop it all the same."""
     cache: Path | None = None
@@ -102,14 +102,14 @@ def main() -> None:
 
         # After parsing, so that --help and mistakes answer at once.
         from imagenet_rn50.data.cache import open_shards
-        from imagenet_rn50.runs.run_dir import RunFolder
+        from imagenet_rn50.runs.run_dir import RunDir
         from imagenet_rn50.training.accelerator import make_accelerator
         from imagenet_rn50.training.lr_finder import find_lr
         from imagenet_rn50.training.trainer import Trainer
 
         accelerator = make_accelerator(arguments.run, arguments.trackers)
         is_main = accelerator.is_main_process
-        with RunFolder(arguments.run).claimed() if is_main else nullcontext():
+        with RunDir(arguments.run).lock() if is_main else nullcontext():
             trainer = Trainer(
                 arguments.hyperparameters,
                 open_shards(
@@ -120,7 +120,7 @@ def main() -> None:
                 arguments.run,
                 accelerator,
                 arguments.workers,
-                on_error=arguments.on_error,
+                on_corrupt=arguments.on_corrupt,
                 config=arguments.checkpointing,
                 create=not arguments.find_lr,
                 init_from=arguments.init_from,

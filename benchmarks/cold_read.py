@@ -20,7 +20,7 @@ import tyro
 
 from imagenet_rn50.data.cache import Prefetcher
 from imagenet_rn50.data.reader import LocalShards, ShardReader
-from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.shards.manifest import Shard, Split
 
 ROOT = Path(__file__).parents[1]
@@ -83,14 +83,14 @@ def sequential(folder: Path, split: Split) -> None:
 
 def in_order(folder: Path, split: Split, window: int, *, ahead: bool) -> None:
     """Reads every sample in training order, with reading ahead or without."""
-    order = TrainingOrder(split.shard_sizes, seed=0, window=window)
+    order = ShardShuffleSampler(split.shard_sizes, seed=0, window=window)
     store = LocalShards(folder)
     prefetcher = Prefetcher(store, split, order, 0, 1)
     with ShardReader(store, split) as reader:
         for first in range(0, split.num_samples, _BATCH):
             if ahead:
                 prefetcher.advance(first)
-            _, indices = order.at(first, min(_BATCH, split.num_samples - first))
+            _, indices = order.indices(first, min(_BATCH, split.num_samples - first))
             for index in indices.tolist():
                 reader.read(index)
     prefetcher.close()

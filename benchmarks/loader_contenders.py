@@ -27,16 +27,16 @@ _PIPE_CHILDREN = "/proc/{0}/task/{0}/children"
 
 def ours(folder: str, data: Path, batch: int, workers: int) -> Iterator[Any]:
     """This project's loader."""
-    from imagenet_rn50.data.loader import Share, make_loader
-    from imagenet_rn50.data.sampler import TrainingOrder
+    from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+    from imagenet_rn50.data.sampler import ShardShuffleSampler
     from imagenet_rn50.data.transforms import TrainTransform
     from imagenet_rn50.recipe import DataRecipe
     from imagenet_rn50.shards.manifest import TRAIN, Manifest
 
     split = Manifest.load(data / folder).split(TRAIN)
-    order = TrainingOrder(split.shard_sizes, seed=0, window=32)
+    order = ShardShuffleSampler(split.shard_sizes, seed=0, window=32)
     transform = TrainTransform(DataRecipe(), seed=0)
-    share = Share(0, 10**9, batch)
+    share = DistributedBatchSampler(0, 10**9, batch)
     loader = make_loader(data / folder, split, share, transform, order=order, num_workers=workers)
     return iter(loader)
 

@@ -44,7 +44,7 @@ _SHARD_SIZE = 1251
 class Arguments:
     """Times packing by several means in turn."""
 
-    pictures: int = 20_000
+    images: int = 20_000
     """Pictures to pack where bytes are only passed on."""
     slow_pictures: int = 1_500
     """Pictures to pack where each is decoded or written anew."""
@@ -59,11 +59,11 @@ def main() -> None:
     arguments = tyro.cli(Arguments)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
-        many = _write_pictures(folder / "many", arguments.pictures)
+        many = _write_pictures(folder / "many", arguments.images)
         few = _write_pictures(folder / "few", arguments.slow_pictures)
         mean = statistics.mean(picture.length for picture in many.splits["train"])
         print(
-            f"{os.cpu_count()} cores; {arguments.pictures} pictures of {mean / 1e3:.1f} KB on "
+            f"{os.cpu_count()} cores; {arguments.images} pictures of {mean / 1e3:.1f} KB on "
             f"average, {arguments.slow_pictures} where each is decoded; {arguments.rounds} rounds"
         )
         print(f"load of the machine before the first round: {os.getloadavg()[0]:.1f}", flush=True)

@@ -35,7 +35,7 @@ class Arguments:
 
     data: Path = Path("data/bench-loaders")
     """Where benchmarks.loaders keeps its data."""
-    pictures: int = 400
+    images: int = 400
     """Pictures in a round."""
     rounds: int = 5
     """Rounds; medians are printed."""
@@ -77,9 +77,9 @@ def main() -> None:
     folder = arguments.data / "restarts"
     split = replace(Manifest.load(folder).split(TRAIN), crc32s=None)  # the check is timed apart
     with ShardReader(LocalShards(folder), split) as reader:
-        rounds = [one_round(reader, arguments.pictures, epoch) for epoch in range(arguments.rounds)]
+        rounds = [one_round(reader, arguments.images, epoch) for epoch in range(arguments.rounds)]
     medians = [median(stage) for stage in zip(*rounds, strict=True)]
-    lines = [f"{arguments.pictures} pictures, medians of {arguments.rounds} rounds, CPU time"]
+    lines = [f"{arguments.images} pictures, medians of {arguments.rounds} rounds, CPU time"]
     lines += [
         f"{name:<16} {us:>6.0f} us  {us / sum(medians):>6.1%}"
         for name, us in zip(_STAGES, medians, strict=True)

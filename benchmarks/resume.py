@@ -18,8 +18,8 @@ from statistics import median
 
 import numpy as np
 
-from imagenet_rn50.data.loader import Share, make_loader
-from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.shards.manifest import Shard, Split
@@ -61,8 +61,8 @@ def first_batch(folder: Path, position: int, workers: int) -> float:
     offsets, lengths = np.load(folder / "index.npy").tolist()
     split = synthetic_split("photos.bin", offsets, lengths)
     began = time.perf_counter()
-    order = TrainingOrder(split.shard_sizes, seed=0, window=32)
-    share = Share(position, 2 * position + 10 * _BATCH, _BATCH)
+    order = ShardShuffleSampler(split.shard_sizes, seed=0, window=32)
+    share = DistributedBatchSampler(position, 2 * position + 10 * _BATCH, _BATCH)
     transform = TrainTransform(DataRecipe(), seed=0)
     loader = make_loader(folder, split, share, transform, order=order, num_workers=workers)
     next(iter(loader))

@@ -55,7 +55,7 @@ class Case:
         """Yields the batches in the order of memory that is asked for."""
         for batch in batches:
             contiguous = self.layout == "contiguous"
-            yield batch._replace(pictures=batch.pictures.contiguous()) if contiguous else batch
+            yield batch._replace(images=batch.images.contiguous()) if contiguous else batch
 
 
 def make_trainer(case: Case, batch: int, workers: int, photos: Path, run: Path) -> Trainer:
@@ -130,9 +130,7 @@ def plain(case: Case, trainer: Trainer) -> Step:
 
     def loss_of(batch: DeviceBatch) -> Tensor:
         with torch.autocast(device.type, dtype) if dtype else nullcontext():
-            return functional.cross_entropy(
-                model(batch.pictures), batch.labels, label_smoothing=0.1
-            )
+            return functional.cross_entropy(model(batch.images), batch.labels, label_smoothing=0.1)
 
     def step() -> None:
         loss = loss_of(next(batches))

@@ -261,7 +261,7 @@ def evaluate(asked: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) -> Non
         results_table,
         write_evaluation,
     )
-    from imagenet_rn50.utils.logging import say
+    from imagenet_rn50.utils.logging import logger
 
     if asked.batch < 1 or asked.workers < 0:
         raise InputError(
@@ -283,7 +283,7 @@ def evaluate(asked: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) -> Non
         )
         if target.not_counted and ranks.is_first:
             first, num_files = target.not_counted[0], sum(e.num_files for e in target.not_counted)
-            say(f"not counted: {num_files:,} files, such as {first.path}: {first.reason}")
+            logger.info(f"not counted: {num_files:,} files, such as {first.path}: {first.reason}")
         evaluation = evaluate_model(
             subject,
             target,
@@ -295,10 +295,10 @@ def evaluate(asked: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) -> Non
             real=read_real(asked.real, target, len(subject.labels)) if asked.real else None,
         )
         if ranks.is_first:
-            say(results_table(evaluation.results, num_classes_counted(subject, target)))
+            logger.info(results_table(evaluation.results, num_classes_counted(subject, target)))
             if asked.out:
                 write_evaluation(asked.out, subject, target, evaluation, known)
-                say(f"wrote {asked.out}: metrics.json, per_class.csv, report.html")
+                logger.info(f"wrote {asked.out}: metrics.json, per_class.csv, report.html")
 
 
 def export(

@@ -9,7 +9,7 @@ import pytest
 import shard_imagenet
 import train_accelerate
 from imagenet_rn50 import __main__ as verbs
-from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.utils import files
 from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import write_imagefolder
@@ -126,5 +126,5 @@ def test_a_recipe_that_is_not_utf_8_is_refused(tmp_path, refused):
 def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path):
     run = tmp_path / "run"
     run.symlink_to(run)
-    with pytest.raises(InputError, match="cannot be written"), RunFolder(run).claimed():
+    with pytest.raises(InputError, match="cannot be written"), RunDir(run).lock():
         pass

@@ -40,7 +40,7 @@ from imagenet_rn50.shards.manifest import FILE_NAME as MANIFEST_FILE
 from imagenet_rn50.shards.manifest import Shard, Split
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import make_folder, read_json
-from imagenet_rn50.utils.storage import PATIENCE, Patience, RemoteFolder
+from imagenet_rn50.utils.storage import PATIENCE, RemoteFolder, RetryPolicy
 
 DEFAULT_LIMIT_BYTES = 100 * 10**9
 _PAUSE = 0.05
@@ -201,7 +201,7 @@ def open_shards(
     *,
     cache: Path | None = None,
     limit_bytes: int = DEFAULT_LIMIT_BYTES,
-    patience: Patience = PATIENCE,
+    patience: RetryPolicy = PATIENCE,
 ) -> ShardStore:
     """Opens a folder of shards, wherever it is; its manifest can then be loaded from `folder`.
 
@@ -320,9 +320,9 @@ class Prefetcher:
         turn = -1
         try:
             while (position := self._next_position(turn)) is not None:
-                turn = max(turn + 1, self._order.turns_at(position).start)
+                turn = max(turn + 1, self._order.active_shards(position).start)
                 if turn % self._num_workers == self._worker:
-                    self._read(self._order.shard_of_turn(turn))
+                    self._read(self._order.shard_at(turn))
         except IndexError:  # the last turn is done
             return
         except (InputError, OSError) as error:
@@ -334,7 +334,7 @@ class Prefetcher:
         with self._changed:
             while not self._stopped:
                 assert self._position is not None
-                near = self._order.turns_at(self._position).stop + self._ahead
+                near = self._order.active_shards(self._position).stop + self._ahead
                 if turn + 1 < near:
                     return self._position
                 self._changed.wait()
@@ -361,6 +361,6 @@ class Prefetcher:
 
 def least_cache_bytes(split: Split, order: Order, num_workers: int) -> int:
     """Returns how much space a cache of shards needs, so that none is fetched twice an epoch."""
-    in_use = len(order.turns_at(split.num_samples // 2)) + max(num_workers, 1) + _SHARDS_AHEAD
+    in_use = len(order.active_shards(split.num_samples // 2)) + max(num_workers, 1) + _SHARDS_AHEAD
     largest = sorted((shard.num_bytes for shard in split.shards), reverse=True)
     return sum(largest[:in_use])

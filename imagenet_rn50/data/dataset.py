@@ -2,7 +2,7 @@
 
 The stages of the WebDataset pipeline, and the batch that comes out of it.
 
-    SampleSource (order + reader)  ->  TransformPicture  ->  StackBatches
+    ReadSamples (order + reader)  ->  DecodeAndTransform  ->  Collate
 
 Between them go WebDataset samples, dictionaries, so that whoever knows WebDataset can put a stage
 of their own in between. Every batch is made whole in one worker, as uint8: decoding, not the
@@ -68,7 +68,7 @@ def empty_pictures(count: int, height: int, width: int, dtype: torch.dtype = tor
     return pictures.permute(0, 3, 1, 2)
 
 
-OnError: TypeAlias = Literal["stop", "substitute"]
+OnCorrupt: TypeAlias = Literal["stop", "substitute"]
 Sample: TypeAlias = dict[str, Any]
 
 FILLER = -1  # index and label of rows that only make batches of equal size
@@ -78,7 +78,7 @@ class Batch(NamedTuple):
     """Consecutive samples of the order.
 
     Attributes:
-        pictures: (B, 3, H, W), channels last; uint8, or float32 where the transform normalises.
+        images: (B, 3, H, W), channels last; uint8, or float32 where the transform normalises.
         labels: Class indices; (B,) int64, -1 for a filler.
         indices: Sample indices; (B,) int64, -1 for a filler.
         mask: Which rows count, being no fillers; (B,) bool.
@@ -86,7 +86,7 @@ class Batch(NamedTuple):
         damaged: Indices of the samples that were substituted.
     """
 
-    pictures: Tensor
+    images: Tensor
     labels: Tensor
     indices: Tensor
     mask: Tensor
@@ -95,7 +95,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Share:
+class DistributedBatchSampler:
     """Which positions this process reads: those of one rank among several.
 
     Args:
@@ -135,7 +135,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class SampleSource:
+class ReadSamples:
     """Source stage: yields this worker's samples in order, as WebDataset samples.
 
     Worker w of W takes every W-th batch of its rank; the DataLoader asks its workers in turn, so
@@ -146,14 +146,14 @@ class SampleSource:
         split: What stands in them.
         share: Which positions are this rank's.
         order: Which sample stands at a position.
-        on_error: Whether a sample that cannot be read stops the run.
+        on_corrupt: Whether a sample that cannot be read stops the run.
     """
 
     store: ShardStore
     split: Split
-    share: Share
+    share: DistributedBatchSampler
     order: Order
-    on_error: OnError = "stop"
+    on_corrupt: OnCorrupt = "stop"
 
     def __call__(self) -> Iterator[Sample]:
         """Yields samples, batch after batch.
@@ -178,7 +178,7 @@ class SampleSource:
     def _batch(self, reader: ShardReader, start: int) -> Iterator[Sample]:
         """Yields the samples of one batch."""
         count, rows = self.share.count_at(start), self.share.rows_at(start)
-        epochs, indices = self.order.at(start, count)
+        epochs, indices = self.order.indices(start, count)
         pairs = zip(epochs.tolist(), indices.tolist(), strict=True)
         for row, (epoch, index) in enumerate(pairs):
             yield self._sample(reader, epoch, index) | {"row": row, "rows": rows}
@@ -193,10 +193,10 @@ class SampleSource:
             "cls": int(self.split.labels[index]),
             "epoch": epoch,
             "index": index,
-            "place": reader.place_of(index),
+            "place": reader.describe_sample(index),
             "is_checked": self.split.crc32s is not None,
         }
-        if self.on_error == "stop":
+        if self.on_corrupt == "stop":
             return sample | {"jpg": reader.read(index)}
         sample["others"] = self._others(reader, index)
         try:
@@ -206,7 +206,7 @@ class SampleSource:
 
     def _others(self, reader: ShardReader, index: int) -> Iterator[Sample]:
         """Yields readable samples of the same shard."""
-        for other in reader.others_of(index):
+        for other in reader.fallback_indices(index):
             try:
                 content = reader.read(other)
             except SampleError:
@@ -216,7 +216,7 @@ class SampleSource:
 
 
 @dataclass(frozen=True)
-class TransformPicture:
+class DecodeAndTransform:
     """Map stage: replaces "jpg" by "picture", which is written straight into its batch.
 
     Where a sample cannot be decoded and has "others", the first of them that can be decoded takes
@@ -279,7 +279,7 @@ class TransformPicture:
 
 
 @dataclass(frozen=True)
-class StackBatches:
+class Collate:
     """Batch stage: puts the rows of a batch together; they are in one tensor already.
 
     Only where a stage of the user's replaced "picture", that is copied.
@@ -323,5 +323,5 @@ def _problem(sample: Sample, error: ValueError) -> SampleError:
     fix = "run `python shard_imagenet.py verify` on the shards"
     # As in shards made by others: nothing has changed since their manifest was written.
     if sample.get("is_checked") or not is_jpeg(sample["jpg"]):
-        fix = "do without it by --on-error substitute, or pack anew, which makes JPEGs of PNGs"
+        fix = "do without it by --on-corrupt substitute, or pack anew, which makes JPEGs of PNGs"
     return SampleError(f"{sample['place']} cannot be decoded", found=str(error), fix=fix)

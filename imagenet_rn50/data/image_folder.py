@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from transformers.image_processing_utils import BaseImageProcessor
 
-from imagenet_rn50.data.dataset import Sample, Share, StackBatches, TransformPicture
+from imagenet_rn50.data.dataset import Collate, DecodeAndTransform, DistributedBatchSampler, Sample
 from imagenet_rn50.data.loader import Loader
 from imagenet_rn50.data.reader import SampleError
 from imagenet_rn50.data.transforms import Transform
@@ -56,17 +56,17 @@ def read_picture(root: Path, picture: Picture) -> bytes:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Source stage: yields this worker's pictures in order, as `stages.SampleSource` does.
+    """Source stage: yields this worker's pictures in order, as `stages.ReadSamples` does.
 
     Args:
         root: The folder that paths begin in.
-        pictures: What is at each position.
+        images: What is at each position.
         share: Which positions are this rank's.
     """
 
     root: Path
-    pictures: Sequence[Picture]
-    share: Share
+    images: Sequence[Picture]
+    share: DistributedBatchSampler
 
     def __call__(self) -> Iterator[Sample]:
         """Yields samples, batch after batch."""
@@ -74,7 +74,7 @@ class FileSource:
         number, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         for start in self.share.starts[number::num_workers]:
             rows = self.share.count_at(start)
-            for row, picture in enumerate(self.pictures[start : start + rows]):
+            for row, picture in enumerate(self.images[start : start + rows]):
                 yield {
                     "__key__": picture.key,
                     "jpg": read_picture(self.root, picture),
@@ -89,8 +89,8 @@ class FileSource:
 
 def make_file_loader(
     root: Path,
-    pictures: Sequence[Picture],
-    share: Share,
+    images: Sequence[Picture],
+    share: DistributedBatchSampler,
     transform: Transform,
     *,
     num_workers: int = 0,
@@ -98,7 +98,7 @@ def make_file_loader(
 ) -> Loader:
     """Makes the loader of one rank over files; see `loader.make_loader`."""
     pipeline = wds.DataPipeline(
-        FileSource(root, pictures, share), TransformPicture(transform), StackBatches()
+        FileSource(root, images, share), DecodeAndTransform(transform), Collate()
     )
     return Loader(pipeline, num_workers=num_workers, pin_memory=pin_memory)
 

@@ -2,7 +2,8 @@
 
 The loader: a WebDataset pipeline behind a WebLoader, which measures itself.
 
-It shards itself by `Share` and starts at any position at once: no sample before it is read.
+It shards itself by `DistributedBatchSampler` and starts at any position at once: samples before it
+are not read.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from torch import Tensor
 from imagenet_rn50.data.cache import CachedShards, least_cache_bytes
 from imagenet_rn50.data.dataset import (
     Batch,
-    OnError,
-    SampleSource,
-    Share,
-    StackBatches,
-    TransformPicture,
+    Collate,
+    DecodeAndTransform,
+    DistributedBatchSampler,
+    OnCorrupt,
+    ReadSamples,
 )
 from imagenet_rn50.data.reader import LocalShards, ShardStore
-from imagenet_rn50.data.sampler import Order, ShardOrder
+from imagenet_rn50.data.sampler import Order, SequentialSampler
 from imagenet_rn50.data.transforms import Transform, normalise
 from imagenet_rn50.shards.manifest import Split
 from imagenet_rn50.utils.errors import InputError, RankError
@@ -41,12 +42,12 @@ class DeviceBatch(NamedTuple):
     """A batch as the model takes it.
 
     Attributes:
-        pictures: (B, 3, H, W) float32, normalised, channels last, on the device.
+        images: (B, 3, H, W) float32, normalised, channels last, on the device.
         labels: Class indices; (B,) int64, on the device.
         host: The batch that it was made of.
     """
 
-    pictures: Tensor
+    images: Tensor
     labels: Tensor
     host: Batch
 
@@ -73,7 +74,7 @@ def on_device(
     is_cuda = device.type == "cuda"
 
     def move(batch: Batch) -> DeviceBatch:
-        pictures = batch.pictures.to(device, non_blocking=is_cuda)
+        pictures = batch.images.to(device, non_blocking=is_cuda)
         if pictures.dtype == torch.uint8:  # floats were normalised by their transform
             pictures = normalise(pictures, mean, std)
         return DeviceBatch(pictures, batch.labels.to(device, non_blocking=is_cuda), batch)
@@ -103,7 +104,7 @@ def _one_ahead(
         (moved, done), following = following, begin()
         consumer = torch.cuda.current_stream(device)
         consumer.wait_event(done)  # of this batch alone: the next one may still be on its way
-        for tensor in (moved.pictures, moved.labels):
+        for tensor in (moved.images, moved.labels):
             tensor.record_stream(consumer)  # or its memory could be given away while in use
         yield moved
 
@@ -114,7 +115,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Rates:
+class LoaderStats:
     """How fast a loader was since it was last asked.
 
     Args:
@@ -136,7 +137,7 @@ class Rates:
 
     @property
     def waiting_share(self) -> float:
-        """Share of the time in which the consumer waited, in [0, 1]."""
+        """DistributedBatchSampler of the time in which the consumer waited, in [0, 1]."""
         return self.waited_seconds / self.seconds if self.seconds else 0.0
 
 
@@ -214,10 +215,10 @@ class Loader:
                 if worker.is_alive():  # busy beyond torch's patience, and deaf to its SIGTERM
                     worker.kill()
 
-    def rates(self) -> Rates:
+    def stats(self) -> LoaderStats:
         """Returns how fast the loader was since the last call, or since the pass began."""
         seconds = perf_counter() - self._since
-        rates = Rates(self._images, seconds, self._waited, self._substituted)
+        rates = LoaderStats(self._images, seconds, self._waited, self._substituted)
         self._start_measuring()
         return rates
 
@@ -244,13 +245,13 @@ class Loader:
 def make_loader(
     folder: Path | ShardStore,
     split: Split,
-    share: Share,
+    share: DistributedBatchSampler,
     transform: Transform,
     *,
     order: Order | None = None,
     num_workers: int = 0,
     pin_memory: bool = False,
-    on_error: OnError = "stop",
+    on_corrupt: OnCorrupt = "stop",
     max_substitutions: int = MAX_SUBSTITUTIONS,
     stages: Sequence[Any] = (),
 ) -> Loader:
@@ -264,7 +265,7 @@ def make_loader(
         order: Which sample stands at a position; None for the order of the shards, once.
         num_workers: Processes that read and decode; 0 does it in this one.
         pin_memory: Whether batches are copied to page-locked memory, for a GPU.
-        on_error: What a damaged sample does: `stop`, or let another one `substitute` for it.
+        on_corrupt: What a damaged sample does: `stop`, or let another one `substitute` for it.
         max_substitutions: How many samples of this rank may be damaged and substituted before it
             stops; one that is met in each epoch counts once.
         stages: WebDataset stages of your own, between the transform and the batch; they see
@@ -274,15 +275,15 @@ def make_loader(
         An iterable of `Batch`.
     """
     store = LocalShards(folder) if isinstance(folder, Path) else folder
-    order = order or ShardOrder(split.shard_sizes)
+    order = order or SequentialSampler(split.shard_sizes)
     _warn_of_small_cache(store, split, order, num_workers)
     if split.crc32s is None and share.rank == 0:
         _warn_of_unchecked_samples()
     pipeline = wds.DataPipeline(
-        SampleSource(store, split, share, order, on_error),
-        TransformPicture(transform),
+        ReadSamples(store, split, share, order, on_corrupt),
+        DecodeAndTransform(transform),
         *stages,
-        StackBatches(),
+        Collate(),
     )
     return Loader(
         pipeline,

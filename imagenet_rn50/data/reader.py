@@ -79,7 +79,7 @@ class LocalShards:
         """What the user can do about a damaged sample."""
         return (
             f"python shard_imagenet.py verify --shards {self.folder} names all that is damaged: "
-            "copy those shards back, or train without the samples by --on-error substitute"
+            "copy those shards back, or train without the samples by --on-corrupt substitute"
         )
 
 
@@ -156,13 +156,13 @@ class ShardReader:
             jpeg = os.pread(descriptor, length, offset)
         except OSError as error:
             raise SampleError(
-                f"{self.place_of(index)} cannot be read",
+                f"{self.describe_sample(index)} cannot be read",
                 found=error.strerror,
                 fix=self._store.repair,
             ) from None
         if len(jpeg) != length:
             raise SampleError(
-                f"{self._split.shards[shard].name} ends within {self.place_of(index)}",
+                f"{self._split.shards[shard].name} ends within {self.describe_sample(index)}",
                 expected=f"{length} bytes at offset {offset}",
                 found=f"{len(jpeg)} bytes",
                 fix=self._store.repair,
@@ -170,19 +170,19 @@ class ShardReader:
         crc32s = self._split.crc32s
         if crc32s is not None and (crc32 := zlib.crc32(jpeg)) != crc32s[index]:
             raise SampleError(
-                f"{self.place_of(index)} is damaged",
+                f"{self.describe_sample(index)} is damaged",
                 expected=f"CRC-32 {crc32s[index]:08x}, as in the manifest",
                 found=f"CRC-32 {crc32:08x}",
                 fix=self._store.repair,
             )
         return jpeg
 
-    def place_of(self, index: int) -> str:
+    def describe_sample(self, index: int) -> str:
         """Returns where a sample stands, for messages: key, shard and offset."""
         shard = self._split.shards[self._split.shard_of(index)].name
         return f"sample {self._split.key_of(index)} ({shard}, offset {self._split.offsets[index]})"
 
-    def others_of(self, index: int) -> Iterator[int]:
+    def fallback_indices(self, index: int) -> Iterator[int]:
         """Yields the other samples of the same shard, from the next one on, once around."""
         shard = self._split.shard_of(index)
         start, stop = (int(value) for value in self._split.shard_starts[shard : shard + 2])

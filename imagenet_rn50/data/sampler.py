@@ -76,17 +76,17 @@ class Order(Protocol):
     Shards come in turns: turn t is the t-th shard that the stream comes to, epoch after epoch.
     """
 
-    def at(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def indices(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns epochs and sample indices of positions first, ..., first + count - 1."""
 
-    def turns_at(self, position: int) -> range:
+    def active_shards(self, position: int) -> range:
         """Returns the turns of the shards that may be in use at a position."""
 
-    def shard_of_turn(self, turn: int) -> int:
+    def shard_at(self, turn: int) -> int:
         """Returns which shard a turn is."""
 
 
-class ShardOrder:
+class SequentialSampler:
     """The samples as they stand in the shards, once: the order of evaluation.
 
     Args:
@@ -96,16 +96,16 @@ class ShardOrder:
     def __init__(self, shard_sizes: NDArray[np.int64]) -> None:
         self._stops = np.cumsum(shard_sizes)
 
-    def at(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def indices(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns zeros, and the positions themselves, each (count,) int64."""
         return np.zeros(count, np.int64), np.arange(first, first + count)
 
-    def turns_at(self, position: int) -> range:
+    def active_shards(self, position: int) -> range:
         """Returns the one shard that is in use at a position."""
         turn = int(np.searchsorted(self._stops, position, side="right"))
         return range(turn, turn + 1)
 
-    def shard_of_turn(self, turn: int) -> int:
+    def shard_at(self, turn: int) -> int:
         """Returns which shard a turn is: there is one turn for each, in order.
 
         Raises:
@@ -116,7 +116,7 @@ class ShardOrder:
         return turn
 
 
-class TrainingOrder:
+class ShardShuffleSampler:
     """The endless stream of training samples, addressed by position.
 
     Holds nothing but a cache of the last epochs' permutations.
@@ -135,7 +135,7 @@ class TrainingOrder:
         self._sequences: OrderedDict[int, NDArray[np.int64]] = OrderedDict()
         self.num_samples = int(shard_sizes.sum())
 
-    def at(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def indices(self, first: int, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Returns what stands at positions first, ..., first + count - 1 of the stream.
 
         Args:
@@ -153,7 +153,7 @@ class TrainingOrder:
             indices[here] = self._order_of(epoch)[positions[here] - epoch * self.num_samples]
         return epochs, indices
 
-    def turns_at(self, position: int) -> range:
+    def active_shards(self, position: int) -> range:
         """Returns the turns of the shards that may be in use at a position.
 
         Samples stray from their shard's place by half a window, so this many shards on both sides
@@ -164,7 +164,7 @@ class TrainingOrder:
         reach = min(self._window, num_shards) / 2 + 1
         return range(max(0, int(place - reach)), int(place + reach) + 1)
 
-    def shard_of_turn(self, turn: int) -> int:
+    def shard_at(self, turn: int) -> int:
         """Returns which shard a turn is; every shard has one turn in an epoch."""
         epoch, rank = divmod(turn, len(self._shard_sizes))
         if epoch not in self._sequences:

@@ -278,20 +278,20 @@ def _resizes_in_integers() -> bool:
 
 
 def normalise(
-    pictures: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
+    images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Tensor:
     """Turns a batch of pictures into what the model takes, on the device where they are.
 
     Args:
-        pictures: (B, 3, H, W) uint8.
+        images: (B, 3, H, W) uint8.
         mean: Mean of each RGB channel, of values in [0, 1].
         std: Standard deviation of each RGB channel, of values in [0, 1].
 
     Returns:
         (B, 3, H, W) float32, channels last.
     """
-    scale, shift = _scale_and_shift(mean, std, pictures.device)
-    floats = pictures.to(torch.float32, memory_format=torch.channels_last)
+    scale, shift = _scale_and_shift(mean, std, images.device)
+    floats = images.to(torch.float32, memory_format=torch.channels_last)
     return floats.mul_(scale).add_(shift)
 
 

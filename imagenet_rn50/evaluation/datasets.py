@@ -28,7 +28,7 @@ from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.data.cache import open_shards
 from imagenet_rn50.data.image_folder import make_file_loader, read_picture
-from imagenet_rn50.data.loader import Loader, Share, make_loader
+from imagenet_rn50.data.loader import DistributedBatchSampler, Loader, make_loader
 from imagenet_rn50.data.reader import ShardReader, ShardStore
 from imagenet_rn50.data.transforms import Transform
 from imagenet_rn50.evaluation.load_model import Subject, require_same_classes, require_same_wnids
@@ -70,7 +70,11 @@ class ImageSet(Protocol):
         """Returns a picture, a JPEG."""
 
     def loader(
-        self, share: Share, transform: Transform, num_workers: int, pin_memory: bool
+        self,
+        share: DistributedBatchSampler,
+        transform: Transform,
+        num_workers: int,
+        pin_memory: bool,
     ) -> Loader:
         """Makes the loader of one rank; `Batch.indices` are positions in `labels`."""
 
@@ -121,7 +125,11 @@ class ShardImages:
             return reader.read(index)
 
     def loader(
-        self, share: Share, transform: Transform, num_workers: int, pin_memory: bool
+        self,
+        share: DistributedBatchSampler,
+        transform: Transform,
+        num_workers: int,
+        pin_memory: bool,
     ) -> Loader:
         """Makes the loader of one rank."""
         return make_loader(
@@ -141,14 +149,14 @@ class FolderImages:
     Args:
         root: The folder of the class folders.
         layout: How they are named: a `Layout`, or just `wnids`.
-        pictures: The pictures, by class index and file name.
+        images: The pictures, by class index and file name.
         subset: The class indices that a model may name, sorted; None for all.
         not_counted: Files that are no images.
     """
 
     root: Path
     layout: str
-    pictures: tuple[Picture, ...]
+    images: tuple[Picture, ...]
     subset: NDArray[np.int64] | None
     not_counted: tuple[Unpacked, ...] = ()
 
@@ -160,7 +168,7 @@ class FolderImages:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Class indices; (n,) int64."""
-        return np.array([picture.label for picture in self.pictures], dtype=np.int64)
+        return np.array([picture.label for picture in self.images], dtype=np.int64)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -175,19 +183,23 @@ class FolderImages:
 
     def key_of(self, index: int) -> str:
         """Returns a picture's path below the folder."""
-        return self.pictures[index].path
+        return self.images[index].path
 
     def read(self, index: int) -> bytes:
         """Returns a picture as RGB or gray JPEG."""
-        return read_picture(self.root, self.pictures[index])
+        return read_picture(self.root, self.images[index])
 
     def loader(
-        self, share: Share, transform: Transform, num_workers: int, pin_memory: bool
+        self,
+        share: DistributedBatchSampler,
+        transform: Transform,
+        num_workers: int,
+        pin_memory: bool,
     ) -> Loader:
         """Makes the loader of one rank."""
         return make_file_loader(
             self.root,
-            self.pictures,
+            self.images,
             share,
             transform,
             num_workers=num_workers,

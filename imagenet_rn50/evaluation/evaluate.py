@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from imagenet_rn50.data.image_folder import ProcessorTransform
-from imagenet_rn50.data.loader import Batch, Share, make_loader, on_device
+from imagenet_rn50.data.loader import Batch, DistributedBatchSampler, make_loader, on_device
 from imagenet_rn50.data.reader import ShardStore
 from imagenet_rn50.data.transforms import EvalTransform, Transform
 from imagenet_rn50.evaluation.datasets import ImageSet
@@ -74,7 +74,9 @@ def validate(
     loader = make_loader(
         shards,
         split,
-        Share(start=0, stop=split.num_samples, batch=batch, rank=rank, world_size=world_size),
+        DistributedBatchSampler(
+            start=0, stop=split.num_samples, batch=batch, rank=rank, world_size=world_size
+        ),
         EvalTransform(resize=data.eval_resize, size=data.eval_size),
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
@@ -83,7 +85,7 @@ def validate(
     # Closed at once: its workers would live on for some seconds, beside those of training.
     with closing(loader), evaluation_mode(model):
         for moved in on_device(loader, device, data.mean, data.std):
-            logits = logits_of(model, moved.pictures)
+            logits = logits_of(model, moved.images)
             counts += count(logits, moved.labels)
             on_batch(moved.host, logits)
     return accuracy_of(reduce(counts), split.num_samples)
@@ -275,7 +277,7 @@ def _pass(
         complete on every rank.
     """
     num_images = len(images.labels)
-    share = Share(0, num_images, batch, ranks.rank, ranks.world_size)
+    share = DistributedBatchSampler(0, num_images, batch, ranks.rank, ranks.world_size)
     loader = images.loader(share, transform, workers, ranks.device.type == "cuda")
     subset = None if images.subset is None else torch.from_numpy(images.subset).to(ranks.device)
     num_named = min(TOP_K, len(subject.labels) if subset is None else len(subset))
@@ -285,7 +287,7 @@ def _pass(
     with evaluation_mode(subject.network):
         try:
             for moved in on_device(loader, ranks.device, data.mean, data.std):
-                for variant, logits in enumerate(_logits(subject.network, moved.pictures, flip)):
+                for variant, logits in enumerate(_logits(subject.network, moved.images, flip)):
                     rows = rows_of(logits, moved.labels, subset)
                     table[variant].index_add_(0, moved.host.indices, rows.cpu())
                 bar.update(min(len(moved.labels) * ranks.world_size, num_images - bar.n))

@@ -37,7 +37,7 @@ from imagenet_rn50.model import (
 from imagenet_rn50.pretrained import fetch, is_hub_id
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.runs.checkpoint import Choice, Weights, Which, choose
-from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.utils.errors import InputError
 
 _EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json")
@@ -114,7 +114,7 @@ def open_subject(model: str, which: Which = "best", weights: Weights = "auto") -
 
 def _of_run(path: Path, which: Which, weights: Weights) -> Subject:
     """Loads the model of a run, as training's evaluation sees it."""
-    run = RunFolder(path)
+    run = RunDir(path)
     recipe, classes = run.recipe(), run.classes()
     choice = choose(run, which, weights)
     return Subject(
@@ -134,7 +134,7 @@ def _of_run(path: Path, which: Which, weights: Weights) -> Subject:
     )
 
 
-def network_of(run: RunFolder, choice: Choice) -> ResNetForImageClassification:
+def network_of(run: RunDir, choice: Choice) -> ResNetForImageClassification:
     """Builds the network of a run, with weights that were chosen.
 
     Raises:

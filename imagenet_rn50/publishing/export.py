@@ -54,7 +54,7 @@ from imagenet_rn50.utils.files import (
     write_json,
     write_text,
 )
-from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.logging import logger
 
 _SCHEMA = 1  # of metrics.json
 
@@ -154,7 +154,7 @@ def _write(source: Source, out: Path, wanted: Wanted) -> None:
         replace_folder(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    say(f"exported {source.described} to {out}: {told}")
+    logger.info(f"exported {source.described} to {out}: {told}")
 
 
 def _require_replaceable(out: Path) -> None:
@@ -280,5 +280,5 @@ def _check_evaluation(folder: Path, weights: str, *, insist: bool) -> None:
             found=str(measured),
             fix="evaluate the exported folder, and export again with its metrics.json",
         )
-    say("the run's metrics.json speaks of other weights: it is left out of the card")
+    logger.info("the run's metrics.json speaks of other weights: it is left out of the card")
     path.unlink()

@@ -19,7 +19,7 @@ from torchvision.models import resnet50
 from transformers import BaseImageProcessor, ResNetConfig, ResNetForImageClassification
 from transformers.utils import logging
 
-from imagenet_rn50.data.loader import Share, make_loader, on_device
+from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader, on_device
 from imagenet_rn50.data.reader import ShardStore
 from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.model import load_exported, logits_of, save_tensors, to_torchvision
@@ -268,14 +268,14 @@ def compare_on_shards(
     loader = make_loader(
         shards,
         split,
-        Share(start=0, stop=num_images, batch=32, rank=0, world_size=1),
+        DistributedBatchSampler(start=0, stop=num_images, batch=32, rank=0, world_size=1),
         EvalTransform(resize=data.eval_resize, size=data.eval_size),
         num_workers=0,
         pin_memory=False,
     )
     same = 0
     for batch in on_device(loader, torch.device("cpu"), data.mean, data.std):
-        ours, theirs = logits_of(model, batch.pictures), exported(batch.pictures)
+        ours, theirs = logits_of(model, batch.images), exported(batch.images)
         _difference(ours, theirs, allowed)
         same += _same_first(ours, theirs, allowed)
     loader.close()

@@ -39,7 +39,7 @@ from imagenet_rn50.publishing.layout import (
 from imagenet_rn50.publishing.provenance import untraced
 from imagenet_rn50.publishing.snippets import FROM_HERE, HERE
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.logging import logger
 
 APP = Path(__file__).parents[2] / "app"
 PINNED = "model.json"
@@ -139,7 +139,7 @@ def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
         _require_id(hub_id)
     _require_exported(folder, for_space=target.space is not None)
     for problem in untraced(folder):
-        say(f"mind the card: {problem}")
+        logger.info(f"mind the card: {problem}")
     with tempfile.TemporaryDirectory(prefix="push-") as temporary:
         model, space = Path(temporary, "model"), Path(temporary, "space")
         stage_model(folder, target.model, model)
@@ -148,19 +148,21 @@ def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
             stage_space(target.app, target.model, _NO_COMMIT, space)
             _list(space, f"spaces/{target.space}", private=target.private)
         if dry_run:
-            say("nothing was sent: --dry-run")
+            logger.info("nothing was sent: --dry-run")
             return
         token = _token()
         _require_no_token(Path(temporary), token)
         with _hub_answers(target, token):
             api = HfApi(token=token)
-            say(f"pushing as {api.whoami()['name']}")
+            logger.info(f"pushing as {api.whoami()['name']}")
             revision = _upload(api, model, target.model, "model", private=target.private)
             if target.space:
                 stage_space(target.app, target.model, revision, space)
                 _upload(api, space, target.space, "space", private=target.private)
     if target.space and target.private:
-        say("a private model is shown by a Space that has a secret HF_TOKEN which may read it")
+        logger.info(
+            "a private model is shown by a Space that has a secret HF_TOKEN which may read it"
+        )
 
 
 def _list(stage: Path, repository: str, *, private: bool) -> None:
@@ -168,9 +170,9 @@ def _list(stage: Path, repository: str, *, private: bool) -> None:
     files = [path for path in sorted(stage.rglob("*")) if path.is_file()]
     sizes = [path.stat().st_size for path in files]
     kind = ", private where it is new" if private else ""
-    say(f"{repository}{kind}: {len(files)} files, {_size(sum(sizes))}")
+    logger.info(f"{repository}{kind}: {len(files)} files, {_size(sum(sizes))}")
     for path, size in zip(files, sizes, strict=True):
-        say(f"  {_size(size):>9}  {path.relative_to(stage).as_posix()}")
+        logger.info(f"  {_size(size):>9}  {path.relative_to(stage).as_posix()}")
 
 
 def _size(num_bytes: int) -> str:
@@ -204,7 +206,7 @@ def _upload(api: HfApi, stage: Path, hub_id: str, kind: str, *, private: bool) -
         wrong = [mismatch["path"] for mismatch in checked.mismatches] + checked.extra_paths
         raise InputError(f"{hub_id} is not what was sent", found=", ".join(wrong), fix="push again")
     prefix = "spaces/" if kind == "space" else ""
-    say(
+    logger.info(
         f"{checked.checked_count} files stand in {api.endpoint}/{prefix}{hub_id}/tree/{revision}, "
         "byte for byte"
     )

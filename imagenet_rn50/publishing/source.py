@@ -18,9 +18,9 @@ from imagenet_rn50.pretrained_config import ASSUMED
 from imagenet_rn50.publishing.layout import EVALUATION, METRICS, PROCESSOR, RECIPE, SHARDS
 from imagenet_rn50.recipe import DataRecipe, parse_recipe
 from imagenet_rn50.runs.checkpoint import Choice, Weights, Which, choose
-from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.logging import logger
 
 _EVALUATION_OF_RUN = Path("evaluation") / EVALUATION
 _NUM_IMAGENET_CLASSES = 1000
@@ -69,10 +69,10 @@ def source_of_run(run: Path, which: Which, weights: Weights, metrics: Path | Non
     Raises:
         InputError: When there is no such run, checkpoint or weights, or they do not fit it.
     """
-    folder = RunFolder(run)
+    folder = RunDir(run)
     recipe = folder.recipe()
     choice = choose(folder, which, weights)
-    say(f"exporting {choice}")
+    logger.info(f"exporting {choice}")
     files = {name: run / name for name in (METRICS, RECIPE, SHARDS)}
     files |= {f"plots/{path.name}": path for path in sorted((run / "plots").glob("*.png"))}
     found = metrics or run / _EVALUATION_OF_RUN
@@ -122,9 +122,9 @@ def source_of_weights(
     model, reference = pretrained.rebuild()
     name_classes(model.config, _labels(pretrained, known))
     if str(pretrained) != pretrained.name:
-        say(f"exporting {pretrained}")
+        logger.info(f"exporting {pretrained}")
     if pretrained.declared is None:
-        say(
+        logger.info(
             f"{pretrained.name} does not state its architecture: assuming {ASSUMED}; "
             "--arch names another"
         )
@@ -181,7 +181,9 @@ def _labels(pretrained: Pretrained, classes: Classes | None) -> list[str]:
     if pretrained.num_classes == _NUM_IMAGENET_CLASSES:
         from torchvision.models._meta import _IMAGENET_CATEGORIES
 
-        say("a thousand classes without names: taken as ImageNet's, in the order of their wnids")
+        logger.info(
+            "a thousand classes without names: taken as ImageNet's, in the order of their wnids"
+        )
         return list(_IMAGENET_CATEGORIES)
     raise InputError(
         f"{pretrained.name} does not name its {pretrained.num_classes} classes",
@@ -211,7 +213,7 @@ def _processor(pretrained: Pretrained, sizes: Mapping[str, int]) -> BaseImagePro
             f"resizing to {data.eval_resize} px, the central {data.eval_size} px (--eval-resize "
             f"and --eval-size change that), {assumed}"
         )
-    say(f"{pretrained.name} does not state how images are prepared: assuming {assumed}")
+    logger.info(f"{pretrained.name} does not state how images are prepared: assuming {assumed}")
     return build_processor(data)
 
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from imagenet_rn50.runs.metrics import FILE_NAME, VALIDATION, read_metrics
-from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.utils.errors import InputError, RankError
 from imagenet_rn50.utils.files import (
     TEMPORARY_SUFFIX,
@@ -34,7 +34,7 @@ from imagenet_rn50.utils.files import (
     sync_folder,
     write_text,
 )
-from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.logging import logger
 
 MANIFEST = "checkpoint.json"
 WEIGHTS = "model.safetensors"
@@ -122,7 +122,7 @@ def newest_checkpoint(checkpoints: Path) -> Checkpoint | None:
         try:
             return verify(folder)
         except InputError as error:
-            say(f"passing over a damaged checkpoint: {error}")
+            logger.info(f"passing over a damaged checkpoint: {error}")
     return None
 
 
@@ -329,7 +329,7 @@ class Choice:
         return f"{told}: top-1 {self.top1:.2%} in line {self.line} of {FILE_NAME}"
 
 
-def choose(run: RunFolder, which: Which, weights: Weights) -> Choice:
+def choose(run: RunDir, which: Which, weights: Weights) -> Choice:
     """Chooses weights of a run by what metrics.jsonl says of them.
 
     Training passes over a damaged checkpoint; here, where its figures are quoted, no other will do.

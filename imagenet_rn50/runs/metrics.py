@@ -33,7 +33,7 @@ from typing import Any
 
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_text, write_text
-from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.parsing import parse_json
 
 FILE_NAME = "metrics.jsonl"
@@ -165,11 +165,13 @@ class MetricsLogger:
             yield
         except OSError as error:
             if name not in self._failing:
-                say(f"{name} cannot be written: {error}\n  the run goes on and will try again")
+                logger.info(
+                    f"{name} cannot be written: {error}\n  the run goes on and will try again"
+                )
             self._failing.add(name)
         else:
             if name in self._failing:
-                say(f"{name} is written again")
+                logger.info(f"{name} is written again")
             self._failing.discard(name)
 
     def best_score(self) -> float:
@@ -184,7 +186,7 @@ class MetricsLogger:
             self.sync()
         self._file.close()
         if self._unwritten:
-            say(f"the last lines of {FILE_NAME} are lost: there is no room for them")
+            logger.info(f"the last lines of {FILE_NAME} are lost: there is no room for them")
 
     def _write_out(self) -> None:
         """Appends the lines that wait; what finds no room waits on, a line's rest too."""

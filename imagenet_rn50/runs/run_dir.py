@@ -35,7 +35,7 @@ from imagenet_rn50.utils.files import (
     write_json,
     write_text,
 )
-from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.logging import logger
 
 RECIPE = "recipe.yaml"
 SHARDS_FILE = "shards.json"
@@ -50,7 +50,7 @@ def _is_foreign(path: Path) -> bool:
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunDir:
     """A folder that holds one run.
 
     Args:
@@ -136,7 +136,7 @@ class RunFolder:
         write_text(self.path / RECIPE, recipe.to_yaml())
 
     @contextmanager
-    def claimed(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Makes this process the only one that trains in the folder while the body runs.
 
         The lock ends with the process, however it ends. One that is just saving after a signal is
@@ -165,10 +165,10 @@ def _lock(descriptor: int, path: Path) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if second == 0:
-                say(f"another process trains in {path}; waiting until it has ended")
+                logger.info(f"another process trains in {path}; waiting until it has ended")
             time.sleep(1)
         except OSError as error:  # a network file system without locks
-            say(f"{path} cannot be locked ({error}): start no other training there")
+            logger.info(f"{path} cannot be locked ({error}): start no other training there")
             return
         else:
             return

@@ -32,10 +32,10 @@ from imagenet_rn50.runs.checkpoint import (
     verify_sizes,
 )
 from imagenet_rn50.runs.metrics import FILE_NAME as METRICS
-from imagenet_rn50.runs.run_dir import RECIPE, SHARDS_FILE, RunFolder
+from imagenet_rn50.runs.run_dir import RECIPE, SHARDS_FILE, RunDir
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import TEMPORARY_SUFFIX, sha256_of_file, write_json
-from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.parsing import parse_json
 from imagenet_rn50.utils.storage import MissingFileError, RemoteFolder, UnusableFileError
 
@@ -89,7 +89,7 @@ class Snapshot:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def take_snapshot(run: RunFolder) -> Snapshot:
+def take_snapshot(run: RunDir) -> Snapshot:
     """Keeps hold of a run's checkpoints, by links that take no space, and of its small files.
 
     A checkpoint whose files are not all there is left out, for the others shall be brought.
@@ -120,7 +120,7 @@ def take_snapshot(run: RunFolder) -> Snapshot:
     return Snapshot(folder, tuple(files), damaged)
 
 
-def clear_staging(run: RunFolder) -> None:
+def clear_staging(run: RunDir) -> None:
     """Removes what a process that was killed kept hold of."""
     shutil.rmtree(run.path / STAGING, ignore_errors=True)
 
@@ -251,7 +251,7 @@ class RemoteRun:
             self._get(next(file for file in files if file.path == RECIPE), Path(name))
             return load_recipe(str(Path(name) / RECIPE))
 
-    def fetch(self, files: list[File], run: RunFolder) -> None:
+    def fetch(self, files: list[File], run: RunDir) -> None:
         """Brings the run here, and makes sure that it is whole; `recipe.yaml` comes last.
 
         A checkpoint that is damaged there is passed over. What a kill cuts off is done again by the
@@ -288,7 +288,7 @@ class RemoteRun:
                 self._get(file, run.path)
         shutil.rmtree(staging)
 
-    def _fetch_checkpoint(self, name: str, files: list[File], run: RunFolder) -> bool:
+    def _fetch_checkpoint(self, name: str, files: list[File], run: RunDir) -> bool:
         """Fetches a checkpoint, unless it is here; returns whether it now is."""
         final = run.checkpoints / name
         try:
@@ -304,7 +304,7 @@ class RemoteRun:
                 self._get(file, parts)
             verify(parts / CHECKPOINTS / name)
         except UnusableFileError as error:
-            say(f"passing over a damaged checkpoint: {error}")
+            logger.info(f"passing over a damaged checkpoint: {error}")
             return False
         if final.exists():
             quarantine(final)

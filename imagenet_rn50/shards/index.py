@@ -31,7 +31,7 @@ from imagenet_rn50.shards.timm_info import require_same_info
 from imagenet_rn50.shards.writer import FOLDER as STATE_FOLDER
 from imagenet_rn50.shards.writer import Remark, Row, ShardRecord
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.logging import progress_bar, say
+from imagenet_rn50.utils.logging import logger, progress_bar
 
 _SHARD_NAME = re.compile(
     r"(?:(?P<dataset>.+?)[-_])?(?P<split>train|validation|val)[-_](?P<number>\d+)"
@@ -53,7 +53,7 @@ _WITHOUT_CLASSES = (
 _UNREADABLE = (
     "{number} pictures are no JPEGs, which training cannot read; "
     "they are listed in {folder}/audit.md.\n"
-    "Train with --on-error substitute to do without them, or unpack the shards and pack them anew."
+    "Train with --on-corrupt substitute to do without them, or unpack the shards and pack again."
 )
 
 
@@ -136,9 +136,9 @@ def index(
         _fill_labels(shard, index_of)
     remarks = [remark for record in records for remark in record.changed]
     if unreadable := sum(TURNED not in remark.reason for remark in remarks):
-        say(_UNREADABLE.format(number=unreadable, folder=folder))
+        logger.info(_UNREADABLE.format(number=unreadable, folder=folder))
     if classes is None:
-        say(_WITHOUT_CLASSES)
+        logger.info(_WITHOUT_CLASSES)
     else:
         labels_of: dict[str, set[int]] = {}
         for record in records:

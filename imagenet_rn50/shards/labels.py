@@ -15,7 +15,7 @@ from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import WNID, Classes, read_synset_mapping
 from imagenet_rn50.shards.manifest import TRAIN
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.logging import logger
 
 MAPPING = "LOC_synset_mapping.txt"
 _REPACK = (
@@ -80,7 +80,7 @@ def _from_mapping(path: Path, seen: Seen, folder: Path) -> Classes:
     if unknown := len(indices - known.keys()):
         if not known:
             _require_position(path, classes, seen)
-        say(
+        logger.info(
             f"{unknown:,} class indices have no wnid in the shards: {path} names them by position "
             f"alone. Compare names and images: python shard_imagenet.py sample --shards {folder}"
         )
@@ -261,7 +261,7 @@ def log_missing(classes: Classes, labels_of: Mapping[str, set[int]]) -> None:
     """Log how many classes have no sample in a split."""
     for split, labels in labels_of.items():
         if missing := sorted(set(range(len(classes))) - labels):
-            say(
+            logger.info(
                 f"{split}: {len(missing):,} of the {len(classes):,} classes have no samples, such "
                 f"as class {missing[0]} ({classes.labels[missing[0]]})"
             )

@@ -37,7 +37,7 @@ from imagenet_rn50.shards.writer import FOLDER as STATE_FOLDER
 from imagenet_rn50.shards.writer import PackingState, ShardRecord, describe_difference, make_shards
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import require_free_space, sha256_of_file, write_json
-from imagenet_rn50.utils.logging import progress_bar, say
+from imagenet_rn50.utils.logging import logger, progress_bar
 
 # What tar headers, labels and restart markers add to a picture, at most, in bytes and as a factor.
 _OVERHEAD_BYTES = 4096
@@ -67,7 +67,7 @@ def space_needed(plan: Plan) -> int:
     return sum(
         int(picture.length * factor) + _OVERHEAD_BYTES
         for task in plan.tasks
-        for picture in task.pictures
+        for picture in task.images
     )
 
 
@@ -83,7 +83,7 @@ def _part_left(tasks: tuple[ShardTask, ...]) -> float:
     num_each = -(-_NUM_MEASURED // len(measured))
     before = after = 0
     for task in measured:
-        for _, raw in read_pictures(replace(task, pictures=task.pictures[:num_each])):
+        for _, raw in read_pictures(replace(task, images=task.images[:num_each])):
             try:
                 after += len(prepare(raw, task.options).jpeg)
                 before += len(raw)
@@ -176,7 +176,7 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
     if options.restart_blocks is not None:
         require_installed()
     options = with_dataset(options, source)
-    if options.on_bad == "stop":
+    if options.on_corrupt == "stop":
         _require_usable(source)
     plan = make_plan(source, options)
     identity = _identity(source, plan, options)
@@ -208,7 +208,7 @@ def _identity(source: Source, plan: Plan, options: PackOptions) -> dict[str, Any
 
     What to do with bad pictures is not among it: a shard without any is the same either way.
     """
-    chosen = {name: value for name, value in options.as_dict().items() if name != "on_bad"}
+    chosen = {name: value for name, value in options.as_dict().items() if name != "on_corrupt"}
     if not options.train_only:  # as in manifests that were written before there was the option
         del chosen["train_only"]
     return {**chosen, "layout": source.layout, "source_sha256": plan.source_sha256}
@@ -227,12 +227,12 @@ def _require_usable(source: Source) -> None:
             f"files of the source {source.root} cannot be packed: {len(bad)}",
             expected="images in the folders of classes, and nothing else",
             found="; ".join(bad[:5]) + "; ..." * (len(bad) > 5),
-            fix="move them elsewhere, or leave them out: --on-bad skip",
+            fix="move them elsewhere, or leave them out: --on-corrupt skip",
         )
 
 
 def _require_all_classes(source: Source, records: Sequence[ShardRecord]) -> None:
-    """Stops when a class has lost all its images of a split to `--on-bad skip`.
+    """Stops when a class has lost all its images of a split to `--on-corrupt skip`.
 
     Raises:
         InputError: Naming the first such class.
@@ -303,10 +303,10 @@ def _make_all(
     records = state.all_finished(plan.tasks)
     num_kept = len(records)
     if num_kept:
-        say(f"{num_kept} of {len(plan.tasks)} shards were finished before and are kept")
+        logger.info(f"{num_kept} of {len(plan.tasks)} shards were finished before and are kept")
     missing = [task for task in plan.tasks if task.name not in records]
-    num_pictures = sum(len(task.pictures) for task in plan.tasks)
-    num_done = num_pictures - sum(len(task.pictures) for task in missing)
+    num_pictures = sum(len(task.images) for task in plan.tasks)
+    num_done = num_pictures - sum(len(task.images) for task in missing)
     ready = state.spread(missing)
     with progress_bar(total=num_pictures, initial=num_done, description="packing") as bar:
         for record in make_shards(ready, out, num_workers, bar):
@@ -321,7 +321,7 @@ def _explained_end(plan: Plan, out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(
+        logger.info(
             f"Stopped. {_num_finished(plan, out)} of {len(plan.tasks)} shards are finished and "
             f"kept in {out}; the same command goes on from there."
         )

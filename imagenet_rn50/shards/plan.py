@@ -41,7 +41,7 @@ class PackOptions:
             picture's width best; None for no markers.
         metadata: Whether a `<key>.json` stands beside each picture.
         check: `decode` decodes every picture once; `header` reads its markers only.
-        on_bad: What to do with a picture that cannot be decoded: `stop`, or leave it out (`skip`).
+        on_corrupt: What to do with an image that cannot be decoded: `stop` or `skip`.
         train_only: Whether validation images were left out, or missing.
     """
 
@@ -54,7 +54,7 @@ class PackOptions:
     restart_blocks: int | Literal["auto"] | None = None
     metadata: bool = False
     check: Literal["decode", "header"] = "decode"
-    on_bad: Literal["stop", "skip"] = "stop"
+    on_corrupt: Literal["stop", "skip"] = "stop"
     train_only: bool = False
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class ShardTask:
         root: The source's folder.
         layout: How the source is laid out.
         wnids: The wnid of each class index.
-        pictures: What goes into it, in this order.
+        images: What goes into it, in this order.
         options: How.
         spool: The file that holds the pictures' bytes, where they do not stand in the source.
         places: (offset, length) of each picture in that file.
@@ -121,7 +121,7 @@ class ShardTask:
     root: str
     layout: str
     wnids: tuple[str, ...]
-    pictures: tuple[Picture, ...]
+    images: tuple[Picture, ...]
     options: PackOptions
     spool: str | None = None
     places: tuple[tuple[int, int], ...] = ()
@@ -164,7 +164,7 @@ def make_plan(source: Source, options: PackOptions) -> Plan:
                 root=str(source.root),
                 layout=source.layout,
                 wnids=source.classes.wnids,
-                pictures=tuple(pictures[index] for index in chosen),
+                images=tuple(pictures[index] for index in chosen),
                 options=options,
             )
             tasks.append(task)

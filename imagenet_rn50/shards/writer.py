@@ -156,7 +156,7 @@ class PackingState:
         shard = record.shard
         if not path.is_file() or path.stat().st_size != shard.num_bytes:
             return None
-        if record.left_out and task.options.on_bad == "stop":
+        if record.left_out and task.options.on_corrupt == "stop":
             return None  # made by a run that left bad pictures out
         return record if sha256_of_file(path) == shard.sha256 else None
 
@@ -194,11 +194,11 @@ def spread(tasks: Sequence[ShardTask], folder: Path) -> list[ShardTask]:
     # File -> row -> (number of the task, number of the picture in it).
     wanted: dict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
     for number, task in enumerate(tasks):
-        for position, picture in enumerate(task.pictures):
+        for position, picture in enumerate(task.images):
             wanted[picture.path][picture.offset] = number, position
-    places = [[(0, 0)] * len(task.pictures) for task in tasks]
+    places = [[(0, 0)] * len(task.images) for task in tasks]
     ends = [0] * len(tasks)
-    total = sum(len(task.pictures) for task in tasks)
+    total = sum(len(task.images) for task in tasks)
     with progress_bar(total=total, description="reading") as bar:
         for path, rows in sorted(wanted.items()):
             for begin, contents in row_groups(Path(tasks[0].root) / path):
@@ -382,10 +382,10 @@ def _add_sample(tar: TarWriter, task: ShardTask, picture: Picture, prepared: Pre
 def _left_out(task: ShardTask, picture: Picture, reason: str) -> Remark:
     """Returns the remark on a bad picture, or stops the run."""
     name = str(task.options.dataset)
-    if task.options.on_bad == "stop" or is_name(name):
+    if task.options.on_corrupt == "stop" or is_name(name):
         row = f" (row {picture.offset})" if task.layout == "parquet" else ""
-        fix = "replace the file, or leave such pictures out: --on-bad skip"
-        if task.options.on_bad == "skip":
+        fix = "replace the file, or leave such pictures out: --on-corrupt skip"
+        if task.options.on_corrupt == "skip":
             fix = f"replace the file, or give the data another name than {name}: --dataset"
         raise InputError(
             f"the picture {readable(picture.path)}{row} (key {picture.key}) cannot be used",
@@ -431,11 +431,11 @@ class _Progress:
     def __init__(self, bar: tqdm[Any]) -> None:
         self._bar = bar
         self._begin = self._shown = time.monotonic()
-        self._counted = self.pictures = self.bytes = 0
+        self._counted = self.images = self.bytes = 0
 
     def add(self, num_bytes: int) -> None:
         """Counts one more picture."""
-        self.pictures += 1
+        self.images += 1
         self.bytes += num_bytes
         if time.monotonic() - self._shown > _POLL_SECONDS:
             self.show()
@@ -445,8 +445,8 @@ class _Progress:
         self._shown = time.monotonic()
         rate = self.bytes / max(self._shown - self._begin, 1e-9)
         self._bar.set_postfix_str(f"{rate / 1e6:.1f} MB/s", refresh=False)
-        self._bar.update(self.pictures - self._counted)
-        self._counted = self.pictures
+        self._bar.update(self.images - self._counted)
+        self._counted = self.images
 
 
 def _in_processes(
@@ -465,7 +465,7 @@ def _in_processes(
             }
         while running:
             done, running = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            progress.pictures, progress.bytes = counters[:]
+            progress.images, progress.bytes = counters[:]
             progress.show()
             for future in done:
                 yield future.result()

@@ -17,7 +17,7 @@ from pathlib import Path
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.tools.digits import write_ilsvrc
 from imagenet_rn50.utils.files import read_json, write_json
-from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.logging import logger
 
 _ROOT = Path(__file__).parents[2]  # where the entry scripts stand
 _CONFIG = "accelerate_configs/cpu.yaml"
@@ -52,33 +52,33 @@ def run_demo(run: Path, data: Path) -> None:
     os.chdir(_ROOT)  # so that every command below can be typed as it is shown
     source, shards = write_ilsvrc(data / "source"), data / "shards"
     exported, evaluation, summary_file = run / "exported", run / "evaluation", run / "summary.json"
-    say(f"1,797 scans of handwritten digits stand in {source}, laid out as ImageNet is.")
+    logger.info(f"1,797 scans of handwritten digits stand in {source}, laid out as ImageNet is.")
 
-    say("\n== Pack them into tar shards")
+    logger.info("\n== Pack them into tar shards")
     _call(f"python shard_imagenet.py pack --source {{}} --out {{}} {_PACKING}", source, shards)
     made = shards / "manifest.json", run / "logs.md", exported / "model.safetensors"
     if _is_current(summary_file, *made, evaluation / "report.html"):
-        say("\nThe rest was made before. Nothing to do; `make clean` lets it begin anew.")
-        say(_summary(run, exported, evaluation, read_json(summary_file)))
+        logger.info("\nThe rest was made before. Nothing to do; `make clean` lets it begin anew.")
+        logger.info(_summary(run, exported, evaluation, read_json(summary_file)))
         return
-    say("\n== Train a small ResNet")
+    logger.info("\n== Train a small ResNet")
     _call(
         f"accelerate launch --config_file {_CONFIG} --quiet "
         f"--num_cpu_threads_per_process {os.cpu_count()} "
         "train_accelerate.py --recipe digits --shards {} --run {}",
         *(shards, run),
     )
-    say("\n== Export the best checkpoint for transformers")
+    logger.info("\n== Export the best checkpoint for transformers")
     _call("python -m imagenet_rn50 export --run {} --out {}", run, exported)
-    say("\n== Evaluate what was exported")
+    logger.info("\n== Evaluate what was exported")
     _call(
         "python -m imagenet_rn50 evaluate --model {} --shards {} --out {}",
         *(exported, shards, evaluation),
     )
-    say("\n== Predict held-out pictures with transformers alone")
+    logger.info("\n== Predict held-out pictures with transformers alone")
     pictures, names = _held_out(source, shards)
     _call("python examples/predict.py --model {}" + " {}" * len(pictures), exported, *pictures)
-    say(f"The truth: {' | '.join(names)}")
+    logger.info(f"The truth: {' | '.join(names)}")
     _bring_examples(exported / "examples", pictures, names)
 
     seconds = round(time.perf_counter() - began, 1)
@@ -86,7 +86,7 @@ def run_demo(run: Path, data: Path) -> None:
     summary = {key: first[key] for key in ("top1", "top5", "loss", "num_images")}
     summary["seconds"] = seconds
     write_json(summary_file, summary)
-    say(_summary(run, exported, evaluation, summary))
+    logger.info(_summary(run, exported, evaluation, summary))
 
 
 def _is_current(summary: Path, *made: Path) -> bool:
@@ -109,7 +109,7 @@ def _call(form: str, *paths: str | Path) -> None:
         SystemExit: When it fails, with its exit code.
     """
     command = form.format(*(shlex.quote(str(path)) for path in paths))
-    say(f"$ {command}")
+    logger.info(f"$ {command}")
     program, *arguments = shlex.split(command)
     path = Path(sys.executable).with_name(program)
     code = subprocess.run([path, *arguments], env=os.environ | _ENVIRONMENT, check=False).returncode

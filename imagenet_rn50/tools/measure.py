@@ -30,8 +30,8 @@ from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.data.loader import Loader, Share, make_loader
-from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.loader import DistributedBatchSampler, Loader, make_loader
+from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform, normalise
 from imagenet_rn50.model import build_model, logits_of
 from imagenet_rn50.recipe import Recipe
@@ -249,9 +249,11 @@ def _images_per_second(
     loader = make_loader(
         folder,
         split,
-        Share(start=0, stop=_EPOCHS * split.num_samples, batch=batch),
+        DistributedBatchSampler(start=0, stop=_EPOCHS * split.num_samples, batch=batch),
         TrainTransform(recipe.data, recipe.seed),
-        order=TrainingOrder(split.shard_sizes, seed=recipe.seed, window=recipe.data.shuffle_window),
+        order=ShardShuffleSampler(
+            split.shard_sizes, seed=recipe.seed, window=recipe.data.shuffle_window
+        ),
         num_workers=num_workers,
     )
     try:
@@ -265,11 +267,11 @@ def _rate(loader: Loader, num_workers: int, seconds: float) -> float:
     batches = iter(loader)
     for _ in range(2 * num_workers + 1):
         next(batches)
-    loader.rates()
+    loader.stats()
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:
         next(batches)
-    return loader.rates().images_per_s
+    return loader.stats().images_per_s
 
 
 NUM_CLASSES = 1000  # ImageNet-1k's

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imagenet_rn50.data.loader import Batch, Share, make_loader
-from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.loader import Batch, DistributedBatchSampler, make_loader
+from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform, TrainTransform
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
@@ -52,9 +52,9 @@ def preview(
         require_least(f"--{name}", value, least)
     require_place(out)
     samples = Manifest.load(shards).split(split)
-    share = Share(start=start, stop=start + rows * columns, batch=rows * columns)
+    share = DistributedBatchSampler(start=start, stop=start + rows * columns, batch=rows * columns)
     if split == TRAIN:
-        order = TrainingOrder(
+        order = ShardShuffleSampler(
             samples.shard_sizes, seed=recipe.seed, window=recipe.data.shuffle_window
         )
         transform = TrainTransform(recipe.data, recipe.seed)
@@ -69,7 +69,7 @@ def preview(
         )
     (batch,) = loader
     buffer = io.BytesIO()
-    Image.fromarray(_grid(batch.pictures, columns)).save(buffer, format="PNG")
+    Image.fromarray(_grid(batch.images, columns)).save(buffer, format="PNG")
     write_bytes(out, buffer.getvalue())
     return batch
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 from imagenet_rn50.runs.checkpoint import Checkpoint, checkpoint_folders, verify
 from imagenet_rn50.runs.metrics import START, TRAIN, read_metrics
-from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import make_folder
 from imagenet_rn50.utils.formatting import counted
-from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.signals import kill_all_of, shown
 
 _SCRIPT = Path(__file__).parents[2] / "train_accelerate.py"
@@ -89,11 +89,13 @@ def prove_resume(proof: Proof, folder: Path | None) -> bool:
         raise InputError(f"--steps {proof.steps}", expected="at least 1")
     with _place(folder) as place:
         undisturbed, interrupted = place / "undisturbed", place / "interrupted"
-        say(f"== A run of {2 * proof.steps} steps that nothing disturbs")
+        logger.info(f"== A run of {2 * proof.steps} steps that nothing disturbs")
         _train(proof.command(undisturbed))
-        say(f"\n== Its twin, killed with kill -9 after {counted(proof.enough, 'step')} or more")
+        logger.info(
+            f"\n== Its twin, killed with kill -9 after {counted(proof.enough, 'step')} or more"
+        )
         _kill_on_the_way(proof, interrupted)
-        say("\n== The same command again")
+        logger.info("\n== The same command again")
         _train(proof.command(interrupted))
         resumed = read_metrics(interrupted, START)[-1].get("checkpoint")
         if resumed is None:
@@ -102,7 +104,7 @@ def prove_resume(proof: Proof, folder: Path | None) -> bool:
                 expected="a checkpoint to resume from",
                 fix=f"ask for more --steps than {proof.steps}",
             )
-        say(f"It resumed from {resumed}.\n")
+        logger.info(f"It resumed from {resumed}.\n")
         return compare(undisturbed, interrupted)
 
 
@@ -121,7 +123,7 @@ def _place(folder: Path | None) -> Iterator[Path]:
 
 def _train(command: list[str]) -> None:
     """Shows a command and runs it to its end."""
-    say(f"$ {shown(command)}")
+    logger.info(f"$ {shown(command)}")
     code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
     if code:
         raise SystemExit(code)
@@ -134,7 +136,7 @@ def _kill_on_the_way(proof: Proof, run: Path) -> None:
         InputError: When it ends before.
     """
     command, enough = proof.command(run), proof.enough
-    say(f"$ {shown(command)}")
+    logger.info(f"$ {shown(command)}")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         while _steps_told(run) < enough:
@@ -159,45 +161,45 @@ def _steps_told(run: Path) -> int:
     if not (run / "metrics.jsonl").is_file():
         return 0
     lines = read_metrics(run, TRAIN)
-    return lines[-1]["samples_seen"] // RunFolder(run).recipe().global_batch if lines else 0
+    return lines[-1]["samples_seen"] // RunDir(run).recipe().global_batch if lines else 0
 
 
 def compare(undisturbed: Path, interrupted: Path) -> bool:
     """Prints what both runs saved, side by side; returns whether it is the same."""
     ours, theirs = _saved(interrupted), _saved(undisturbed)
-    say(f"{'':>8}  {'undisturbed':<48}    {'interrupted':<48}")
+    logger.info(f"{'':>8}  {'undisturbed':<48}    {'interrupted':<48}")
     head = f"{'sample ids':<16}  {'learning rate':>14}  {'weights':<12}"
-    say(f"{'step':>8}  {head:<48}    {head}")
+    logger.info(f"{'step':>8}  {head:<48}    {head}")
     for step in sorted(ours.keys() | theirs.keys()):
         there, here = theirs.get(step), ours.get(step)
         is_other = there and here and _hashes(there) != _hashes(here)
         mark = "   DIFFERENT" if is_other else ""
-        say(f"{step:>8}  {_row(there):<48}    {_row(here):<48}{mark}")
+        logger.info(f"{step:>8}  {_row(there):<48}    {_row(here):<48}{mark}")
     is_same = (
         bool(theirs)
         and ours.keys() == theirs.keys()
         and all(_hashes(ours[step]) == _hashes(theirs[step]) for step in theirs)
     )
     if is_same:
-        say(
+        logger.info(
             "\nThe same after each of these steps, to the last bit: samples, learning rates, "
             "weights, momenta."
         )
     elif not theirs or ours.keys() != theirs.keys():
-        say("\nThe runs saved at other steps, so they cannot be compared.")
+        logger.info("\nThe runs saved at other steps, so they cannot be compared.")
     elif _told(ours[max(ours)]) == _told(theirs[max(theirs)]):
-        say(
+        logger.info(
             "\nThe samples and the next learning rate are the same, what was saved beside them is "
             "not. On a GPU, kernels that add in any order do that in two undisturbed runs too."
         )
     else:
-        say("\nThe runs differ.")
+        logger.info("\nThe runs differ.")
     return is_same
 
 
 def _saved(run: Path) -> dict[int, Checkpoint]:
     """Returns a run's checkpoints by step, each verified."""
-    batch = RunFolder(run).recipe().global_batch
+    batch = RunDir(run).recipe().global_batch
     found = [verify(folder) for folder in checkpoint_folders(run / "checkpoints")]
     return {checkpoint.samples_seen // batch: checkpoint for checkpoint in found}
 

@@ -27,7 +27,7 @@ from imagenet_rn50.runs.checkpoint import (
     remove_partial,
 )
 from imagenet_rn50.runs.metrics import MetricsLogger
-from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.state import (
@@ -38,7 +38,7 @@ from imagenet_rn50.training.state import (
     write_state,
 )
 from imagenet_rn50.utils.files import TEMPORARY_SUFFIX
-from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.logging import logger
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class AsyncCheckpointer:
 
     def __init__(
         self,
-        run: RunFolder,
+        run: RunDir,
         config: CheckpointConfig,
         logger: MetricsLogger,
         after_save: Callable[[Checkpoint], None] = lambda checkpoint: None,
@@ -141,7 +141,7 @@ class AsyncCheckpointer:
         self._last_failed = result.failed is not None
         if result.failed:
             self._newest = None
-            say(
+            logger.info(
                 f"saving checkpoint {folder_name(progress.samples_seen)} failed: {result.failed}\n"
                 "  the previous checkpoint is kept, and training continues"
             )
@@ -189,7 +189,9 @@ class AsyncCheckpointer:
             self._after_save(checkpoint)
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
-            say(f"{checkpoint.folder.name} is saved; pruning or uploading failed: {problem}")
+            logger.info(
+                f"{checkpoint.folder.name} is saved; pruning or uploading failed: {problem}"
+            )
 
 
 def _key(state: TrainState) -> tuple[int, bool]:

@@ -18,7 +18,7 @@ from imagenet_rn50.runs.plots import new_figure, save_figure
 from imagenet_rn50.training.losses import LABELS
 from imagenet_rn50.training.trainer import Trainer
 from imagenet_rn50.utils.files import write_json
-from imagenet_rn50.utils.logging import progress_bar, say
+from imagenet_rn50.utils.logging import logger, progress_bar
 
 LOWEST, HIGHEST = 1e-5, 10.0
 NUM_STEPS = 100
@@ -105,7 +105,7 @@ def find_lr(trainer: Trainer, num_steps: int = NUM_STEPS) -> Ramp:
     trainer.state.restore(before)
     if is_main:
         table, plot = write(found, trainer.run.path, loss=LABELS[recipe.loss])
-        say(
+        logger.info(
             f"suggested peak: --optimizer.lr {found.suggestion:.3g}, a third of the rate with the "
             f"lowest smoothed loss\n  rates and losses: {table}\n  plot: {plot}"
         )

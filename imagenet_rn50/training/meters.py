@@ -13,7 +13,7 @@ from torch import Tensor
 
 from imagenet_rn50.evaluation.evaluate import Reduce
 from imagenet_rn50.runs.metrics import FILE_NAME, read_metrics
-from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.sample_hash import as_int64, hash_of_samples, wrapped
 
@@ -134,7 +134,7 @@ class Cost:
         progress: Where this process begins.
     """
 
-    def __init__(self, run: RunFolder, price_per_hour: float | None, progress: Progress) -> None:
+    def __init__(self, run: RunDir, price_per_hour: float | None, progress: Progress) -> None:
         lines = read_metrics(run.path) if (run.path / FILE_NAME).is_file() else []
         self._spent_before = max((line.get("cost_usd", 0.0) for line in lines), default=0.0)
         self._price_per_second = None if price_per_hour is None else price_per_hour / 3600

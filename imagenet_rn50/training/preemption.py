@@ -31,7 +31,7 @@ import torch
 from torch import distributed
 
 from imagenet_rn50.training.config import Spot
-from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.signals import ENDING_SIGNALS, launcher, signal_at_death_of_parent
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
@@ -73,7 +73,7 @@ class SignalHandler:
             return
         self.reason = reason
         if self._verbose:
-            say(f"{reason}: saving and ending. A second signal ends at once.")
+            logger.info(f"{reason}: saving and ending. A second signal ends at once.")
 
     def __enter__(self) -> Self:
         self._parent = os.getppid()
@@ -294,7 +294,9 @@ def _listen(request: Callable[[str], None], done: threading.Event, poll_seconds:
             notice = service.notice()
         except (OSError, ValueError, HTTPException) as error:
             if not has_complained:
-                say(f"EC2's spot notice cannot be read: {error}; asking on, training goes on")
+                logger.info(
+                    f"EC2's spot notice cannot be read: {error}; asking on, training goes on"
+                )
             has_complained, notice = True, None
         if notice is not None:
             request(f"EC2 announces: {notice}")

@@ -38,7 +38,7 @@ from imagenet_rn50.training.schedules import learning_rate
 from imagenet_rn50.training.state import PROGRESS
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json
-from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.logging import logger
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,9 @@ def _find(checkpoints: Path, config: CheckpointConfig, spec: RunSpec) -> ResumeP
         _require_unsaved(checkpoints)
     checkpoint, origin = whole, whole.metadata.get("origin") if whole else None
     if given != AUTO and whole is not None and origin is not None and not Path(given).is_dir():
-        say(f"--resume {given} is gone; this run has gone on from there, to {whole.folder.name}")
+        logger.info(
+            f"--resume {given} is gone; this run has gone on from there, to {whole.folder.name}"
+        )
     elif given != AUTO:
         named = _verified(Path(given))
         if whole is None:
@@ -158,7 +160,7 @@ def _newest(checkpoints: Path) -> tuple[Checkpoint | None, list[Path]]:
         try:
             return verify(folder), damaged
         except InputError as error:
-            say(f"passing over a damaged checkpoint: {error}")
+            logger.info(f"passing over a damaged checkpoint: {error}")
             damaged.append(folder)
     if damaged:
         raise InputError(

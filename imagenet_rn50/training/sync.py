@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.checkpoint import Checkpoint, newest_checkpoint, samples_of
 from imagenet_rn50.runs.compatibility import changes_of_recipe, refuse
-from imagenet_rn50.runs.run_dir import RECIPE, RunFolder
+from imagenet_rn50.runs.run_dir import RECIPE, RunDir
 from imagenet_rn50.runs.sync import (
     OBJECTS,
     STAGING,
@@ -28,12 +28,12 @@ from imagenet_rn50.runs.sync import (
 )
 from imagenet_rn50.training.config import NONE, CheckpointConfig
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.storage import RemoteFolder
 
 
 def fetch_run(
-    accelerator: Accelerator, run: RunFolder, recipe: Recipe, shards: Path, config: CheckpointConfig
+    accelerator: Accelerator, run: RunDir, recipe: Recipe, shards: Path, config: CheckpointConfig
 ) -> None:
     """Fetches the run from where it is synced to, where that is further; all ranks call it.
 
@@ -75,7 +75,7 @@ def fetch_run(
 
 
 def _fetch(
-    remote: RemoteRun, run: RunFolder, recipe: Recipe, shards: Path, config: CheckpointConfig
+    remote: RemoteRun, run: RunDir, recipe: Recipe, shards: Path, config: CheckpointConfig
 ) -> int:
     """Fetches a run, if what stands there is further than what stands here.
 
@@ -104,17 +104,19 @@ def _fetch(
     newest_here = newest_checkpoint(run.checkpoints)
     if is_run and newest_here and newest_here.samples_seen >= newest_there:
         return newest_there
-    say(f"fetching the run from {public}")
+    logger.info(f"fetching the run from {public}")
     remote.fetch(files, run)
     return newest_there
 
 
-def _bring_what_is_newer(remote: RemoteRun, run: RunFolder, newest_there: int) -> None:
+def _bring_what_is_newer(remote: RemoteRun, run: RunDir, newest_there: int) -> None:
     """Brings the run there, if what stands here is further."""
     newest_here = newest_checkpoint(run.checkpoints)
     if newest_here is None or newest_here.samples_seen <= newest_there:
         return
-    say(f"bringing {newest_here.folder.name} to {remote.folder.public}, for the other machines")
+    logger.info(
+        f"bringing {newest_here.folder.name} to {remote.folder.public}, for the other machines"
+    )
     snapshot = take_snapshot(run)
     try:
         remote.bring(snapshot)
@@ -131,7 +133,7 @@ class Sync:
         enabled: False on the ranks that do not; there, nothing in here does anything.
     """
 
-    def __init__(self, run: RunFolder, config: CheckpointConfig, *, enabled: bool) -> None:
+    def __init__(self, run: RunDir, config: CheckpointConfig, *, enabled: bool) -> None:
         self._run = run
         self._remote: RemoteRun | None = None
         if config.sync is None or not enabled:
@@ -158,7 +160,7 @@ class Sync:
             self._tell(error)
             return
         for name in snapshot.damaged.keys() - self._left_out:
-            say(f"{name} is left out of what is synced: {snapshot.damaged[name]}")
+            logger.info(f"{name} is left out of what is synced: {snapshot.damaged[name]}")
         self._left_out = set(snapshot.damaged)
         with self._lock:
             older, self._waiting = self._waiting, snapshot
@@ -176,7 +178,9 @@ class Sync:
         self._thread.shutdown()
         clear_staging(self._run)
         if self._has_failed:
-            say(f"{self._remote.folder.public} lacks the end of the run, which stands here alone")
+            logger.info(
+                f"{self._remote.folder.public} lacks the end of the run, which stands here alone"
+            )
 
     def _work(self) -> None:
         """Brings what waits; in the thread."""
@@ -192,7 +196,7 @@ class Sync:
             self._tell(error)
         else:
             if self._has_failed:
-                say(f"the run is synced again: {self._remote.folder.public}")
+                logger.info(f"the run is synced again: {self._remote.folder.public}")
             self._has_failed = False
         finally:
             snapshot.discard()
@@ -202,7 +206,9 @@ class Sync:
         if not self._has_failed:
             # What storages say may hold a token; our own messages do not.
             told = error if isinstance(error, InputError) else type(error).__name__
-            say(f"the run is not synced: {told}\n  training goes on, and the next save tries again")
+            logger.info(
+                f"the run is not synced: {told}\n  training goes on, and the next save tries again"
+            )
         self._has_failed = True
 
     def _is_superseded(self) -> bool:
@@ -215,7 +221,7 @@ def _address(given: str) -> RemoteFolder:
     return RemoteFolder(given if "://" in given else str(Path(given).absolute()))
 
 
-def _require_apart(run: RunFolder, given: str) -> None:
+def _require_apart(run: RunDir, given: str) -> None:
     """Refuses a path where what is brought would replace or remove files of a run folder."""
     scheme, _, path = _address(given).location.rpartition("://")
     if scheme not in {"", "file", "local"}:

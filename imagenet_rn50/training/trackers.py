@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from imagenet_rn50.recipe import Recipe, flatten
-from imagenet_rn50.utils.logging import say
+from imagenet_rn50.utils.logging import logger
 
 
 def init_trackers(accelerator: Accelerator, recipe: Recipe, run: Path) -> None:
@@ -53,4 +53,4 @@ def _disable_on_error(accelerator: Accelerator, name: str) -> Iterator[None]:
     except Exception as error:  # wandb's have no narrower type: no key, no server
         accelerator.trackers = [one for one in accelerator.trackers if one.name != name]
         problem = f"{type(error).__name__}: {error}"
-        say(f"tracker {name} failed and is disabled for this run: {problem}")
+        logger.info(f"tracker {name} failed and is disabled for this run: {problem}")

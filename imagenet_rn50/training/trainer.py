@@ -26,10 +26,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.data.dataset import OnError
-from imagenet_rn50.data.loader import DeviceBatch, Loader, Share, make_loader, on_device
+from imagenet_rn50.data.dataset import OnCorrupt
+from imagenet_rn50.data.loader import (
+    DeviceBatch,
+    DistributedBatchSampler,
+    Loader,
+    make_loader,
+    on_device,
+)
 from imagenet_rn50.data.reader import SampleError, ShardStore
-from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.evaluation.evaluate import validate
 from imagenet_rn50.evaluation.metrics import Accuracy
@@ -39,7 +45,7 @@ from imagenet_rn50.runs import metrics
 from imagenet_rn50.runs.checkpoint import SCORE, checkpoint_folders, newest_checkpoint, verify
 from imagenet_rn50.runs.metrics import MetricsLogger
 from imagenet_rn50.runs.plots import bottleneck, draw_plots, write_logs
-from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
 from imagenet_rn50.training.accelerator import system_info
 from imagenet_rn50.training.batch_norm import RunningStatistics
@@ -66,7 +72,7 @@ from imagenet_rn50.training.trackers import end_training, init_trackers, log_to_
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import require_free_space
 from imagenet_rn50.utils.formatting import counted, percent
-from imagenet_rn50.utils.logging import progress_bar, say
+from imagenet_rn50.utils.logging import logger, progress_bar
 from imagenet_rn50.utils.signals import typed_command
 
 _STEPS_PER_LOG_LINE = 20  # reading the loss waits for the device, so not after every step
@@ -84,7 +90,7 @@ class Trainer:
         accelerator: From `make_accelerator`.
         num_workers: Loader processes of each rank.
         config: How the run is checkpointed, resumed and stopped.
-        on_error: What a damaged sample does: stop the run, or be substituted by another one.
+        on_corrupt: What a damaged sample does: stop the run, or be substituted by another one.
         init_from: Pretrained weights to start a new run from, as `read_pretrained` takes them.
         create: Whether to create the run directory, or resume from it. The learning rate finder
             does neither.
@@ -107,12 +113,12 @@ class Trainer:
         num_workers: int = 0,
         *,
         config: CheckpointConfig | None = None,
-        on_error: OnError = "stop",
+        on_corrupt: OnCorrupt = "stop",
         init_from: str | None = None,
         create: bool = True,
     ) -> None:
-        self.recipe, self.shards, self.run = recipe, shards, RunFolder(run)
-        self.accelerator, self.num_workers, self.on_error = accelerator, num_workers, on_error
+        self.recipe, self.shards, self.run = recipe, shards, RunDir(run)
+        self.accelerator, self.num_workers, self.on_corrupt = accelerator, num_workers, on_corrupt
         self.config = config or CheckpointConfig()
         self.config.check()
         self.manifest, self.classes = Manifest.load(shards.folder), Classes.load(shards.folder)
@@ -210,14 +216,14 @@ class Trainer:
         a second time and silently drop half of the data.
         """
         recipe, accelerator = self.recipe, self.accelerator
-        share = Share(
+        share = DistributedBatchSampler(
             start=start,
             stop=stop,
             batch=recipe.micro_batch,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        order = TrainingOrder(
+        order = ShardShuffleSampler(
             self.train_split.shard_sizes, seed=recipe.seed, window=recipe.data.shuffle_window
         )
         return make_loader(
@@ -228,7 +234,7 @@ class Trainer:
             order=order,
             num_workers=self.num_workers,
             pin_memory=accelerator.device.type == "cuda",
-            on_error=self.on_error,
+            on_corrupt=self.on_corrupt,
         )
 
     def to_device(self, loader: Loader) -> Iterator[DeviceBatch]:
@@ -241,7 +247,9 @@ class Trainer:
         try:
             yield from on_device(loader, self.accelerator.device, data.mean, data.std)
         except SampleError as error:
-            raise SampleError(f"{error}\n{'':11} or continue with --on-error substitute") from None
+            raise SampleError(
+                f"{error}\n{'':11} or continue with --on-corrupt substitute"
+            ) from None
 
     # ---------------------------------------------------------------- train
 
@@ -369,7 +377,7 @@ class Trainer:
     def loss(self, batch: DeviceBatch, position: int) -> Tensor:
         """Return the mean loss of a micro batch, a scalar; `position` seeds its mixing."""
         recipe = self.recipe
-        images, targets = batch.pictures, batch.labels  # (B, 3, H, W) float32, (B,) int64
+        images, targets = batch.images, batch.labels  # (B, 3, H, W) float32, (B,) int64
         if recipe.mixup_alpha or recipe.cutmix_alpha:
             soft = smooth_targets(targets, len(self.classes), recipe.label_smoothing)  # (B, C)
             images, targets = mix(images, soft, recipe, position)
@@ -381,7 +389,7 @@ class Trainer:
         return total
 
     def sync_requests(self, *, save: bool = False) -> None:
-        """Share the requests of all ranks; every rank calls it equally often.
+        """DistributedBatchSampler the requests of all ranks; every rank calls it equally often.
 
         An asynchronous exchange between the hosts, which is read at the next call. Accelerate's
         `check_trigger` would reduce a tensor on the device, and wait for it, at every step.
@@ -506,7 +514,7 @@ class Trainer:
         state = self.state
         record = self.meter.compute_and_reset(self.all_reduce_sum)
         state.sample_hash = self.meter.sample_hash
-        if substitutions := self.loader.rates().substitutions:
+        if substitutions := self.loader.stats().substitutions:
             record["substitutions"] = substitutions
         last = state.progress.step
         self._require_finite(record["loss"], f"within steps [{last - num_steps + 1}, {last}]")
@@ -553,7 +561,7 @@ class Trainer:
 
     def _say(self, text: str) -> None:
         if self.accelerator.is_main_process:
-            say(text)
+            logger.info(text)
 
     def _require_finite(self, loss: float, where: str) -> None:
         """Stop training if the loss diverged; all ranks call it with the same loss.
@@ -627,7 +635,7 @@ class Trainer:
             raise RuntimeError(f"the last checkpoint could not be saved; {kept}")
         self.sync.finish()
         if self.accelerator.is_main_process:
-            say(bottleneck(self.run.path))
+            logger.info(bottleneck(self.run.path))
         self.accelerator.wait_for_everyone()
         end_training(self.accelerator)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import select
 import sys
@@ -46,13 +47,23 @@ def progress_bar(
     )
 
 
-def say(text: str) -> None:
-    """Prints a line without tearing a progress bar that is on the screen."""
-    if _ON_TERMINAL:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
-    else:
-        print(text, flush=True)
+class _Console(logging.Handler):
+    """Prints lines on stdout without tearing a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if _ON_TERMINAL:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+        else:
+            print(text, flush=True)
+
+
+logger = logging.getLogger("imagenet_rn50.console")
+"""What users read: plain lines on stdout."""
+logger.setLevel(logging.INFO)
+logger.addHandler(_Console())
+logger.propagate = False
 
 
 @contextmanager

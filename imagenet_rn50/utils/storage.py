@@ -26,7 +26,7 @@ from imagenet_rn50.utils.files import TEMPORARY_SUFFIX, sync_folder
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
 
 
-def public_address(location: str) -> str:
+def redact_url(location: str) -> str:
     """Returns a location without what may be secret: user, password, query and fragment."""
     parts = urlsplit(location)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
@@ -38,7 +38,7 @@ def public_word(word: str) -> str:
     Args:
         word: `--shards`, `s3://bucket/shards`, `--shards=https://host/shards?signature`, ...
     """
-    return _ADDRESS.sub(lambda found: public_address(found[0]), word)
+    return _ADDRESS.sub(lambda found: redact_url(found[0]), word)
 
 
 _WEB = frozenset({"http", "https"})
@@ -289,7 +289,7 @@ class MissingFileError(UnusableFileError):
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long a transfer is tried.
 
     Args:
@@ -316,7 +316,7 @@ class Patience:
         return longest * random.uniform(0.5, 1.0)
 
 
-PATIENCE = Patience()
+PATIENCE = RetryPolicy()
 
 
 @dataclass(frozen=True)
@@ -329,7 +329,7 @@ class RemoteFolder:
     """
 
     location: str
-    patience: Patience = PATIENCE
+    patience: RetryPolicy = PATIENCE
 
     def __post_init__(self) -> None:
         """Refuses what is no address.
@@ -354,7 +354,7 @@ class RemoteFolder:
     @property
     def public(self) -> str:
         """The address without what may be secret: user, password, query and fragment."""
-        return public_address(self.location)
+        return redact_url(self.location)
 
     def download(
         self,

@@ -11,9 +11,15 @@ from hypothesis import strategies as st
 
 from imagenet_rn50.data import dataset as memory
 from imagenet_rn50.data import dataset as stages
-from imagenet_rn50.data.dataset import FILLER, SampleSource, Share, StackBatches, TransformPicture
+from imagenet_rn50.data.dataset import (
+    FILLER,
+    Collate,
+    DecodeAndTransform,
+    DistributedBatchSampler,
+    ReadSamples,
+)
 from imagenet_rn50.data.reader import LocalShards
-from imagenet_rn50.data.sampler import ShardOrder, TrainingOrder
+from imagenet_rn50.data.sampler import SequentialSampler, ShardShuffleSampler
 from imagenet_rn50.shards.manifest import Shard, Split
 
 sizes_of_shards = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(sum)
@@ -50,7 +56,7 @@ class FakeReader:
     def read(self, index):
         return b"%d" % index
 
-    def place_of(self, index):
+    def describe_sample(self, index):
         return f"sample {index}"
 
 
@@ -80,8 +86,8 @@ def batches_of_rank(split, order, share, num_workers):
             mock.patch.object(stages, "Prefetcher"),
             mock.patch.object(stages, "ShardReader", FakeReader),
         ):
-            source = SampleSource(LocalShards(Path()), split, share, order)
-            workers.append(list(StackBatches()(TransformPicture(FakeTransform())(source()))))
+            source = ReadSamples(LocalShards(Path()), split, share, order)
+            workers.append(list(Collate()(DecodeAndTransform(FakeTransform())(source()))))
     batches, turn = [], 0
     while workers[turn % len(workers)]:
         batches.append(workers[turn % len(workers)].pop(0))
@@ -94,7 +100,10 @@ def stream(split, order, *, start, stop, batch, world_size, num_workers, equal=F
     """The batches of all ranks, in the order of a global step."""
     ranks = [
         batches_of_rank(
-            split, order, Share(start, stop, batch, rank, world_size, equal=equal), num_workers
+            split,
+            order,
+            DistributedBatchSampler(start, stop, batch, rank, world_size, equal=equal),
+            num_workers,
         )
         for rank in range(world_size)
     ]
@@ -122,7 +131,7 @@ def test_every_epoch_shows_every_sample_once_on_any_layout(
     sizes, seed, window, batch, world_size, num_workers, epochs
 ):
     split, n = split_of(sizes), sum(sizes)
-    order = TrainingOrder(split.shard_sizes, seed=seed, window=window)
+    order = ShardShuffleSampler(split.shard_sizes, seed=seed, window=window)
     _, labels, indices, mask = joined(
         stream(
             split,
@@ -153,7 +162,7 @@ def test_stopping_anywhere_and_going_on_with_another_layout_changes_nothing(
     sizes, seed, window, batch, layouts, data
 ):
     split, n = split_of(sizes), sum(sizes)
-    order = TrainingOrder(split.shard_sizes, seed=seed, window=window)
+    order = ShardShuffleSampler(split.shard_sizes, seed=seed, window=window)
     end = 2 * n
     expected = joined(
         stream(split, order, start=0, stop=end, batch=batch, world_size=1, num_workers=0)
@@ -164,7 +173,7 @@ def test_stopping_anywhere_and_going_on_with_another_layout_changes_nothing(
         stop = end if last else data.draw(st.integers(start, end))
         pieces += stream(
             split,
-            TrainingOrder(split.shard_sizes, seed=seed, window=window),
+            ShardShuffleSampler(split.shard_sizes, seed=seed, window=window),
             start=start,
             stop=stop,
             batch=batch,
@@ -185,8 +194,8 @@ def test_evaluation_counts_every_sample_once_in_equal_batches_on_every_rank(
     ranks = [
         batches_of_rank(
             split,
-            ShardOrder(split.shard_sizes),
-            Share(0, n, batch, rank, world_size, equal=True),
+            SequentialSampler(split.shard_sizes),
+            DistributedBatchSampler(0, n, batch, rank, world_size, equal=True),
             num_workers,
         )
         for rank in range(world_size)

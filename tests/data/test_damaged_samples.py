@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from imagenet_rn50.data.dataset import TransformPicture
-from imagenet_rn50.data.loader import Share, make_loader
-from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.dataset import DecodeAndTransform
+from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.utils.errors import InputError, RankError
 from tests.support import jpeg_bytes, write_shards
@@ -17,7 +17,7 @@ def test_a_shard_that_ends_early_is_named_with_the_sample(tmp_path):
     manifest = write_shards(tmp_path, train=[3], validation=[1])
     path = tmp_path / "tiny-train-0.tar"
     path.write_bytes(path.read_bytes()[:2000])
-    share = Share(start=0, stop=3, batch=3)
+    share = DistributedBatchSampler(start=0, stop=3, batch=3)
     loader = make_loader(tmp_path, manifest.splits["train"], share, EvalTransform(18, 16))
     with pytest.raises(InputError, match="ends within sample sample_00001 "):
         list(loader)
@@ -38,7 +38,11 @@ def damaged(tmp_path):
 def test_a_damaged_picture_is_named_with_shard_and_offset(damaged, num_workers):
     folder, split = damaged
     loader = make_loader(
-        folder, split, Share(0, 12, 3), EvalTransform(18, 16), num_workers=num_workers
+        folder,
+        split,
+        DistributedBatchSampler(0, 12, 3),
+        EvalTransform(18, 16),
+        num_workers=num_workers,
     )
     with pytest.raises(InputError) as caught:
         list(loader)
@@ -51,8 +55,8 @@ def test_a_damaged_picture_is_named_with_shard_and_offset(damaged, num_workers):
 
 @pytest.mark.parametrize(
     ("start", "is_checked", "fix"),
-    [(b"\x89PNG", False, "--on-error substitute, or pack anew")]
-    + [(b"\xff\xd8oops", False, "verify"), (b"\xff\xd8oops", True, "--on-error substitute")],
+    [(b"\x89PNG", False, "--on-corrupt substitute, or pack anew")]
+    + [(b"\xff\xd8oops", False, "verify"), (b"\xff\xd8oops", True, "--on-corrupt substitute")],
 )
 def test_who_meets_no_jpeg_in_a_whole_shard_is_not_sent_to_verify_it(start, is_checked, fix):
     sample: Any = {
@@ -65,7 +69,7 @@ def test_who_meets_no_jpeg_in_a_whole_shard_is_not_sent_to_verify_it(start, is_c
         "place": "it",
     }
     with pytest.raises(InputError, match=rf"it cannot be decoded(.|\n)*fix: .*{fix}"):
-        list(TransformPicture(EvalTransform(18, 16))(iter([sample])))
+        list(DecodeAndTransform(EvalTransform(18, 16))(iter([sample])))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -77,19 +81,19 @@ def test_a_substitute_is_the_next_good_sample_of_the_shard_with_its_own_label(
     loader = make_loader(
         folder,
         split,
-        Share(0, 12, 5),
+        DistributedBatchSampler(0, 12, 5),
         transform,
         num_workers=num_workers,
-        on_error="substitute",
+        on_corrupt="substitute",
     )
     batches = list(loader)
     indices = torch.cat([batch.indices for batch in batches])
     assert indices.tolist() == [0, 3, 3, 3, 4, 0, 6, 7, 8, 9, 10, 11]
     assert torch.equal(torch.cat([batch.labels for batch in batches]), indices % 3)
-    pictures = torch.cat([batch.pictures for batch in batches])
+    pictures = torch.cat([batch.images for batch in batches])
     assert torch.equal(pictures[1], transform(jpeg_bytes(3), 0, 3))
     assert torch.equal(pictures[5], transform(jpeg_bytes(0), 0, 0))
-    assert loader.rates().substitutions == 3
+    assert loader.stats().substitutions == 3
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
     assert "sample_00005" in caplog.text
     assert "instead:  sample sample_00000" in caplog.text
@@ -100,7 +104,11 @@ def test_a_shard_that_ends_early_can_be_substituted_as_well(tmp_path):
     path = tmp_path / "tiny-train-0.tar"
     path.write_bytes(path.read_bytes()[: split.offsets[1] + 10])
     loader = make_loader(
-        tmp_path, split, Share(0, 3, 3), EvalTransform(18, 16), on_error="substitute"
+        tmp_path,
+        split,
+        DistributedBatchSampler(0, 3, 3),
+        EvalTransform(18, 16),
+        on_corrupt="substitute",
     )
     (batch,) = loader
     assert batch.indices.tolist() == [0, 0, 0]
@@ -111,9 +119,9 @@ def test_more_substitutions_than_allowed_stop_the_run(damaged):
     loader = make_loader(
         folder,
         split,
-        Share(0, 12, 3),
+        DistributedBatchSampler(0, 12, 3),
         EvalTransform(18, 16),
-        on_error="substitute",
+        on_corrupt="substitute",
         max_substitutions=2,
     )
     with pytest.raises(InputError, match="3 samples were damaged and substituted"):
@@ -122,22 +130,22 @@ def test_more_substitutions_than_allowed_stop_the_run(damaged):
 
 def test_a_damaged_sample_that_every_epoch_meets_counts_once(damaged):
     folder, split = damaged
-    order = TrainingOrder(split.shard_sizes, seed=3, window=2)
+    order = ShardShuffleSampler(split.shard_sizes, seed=3, window=2)
     num_epochs = 5
     for allowed in (3, 2):
         loader = make_loader(
             folder,
             split,
-            Share(0, 12 * num_epochs, 4),
+            DistributedBatchSampler(0, 12 * num_epochs, 4),
             EvalTransform(18, 16),
             order=order,
             num_workers=1,
-            on_error="substitute",
+            on_corrupt="substitute",
             max_substitutions=allowed,
         )
         if allowed == 3:
             assert sum(len(batch.labels) for batch in loader) == 12 * num_epochs
-            assert loader.rates().substitutions == 3 * num_epochs
+            assert loader.stats().substitutions == 3 * num_epochs
         else:
             with pytest.raises(RankError, match="3 samples were damaged and substituted"):
                 list(loader)
@@ -148,7 +156,7 @@ def test_a_damaged_sample_that_every_epoch_meets_counts_once(damaged):
 def test_a_missing_shard_is_told_by_the_rank_that_needs_it(damaged, num_workers):
     folder, split = damaged
     (folder / "tiny-train-1.tar").unlink()
-    share = Share(6, 12, 3)
+    share = DistributedBatchSampler(6, 12, 3)
     loader = make_loader(folder, split, share, EvalTransform(18, 16), num_workers=num_workers)
     with pytest.raises(RankError, match="there is no shard"):
         list(loader)
@@ -158,7 +166,11 @@ def test_a_missing_shard_stops_even_where_samples_are_substituted(damaged):
     folder, split = damaged
     (folder / "tiny-train-1.tar").unlink()
     loader = make_loader(
-        folder, split, Share(0, 12, 3), EvalTransform(18, 16), on_error="substitute"
+        folder,
+        split,
+        DistributedBatchSampler(0, 12, 3),
+        EvalTransform(18, 16),
+        on_corrupt="substitute",
     )
     with pytest.raises(InputError, match="there is no shard"):
         list(loader)

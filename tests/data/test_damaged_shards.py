@@ -10,18 +10,18 @@ import torch
 
 from imagenet_rn50.data import loader as loaders
 from imagenet_rn50.data.cache import CachedShards, open_shards
-from imagenet_rn50.data.loader import Share, make_loader
+from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
 from imagenet_rn50.data.reader import LocalShards, SampleError, ShardReader
-from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.storage import Patience
+from imagenet_rn50.utils.storage import RetryPolicy
 from tests.data.servers import serve
 from tests.support import write_shards
 
-QUICK = Patience(tries=3, first_pause=0.01, timeout=2)
-SHARE, TRANSFORM = Share(0, 28, 4), EvalTransform(18, 16)
+QUICK = RetryPolicy(tries=3, first_pause=0.01, timeout=2)
+SHARE, TRANSFORM = DistributedBatchSampler(0, 28, 4), EvalTransform(18, 16)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def opened(server, cache):
 
 
 def batches_of(store, split, **options):
-    order = TrainingOrder(split.shard_sizes, seed=1, window=2)
+    order = ShardShuffleSampler(split.shard_sizes, seed=1, window=2)
     return make_loader(store, split, SHARE, TRANSFORM, order=order, **options)
 
 
@@ -211,11 +211,11 @@ def test_a_local_sample_that_has_changed_is_substituted_where_that_is_asked_for(
     changed, num_workers
 ):
     folder, split = changed
-    options = {"on_error": "substitute", "num_workers": num_workers}
-    loader = make_loader(folder, split, Share(0, 14, 7), TRANSFORM, **options)
+    options = {"on_corrupt": "substitute", "num_workers": num_workers}
+    loader = make_loader(folder, split, DistributedBatchSampler(0, 14, 7), TRANSFORM, **options)
     indices = torch.cat([batch.indices for batch in loader])
     assert indices.tolist() == [0, 2, 2, 3, 4, 6, *range(6, 14)]
-    assert loader.rates().substitutions == 2
+    assert loader.stats().substitutions == 2
 
 
 def test_a_manifest_without_checksums_is_read_and_said_to_be_unchecked_once(

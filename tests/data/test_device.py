@@ -25,16 +25,16 @@ def batches(pin=False):
 
 def expected(batch):
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (DATA.mean, DATA.std))
-    return (batch.pictures / 255 - mean) / std
+    return (batch.images / 255 - mean) / std
 
 
 def assert_moved(moved, made, device):
     assert len(moved) == len(made)
     for batch, host in zip(moved, made, strict=True):
         assert batch.host is host
-        assert batch.pictures.device.type == device
-        assert batch.pictures.is_contiguous(memory_format=torch.channels_last)
-        torch.testing.assert_close(batch.pictures.cpu(), expected(host), rtol=1e-5, atol=1e-5)
+        assert batch.images.device.type == device
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(batch.images.cpu(), expected(host), rtol=1e-5, atol=1e-5)
         assert torch.equal(batch.labels.cpu(), host.labels)
 
 
@@ -46,9 +46,9 @@ def test_batches_are_normalised_in_their_order():
 def test_mean_and_deviation_are_brought_to_a_device_once():
     made = batches()
     with torch.inference_mode():  # as evaluation does, before training or after it
-        normalise(made[0].pictures, DATA.mean, DATA.std)
+        normalise(made[0].images, DATA.mean, DATA.std)
     with Operators() as launched:
-        pictures = normalise(made[1].pictures, DATA.mean, DATA.std)
+        pictures = normalise(made[1].images, DATA.mean, DATA.std)
     assert launched.names == ["_to_copy", "mul_", "add_"]
     torch.testing.assert_close(pictures, expected(made[1]), rtol=1e-5, atol=1e-5)
     weight = torch.ones(3, 1, 1, requires_grad=True)

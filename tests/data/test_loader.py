@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from imagenet_rn50.data.loader import Share, make_loader
-from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform, TrainTransform
 from imagenet_rn50.model import build_processor
 from imagenet_rn50.recipe import DataRecipe
@@ -26,8 +26,10 @@ def shards(tmp_path_factory):
 def training_batches(shards, *, rank=0, world_size=1, num_workers=0, start=0, stop=42):
     folder, splits = shards
     train = splits["train"]
-    share = Share(start=start, stop=stop, batch=6, rank=rank, world_size=world_size)
-    order = TrainingOrder(train.shard_sizes, seed=3, window=2)
+    share = DistributedBatchSampler(
+        start=start, stop=stop, batch=6, rank=rank, world_size=world_size
+    )
+    order = ShardShuffleSampler(train.shard_sizes, seed=3, window=2)
     transform = TrainTransform(DATA, seed=3)
     return list(make_loader(folder, train, share, transform, order=order, num_workers=num_workers))
 
@@ -79,7 +81,7 @@ def test_a_sample_looks_different_in_every_epoch(shards):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_evaluation_reads_every_sample_once_in_the_order_of_the_shards(shards, num_workers):
     folder, splits = shards
-    share = Share(start=0, stop=11, batch=4)
+    share = DistributedBatchSampler(start=0, stop=11, batch=4)
     transform = EvalTransform(resize=18, size=16)
     loader = make_loader(folder, splits["validation"], share, transform, num_workers=num_workers)
     assert torch.cat([batch.indices for batch in loader]).tolist() == list(range(11))
@@ -101,11 +103,11 @@ def test_evaluation_pixels_equal_those_of_the_shipped_processor(tmp_path, height
 
 def test_equal_shares_complete_the_last_batches_with_fillers(shards):
     folder, splits = shards
-    share = Share(0, 11, 4, rank=1, world_size=2, equal=True)
+    share = DistributedBatchSampler(0, 11, 4, rank=1, world_size=2, equal=True)
     first, second = make_loader(folder, splits["validation"], share, EvalTransform(18, 16))
     assert first.mask.tolist() == [True] * 4
     assert second.mask.tolist() == [False] * 4
-    assert not second.pictures.any()
+    assert not second.images.any()
 
 
 def test_a_stage_of_the_users_may_change_pictures(shards):
@@ -116,28 +118,30 @@ def test_a_stage_of_the_users_may_change_pictures(shards):
             yield sample | {"picture": sample["picture"][:, ::2, ::2]}
 
     transform = EvalTransform(18, 16)
-    arguments = (folder, splits["validation"], Share(0, 4, 4), transform)
+    arguments = (folder, splits["validation"], DistributedBatchSampler(0, 4, 4), transform)
     (plain,) = make_loader(*arguments)
     (shrunk,) = make_loader(*arguments, stages=[shrink])
-    assert torch.equal(shrunk.pictures, plain.pictures[:, :, ::2, ::2])
+    assert torch.equal(shrunk.images, plain.images[:, :, ::2, ::2])
 
 
 def test_the_loader_says_how_fast_it_was_and_how_long_it_was_waited_for(shards):
     folder, splits = shards
-    loader = make_loader(folder, splits["validation"], Share(0, 11, 4), EvalTransform(18, 16))
+    loader = make_loader(
+        folder, splits["validation"], DistributedBatchSampler(0, 11, 4), EvalTransform(18, 16)
+    )
     for _ in loader:
         time.sleep(0.02)
-    rates = loader.rates()
+    rates = loader.stats()
     assert rates.images == 11
     assert rates.seconds >= 0.06
     assert 0 < rates.waiting_share < 1
     assert rates.images_per_s == pytest.approx(11 / rates.seconds)
-    assert loader.rates().images == 0
+    assert loader.stats().images == 0
 
 
 def test_workers_live_on_for_the_next_pass(shards):
     folder, splits = shards
-    share = Share(0, 11, 4)
+    share = DistributedBatchSampler(0, 11, 4)
     loader = make_loader(folder, splits["validation"], share, EvalTransform(18, 16), num_workers=1)
     processes = set()
     for _ in range(2):
@@ -149,7 +153,11 @@ def test_workers_live_on_for_the_next_pass(shards):
 def test_a_pass_that_was_left_halfway_does_not_disturb_the_next(shards):
     folder, splits = shards
     loader = make_loader(
-        folder, splits["validation"], Share(0, 11, 2), EvalTransform(18, 16), num_workers=2
+        folder,
+        splits["validation"],
+        DistributedBatchSampler(0, 11, 2),
+        EvalTransform(18, 16),
+        num_workers=2,
     )
     next(iter(loader))
     assert torch.cat([batch.indices for batch in loader]).tolist() == list(range(11))
@@ -157,4 +165,4 @@ def test_a_pass_that_was_left_halfway_does_not_disturb_the_next(shards):
 
 def test_batches_are_channels_last_in_memory(shards):
     (batch, *_) = training_batches(shards)
-    assert batch.pictures.is_contiguous(memory_format=torch.channels_last)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)

@@ -9,7 +9,7 @@ import pytest
 from imagenet_rn50.data import cache as prefetch
 from imagenet_rn50.data.cache import Prefetcher, least_cache_bytes
 from imagenet_rn50.data.reader import LocalShards, ShardReader
-from imagenet_rn50.data.sampler import ShardOrder, TrainingOrder
+from imagenet_rn50.data.sampler import SequentialSampler, ShardShuffleSampler
 from imagenet_rn50.utils.errors import InputError
 from tests.support import jpeg_bytes, write_shards
 
@@ -73,27 +73,27 @@ class RecordingStore(LocalShards):
 
 def test_shards_are_read_ahead_in_the_order_of_their_turns_and_no_further(shards):
     store, split = RecordingStore(shards[0]), shards[1]
-    order = TrainingOrder(split.shard_sizes, seed=0, window=2)
+    order = ShardShuffleSampler(split.shard_sizes, seed=0, window=2)
     prefetcher = Prefetcher(store, split, order, worker=0, num_workers=1)
     try:
         for position in range(0, 60, 6):
             prefetcher.advance(position)
-            turns = range(order.turns_at(position).stop + 1 + 2)
-            expected = [split.shards[order.shard_of_turn(turn)].name for turn in turns]
+            turns = range(order.active_shards(position).stop + 1 + 2)
+            expected = [split.shards[order.shard_at(turn)].name for turn in turns]
             assert store.wait_for(len(expected)) == expected
     finally:
         prefetcher.close()
 
 
 def test_workers_share_the_turns_between_them(shards):
-    order = TrainingOrder(shards[1].shard_sizes, seed=0, window=2)
+    order = ShardShuffleSampler(shards[1].shard_sizes, seed=0, window=2)
     stores = [RecordingStore(shards[0]) for _ in range(3)]
     prefetchers = [Prefetcher(store, shards[1], order, k, 3) for k, store in enumerate(stores)]
     for prefetcher in prefetchers:
         prefetcher.advance(0)
-    turns = range(order.turns_at(0).stop + 3 + 2)
+    turns = range(order.active_shards(0).stop + 3 + 2)
     for k, store in enumerate(stores):
-        mine = [shards[1].shards[order.shard_of_turn(turn)].name for turn in turns[k::3]]
+        mine = [shards[1].shards[order.shard_at(turn)].name for turn in turns[k::3]]
         assert store.wait_for(len(mine)) == mine
     for prefetcher in prefetchers:
         prefetcher.close()
@@ -101,7 +101,7 @@ def test_workers_share_the_turns_between_them(shards):
 
 def test_a_resumed_run_reads_ahead_only_what_is_still_in_use(shards):
     store, split = RecordingStore(shards[0]), shards[1]
-    order = ShardOrder(split.shard_sizes)
+    order = SequentialSampler(split.shard_sizes)
     prefetcher = Prefetcher(store, split, order, 0, 1)
     prefetcher.advance(30)
     assert store.wait_for(2) == ["tiny-train-10.tar", "tiny-train-11.tar"]
@@ -115,22 +115,22 @@ def test_advice_covers_every_byte_in_pieces_that_the_kernel_takes(shards, monkey
     advice = []
     monkeypatch.setattr(prefetch, "_PIECE_BYTES", 1000)
     monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: advice.append(arguments[1:3]))
-    Prefetcher(store, split, ShardOrder(split.shard_sizes), 0, 1)._read(0)
+    Prefetcher(store, split, SequentialSampler(split.shard_sizes), 0, 1)._read(0)
     assert [offset for offset, _ in advice] == list(range(0, split.shards[0].num_bytes, 1000))
     assert {length for _, length in advice} == {1000}
 
 
 def test_a_cache_must_hold_the_shards_in_use_and_those_ahead(shards):
     split = shards[1]
-    order = TrainingOrder(split.shard_sizes, seed=0, window=2)
+    order = ShardShuffleSampler(split.shard_sizes, seed=0, window=2)
     one = split.shards[0].num_bytes
     assert 4 * one < least_cache_bytes(split, order, num_workers=2) < 12 * one
 
 
 def test_turns_cover_the_shards_of_every_batch():
     sizes = np.full(60, 20)
-    order = TrainingOrder(sizes, seed=4, window=8)
+    order = ShardShuffleSampler(sizes, seed=4, window=8)
     for position in range(0, 3 * 1200 - 10, 7):
-        _, indices = order.at(position, 10)
-        here = {order.shard_of_turn(turn) for turn in order.turns_at(position)}
+        _, indices = order.indices(position, 10)
+        here = {order.shard_at(turn) for turn in order.active_shards(position)}
         assert set((indices // 20).tolist()) <= here

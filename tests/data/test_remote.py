@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from imagenet_rn50.data.cache import CachedShards, open_shards
-from imagenet_rn50.data.loader import Share, make_loader
-from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.utils import storage as remote
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import sha256_of_file
-from imagenet_rn50.utils.storage import Patience, RemoteFolder
+from imagenet_rn50.utils.storage import RemoteFolder, RetryPolicy
 from tests.data.servers import HICCUPS, serve
 from tests.support import write_shards
 
-QUICK = Patience(tries=3, first_pause=0.01, timeout=0.5)
+QUICK = RetryPolicy(tries=3, first_pause=0.01, timeout=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +46,9 @@ def tars_in(cache):
 
 
 def assert_loads_like_local(store, split, source, num_workers=0):
-    order = TrainingOrder(split.shard_sizes, seed=1, window=2)
+    order = ShardShuffleSampler(split.shard_sizes, seed=1, window=2)
     arguments = {"order": order, "num_workers": num_workers}
-    share, transform = Share(0, 28, 4), EvalTransform(18, 16)
+    share, transform = DistributedBatchSampler(0, 28, 4), EvalTransform(18, 16)
     remote_batches = list(make_loader(store, split, share, transform, **arguments))
     local_batches = list(make_loader(source, split, share, transform, **arguments))
     for ours, theirs in zip(remote_batches, local_batches, strict=True):
@@ -150,7 +150,7 @@ def test_tokens_are_used_and_never_told(server, tmp_path, caplog):
 
 
 def test_pauses_grow_to_a_limit_and_differ_between_readers():
-    patience = Patience(first_pause=1, longest_pause=8)
+    patience = RetryPolicy(first_pause=1, longest_pause=8)
     pauses = [[patience.pause_before(attempt) for _ in range(50)] for attempt in range(1, 7)]
     for longest, drawn in zip((1, 2, 4, 8, 8, 8), pauses, strict=True):
         assert longest / 2 <= min(drawn) < max(drawn) <= longest
@@ -266,12 +266,12 @@ def bucket(source, bucket_server):
 
 
 def test_shards_are_read_from_s3(bucket, source, tmp_path):
-    store, split = opened("s3://pictures/sets", tmp_path, patience=Patience(tries=2, timeout=10))
+    store, split = opened("s3://pictures/sets", tmp_path, patience=RetryPolicy(tries=2, timeout=10))
     assert_loads_like_local(store, split, source)
 
 
 def test_what_is_missing_or_damaged_on_s3_is_named(bucket, source, tmp_path):
-    store, split = opened("s3://pictures/sets", tmp_path, patience=Patience(2, 0.01, timeout=10))
+    store, split = opened("s3://pictures/sets", tmp_path, patience=RetryPolicy(2, 0.01, timeout=10))
     first, second = split.shards[:2]
     bucket.put_object(Bucket="pictures", Key=f"sets/{first.name}", Body=b"something else")
     with pytest.raises(InputError, match="14 bytes instead of"):

@@ -16,15 +16,15 @@ from imagenet_rn50.utils import storage as remote
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.storage import (
     MissingFileError,
-    Patience,
     RemoteFolder,
+    RetryPolicy,
     UnusableFileError,
     filesystem,
 )
 from tests.data.servers import Quiet, serve
 from tests.support import free_ports, write_shards
 
-QUICK = Patience(tries=3, first_pause=0.01, timeout=1)
+QUICK = RetryPolicy(tries=3, first_pause=0.01, timeout=1)
 FILES = ("manifest.json", "manifest-train.npz", "classes.json", "tiny-train-0.tar")
 
 
@@ -207,7 +207,7 @@ def test_a_certificate_that_nobody_signed_is_named_at_once(untrusted, source, tm
 
 def test_bytes_that_trickle_for_ever_are_given_up(source, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_LEAST_BYTES_PER_S", 10**9)
-    patience = Patience(tries=2, first_pause=0.01, timeout=0)
+    patience = RetryPolicy(tries=2, first_pause=0.01, timeout=0)
     (tmp_path / "file").write_bytes(bytes(100))
     folder = RemoteFolder(f"file://{tmp_path}", patience)
     with pytest.raises(InputError, match="100 bytes in 0 s, in the last of 2 tries"):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_rn50.data.sampler import TrainingOrder, batch_starts, epoch_order
+from imagenet_rn50.data.sampler import ShardShuffleSampler, batch_starts, epoch_order
 
 sizes_of_shards = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(sum)
 seeds = st.integers(0, 2**63 - 1)
@@ -21,8 +21,8 @@ def test_an_epoch_is_a_permutation_of_all_samples(sizes, seed, epoch, window):
 @given(sizes=sizes_of_shards, seed=seeds, window=st.integers(1, 20))
 def test_the_stream_is_the_concatenation_of_the_epochs(sizes, seed, window):
     n = sum(sizes)
-    order = TrainingOrder(np.array(sizes), seed=seed, window=window)
-    epochs, indices = order.at(0, 3 * n)
+    order = ShardShuffleSampler(np.array(sizes), seed=seed, window=window)
+    epochs, indices = order.indices(0, 3 * n)
     assert epochs.tolist() == [epoch for epoch in range(3) for _ in range(n)]
     for epoch in range(3):
         assert sorted(indices[epochs == epoch].tolist()) == list(range(n))

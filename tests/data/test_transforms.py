@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from imagenet_rn50.data.loader import Share, make_loader
-from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import (
     EvalTransform,
     TrainTransform,
@@ -128,10 +128,10 @@ def test_a_batch_across_two_epochs_has_the_size_of_its_first_sample(tmp_path):
     manifest = write_shards(tmp_path, train=[7], validation=[1])
     data = DataRecipe(train_size=32, final_size=64, growth=(0.0, 1.0), eval_size=32)
     split = manifest.splits["train"]
-    order = TrainingOrder(split.shard_sizes, seed=0, window=1)
-    share = Share(start=0, stop=14, batch=4)
+    order = ShardShuffleSampler(split.shard_sizes, seed=0, window=1)
+    share = DistributedBatchSampler(start=0, stop=14, batch=4)
     batches = make_loader(tmp_path, split, share, TrainTransform(data, 0), order=order)
-    assert [tuple(batch.pictures.shape) for batch in batches] == [
+    assert [tuple(batch.images.shape) for batch in batches] == [
         (4, 3, 32, 32),
         (4, 3, 32, 32),
         (4, 3, 64, 64),

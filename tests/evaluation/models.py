@@ -15,7 +15,7 @@ from imagenet_rn50.model import build_model, build_processor
 from imagenet_rn50.recipe import DataRecipe, ModelRecipe, Recipe
 from imagenet_rn50.runs import metrics
 from imagenet_rn50.runs.checkpoint import EMA_WEIGHTS, commit, folder_name
-from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.shards.manifest import VALIDATION, Manifest
 from tests.support import write_shards
 
@@ -46,7 +46,7 @@ def export_model(folder, model, data=DATA):
 
 def write_run(folder, shards, num_classes, *, ema=False):
     """A run folder with two checkpoints of random weights: the first was the best."""
-    run = RunFolder(folder)
+    run = RunDir(folder)
     run.create(Recipe(model=SHAPE, data=DATA), shards, "tiny", classes_of(num_classes))
     for samples_seen in (24, 48):
         temporary = run.checkpoints / "new.partial"

@@ -10,7 +10,7 @@ from imagenet_rn50.model import build_model, weights_digest
 from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.runs.checkpoint import EMA_WEIGHTS, commit, folder_name
 from imagenet_rn50.runs.metrics import START, TRAIN, VALIDATION, MetricsLogger
-from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.runs.run_dir import RunDir
 from tests.support import CLASSES, imagenet1k_wnids, write_recipe
 
 RESNET50_RECIPE = "data: {eval_size: 64, eval_resize: 72}\n"
@@ -60,7 +60,7 @@ def make_run(
     imagenet1k_splits=None,
 ):
     """A run with nothing but its first line."""
-    run = RunFolder(folder / name)
+    run = RunDir(folder / name)
     path = write_recipe(folder, recipe) if recipe else write_recipe(folder)
     run.create(load_recipe(str(path)), shards, dataset, classes)
     if imagenet1k_splits is not None:  # no test packs a million images

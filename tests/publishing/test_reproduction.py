@@ -54,7 +54,7 @@ def test_packing_by_the_command_of_the_card_gives_its_digest(tmp_path, monkeypat
 
 
 def test_every_option_of_pack_is_tried_here():
-    decide_no_byte_of_sound_pictures = {"on_bad", "train_only"}  # training needs both splits
+    decide_no_byte_of_sound_pictures = {"on_corrupt", "train_only"}  # training needs both splits
     tried = {word[2:].replace("-", "_") for word in OPTIONS.split() if word.startswith("--")}
     names = {field.name for field in fields(PackOptions)}
     assert tried | {"dataset"} | decide_no_byte_of_sound_pictures == names

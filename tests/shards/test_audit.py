@@ -20,7 +20,7 @@ def test_every_touched_file_duplicate_and_count_stands_in_the_audit(tmp_path):
     (folder / "cut.JPEG").write_bytes(jpeg(6)[:-200])
     twin = root / "val" / WNIDS[2] / "twin.JPEG"
     twin.write_bytes((folder / f"{WNIDS[0]}_0.JPEG").read_bytes())
-    pack(read_source(root), tmp_path / "out", PackOptions(on_bad="skip"))
+    pack(read_source(root), tmp_path / "out", PackOptions(on_corrupt="skip"))
 
     audit = json.loads((tmp_path / "out" / "audit.json").read_text(encoding="utf-8"))
     changed = {entry["path"]: entry["reason"] for entry in audit["changed"]}

@@ -28,7 +28,7 @@ def test_bad_pictures_stop_the_run_by_default_and_are_named(flawed, tmp_path, wo
 
 
 def test_after_stopping_at_a_bad_picture_leaving_out_goes_on_from_there(flawed, tmp_path):
-    skip = PackOptions(train_shards=4, on_bad="skip")
+    skip = PackOptions(train_shards=4, on_corrupt="skip")
     pack(flawed, tmp_path / "at_once", skip)
     with pytest.raises(InputError):
         pack(flawed, tmp_path / "out", PackOptions(train_shards=4))

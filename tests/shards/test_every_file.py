@@ -27,7 +27,7 @@ from tests.shards.helpers import (
     write_parquet,
 )
 
-STOP, SKIP = PackOptions(), PackOptions(on_bad="skip")
+STOP, SKIP = PackOptions(), PackOptions(on_corrupt="skip")
 
 
 def encoded(form: str, mode: str = "RGB", **save: object) -> bytes:
@@ -253,7 +253,7 @@ def test_pack_says_how_many_files_it_left_out_each_time(
 ):
     add(folder, {"notes.txt": b"words", "cut.JPEG": jpeg(3)[:300]})
     (source / "train" / WNIDS[0] / "gone.jpg").symlink_to("nowhere")
-    words = ("pack", "--source", source, "--out", tmp_path / "out", "--on-bad", "skip")
+    words = ("pack", "--source", source, "--out", tmp_path / "out", "--on-corrupt", "skip")
     monkeypatch.setattr("sys.argv", ["shard_imagenet.py", *map(str, words)])
     for _ in range(2):
         with pytest.raises(SystemExit) as left:

@@ -83,7 +83,11 @@ def test_imagenet1k_is_not_packed_without_the_images_that_are_skipped(tmp_path, 
     root = write_imagefolder(tmp_path / "source")
     (root / "train" / WNIDS[0] / "bad.JPEG").write_bytes(jpeg()[:90])
     with pytest.raises(InputError, match=r"bad\.JPEG"):
-        pack(read_source(root), tmp_path / "out", PackOptions(dataset="imagenet1k", on_bad="skip"))
+        pack(
+            read_source(root),
+            tmp_path / "out",
+            PackOptions(dataset="imagenet1k", on_corrupt="skip"),
+        )
 
 
 def test_shards_of_others_are_called_imagenet1k_only_if_they_are(tmp_path):

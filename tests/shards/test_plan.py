@@ -37,9 +37,9 @@ def test_every_picture_goes_into_exactly_one_shard(train, validation, shards, se
     plan = make_plan(source, PackOptions(seed=seed, train_shards=min(shards, train)))
     for split, pictures in source.splits.items():
         tasks = [task for task in plan.tasks if task.split == split]
-        packed = [picture for task in tasks for picture in task.pictures]
+        packed = [picture for task in tasks for picture in task.images]
         assert sorted(packed) == sorted(pictures)
-        sizes = [len(task.pictures) for task in tasks]
+        sizes = [len(task.images) for task in tasks]
         assert max(sizes) - min(sizes) <= 1
         assert [task.name for task in tasks] == sorted({task.name for task in tasks})
 
@@ -60,8 +60,8 @@ def test_more_shards_than_pictures_are_refused():
 
 def test_validation_is_permuted_alike_with_and_without_training():
     options = PackOptions()
-    alone = make_plan(source_of(0, 30), options).tasks[-1].pictures
-    both = make_plan(source_of(30, 30), options).tasks[-1].pictures
+    alone = make_plan(source_of(0, 30), options).tasks[-1].images
+    both = make_plan(source_of(30, 30), options).tasks[-1].images
     assert alone == both
     assert [p.key for p in both] != [f"validation{i}" for i in range(30)]
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from imagenet_rn50.data.loader import Share, make_loader
+from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
 from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.shards.images import BadPictureError, prepare
 from imagenet_rn50.shards.index import index
@@ -50,7 +50,8 @@ def test_the_audit_counts_turned_and_elongated_images_and_packs_them_all(tmp_pat
     assert "Turned upright by EXIF orientation: 1." in reports
     assert "train/flat: 60000 x 1 px" in reports
     split = Manifest.load(tmp_path / "out").split("train")
-    loader = make_loader(tmp_path / "out", split, Share(0, 9, 9), EvalTransform(18, 16))
+    sampler = DistributedBatchSampler(0, 9, 9)
+    loader = make_loader(tmp_path / "out", split, sampler, EvalTransform(18, 16))
     assert sum(int(batch.mask.sum()) for batch in loader) == 9
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from imagenet_rn50 import __main__ as verbs
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.cache import least_cache_bytes
-from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.model import build_model
 from imagenet_rn50.recipe import DataRecipe, Recipe, load_recipe, recipe_names
 from imagenet_rn50.shards.manifest import TRAIN
@@ -214,7 +214,7 @@ def test_several_nodes_need_what_their_formulas_say(tmp_path):
 def test_the_computed_cache_is_the_one_that_the_loader_asks_for(tmp_path):
     train = write_shards(tmp_path, train=[10] * 60, validation=[1]).split(TRAIN)
     shard = max(shard.num_bytes for shard in train.shards)
-    asked = least_cache_bytes(train, TrainingOrder(train.shard_sizes, seed=0, window=32), 8)
+    asked = least_cache_bytes(train, ShardShuffleSampler(train.shard_sizes, seed=0, window=32), 8)
     needs = demand(Recipe(), replace(RATES, bytes_per_image=shard / 1251), 2, 8, 10)
     assert needs.cache_gb * 1e9 == pytest.approx(asked, rel=0.1)
 

@@ -119,7 +119,7 @@ def test_crops_do_not_grow_while_the_loader_is_timed(tiny, train, recipe, monkey
 
     def looking(loader, num_workers, seconds):
         batches = iter(loader)
-        sizes.update(next(batches).pictures.shape[-1] for _ in range(3 * 70 // 4))
+        sizes.update(next(batches).images.shape[-1] for _ in range(3 * 70 // 4))
         return 1.0
 
     monkeypatch.setattr(decoding, "_rate", looking)

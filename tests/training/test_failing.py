@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.shards.manifest import Manifest
 from tests.support import write_tiny
 from tests.training.trainers import steps_saved
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.multiprocess
 def test_a_sample_that_only_the_second_rank_finds_damaged_is_named(trainers, tmp_path):
     tiny = write_tiny(tmp_path)
     train = Manifest.load(tiny / "shards").split("train")
-    _, indices = TrainingOrder(train.shard_sizes, seed=0, window=2).at(0, 8)
+    _, indices = ShardShuffleSampler(train.shard_sizes, seed=0, window=2).indices(0, 8)
     index = int(indices[5])  # of the second micro batch
     shard = tiny / "shards" / train.shards[train.shard_of(index)].name
     content = bytearray(shard.read_bytes())
@@ -25,7 +25,7 @@ def test_a_sample_that_only_the_second_rank_finds_damaged_is_named(trainers, tmp
     assert second.wait() == 2, second.said()
     assert first.wait() != 0
     assert f"error: sample {train.key_of(index)} " in second.said()
-    assert "continue with --on-error substitute" in second.said()
+    assert "continue with --on-corrupt substitute" in second.said()
     assert "Traceback" not in second.said()
     assert train.key_of(index) not in first.said()
 

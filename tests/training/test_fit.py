@@ -16,7 +16,7 @@ from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.runs.checkpoint import newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
-from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.lr_finder import find_lr
@@ -111,7 +111,7 @@ def test_accumulation_that_accelerate_would_scale_by_is_refused(
 def test_only_training_names_the_option_to_go_on_without_a_damaged_sample(
     tiny, tmp_path, monkeypatch, capsys
 ):
-    option = "continue with --on-error substitute"
+    option = "continue with --on-corrupt substitute"
     for split in ("train", "validation"):
         folder = tmp_path / split
         shutil.copytree(tiny, folder, ignore=shutil.ignore_patterns("undisturbed", "killed"))
@@ -234,7 +234,7 @@ def test_the_lr_finder_suggests_a_rate_and_leaves_the_folder_to_a_run(
     said = capsys.readouterr().out
     assert f"suggested peak: --optimizer.lr {found['suggestion']:.3g}" in said
     assert all(str(run / f"lr_finder.{ending}") in said for ending in ("json", "png"))
-    RunFolder(run).check(load_recipe(str(tiny / "tiny.yaml")), tiny / "shards")
+    RunDir(run).check(load_recipe(str(tiny / "tiny.yaml")), tiny / "shards")
 
 
 def test_after_the_lr_finder_everything_is_as_before(tiny, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from imagenet_rn50.training.seen import hash_of_samples, wrapped
 
-from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
 from tests.training.trainers import (
@@ -132,8 +132,8 @@ def test_two_ranks_then_one_then_two_see_the_samples_of_the_order_and_no_others(
     assert [line["world_size"] for line in read_metrics(run, "start")] == [2, 1, 2, 2]
 
     train = Manifest.load(tiny / "shards").split(TRAIN)
-    order = TrainingOrder(train.shard_sizes, seed=0, window=2)
-    _, indices = order.at(0, stop["samples_seen"])
+    order = ShardShuffleSampler(train.shard_sizes, seed=0, window=2)
+    _, indices = order.indices(0, stop["samples_seen"])
     expected = wrapped(hash_of_samples(0, torch.from_numpy(indices)))
     assert read_metrics(run, "train")[-1]["samples_hash"] == f"{expected:016x}"
     validated = [line["samples_seen"] for line in read_metrics(run, "validation")]

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 import imagenet_rn50
-from imagenet_rn50.data.loader import Share, make_loader
-from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.runs.metrics import read_metrics
@@ -44,8 +44,8 @@ def start_method(request, monkeypatch):
 
 def loader_of(tiny, num_workers):
     train = Manifest.load(tiny / "shards").split("train")
-    order = TrainingOrder(train.shard_sizes, seed=3, window=2)
-    share, transform = Share(0, 42, 6), TrainTransform(DATA, seed=3)
+    order = ShardShuffleSampler(train.shard_sizes, seed=3, window=2)
+    share, transform = DistributedBatchSampler(0, 42, 6), TrainTransform(DATA, seed=3)
     return make_loader(
         tiny / "shards", train, share, transform, order=order, num_workers=num_workers
     )

@@ -21,7 +21,7 @@ from imagenet_rn50.publishing.export import export
 from imagenet_rn50.recipe import ModelRecipe, OptimizerRecipe, Recipe
 from imagenet_rn50.runs.checkpoint import newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
-from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.training.trainer import Trainer
@@ -71,7 +71,7 @@ def test_bf16_and_compile_are_what_the_launcher_asked_for_and_learn(launched):
 def test_a_compiled_runs_checkpoint_is_a_plain_one(launched, tmp_path):
     found = newest_checkpoint(launched / "run" / "checkpoints")
     assert found is not None
-    plain = build_model(RunFolder(launched / "run").recipe().model, CLASSES).state_dict()
+    plain = build_model(RunDir(launched / "run").recipe().model, CLASSES).state_dict()
     for name in ("model.safetensors", "ema.safetensors"):
         state = load_file(found.folder / name)
         assert state.keys() == plain.keys()
@@ -86,7 +86,7 @@ def test_a_compiled_run_goes_on_compiled_or_not(launched, backend, tmp_path, mon
     shutil.copytree(launched / "run", tmp_path / "run")
     accelerator = make_accelerator()
     monkeypatch.setattr(accelerator.state, "dynamo_plugin", TorchDynamoPlugin(backend=backend))
-    recipe, shards = RunFolder(tmp_path / "run").recipe(), LocalShards(launched / "shards")
+    recipe, shards = RunDir(tmp_path / "run").recipe(), LocalShards(launched / "shards")
     config = CheckpointConfig(allow_change=("mixed_precision",))
     run = tmp_path / "run"
     trainer = Trainer(recipe, shards, run, accelerator, config=config)
@@ -200,7 +200,7 @@ def test_averaged_weights_are_evaluated_in_mixed_precision_as_themselves(fp16, b
     last = trainer.state.ema.model.get_submodule("classifier.1")
     nn.init.zeros_(last.weight)
     nn.init.constant_(last.bias, 3.0)
-    pictures = next(endless_batches()).pictures
+    pictures = next(endless_batches()).images
     logits = logits_of(trainer.state.ema.model, pictures)
     assert torch.equal(logits, torch.full((4, NUM_CLASSES), 3.0))
     assert logits.dtype == torch.float32

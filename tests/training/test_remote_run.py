@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from imagenet_rn50.runs.checkpoint import newest_checkpoint
-from imagenet_rn50.runs.run_dir import RunFolder
+from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.runs.sync import RemoteRun, take_snapshot
 from imagenet_rn50.training import sync as syncing
 from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.training.sync import Sync, fetch_run
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.storage import Patience, RemoteFolder
+from imagenet_rn50.utils.storage import RemoteFolder, RetryPolicy
 from tests.training.trainers import hashes, steps_saved
 
 pytestmark = pytest.mark.multiprocess
@@ -24,12 +24,12 @@ pytestmark = pytest.mark.multiprocess
 def stopped(tiny, trainers):
     run = tiny / "stopped"
     trainers.train(tiny, run, "--stop-at-step", "3", "--checkpoint-steps", "1")
-    return RunFolder(run)
+    return RunDir(run)
 
 
 @pytest.fixture(scope="module")
 def later(tiny, trainers, stopped):
-    run = RunFolder(tiny / "later")
+    run = RunDir(tiny / "later")
     shutil.copytree(stopped.path, run.path)
     trainers.train(tiny, run.path, "--stop-at-step", "5", "--checkpoint-steps", "1")
     return run
@@ -48,7 +48,7 @@ class Broken(RemoteFolder):
 
 
 def remote(folder, kind=RemoteFolder):
-    run = RemoteRun(kind(str(folder), Patience(tries=2, first_pause=0.01)))
+    run = RemoteRun(kind(str(folder), RetryPolicy(tries=2, first_pause=0.01)))
     run.latest()
     return run
 
@@ -76,7 +76,7 @@ def test_an_upload_cut_off_at_any_file_leaves_the_state_before_it(stopped, later
             pass
         else:
             break
-        fetched = RunFolder(tmp_path / f"fetched-{num_cut}")
+        fetched = RunDir(tmp_path / f"fetched-{num_cut}")
         source = remote(there)
         files = source.latest()
         assert files is not None
@@ -92,7 +92,7 @@ def test_a_fetch_cut_off_at_any_file_is_done_again(tiny, stopped, tmp_path, monk
     there = tmp_path / "there"
     bring(there, stopped)
     source = remote(there)
-    files, get, run = source.latest(), RemoteRun._get, RunFolder(tmp_path / "run")
+    files, get, run = source.latest(), RemoteRun._get, RunDir(tmp_path / "run")
     assert files is not None
     for num_files in range(len(files)):
         left = iter(range(num_files))
@@ -118,11 +118,13 @@ def test_a_fetch_cut_off_at_any_file_is_done_again(tiny, stopped, tmp_path, monk
 def fetch_as_the_first(run, recipe, shards, address, monkeypatch):
     """Does what the main process of a run does before it trains, and tries nothing twice."""
     monkeypatch.setattr(syncing, "gather_object", lambda mains: [True])
-    monkeypatch.setattr(syncing, "_address", lambda given: RemoteFolder(given, Patience(tries=1)))
+    monkeypatch.setattr(
+        syncing, "_address", lambda given: RemoteFolder(given, RetryPolicy(tries=1))
+    )
     accelerator: Any = SimpleNamespace(
         is_main_process=True, is_local_main_process=True, wait_for_everyone=lambda: None
     )
-    fetch_run(accelerator, RunFolder(run), recipe, shards, CheckpointConfig(sync=str(address)))
+    fetch_run(accelerator, RunDir(run), recipe, shards, CheckpointConfig(sync=str(address)))
 
 
 def test_machines_that_share_nothing_all_go_on_from_what_the_first_one_has(
@@ -138,7 +140,7 @@ def test_machines_that_share_nothing_all_go_on_from_what_the_first_one_has(
             is_local_main_process=True,
             wait_for_everyone=lambda: None,
         )
-        asked = RunFolder(run), stopped.recipe(), tiny / "shards", CheckpointConfig(sync=str(there))
+        asked = RunDir(run), stopped.recipe(), tiny / "shards", CheckpointConfig(sync=str(there))
         fetch_run(accelerator, *asked)
     assert hashes(first) == hashes(second) == hashes(later.path)
     assert steps_saved(second)[-1] == 40
@@ -147,7 +149,7 @@ def test_machines_that_share_nothing_all_go_on_from_what_the_first_one_has(
 def test_a_checkpoint_that_lacks_a_file_is_named_and_keeps_no_other_from_being_synced(
     later, tmp_path, capsys
 ):
-    run, there = RunFolder(tmp_path / "run"), tmp_path / "there"
+    run, there = RunDir(tmp_path / "run"), tmp_path / "there"
     shutil.copytree(later.path, run.path)
     assert steps_saved(run.path) == [32, 40]
     (run.checkpoints / "samples-000000032" / "optimizer.bin").unlink()
@@ -173,7 +175,7 @@ def test_a_damaged_checkpoint_there_is_passed_over_for_the_one_before(stopped, t
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    fetched = RunFolder(tmp_path / "fetched")
+    fetched = RunDir(tmp_path / "fetched")
     remote(there).fetch(files, fetched)
     assert "passing over a damaged checkpoint" in capsys.readouterr().out
     found = newest_checkpoint(fetched.checkpoints)

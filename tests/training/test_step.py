@@ -47,7 +47,7 @@ def test_a_step_equals_a_plain_step_on_torchvisions_resnet_50(
         recipe.data.mean,
         recipe.data.std,
     )
-    doubles = (batch._replace(pictures=batch.pictures.double()) for batch in batches)
+    doubles = (batch._replace(images=batch.images.double()) for batch in batches)
     trainer.train_step(doubles, 0.05, position=0)
 
     decayed = [p for p in theirs.parameters() if p.ndim > 1]

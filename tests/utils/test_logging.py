@@ -10,10 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROGRAM = """\
 import sys
-from imagenet_rn50.utils.logging import lasting_output, progress_bar, say
+from imagenet_rn50.utils.logging import lasting_output, progress_bar, logger
 with lasting_output():
     for number in range(3):
-        say(f"line {number} \\u2192 " + "x" * 9000)
+        logger.info(f"line {number} \\u2192 " + "x" * 9000)
         print("error", file=sys.stderr)
     with progress_bar(total=2, description="train") as bar:
         bar.update(2)
@@ -47,13 +47,13 @@ def test_a_pipe_without_reader_changes_no_exit_code():
 def test_a_reader_that_stops_reading_holds_nothing_up_and_is_told_what_it_missed():
     program = """\
 import sys
-from imagenet_rn50.utils.logging import lasting_output, say
+from imagenet_rn50.utils.logging import lasting_output, logger
 with lasting_output():
     for number in range(40):
-        say("x" * 9999)
+        logger.info("x" * 9999)
     print("written", file=sys.stderr)
     sys.stdin.readline()
-    say("again")
+    logger.info("again")
 """
     words, pipe = [sys.executable, "-c", program], subprocess.PIPE
     process = subprocess.Popen(words, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)

@@ -42,7 +42,7 @@ class Unpacked(NamedTuple):
         path: Relative to the source's folder.
         reason: Why it is not packed.
         num_files: How many files it stands for.
-        is_error: Whether it may be an image that is missed: `--on-bad` says what to do then.
+        is_error: Whether it may be an image that is missed: `--on-corrupt` says what to do then.
     """
 
     split: str

@@ -17,10 +17,10 @@ def read_pictures(task: ShardTask) -> Iterator[tuple[Picture, bytes]]:
         InputError: When a file has vanished or changed its size since it was listed.
     """
     if task.spool is not None:
-        for picture, (offset, length) in zip(task.pictures, task.places, strict=True):
+        for picture, (offset, length) in zip(task.images, task.places, strict=True):
             yield picture, _read_stretch(task.spool, offset, length)
         return
-    for picture in task.pictures:
+    for picture in task.images:
         # A `Path` a picture would take longer than opening the file.
         path = f"{task.root}/{picture.path}"
         yield picture, _read_stretch(path, picture.offset, picture.length)

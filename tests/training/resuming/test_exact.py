@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from imagenet_rn50.data.sampler import TrainingOrder
+from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.runs.checkpoint import commit, folder_name, newest_checkpoint, verify
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
@@ -140,9 +140,9 @@ def test_another_batch_size_goes_on_at_the_very_next_sample(tiny, stopped):
     lines = read_metrics(stopped, "train")
     assert lines[-1]["samples_seen"] == 40 + 2 * 12  # 3 x 21, in steps of 8, then of 12
     train_split = Manifest.load(tiny / "shards").split(TRAIN)
-    order = TrainingOrder(train_split.shard_sizes, seed=0, window=2)
+    order = ShardShuffleSampler(train_split.shard_sizes, seed=0, window=2)
     for line in lines:
-        _, indices = order.at(0, line["samples_seen"])
+        _, indices = order.indices(0, line["samples_seen"])
         expected = wrapped(hash_of_samples(0, torch.from_numpy(indices)))
         assert line["samples_hash"] == f"{expected:016x}"
     assert [line["samples_seen"] for line in read_metrics(stopped, "validation")] == [24, 52, 64]
