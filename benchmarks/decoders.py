@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import tyro
 
-from imagenet_rn50.jpeg.decode import decode as jpeg
+from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.jpeg.header import read_layout
 
 ROOT = Path(__file__).parents[1]

@@ -27,7 +27,8 @@ _PIPE_CHILDREN = "/proc/{0}/task/{0}/children"
 
 def ours(folder: str, data: Path, batch: int, workers: int) -> Iterator[Any]:
     """This project's loader."""
-    from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+    from imagenet_rn50.data.dataset import DistributedBatchSampler
+    from imagenet_rn50.data.loader import make_loader
     from imagenet_rn50.data.sampler import ShardShuffleSampler
     from imagenet_rn50.data.transforms import TrainTransform
     from imagenet_rn50.recipe import DataRecipe

@@ -5,11 +5,11 @@ import stat
 
 import pytest
 import torch
-from imagenet_rn50.training.checkpoint import write_state
 
 from imagenet_rn50.model import build_labelled, save_tensors, to_torchvision
 from imagenet_rn50.publishing.export import convert
 from imagenet_rn50.recipe import ModelRecipe
+from imagenet_rn50.training.state import write_state
 
 TINY = ModelRecipe(embedding_size=8, hidden_sizes=(8, 16), depths=(1, 2), layer_type="bottleneck")
 

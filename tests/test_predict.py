@@ -35,6 +35,8 @@ def predict(monkeypatch, capfd, folder):
     """Runs the script; returns its exit code, its lines, and those on stderr that are errors."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     spec = importlib.util.spec_from_file_location("predict", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(module.signal, "signal", lambda *_: None)  # not in pytest's own process
@@ -46,7 +48,7 @@ def predict(monkeypatch, capfd, folder):
         try:
             module.main()
         except SystemExit as ended:
-            code = ended.code
+            code = int(ended.code or 0)
         out, err = capfd.readouterr()
         return code, out.splitlines(), [line for line in err.splitlines() if "error: " in line]
 

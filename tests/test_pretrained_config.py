@@ -250,7 +250,9 @@ def test_a_published_file_is_known_by_its_hash(digits, name, resize, resample):
     declared = declared_by_hash(digits + "0" * 56)
     assert declared is not None
     assert declared.name == name
-    settings = declared.processor().to_dict()
+    processor = declared.processor()
+    assert processor is not None
+    settings = processor.to_dict()
     assert (settings["size"]["shortest_edge"], settings["resample"]) == (resize, resample)
     assert declared_by_hash("f" * 64) is None
 
@@ -266,7 +268,9 @@ def test_a_checkpoint_of_torchvisions_references_brings_its_sizes(tmp_path):
     ours, theirs = pretrained.rebuild()
     assert theirs is not None
     torch.testing.assert_close(logits(ours), logits(network), rtol=1e-5, atol=1e-5)
-    settings = pretrained.processor().to_dict()
+    processor = pretrained.processor()
+    assert processor is not None
+    settings = processor.to_dict()
     assert (settings["size"]["shortest_edge"], settings["resample"]) == (40, 3)
 
 

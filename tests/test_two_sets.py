@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from imagenet_rn50.training.start import Start
 from safetensors.torch import save_file
 
 from imagenet_rn50.model import build_labelled, to_torchvision
-from imagenet_rn50.pretrained import read_pretrained
-from imagenet_rn50.recipe import DataRecipe, ModelRecipe
-from imagenet_rn50.training.init_weights import begin_with
+from imagenet_rn50.pretrained import Kind, read_pretrained
+from imagenet_rn50.recipe import DataRecipe, ModelRecipe, Recipe
+from imagenet_rn50.training.init_weights import init_from_pretrained
 from imagenet_rn50.utils.errors import InputError
 
 TINY = ModelRecipe(embedding_size=8, hidden_sizes=(8, 16), depths=(1, 1), layer_type="basic")
@@ -70,7 +69,8 @@ def both(request, tmp_path):
 
 
 def test_each_set_can_be_chosen_and_none_is_taken_in_silence(both):
-    for kind, value in (("raw", RAW), ("ema", EMA)):
+    kinds: tuple[tuple[Kind, int], ...] = (("raw", RAW), ("ema", EMA))
+    for kind, value in kinds:
         found = read_pretrained(both, kind)
         assert found.state["fc.bias"].tolist() == [value] * 3
         assert found.kind == kind
@@ -104,7 +104,8 @@ def test_of_one_set_no_choice_is_needed_and_the_other_is_not_there(content, kind
 
 def test_two_sets_of_one_kind_are_named(tmp_path):
     torch.save({"teacher": state(1), "student": state(2)}, tmp_path / "weights.pth")
-    for weights in (None, "raw"):
+    choices: tuple[Kind | None, ...] = (None, "raw")
+    for weights in choices:
         with pytest.raises(InputError, match=r"2 sets(.|\n)*teacher \(raw\), student \(raw\)"):
             read_pretrained(str(tmp_path / "weights.pth"), weights)
 
@@ -121,15 +122,10 @@ def test_a_checkpoint_of_ours_holds_both_in_files_of_their_own(tmp_path):
 
 def begin(path, names=NAMES, weights=None, **data):
     told: list[str] = []
-    session: Any = SimpleNamespace(
-        init_from=str(path),
-        init_weights=weights,
-        accelerator=SimpleNamespace(print=told.append),
-        start=Start(),
-        recipe=SimpleNamespace(data=DataRecipe(**data)),
-    )
+    accelerator: Any = SimpleNamespace(print=told.append)
     model = build_labelled(TINY, names)
-    line = begin_with(model, session)
+    recipe = Recipe(data=DataRecipe(**data))
+    line = init_from_pretrained(model, str(path), recipe, accelerator, weights)
     return model, line["init_from"], "\n".join(told)
 
 

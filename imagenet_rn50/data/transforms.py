@@ -23,8 +23,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
+from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.jpeg.crop import Box
-from imagenet_rn50.jpeg.decode import decode as jpeg
 from imagenet_rn50.jpeg.header import Layout, read_layout
 from imagenet_rn50.jpeg.orientation import stored_box, upright
 from imagenet_rn50.recipe import DataRecipe

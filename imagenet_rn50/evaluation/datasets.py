@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.data.cache import open_shards
+from imagenet_rn50.data.dataset import DistributedBatchSampler
 from imagenet_rn50.data.image_folder import make_file_loader, read_picture
-from imagenet_rn50.data.loader import DistributedBatchSampler, Loader, make_loader
+from imagenet_rn50.data.loader import Loader, make_loader
 from imagenet_rn50.data.reader import ShardReader, ShardStore
 from imagenet_rn50.data.transforms import Transform
 from imagenet_rn50.evaluation.load_model import Subject, require_same_classes, require_same_wnids

@@ -20,8 +20,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from imagenet_rn50.data.dataset import Batch, DistributedBatchSampler
 from imagenet_rn50.data.image_folder import ProcessorTransform
-from imagenet_rn50.data.loader import Batch, DistributedBatchSampler, make_loader, on_device
+from imagenet_rn50.data.loader import make_loader, on_device
 from imagenet_rn50.data.reader import ShardStore
 from imagenet_rn50.data.transforms import EvalTransform, Transform
 from imagenet_rn50.evaluation.datasets import ImageSet

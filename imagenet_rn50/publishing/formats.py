@@ -19,7 +19,8 @@ from torchvision.models import resnet50
 from transformers import BaseImageProcessor, ResNetConfig, ResNetForImageClassification
 from transformers.utils import logging
 
-from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader, on_device
+from imagenet_rn50.data.dataset import DistributedBatchSampler
+from imagenet_rn50.data.loader import make_loader, on_device
 from imagenet_rn50.data.reader import ShardStore
 from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.model import load_exported, logits_of, save_tensors, to_torchvision

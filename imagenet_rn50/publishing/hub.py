@@ -25,7 +25,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, SpaceCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
 from imagenet_rn50.publishing.layout import (
     CARD,

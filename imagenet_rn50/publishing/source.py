@@ -257,7 +257,7 @@ def _resized(processor: Any, sizes: Mapping[str, int]) -> BaseImageProcessor:
             raise
         return _changed(build_processor(_with_sizes(DataRecipe(), sizes)), processor.to_dict())
     side = {"height": data.eval_size, "width": data.eval_size}
-    changed = {"size": {"shortest_edge": data.eval_resize}, "crop_size": side}
+    changed: dict[str, Any] = {"size": {"shortest_edge": data.eval_resize}, "crop_size": side}
     changed |= {"do_resize": True, "do_center_crop": True}
     resized: BaseImageProcessor = processor.from_dict(processor.to_dict() | changed)
     return resized

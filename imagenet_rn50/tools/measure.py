@@ -30,7 +30,8 @@ from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.data.loader import DistributedBatchSampler, Loader, make_loader
+from imagenet_rn50.data.dataset import DistributedBatchSampler
+from imagenet_rn50.data.loader import Loader, make_loader
 from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform, normalise
 from imagenet_rn50.model import build_model, logits_of

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imagenet_rn50.data.loader import Batch, DistributedBatchSampler, make_loader
+from imagenet_rn50.data.dataset import Batch, DistributedBatchSampler
+from imagenet_rn50.data.loader import make_loader
 from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform, TrainTransform
 from imagenet_rn50.recipe import Recipe

@@ -26,20 +26,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.data.dataset import OnCorrupt
-from imagenet_rn50.data.loader import (
-    DeviceBatch,
-    DistributedBatchSampler,
-    Loader,
-    make_loader,
-    on_device,
-)
+from imagenet_rn50.data.dataset import DistributedBatchSampler, OnCorrupt
+from imagenet_rn50.data.loader import DeviceBatch, Loader, make_loader, on_device
 from imagenet_rn50.data.reader import SampleError, ShardStore
 from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.evaluation.evaluate import validate
 from imagenet_rn50.evaluation.metrics import Accuracy
 from imagenet_rn50.model import build_model, logits_of
+from imagenet_rn50.pretrained import Kind
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs import metrics
 from imagenet_rn50.runs.checkpoint import SCORE, checkpoint_folders, newest_checkpoint, verify
@@ -92,6 +87,7 @@ class Trainer:
         config: How the run is checkpointed, resumed and stopped.
         on_corrupt: What a damaged sample does: stop the run, or be substituted by another one.
         init_from: Pretrained weights to start a new run from, as `read_pretrained` takes them.
+        init_weights: Averaged or raw weights, where that file holds both.
         create: Whether to create the run directory, or resume from it. The learning rate finder
             does neither.
 
@@ -115,6 +111,7 @@ class Trainer:
         config: CheckpointConfig | None = None,
         on_corrupt: OnCorrupt = "stop",
         init_from: str | None = None,
+        init_weights: Kind | None = None,
         create: bool = True,
     ) -> None:
         self.recipe, self.shards, self.run = recipe, shards, RunDir(run)
@@ -131,7 +128,7 @@ class Trainer:
             fetch_run(accelerator, self.run, recipe, shards.folder, self.config)
         self.run.check(recipe, shards.folder, self.config.allow_change)
         self.resume_point = self._find_resume_point() if create else ResumePoint()
-        self._build(init_from)
+        self._build(init_from, init_weights)
         if self.resume_point.checkpoint:
             self._load(self.resume_point.checkpoint.folder)
         if create and accelerator.is_main_process:
@@ -149,7 +146,7 @@ class Trainer:
         )
         return find_resume_point(self.accelerator, self.run.checkpoints, self.config, spec)
 
-    def _build(self, init_from: str | None) -> None:
+    def _build(self, init_from: str | None, init_weights: Kind | None) -> None:
         """Build the model and all else that training changes, on this rank's device."""
         recipe, accelerator = self.recipe, self.accelerator
         torch.backends.cudnn.benchmark = True  # few input sizes, each often
@@ -160,7 +157,9 @@ class Trainer:
             folder = self.resume_point.checkpoint.folder
             accelerator.print(f"resuming with the weights of {folder}: --init-from is not used")
         elif init_from:
-            self.init_info = init_from_pretrained(model, init_from, accelerator)
+            self.init_info = init_from_pretrained(
+                model, init_from, recipe, accelerator, init_weights
+            )
         model.to(memory_format=torch.channels_last)
 
         # The recipe fixes the micro batch, hence accumulation depends on the number of ranks. Our

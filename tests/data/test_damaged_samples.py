@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from imagenet_rn50.data.dataset import DecodeAndTransform
-from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+from imagenet_rn50.data.dataset import DecodeAndTransform, DistributedBatchSampler
+from imagenet_rn50.data.loader import make_loader
 from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.utils.errors import InputError, RankError

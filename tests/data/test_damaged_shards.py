@@ -10,7 +10,8 @@ import torch
 
 from imagenet_rn50.data import loader as loaders
 from imagenet_rn50.data.cache import CachedShards, open_shards
-from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+from imagenet_rn50.data.dataset import DistributedBatchSampler
+from imagenet_rn50.data.loader import make_loader
 from imagenet_rn50.data.reader import LocalShards, SampleError, ShardReader
 from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from imagenet_rn50.data.loader import Batch, on_device
+from imagenet_rn50.data.dataset import Batch
+from imagenet_rn50.data.loader import on_device
 from imagenet_rn50.data.transforms import normalise
 from imagenet_rn50.recipe import DataRecipe
 from tests.operators import Operators

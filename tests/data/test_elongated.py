@@ -15,7 +15,7 @@ from PIL import Image
 
 from imagenet_rn50.data.image_folder import ProcessorTransform
 from imagenet_rn50.data.transforms import EvalTransform, TrainTransform
-from imagenet_rn50.jpeg.decode import decode as jpeg
+from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.model import build_processor
 from imagenet_rn50.recipe import DataRecipe
 from space.pictures import open_picture

@@ -5,7 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+from imagenet_rn50.data.dataset import DistributedBatchSampler
+from imagenet_rn50.data.loader import make_loader
 from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform, TrainTransform
 from imagenet_rn50.model import build_processor

@@ -7,7 +7,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.multiprocessing.spawn import start_processes
 
-from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+from imagenet_rn50.data.dataset import DistributedBatchSampler
+from imagenet_rn50.data.loader import make_loader
 from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.shards.manifest import Manifest

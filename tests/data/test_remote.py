@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from imagenet_rn50.data.cache import CachedShards, open_shards
-from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+from imagenet_rn50.data.dataset import DistributedBatchSampler
+from imagenet_rn50.data.loader import make_loader
 from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.shards.manifest import Manifest

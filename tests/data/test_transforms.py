@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+from imagenet_rn50.data.dataset import DistributedBatchSampler
+from imagenet_rn50.data.loader import make_loader
 from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import (
     EvalTransform,
@@ -17,8 +18,8 @@ from imagenet_rn50.data.transforms import (
     augmentation_draws,
     resize,
 )
+from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.jpeg.crop import with_offset_table
-from imagenet_rn50.jpeg.decode import decode as jpeg
 from imagenet_rn50.jpeg.header import read_layout
 from imagenet_rn50.recipe import DataRecipe
 from tests.pictures import pillow_jpeg, scene

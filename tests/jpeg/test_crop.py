@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from imagenet_rn50.jpeg import crop as restart
+from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.jpeg.crop import cut, suggested_interval, with_offset_table
-from imagenet_rn50.jpeg.decode import crop as restart
-from imagenet_rn50.jpeg.decode import decode as jpeg
 from imagenet_rn50.jpeg.header import APP9, TABLE_NAME, read_layout
 from tests.pictures import jpegtran, pillow_jpeg, scene, turbo_jpeg
 

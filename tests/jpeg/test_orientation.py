@@ -23,8 +23,8 @@ from imagenet_rn50.data.transforms import (
     random_crop_box,
     resize,
 )
+from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.jpeg.crop import with_offset_table
-from imagenet_rn50.jpeg.decode import decode as jpeg
 from imagenet_rn50.jpeg.header import read_header, read_layout
 from imagenet_rn50.jpeg.orientation import upright
 from imagenet_rn50.model import build_processor

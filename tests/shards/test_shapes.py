@@ -6,7 +6,8 @@ import json
 import pytest
 from PIL import Image
 
-from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+from imagenet_rn50.data.dataset import DistributedBatchSampler
+from imagenet_rn50.data.loader import make_loader
 from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.shards.images import BadPictureError, prepare
 from imagenet_rn50.shards.index import index

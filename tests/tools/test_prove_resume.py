@@ -9,7 +9,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from imagenet_rn50.runs.metrics import Journal
 from imagenet_rn50.tools import prove_resume
 from imagenet_rn50.tools.prove_resume import Proof
 from imagenet_rn50.utils.errors import InputError
@@ -76,7 +75,7 @@ def test_a_killed_training_is_proved_to_go_on_to_the_same_bits(
 
 def test_a_twin_that_was_killed_before_its_first_save_proves_nothing(tmp_path, monkeypatch, capsys):
     def train(command):
-        with closing(Journal(Path(command[command.index("--run") + 1]), 0)) as journal:
+        with closing(MetricsLogger(Path(command[command.index("--run") + 1]), 0)) as journal:
             journal.write("start", 0, 0.0)
 
     (tmp_path / "both" / "undisturbed").mkdir(parents=True)

@@ -110,8 +110,10 @@ def test_a_disk_too_full_for_a_line_of_the_journal_is_told_and_the_training_goes
     assert "the last checkpoint could not be saved" in said
 
 
-LONG_STEPS = ("--micro-batch", "1", "--global-batch", "40", "--data.train-size", "160")
-LONG_STEPS = (*LONG_STEPS, "--epochs", "2", "--checkpoint-minutes", "0.0001")
+LONG_STEPS = (
+    *("--micro-batch", "1", "--global-batch", "40", "--data.train-size", "160"),
+    *("--epochs", "2", "--checkpoint-minutes", "0.0001"),
+)
 
 
 def test_both_ranks_abandon_the_step_in_which_one_is_told_to_end(tiny, trainers, tmp_path):

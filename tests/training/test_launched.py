@@ -10,11 +10,11 @@ import time
 import psutil
 import pytest
 import torch
-from imagenet_rn50.training.seen import hash_of_samples, wrapped
 
 from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
+from imagenet_rn50.training.sample_hash import hash_of_samples, wrapped
 from tests.training.trainers import (
     EXIT_INTERRUPTED,
     NUM_EPOCHS,

@@ -1,22 +1,20 @@
 """Training on a device that is neither the CPU nor CUDA, as far as it can be judged without one."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from accelerate import Accelerator
-from imagenet_rn50.training.learner import Learner
-from imagenet_rn50.training.meter import Meter
-from imagenet_rn50.training.session import make_accelerator
 
-from imagenet_rn50.data.loader import Batch, on_device
+from imagenet_rn50.data.dataset import Batch
+from imagenet_rn50.data.loader import on_device
 from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.evaluation import metrics
 from imagenet_rn50.evaluation.evaluate import validate
 from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.shards.manifest import VALIDATION, Manifest
+from imagenet_rn50.training.accelerator import make_accelerator
+from imagenet_rn50.training.state import copy_to_cpu
+from imagenet_rn50.training.trainer import Trainer
 from tests.operators import OtherDevice
-from tests.support import CLASSES
 
 DEVICE = torch.device("meta")
 STEM = "resnet.embedder.embedder.convolution.weight"
@@ -35,32 +33,30 @@ def test_such_a_device_has_no_float64(no_float64):
     assert metrics.widest_float(torch.device("cpu")) == torch.float64
 
 
-def test_a_step_a_save_and_a_validation_ask_nothing_that_mps_lacks(tiny, no_float64, monkeypatch):
+def test_a_step_a_save_and_a_validation_ask_nothing_that_mps_lacks(
+    tiny, no_float64, tmp_path, monkeypatch
+):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     monkeypatch.setattr(Accelerator, "device", DEVICE)
     recipe = load_recipe(str(tiny / "tiny.yaml"))
-    session = SimpleNamespace(
-        recipe=recipe,
-        accelerator=make_accelerator(),
-        add_up=lambda tensor: tensor,
-        init_from=None,
-    )
+    shards, accelerator = LocalShards(tiny / "shards"), make_accelerator()
     with torch.device(DEVICE):
-        learner = Learner(session, CLASSES)  # type: ignore[arg-type]
-        meter = Meter(DEVICE, 1)
+        trainer = Trainer(recipe, shards, tmp_path / "run", accelerator, create=False)
     pictures, labels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4) % 3
     batches = [Batch(pictures, labels, labels, labels >= 0)] * recipe.accumulation(1)
     mean, std = recipe.data.mean, recipe.data.std
-    learner.step(on_device(batches, DEVICE, mean, std), 0.1, meter, samples_seen=0)
-    assert meter.read(lambda tensor: tensor)["num_images"] == recipe.global_batch
-    assert learner.capture()["model.safetensors"][STEM].device.type == "cpu"
+    trainer.train_step(on_device(batches, DEVICE, mean, std), 0.1, position=0)
+    line = trainer.meter.compute_and_reset(trainer.all_reduce_sum)
+    assert line["num_images"] == recipe.global_batch
+    copied = copy_to_cpu(trainer.state.state_dict())
+    assert copied["model.safetensors"][STEM].device.type == "cpu"
 
     split = Manifest.load(tiny / "shards").split(VALIDATION)
     counted = []
     with pytest.raises(RuntimeError, match="counted 0 images"):  # what is copied from it is zeros
         validate(
-            learner.bare,
-            LocalShards(tiny / "shards"),
+            trainer.state.model,
+            shards,
             split,
             recipe.data,
             device=DEVICE,

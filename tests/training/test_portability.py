@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import imagenet_rn50
-from imagenet_rn50.data.loader import DistributedBatchSampler, make_loader
+from imagenet_rn50.data.dataset import DistributedBatchSampler
+from imagenet_rn50.data.loader import make_loader
 from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.recipe import DataRecipe

@@ -5,7 +5,8 @@ import torch
 import torchvision
 from torch.nn import functional
 
-from imagenet_rn50.data.loader import Batch, on_device
+from imagenet_rn50.data.dataset import Batch
+from imagenet_rn50.data.loader import on_device
 from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.data.transforms import normalise
 from imagenet_rn50.model import to_torchvision

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -28,16 +29,19 @@ def test_the_first_rank_of_a_machine_speaks_and_others_of_what_they_may_meet_alo
     assert capsys.readouterr().err == ("" if is_silent else "error: no such thing\n")
 
 
-def run_unread(*command, **streams):
+def run_unread(*command: str, **streams: Any) -> subprocess.CompletedProcess[bytes]:
     """Run a command that writes into a pipe which nobody reads."""
     reader, writer = os.pipe()
     os.close(reader)
+    given: dict[str, Any] = {
+        name: writer if stream == "unread" else stream for name, stream in streams.items()
+    }
     try:
         return subprocess.run(
             [sys.executable, *command],
             check=False,
             timeout=60,
-            **{name: writer if stream == "unread" else stream for name, stream in streams.items()},
+            **given,
         )
     finally:
         os.close(writer)

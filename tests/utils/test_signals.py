@@ -2,6 +2,7 @@ import os
 import re
 import sys
 
+import psutil
 import pytest
 
 from imagenet_rn50.utils import signals as processes
@@ -56,8 +57,7 @@ def test_the_command_to_go_on_has_the_variables_that_matter_and_no_secret(monkey
         "WANDB_API_KEY": "SECRET",
         "PATH": "/bin",
     }
-    environ = [f"{name}={value}" for name, value in given.items()]
-    monkeypatch.setattr(processes, "_strings", lambda process, name: environ)
+    monkeypatch.setattr(psutil.Process, "environ", lambda process: given)
     monkeypatch.setattr(sys, "argv", ["train.py", "--run", "a b"])
     processes.launcher.cache_clear()
     command = typed_command()

@@ -6,6 +6,9 @@ import os
 import shutil
 import signal
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -180,6 +183,7 @@ def test_a_checkpoint_holds_what_accelerates_save_state_writes(tiny, stopped, tm
     theirs = {path.name for path in (tmp_path / "saved").iterdir()} - {"random_states_0.pkl"}
     assert {path.name for path in ours.iterdir()} - {"checkpoint.json"} == theirs
     for name in theirs:
+        load: Callable[[Path], Any]
         if name.endswith(".safetensors"):
             load = load_file
         elif name.endswith(".json"):
