@@ -97,7 +97,7 @@ def test_of_one_set_no_choice_is_needed_and_the_other_is_not_there(content, kind
     torch.save(content, path)
     assert read_pretrained(str(path)).kind == kind
     assert read_pretrained(str(path), kind).kind == kind
-    other = "ema" if kind == "raw" else "raw"
+    other: Kind = "ema" if kind == "raw" else "raw"
     with pytest.raises(InputError, match=f"no {other} weights"):
         read_pretrained(str(path), other)
 

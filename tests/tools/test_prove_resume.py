@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from imagenet_rn50.runs.metrics import MetricsLogger
 from imagenet_rn50.tools import prove_resume
 from imagenet_rn50.tools.prove_resume import Proof
 from imagenet_rn50.utils.errors import InputError
