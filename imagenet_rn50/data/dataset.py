@@ -323,5 +323,5 @@ def _problem(sample: Sample, error: ValueError) -> SampleError:
     fix = "run `python shard_imagenet.py verify` on the shards"
     # As in shards made by others: nothing has changed since their manifest was written.
     if sample.get("is_checked") or not is_jpeg(sample["jpg"]):
-        fix = "do without it by --on-corrupt substitute, or pack anew, which makes JPEGs of PNGs"
+        fix = "pack the images again, which converts them to JPEG"
     return SampleError(f"{sample['place']} cannot be decoded", found=str(error), fix=fix)

@@ -79,7 +79,7 @@ class LocalShards:
         """What the user can do about a damaged sample."""
         return (
             f"python shard_imagenet.py verify --shards {self.folder} names all that is damaged: "
-            "copy those shards back, or train without the samples by --on-corrupt substitute"
+            "copy those shards back"
         )
 
 

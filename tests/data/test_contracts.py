@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagenet_rn50.data import dataset as memory
 from imagenet_rn50.data import dataset as stages
 from imagenet_rn50.data.dataset import (
     FILLER,
@@ -74,6 +73,10 @@ class FakeTransform:
         return out.copy_(torch.from_numpy(draws))
 
 
+def empty_images(count, height, width, dtype=torch.uint8):
+    return torch.empty(count, height, width, 3, dtype=dtype).permute(0, 3, 1, 2)
+
+
 def batches_of_rank(split, order, share, num_workers):
     """What a DataLoader of `num_workers` workers yields: one batch of each in turn."""
     workers = []
@@ -81,7 +84,7 @@ def batches_of_rank(split, order, share, num_workers):
         info = SimpleNamespace(id=number, num_workers=num_workers) if num_workers else None
         with (
             mock.patch.object(stages, "get_worker_info", return_value=info),
-            mock.patch.object(memory, "get_worker_info", return_value=None),
+            mock.patch.object(stages, "empty_pictures", empty_images),
             mock.patch.object(stages, "keep_freed_memory"),
             mock.patch.object(stages, "Prefetcher"),
             mock.patch.object(stages, "ShardReader", FakeReader),

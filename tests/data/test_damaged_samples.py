@@ -55,8 +55,8 @@ def test_a_damaged_picture_is_named_with_shard_and_offset(damaged, num_workers):
 
 @pytest.mark.parametrize(
     ("start", "is_checked", "fix"),
-    [(b"\x89PNG", False, "--on-corrupt substitute, or pack anew")]
-    + [(b"\xff\xd8oops", False, "verify"), (b"\xff\xd8oops", True, "--on-corrupt substitute")],
+    [(b"\x89PNG", False, "pack the images again")]
+    + [(b"\xff\xd8oops", False, "verify"), (b"\xff\xd8oops", True, "pack the images again")],
 )
 def test_who_meets_no_jpeg_in_a_whole_shard_is_not_sent_to_verify_it(start, is_checked, fix):
     sample: Any = {

@@ -211,4 +211,4 @@ def test_the_proof_shows_a_difference(tiny, finished, stopped, tmp_path, capsys)
     assert not compare(stopped, learner_differs)
     said = capsys.readouterr().out
     assert said.count("DIFFERENT") == 2
-    assert "The samples and learning rates are the same, the weights are not" in said
+    assert "The samples and the next learning rate are the same" in said

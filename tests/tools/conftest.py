@@ -1,0 +1,3 @@
+from tests.training.conftest import tiny, trainers
+
+__all__ = ["tiny", "trainers"]
