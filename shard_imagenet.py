@@ -49,7 +49,7 @@ def pack(
     metadata: bool = False,
     train_only: bool = False,
 ) -> int:
-    """Pack a folder of pictures into shards; the same command goes on after a crash.
+    """Pack a folder of images into shards; the same command goes on after a crash.
 
     Args:
         source: The data set: Kaggle's tree (the folder that holds ILSVRC/, or one in it),
@@ -58,18 +58,18 @@ def pack(
         out: The folder for the shards and their manifest.
         dataset: Begins the name of every shard; by default the name of the source's folder.
             imagenet1k and the like are for data with ImageNet-1k's classes and numbers of images.
-        train_shards: Number of training shards; by default one per 1,251 pictures.
-        validation_shards: Number of validation shards; by default one per 781 pictures.
+        train_shards: Number of training shards; by default one per 1,251 images.
+        validation_shards: Number of validation shards; by default one per 781 images.
         seed: Decides the order in which samples are packed.
         workers: Number of processes; by default one per core. Changes no byte.
         layout: How the source is laid out; by default found out.
         restart_blocks: MCUs between two restart markers, added without loss; none for no markers;
-            auto, where jpegtran is installed, for the number that suits each picture's width.
-        resize: short=256 or max=500 scales larger pictures down; by default pixels stay.
-        quality: JPEG quality of pictures that are resized.
-        on_corrupt: Whether a picture that cannot be decoded stops the run or is left out (skip).
-        check: Whether every picture is decoded once, or only its header is read.
-        metadata: Also pack a KEY.json beside each picture.
+            auto, where jpegtran is installed, for the number that suits each image's width.
+        resize: short=256 or max=500 scales larger images down; by default pixels stay.
+        quality: JPEG quality of images that are resized.
+        on_corrupt: Whether an image that cannot be decoded stops the run or is left out (skip).
+        check: Whether every image is decoded once, or only its header is read.
+        metadata: Also pack a KEY.json beside each image.
         train_only: Pack the training images alone; else a source without validation is refused.
     """
     if restart_blocks == "auto" and not is_installed():
@@ -99,9 +99,9 @@ def pack(
 def _not_packed(source: Source, out: Path) -> Iterator[str]:
     """Says what of a source is not packed, folders one by one and files as a number."""
     yield from (f"note: {note}" for note in source.notes)
-    left_out = read_audit(out).get("left_out", [])
-    if left_out:
-        yield f"left out: {len(left_out):,} files, such as {left_out[0]['path']} (see audit.md)"
+    skipped = read_audit(out).get("skipped", [])
+    if skipped:
+        yield f"left out: {len(skipped):,} files, such as {skipped[0]['path']} (see audit.md)"
     others = [entry for entry in source.unpacked if not entry.is_error]
     single = [entry for entry in others if not entry.path.endswith("/")]
     for entry in others:
@@ -171,7 +171,7 @@ def index(
 
 
 def audit(shards: Path) -> int:
-    """Print what was packed: counts, changed and left-out pictures, duplicates, sizes.
+    """Print what was packed: counts, changed and left-out images, duplicates, sizes.
 
     Args:
         shards: The folder of the shards.

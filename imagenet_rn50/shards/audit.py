@@ -15,7 +15,7 @@ from imagenet_rn50.shards.imagenet1k import NUM_CLASSES, NUM_IMAGES, complete_sp
 from imagenet_rn50.shards.images import TURNED
 from imagenet_rn50.shards.manifest import FILE_NAME, no_manifest
 from imagenet_rn50.shards.sources.base import Source
-from imagenet_rn50.shards.writer import Remark, Row, ShardRecord
+from imagenet_rn50.shards.writer import Note, Row, ShardRecord
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json, write_json, write_text
 from imagenet_rn50.utils.formatting import counted
@@ -36,7 +36,7 @@ def audit_of(
 
     Args:
         records: What each shard holds.
-        folder: Where the shards stand, to compare pictures that may be duplicates.
+        folder: Where the shards stand, to compare images that may be duplicates.
         classes: The classes; None when their wnids are not known.
         options: How the shards were made.
         source: What was packed; None for shards that others packed.
@@ -60,15 +60,15 @@ def audit_of(
         "splits": splits,
         "duplicates": _duplicates(records, folder),
         "extreme_aspect_ratio": _elongated(records),
-        "changed": _remarks(records, "changed"),
-        "left_out": _remarks(records, "left_out"),
+        "changed": _notes(records, "changed"),
+        "skipped": _notes(records, "skipped"),
     }
     if source is not None:
         for name, split in splits.items():
             split["files"] = _files(by_split[name], source, name)
-            split["num_left_out"] = split["files"]["left_out"]
+            split["num_skipped"] = split["files"]["skipped"]
         missed = [entry for entry in source.unpacked if entry.is_error]
-        audit["left_out"] += [
+        audit["skipped"] += [
             {"split": e.split, "path": e.path, "key": "", "label": None, "reason": e.reason}
             for e in missed
         ]
@@ -86,17 +86,17 @@ def _files(records: Sequence[ShardRecord], source: Source, split: str) -> dict[s
     unpacked = [entry for entry in source.unpacked if entry.split == split]
     packed = sum(len(record.rows) for record in records)
     converted = sum((Counter(record.converted) for record in records), Counter())
-    touched = {(remark.path, remark.key) for record in records for remark in record.changed}
+    touched = {(note.path, note.key) for record in records for note in record.changed}
     files: dict[str, Any] = {
         "found": len(source.splits[split]) + sum(entry.num_files for entry in unpacked),
         "unchanged": packed - len(touched),
         "converted": dict(sorted(converted.items())),
         "changed": len(touched) - sum(converted.values()),
-        "left_out": sum(len(record.left_out) for record in records)
+        "skipped": sum(len(record.skipped) for record in records)
         + sum(entry.num_files for entry in unpacked if entry.is_error),
         "not_packed": sum(entry.num_files for entry in unpacked if not entry.is_error),
     }
-    parts = (files[name] for name in ("unchanged", "changed", "left_out", "not_packed"))
+    parts = (files[name] for name in ("unchanged", "changed", "skipped", "not_packed"))
     if files["found"] != sum(parts) + sum(converted.values()):
         raise RuntimeError(f"the files of {split} do not add up: {files}")
     return files
@@ -141,9 +141,9 @@ def _split_audit(records: Sequence[ShardRecord], classes: Classes | None) -> dic
         "num_samples": len(rows),
         "num_shards": len(records),
         "num_bytes": sum(record.shard.num_bytes for record in records),
-        "num_left_out": sum(len(record.left_out) for record in records),
+        "num_skipped": sum(len(record.skipped) for record in records),
         "num_turned_upright": sum(
-            TURNED in remark.reason for record in records for remark in record.changed
+            TURNED in note.reason for record in records for note in record.changed
         ),
         "per_class": _per_class(rows, classes),
         "width": _spread([row.width for row in rows if row.width]),
@@ -180,16 +180,16 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
     return dict(zip(names, points.tolist(), strict=True)) | {"mean": float(np.mean(values))}
 
 
-def _remarks(records: Iterable[ShardRecord], which: str) -> list[dict[str, Any]]:
-    """Lists changed or left-out pictures, by split and path."""
-    found: list[tuple[str, Remark]] = [
-        (record.split, remark) for record in records for remark in getattr(record, which)
+def _notes(records: Iterable[ShardRecord], which: str) -> list[dict[str, Any]]:
+    """Lists changed or left-out images, by split and path."""
+    found: list[tuple[str, Note]] = [
+        (record.split, note) for record in records for note in getattr(record, which)
     ]
-    return [{"split": split} | remark._asdict() for split, remark in sorted(found)]
+    return [{"split": split} | note._asdict() for split, note in sorted(found)]
 
 
 def _elongated(records: Iterable[ShardRecord]) -> list[dict[str, Any]]:
-    """Lists the pictures of which evaluation resizes only the center, by split and key."""
+    """Lists the images of which evaluation resizes only the center, by split and key."""
     found = [
         {"split": record.split, "key": row.key, "width": row.width, "height": row.height}
         for record in records
@@ -200,7 +200,7 @@ def _elongated(records: Iterable[ShardRecord]) -> list[dict[str, Any]]:
 
 
 def _duplicates(records: Sequence[ShardRecord], folder: Path) -> list[list[dict[str, Any]]]:
-    """Finds samples of equal pictures, byte for byte, over all splits.
+    """Finds samples of equal images, byte for byte, over all splits.
 
     Equal length and CRC-32 make them suspects; then their bytes are compared.
     """
@@ -218,7 +218,7 @@ def _duplicates(records: Sequence[ShardRecord], folder: Path) -> list[list[dict[
 def _equal_groups(
     suspects: Sequence[tuple[ShardRecord, Row]], folder: Path
 ) -> list[list[dict[str, Any]]]:
-    """Groups samples by the bytes of their pictures."""
+    """Groups samples by the bytes of their images."""
     by_content: dict[bytes, list[dict[str, Any]]] = defaultdict(list)
     for record, row in suspects:
         with (folder / record.shard.name).open("rb") as file:
@@ -252,8 +252,8 @@ def report_of(audit: dict[str, Any]) -> str:
     lines += ["", "## How they were made", ""]
     lines += [f"- {name}: {_shown(value)}" for name, value in audit["options"].items()]
     lines += _elongated_report(audit["extreme_aspect_ratio"])
-    lines += _remark_report("Changed pictures", audit["changed"])
-    lines += _remark_report("Pictures left out", audit["left_out"])
+    lines += _note_report("Changed images", audit["changed"])
+    lines += _note_report("Images left out", audit["skipped"])
     lines += _not_packed_report(audit.get("not_packed", []))
     lines += _duplicate_report(audit["duplicates"])
     return "\n".join(lines) + "\n"
@@ -294,7 +294,7 @@ def _split_report(name: str, split: dict[str, Any]) -> list[str]:
 
 
 def _elongated_report(found: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the list of pictures of extreme aspect ratio; nothing where there are none."""
+    """Returns the list of images of extreme aspect ratio; nothing where there are none."""
     if not found:
         return []
     lines = ["", f"## Extreme aspect ratio: {len(found):,}", ""]
@@ -306,17 +306,17 @@ def _elongated_report(found: Sequence[dict[str, Any]]) -> list[str]:
     return lines + _rest(len(found))
 
 
-def _remark_report(title: str, remarks: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the table of changed or left-out pictures."""
-    lines = ["", f"## {title}: {len(remarks):,}"]
-    if remarks:
+def _note_report(title: str, notes: Sequence[dict[str, Any]]) -> list[str]:
+    """Returns the table of changed or left-out images."""
+    lines = ["", f"## {title}: {len(notes):,}"]
+    if notes:
         lines += ["", "| split | file | key | class | reason |", "|---|---|---|---|---|"]
     lines += [
         f"| {r['split']} | {_cell(r['path'])} | {_cell(r['key'])} | {r['label']} "
         f"| {_cell(r['reason'])} |"
-        for r in remarks[:_MAX_ROWS]
+        for r in notes[:_MAX_ROWS]
     ]
-    return lines + _rest(len(remarks))
+    return lines + _rest(len(notes))
 
 
 def _files_report(splits: dict[str, Any]) -> list[str]:
@@ -330,7 +330,7 @@ def _files_report(splits: dict[str, Any]) -> list[str]:
         converted = ", ".join(f"{count:,} {form}" for form, count in files["converted"].items())
         lines.append(
             f"| {name} | {files['found']:,} | {files['unchanged']:,} | {converted or 0} "
-            f"| {files['changed']:,} | {files['left_out']:,} | {files['not_packed']:,} |"
+            f"| {files['changed']:,} | {files['skipped']:,} | {files['not_packed']:,} |"
         )
     return [*lines, "", "Those that were found are those in the other columns together."]
 
@@ -348,7 +348,7 @@ def _not_packed_report(entries: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _duplicate_report(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
-    """Returns the list of equal pictures."""
+    """Returns the list of equal images."""
     lines = ["", f"## Exact duplicates: {counted(len(groups), 'group')}", ""]
     lines += [
         "- " + " = ".join(_cell(f"{e['split']}/{e['key']} (class {e['label']})") for e in group)

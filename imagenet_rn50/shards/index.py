@@ -24,12 +24,12 @@ from imagenet_rn50.shards.imagenet1k import dataset_name
 from imagenet_rn50.shards.images import TURNED
 from imagenet_rn50.shards.labels import MAPPING, Claim, classes_of, log_missing
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard
-from imagenet_rn50.shards.pack import finish
+from imagenet_rn50.shards.pack import write_manifest
 from imagenet_rn50.shards.sources.base import readable
-from imagenet_rn50.shards.tar import Buffer, TarError, TarSample, mapped, picture_of, samples_in
+from imagenet_rn50.shards.tar import Buffer, TarError, TarSample, image_of, mapped, samples_in
 from imagenet_rn50.shards.timm_info import require_same_info
 from imagenet_rn50.shards.writer import FOLDER as STATE_FOLDER
-from imagenet_rn50.shards.writer import Remark, Row, ShardRecord
+from imagenet_rn50.shards.writer import Note, Row, ShardRecord
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.logging import logger, progress_bar
 
@@ -51,7 +51,7 @@ _WITHOUT_CLASSES = (
     f"{CLASSES_NAME}: --mapping FILE --force"
 )
 _UNREADABLE = (
-    "{number} pictures are no JPEGs, which training cannot read; "
+    "{number} images are no JPEGs, which training cannot read; "
     "they are listed in {folder}/audit.md.\n"
     "Train with --on-corrupt substitute to do without them, or unpack the shards and pack again."
 )
@@ -134,8 +134,8 @@ def index(
     index_of.update({} if classes is None else classes.index_of)
     for shard in shards_read:
         _fill_labels(shard, index_of)
-    remarks = [remark for record in records for remark in record.changed]
-    if unreadable := sum(TURNED not in remark.reason for remark in remarks):
+    notes = [note for record in records for note in record.changed]
+    if unreadable := sum(TURNED not in note.reason for note in notes):
         logger.info(_UNREADABLE.format(number=unreadable, folder=folder))
     if classes is None:
         logger.info(_WITHOUT_CLASSES)
@@ -147,7 +147,7 @@ def index(
     num_images: Counter[str] = Counter()
     for record in records:
         num_images[record.split] += len(record.rows)
-    return finish(
+    return write_manifest(
         records,
         folder,
         dataset=dataset_name(dataset, shards[0].dataset, classes, num_images),
@@ -250,10 +250,10 @@ def _read_shard(found: FoundShard) -> _Read:
         distinct: dict[Claim, Claim] = {}
         try:
             for sample in samples_in(buffer):
-                row, claim, remark = _row_of(buffer, sample, path)
+                row, claim, note = _row_of(buffer, sample, path)
                 record.rows.append(row)
                 shard.claims.append(distinct.setdefault(claim, claim))
-                record.changed += [] if remark is None else [remark]
+                record.changed += [] if note is None else [note]
         except TarError as error:
             raise InputError(
                 f"{path} {error}", expected="a whole, uncompressed tar", fix=error.fix
@@ -262,8 +262,8 @@ def _read_shard(found: FoundShard) -> _Read:
     return shard
 
 
-def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Claim, Remark | None]:
-    """Returns a sample's row, its claim, and a remark if it is no upright JPEG.
+def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Claim, Note | None]:
+    """Returns a sample's row, its claim, and a note if it is no upright JPEG.
 
     A label that is given as a wnid alone is filled in when all classes are known.
     """
@@ -277,36 +277,36 @@ def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Claim, 
         raise InputError(
             f"{path} holds the member {readable(sample.key)!r}", expected="printable UTF-8 names"
         )
-    picture, claim = picture_of(sample), _claim_of(sample, buffer, path)
-    if picture is None or claim is None:
-        missing = "picture (.jpg, .jpeg, .png)" if picture is None else "label (.cls, or in .json)"
+    image, claim = image_of(sample), _claim_of(sample, buffer, path)
+    if image is None or claim is None:
+        missing = "image (.jpg, .jpeg, .png)" if image is None else "label (.cls, or in .json)"
         raise InputError(
             f"the sample {sample.key!r} in {path} has no {missing}",
-            expected="a picture, and a class index, 0 or more, or a wnid, for each sample",
+            expected="an image, and a class index, 0 or more, or a wnid, for each sample",
             found=f"members {', '.join(sorted(sample.members)) or 'none'}",
         )
     label = _UNKNOWN if claim.label is None else claim.label
-    content = bytes(buffer[picture.offset : picture.offset + picture.size])
+    content = bytes(buffer[image.offset : image.offset + image.size])
     width = height = 0
-    remark = None
+    note = None
     try:
         header = read_header(content)
         width, height = header.width, header.height
         if header.orientation != 1:
             reason = f"not changed, but orientation {header.orientation}: {TURNED} as it is decoded"
-            remark = Remark(path.name, sample.key, label, reason)
+            note = Note(path.name, sample.key, label, reason)
     except JpegError as error:
-        remark = Remark(path.name, sample.key, label, f"not changed, but {error}")
+        note = Note(path.name, sample.key, label, f"not changed, but {error}")
     row = Row(
         key=sample.key,
         label=label,
-        offset=picture.offset,
-        length=picture.size,
+        offset=image.offset,
+        length=image.size,
         crc32=zlib.crc32(content),
         width=width,
         height=height,
     )
-    return row, claim, remark
+    return row, claim, note
 
 
 def _claim_of(sample: TarSample, buffer: Buffer, path: Path) -> Claim | None:
@@ -356,7 +356,7 @@ def _fill_labels(shard: _Read, index_of: Mapping[str | None, int]) -> None:
         for row, claim in zip(record.rows, shard.claims, strict=True)
     ]
     label_of = {row.key: row.label for row in record.rows}
-    record.changed = [remark._replace(label=label_of[remark.key]) for remark in record.changed]
+    record.changed = [note._replace(label=label_of[note.key]) for note in record.changed]
 
 
 def _require_distinct_keys(records: list[ShardRecord]) -> None:

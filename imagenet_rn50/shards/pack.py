@@ -25,11 +25,11 @@ from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.audit import audit_of, write_audit
-from imagenet_rn50.shards.images import BadPictureError, prepare, require_installed
+from imagenet_rn50.shards.images import BadImageError, prepare, require_installed
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Split
 from imagenet_rn50.shards.plan import PackOptions, Plan, ShardTask, make_plan, with_dataset
 from imagenet_rn50.shards.sources.base import Source
-from imagenet_rn50.shards.sources.reading import read_pictures
+from imagenet_rn50.shards.sources.reading import read_images
 from imagenet_rn50.shards.sources.scan import unusable
 from imagenet_rn50.shards.timm_info import INFO_NAME, timm_info
 from imagenet_rn50.shards.verify import verify
@@ -39,11 +39,11 @@ from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import require_free_space, sha256_of_file, write_json
 from imagenet_rn50.utils.logging import logger, progress_bar
 
-# What tar headers, labels and restart markers add to a picture, at most, in bytes and as a factor.
+# What tar headers, labels and restart markers add to an image, at most, in bytes and as a factor.
 _OVERHEAD_BYTES = 4096
 _RESTART_GROWTH = 1.05
 
-# Pictures that are resized to see what is left of them; shards hold them in random order.
+# Images that are resized to see what is left of them; shards hold them in random order.
 _NUM_MEASURED = 32
 _MARGIN = 1.3
 
@@ -52,7 +52,7 @@ def space_needed(plan: Plan) -> int:
     """Estimates from above how many bytes the shards will take.
 
     Args:
-        plan: All shards; where pictures are resized, some are, to see what is left of them.
+        plan: All shards; where images are resized, some are, to see what is left of them.
 
     Raises:
         InputError: When the source has changed since it was listed.
@@ -61,13 +61,11 @@ def space_needed(plan: Plan) -> int:
         return 0
     options = plan.tasks[0].options
     factor = _RESTART_GROWTH if options.restart_blocks else 1.0
-    # A parquet file's pictures are written out as they are before they are packed.
+    # A parquet file's images are written out as they are before they are packed.
     if options.resize_rule is not None and plan.tasks[0].layout != "parquet":
         factor = min(factor, _MARGIN * _part_left(plan.tasks))
     return sum(
-        int(picture.length * factor) + _OVERHEAD_BYTES
-        for task in plan.tasks
-        for picture in task.images
+        int(image.length * factor) + _OVERHEAD_BYTES for task in plan.tasks for image in task.images
     )
 
 
@@ -78,21 +76,21 @@ def space_taken(plan: Plan, out: Path) -> int:
 
 
 def _part_left(tasks: tuple[ShardTask, ...]) -> float:
-    """Returns what part of their bytes some pictures still have when they are prepared."""
+    """Returns what part of their bytes some images still have when they are prepared."""
     measured = tasks[:: -(-len(tasks) // _NUM_MEASURED)]
     num_each = -(-_NUM_MEASURED // len(measured))
     before = after = 0
     for task in measured:
-        for _, raw in read_pictures(replace(task, images=task.images[:num_each])):
+        for _, raw in read_images(replace(task, images=task.images[:num_each])):
             try:
                 after += len(prepare(raw, task.options).jpeg)
                 before += len(raw)
-            except BadPictureError:  # which packing will tell of
+            except BadImageError:  # which packing will tell of
                 continue
     return after / before if before else 1.0
 
 
-def finish(
+def write_manifest(
     records: Sequence[ShardRecord],
     folder: Path,
     *,
@@ -162,7 +160,7 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
     """Packs a source into shards; goes on where an earlier run was cut short.
 
     Args:
-        source: The pictures.
+        source: The images.
         out: The folder for shards and manifest; made when missing.
         options: How to pack.
         num_workers: How many processes; has no influence on any byte.
@@ -171,7 +169,7 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
         What stands in `out` now.
 
     Raises:
-        InputError: When `out` holds something else, the disk is too small, or a picture is bad.
+        InputError: When `out` holds something else, the disk is too small, or an image is bad.
     """
     if options.restart_blocks is not None:
         require_installed()
@@ -191,7 +189,7 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
         made, num_kept = _make_all(plan, out, state, num_workers)
         records = [made[task.name] for task in plan.tasks]
         _require_all_classes(source, records)
-        manifest = finish(
+        manifest = write_manifest(
             records,
             out,
             dataset=str(options.dataset),
@@ -206,7 +204,7 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
 def _identity(source: Source, plan: Plan, options: PackOptions) -> dict[str, Any]:
     """Returns what decides the bytes of all shards.
 
-    What to do with bad pictures is not among it: a shard without any is the same either way.
+    What to do with bad images is not among it: a shard without any is the same either way.
     """
     chosen = {name: value for name, value in options.as_dict().items() if name != "on_corrupt"}
     if not options.train_only:  # as in manifests that were written before there was the option
@@ -221,8 +219,8 @@ def _require_usable(source: Source) -> None:
         InputError: Naming the first of them.
     """
     is_folders = source.layout in {"kaggle", "imagefolder"}
-    pictures = [picture for split in source.splits.values() for picture in split]
-    if bad := unusable(source.root, pictures if is_folders else [], source.unpacked):
+    images = [image for split in source.splits.values() for image in split]
+    if bad := unusable(source.root, images if is_folders else [], source.unpacked):
         raise InputError(
             f"files of the source {source.root} cannot be packed: {len(bad)}",
             expected="images in the folders of classes, and nothing else",
@@ -237,16 +235,16 @@ def _require_all_classes(source: Source, records: Sequence[ShardRecord]) -> None
     Raises:
         InputError: Naming the first such class.
     """
-    for split, pictures in source.splits.items():
+    for split, images in source.splits.items():
         packed = {row.label for record in records if record.split == split for row in record.rows}
-        lost = sorted({picture.label for picture in pictures} - packed)
+        lost = sorted({image.label for image in images} - packed)
         if lost:
             wnids = [source.classes.wnids[label] for label in lost]
-            left_out = [r for record in records if record.split == split for r in record.left_out]
-            reasons = [remark for remark in left_out if remark.label == lost[0]]
+            skipped = [r for record in records if record.split == split for r in record.skipped]
+            reasons = [note for note in skipped if note.label == lost[0]]
             raise InputError(
                 f"none of the {split} images of the class {wnids[0]} can be used",
-                expected=f"an image of each class, even with {len(left_out)} images left out",
+                expected=f"an image of each class, even with {len(skipped)} images left out",
                 found=f"{len(wnids)} classes without any: {', '.join(wnids[:5])}; "
                 f"{reasons[0].path}: {reasons[0].reason}",
                 fix="replace their files, or take the classes out of the source, and give another "
@@ -305,10 +303,10 @@ def _make_all(
     if num_kept:
         logger.info(f"{num_kept} of {len(plan.tasks)} shards were finished before and are kept")
     missing = [task for task in plan.tasks if task.name not in records]
-    num_pictures = sum(len(task.images) for task in plan.tasks)
-    num_done = num_pictures - sum(len(task.images) for task in missing)
+    num_images = sum(len(task.images) for task in plan.tasks)
+    num_done = num_images - sum(len(task.images) for task in missing)
     ready = state.spread(missing)
-    with progress_bar(total=num_pictures, initial=num_done, description="packing") as bar:
+    with progress_bar(total=num_images, initial=num_done, description="packing") as bar:
         for record in make_shards(ready, out, num_workers, bar):
             state.save(record)
             records[record.shard.name] = record

@@ -194,7 +194,7 @@ def walk(
         elif kind == _GNU_NAME:
             pax["path"] = _text(bytes(buffer[offset : offset + size]).rstrip(b"\0"))
         elif kind == _GNU_SPARSE or "size" in pax:
-            # Over 8 GiB, or with holes: no picture is.
+            # Over 8 GiB, or with holes: no image is.
             raise TarError(f"holds a member that is too large or sparse at byte {offset - begin}")
         elif kind in _LINK_TYPES and not skip_links:
             raise TarError(
@@ -298,7 +298,7 @@ def _require_end(buffer: Buffer, position: int, begin: int, end: int) -> None:
         position += len(chunk)
 
 
-_PICTURE_FIELDS = ("jpg", "jpeg", "png")
+_IMAGE_FIELDS = ("jpg", "jpeg", "png")
 _FILE_FIELD = "filename"
 _TEXT_FIELDS = ("label", "wnid", "synset", "class_id", "class", _FILE_FIELD)  # of a `.json`
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG")
@@ -327,9 +327,9 @@ class TarSample:
         return found + [("its key", wnid) for wnid in wnids_in(self.key)]
 
 
-def picture_of(sample: TarSample) -> Member | None:
-    """Returns the member that is the sample's picture; None when it has none."""
-    found = (sample.members.get(name) for name in _PICTURE_FIELDS)
+def image_of(sample: TarSample) -> Member | None:
+    """Returns the member that is the sample's image; None when it has none."""
+    found = (sample.members.get(name) for name in _IMAGE_FIELDS)
     return next((member for member in found if member is not None), None)
 
 

@@ -13,7 +13,7 @@ from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.manifest import Manifest, Split
-from imagenet_rn50.shards.tar import Buffer, TarError, mapped, picture_of, samples_in
+from imagenet_rn50.shards.tar import Buffer, TarError, image_of, mapped, samples_in
 from imagenet_rn50.shards.timm_info import INFO_NAME, timm_info
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json, sha256_of_file
@@ -133,7 +133,7 @@ def _check_size(work: _Work) -> list[Finding]:
 
 
 def _check_content(work: _Work) -> list[Finding]:
-    """Compares a shard's size, hash, structure, pictures and labels with the manifest's."""
+    """Compares a shard's size, hash, structure, images and labels with the manifest's."""
     folder, split, number, wnids = work
     shard = split.shards[number]
     findings = _check_size(work)
@@ -144,8 +144,8 @@ def _check_content(work: _Work) -> list[Finding]:
         is_same = hashlib.sha256(buffer).hexdigest() == shard.sha256
         problems = _structure_problems(buffer, split, number, wnids)
         if not is_same:
-            problems = [*_picture_problems(buffer, split, number), *problems]
-            problems = problems or ["sha256 differs, outside of all pictures and labels"]
+            problems = [*_image_problems(buffer, split, number), *problems]
+            problems = problems or ["sha256 differs, outside of all images and labels"]
     return findings + [Finding(shard.name, problem) for problem in problems]
 
 
@@ -165,9 +165,9 @@ def _structure_problems(
             if place is None:
                 problems.append(f"sample {sample.key!r} is surplus or comes twice")
                 continue
-            picture = picture_of(sample)
-            if picture is None or (picture.offset, picture.size) != place[:2]:
-                problems.append(f"sample {sample.key!r} has its picture elsewhere")
+            image = image_of(sample)
+            if image is None or (image.offset, image.size) != place[:2]:
+                problems.append(f"sample {sample.key!r} has its image elsewhere")
             label = int(split.labels[place[2]])
             wnid = wnids[label] if label < len(wnids) else None
             found = sample.labels(buffer) or [("any member", None)]
@@ -183,13 +183,13 @@ def _structure_problems(
     return problems + [f"sample {key!r} is missing" for key in expected]
 
 
-def _picture_problems(buffer: Buffer, split: Split, number: int) -> list[str]:
-    """Names the samples whose pictures have changed, where the manifest has their checksums."""
+def _image_problems(buffer: Buffer, split: Split, number: int) -> list[str]:
+    """Names the samples whose images have changed, where the manifest has their checksums."""
     if split.crc32s is None:
         return ["sha256 differs"]
     problems = []
     for index in range(int(split.shard_starts[number]), int(split.shard_starts[number + 1])):
         offset, length = int(split.offsets[index]), int(split.lengths[index])
         if zlib.crc32(buffer[offset : offset + length]) != split.crc32s[index]:
-            problems.append(f"sample {split.key_of(index)!r}: its picture has changed")
+            problems.append(f"sample {split.key_of(index)!r}: its image has changed")
     return problems

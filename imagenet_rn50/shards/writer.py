@@ -4,18 +4,18 @@
       lock                          held while a process packs into SHARDS
       plan.json                     identity of source and options
       imagenet1k-train-0000.tar.json    what the finished shard holds, with its hash
-      imagenet1k-train-0001.tar.spool   pictures of a shard that is to be made, from parquet only
+      imagenet1k-train-0001.tar.spool   images of a shard that is to be made, from parquet only
 
 The folder goes when the manifest is written.
 
-Spreads parquet pictures over one temporary file a shard, so that parquet is read only once.
+Spreads parquet images over one temporary file a shard, so that parquet is read only once.
 
-A parquet file gives up its pictures by row group, many at a time, and each shard wants a few of
+A parquet file gives up its images by row group, many at a time, and each shard wants a few of
 nearly every group: read shard by shard, all files would be read over and over.
 Each temporary file goes when its shard is finished, so all together never take more space than the
 shards will.
 
-One shard: read its pictures, prepare them, write the tar, remember what went in.
+One shard: read its images, prepare them, write the tar, remember what went in.
 
 Makes shards in several processes, and shows how far they are.
 """
@@ -43,12 +43,12 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from imagenet_rn50.shards.imagenet1k import is_name
-from imagenet_rn50.shards.images import BadPictureError, Prepared, prepare
+from imagenet_rn50.shards.images import BadImageError, Prepared, prepare
 from imagenet_rn50.shards.manifest import Shard
 from imagenet_rn50.shards.plan import ShardTask
-from imagenet_rn50.shards.sources.base import Picture, readable
+from imagenet_rn50.shards.sources.base import SourceImage, readable
 from imagenet_rn50.shards.sources.parquet import row_groups
-from imagenet_rn50.shards.sources.reading import read_pictures
+from imagenet_rn50.shards.sources.reading import read_images
 from imagenet_rn50.shards.tar import TarWriter
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import (
@@ -156,8 +156,8 @@ class PackingState:
         shard = record.shard
         if not path.is_file() or path.stat().st_size != shard.num_bytes:
             return None
-        if record.left_out and task.options.on_corrupt == "stop":
-            return None  # made by a run that left bad pictures out
+        if record.skipped and task.options.on_corrupt == "stop":
+            return None  # made by a run that left bad images out
         return record if sha256_of_file(path) == shard.sha256 else None
 
     def forget(self) -> None:
@@ -181,21 +181,21 @@ SUFFIX = ".spool"
 
 
 def spread(tasks: Sequence[ShardTask], folder: Path) -> list[ShardTask]:
-    """Reads every parquet file once and appends each picture to its shard's file.
+    """Reads every parquet file once and appends each image to its shard's file.
 
     Args:
         tasks: The shards to make.
         folder: Where the temporary files shall stand.
 
     Returns:
-        The same tasks, each with the places of its pictures in its temporary file.
+        The same tasks, each with the places of its images in its temporary file.
     """
     remove_all(folder)
-    # File -> row -> (number of the task, number of the picture in it).
+    # File -> row -> (number of the task, number of the image in it).
     wanted: dict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
     for number, task in enumerate(tasks):
-        for position, picture in enumerate(task.images):
-            wanted[picture.path][picture.offset] = number, position
+        for position, image in enumerate(task.images):
+            wanted[image.path][image.offset] = number, position
     places = [[(0, 0)] * len(task.images) for task in tasks]
     ends = [0] * len(tasks)
     total = sum(len(task.images) for task in tasks)
@@ -238,7 +238,7 @@ def _append(path: Path, content: bytes) -> None:
         os.close(descriptor)
 
 
-# Called after each picture with the number of bytes read.
+# Called after each image with the number of bytes read.
 Tick = Callable[[int], None]
 
 
@@ -254,8 +254,8 @@ class Row(NamedTuple):
     height: int
 
 
-class Remark(NamedTuple):
-    """A picture that was changed or left out, and why."""
+class Note(NamedTuple):
+    """An image that was changed or left out, and why."""
 
     path: str
     key: str
@@ -271,16 +271,16 @@ class ShardRecord:
         split: `train` or `validation`.
         shard: Name, size and hash of the tar.
         rows: Its samples, in their order.
-        changed: Pictures whose bytes were repaired or converted.
-        left_out: Pictures that could not be used.
-        converted: Number of pictures that were converted, by the format that they had.
+        changed: Images whose bytes were repaired or converted.
+        skipped: Images that could not be used.
+        converted: Number of images that were converted, by the format that they had.
     """
 
     split: str
     shard: Shard
     rows: list[Row] = field(default_factory=list)
-    changed: list[Remark] = field(default_factory=list)
-    left_out: list[Remark] = field(default_factory=list)
+    changed: list[Note] = field(default_factory=list)
+    skipped: list[Note] = field(default_factory=list)
     converted: dict[str, int] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
@@ -290,7 +290,7 @@ class ShardRecord:
             "shard": asdict(self.shard),
             "rows": self.rows,
             "changed": self.changed,
-            "left_out": self.left_out,
+            "skipped": self.skipped,
             "converted": self.converted,
         }
         write_text(path, json.dumps(content))
@@ -307,8 +307,8 @@ class ShardRecord:
             split=content["split"],
             shard=Shard(**content["shard"]),
             rows=[Row(*row) for row in content["rows"]],
-            changed=[Remark(*remark) for remark in content["changed"]],
-            left_out=[Remark(*remark) for remark in content["left_out"]],
+            changed=[Note(*note) for note in content["changed"]],
+            skipped=[Note(*note) for note in content["skipped"]],
             converted=content["converted"],
         )
 
@@ -319,58 +319,58 @@ def make_shard(task: ShardTask, folder: Path, tick: Tick) -> ShardRecord:
     Args:
         task: What goes into it.
         folder: Where it shall stand.
-        tick: Called after each picture.
+        tick: Called after each image.
 
     Returns:
         What went in.
 
     Raises:
-        InputError: When a picture cannot be used and the options say to stop.
+        InputError: When an image cannot be used and the options say to stop.
         OSError: When the disk is full, or the source cannot be read.
     """
     rows: list[Row] = []
-    changed: list[Remark] = []
-    left_out: list[Remark] = []
+    changed: list[Note] = []
+    skipped: list[Note] = []
     converted: Counter[str] = Counter()
     with atomic_file(folder / task.name) as file:
         tar = TarWriter(file)
-        for picture, raw in read_pictures(task):
+        for image, raw in read_images(task):
             try:
                 prepared = prepare(raw, task.options)
-            except BadPictureError as error:
-                left_out.append(_left_out(task, picture, str(error)))
+            except BadImageError as error:
+                skipped.append(_skip_or_stop(task, image, str(error)))
             else:
-                rows.append(_add_sample(tar, task, picture, prepared))
+                rows.append(_add_sample(tar, task, image, prepared))
                 if prepared.converted_from is not None:
                     converted[prepared.converted_from] += 1
                 changed += (
-                    Remark(readable(picture.path), picture.key, picture.label, change)
+                    Note(readable(image.path), image.key, image.label, change)
                     for change in prepared.changes
                 )
             tick(len(raw))
         sha256 = tar.close()
     shard = Shard(name=task.name, num_samples=len(rows), num_bytes=tar.num_bytes, sha256=sha256)
-    return ShardRecord(task.split, shard, rows, changed, left_out, dict(converted))
+    return ShardRecord(task.split, shard, rows, changed, skipped, dict(converted))
 
 
-def _add_sample(tar: TarWriter, task: ShardTask, picture: Picture, prepared: Prepared) -> Row:
+def _add_sample(tar: TarWriter, task: ShardTask, image: SourceImage, prepared: Prepared) -> Row:
     """Appends the members of one sample."""
-    offset = tar.add(f"{picture.key}.jpg", prepared.jpeg)
-    tar.add(f"{picture.key}.cls", str(picture.label).encode("ascii"))
+    offset = tar.add(f"{image.key}.jpg", prepared.jpeg)
+    tar.add(f"{image.key}.cls", str(image.label).encode("ascii"))
     if task.options.metadata:
         facts = {
-            "key": picture.key,
-            "label": picture.label,
-            "wnid": task.wnids[picture.label],
+            "key": image.key,
+            "label": image.label,
+            "wnid": task.wnids[image.label],
             "width": prepared.width,
             "height": prepared.height,
-            "source": readable(picture.path),
+            "source": readable(image.path),
             "changes": prepared.changes,
         }
-        tar.add(f"{picture.key}.json", json.dumps(facts, ensure_ascii=False).encode("utf-8"))
+        tar.add(f"{image.key}.json", json.dumps(facts, ensure_ascii=False).encode("utf-8"))
     return Row(
-        key=picture.key,
-        label=picture.label,
+        key=image.key,
+        label=image.label,
         offset=offset,
         length=len(prepared.jpeg),
         crc32=zlib.crc32(prepared.jpeg),
@@ -379,25 +379,25 @@ def _add_sample(tar: TarWriter, task: ShardTask, picture: Picture, prepared: Pre
     )
 
 
-def _left_out(task: ShardTask, picture: Picture, reason: str) -> Remark:
-    """Returns the remark on a bad picture, or stops the run."""
+def _skip_or_stop(task: ShardTask, image: SourceImage, reason: str) -> Note:
+    """Returns the note on a bad image, or stops the run."""
     name = str(task.options.dataset)
     if task.options.on_corrupt == "stop" or is_name(name):
-        row = f" (row {picture.offset})" if task.layout == "parquet" else ""
-        fix = "replace the file, or leave such pictures out: --on-corrupt skip"
+        row = f" (row {image.offset})" if task.layout == "parquet" else ""
+        fix = "replace the file, or leave such images out: --on-corrupt skip"
         if task.options.on_corrupt == "skip":
             fix = f"replace the file, or give the data another name than {name}: --dataset"
         raise InputError(
-            f"the picture {readable(picture.path)}{row} (key {picture.key}) cannot be used",
+            f"the image {readable(image.path)}{row} (key {image.key}) cannot be used",
             expected="an image that decodes whole",
             found=reason,
             fix=fix,
         )
-    return Remark(readable(picture.path), picture.key, picture.label, reason)
+    return Note(readable(image.path), image.key, image.label, reason)
 
 
 _POLL_SECONDS = 0.2
-_counters: Any = None  # in a worker: (pictures, bytes) done, shared with the parent
+_counters: Any = None  # in a worker: (images, bytes) done, shared with the parent
 
 
 def make_shards(
@@ -409,10 +409,10 @@ def make_shards(
         tasks: The shards to make.
         folder: Where they shall stand.
         num_workers: How many processes; 1 works in this one.
-        bar: Counts pictures.
+        bar: Counts images.
 
     Raises:
-        InputError: When a picture cannot be used and the options say to stop.
+        InputError: When an image cannot be used and the options say to stop.
         OSError: When the disk is full, or the source cannot be read.
     """
     progress = _Progress(bar)
@@ -426,7 +426,7 @@ def make_shards(
 
 
 class _Progress:
-    """Feeds pictures and bytes to a bar."""
+    """Feeds images and bytes to a bar."""
 
     def __init__(self, bar: tqdm[Any]) -> None:
         self._bar = bar
@@ -434,7 +434,7 @@ class _Progress:
         self._counted = self.images = self.bytes = 0
 
     def add(self, num_bytes: int) -> None:
-        """Counts one more picture."""
+        """Counts one more image."""
         self.images += 1
         self.bytes += num_bytes
         if time.monotonic() - self._shown > _POLL_SECONDS:

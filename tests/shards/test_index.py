@@ -93,7 +93,7 @@ def test_a_member_path_that_leads_out_is_refused_and_nothing_leaves_the_folder(t
     ("members", "message"),
     [
         ({"a.jpg": jpeg()}, "has no label"),
-        ({"a.cls": b"1"}, "has no picture"),
+        ({"a.cls": b"1"}, "has no image"),
         ({"a.jpg": jpeg(), "a.cls": b"tench"}, "has no label"),
         ({"a.jpg": jpeg(), "a.json": b'{"label": "1"}'}, "has no label"),
         ({"a.jpg": jpeg(), "a.cls": b"-1"}, "has no label"),
@@ -104,7 +104,7 @@ def test_a_member_path_that_leads_out_is_refused_and_nothing_leaves_the_folder(t
         ({"a.jpg": jpeg(), "a.json": b"[" * 100_000}, "has no label"),
     ],
 )
-def test_a_sample_without_picture_or_label_is_named(tmp_path, members, message):
+def test_a_sample_without_image_or_label_is_named(tmp_path, members, message):
     (tmp_path / "x-train-0.tar").write_bytes(tar_of(members))
     with pytest.raises(InputError, match=f"the sample 'a' .* {message}"):
         index(tmp_path)
@@ -165,22 +165,20 @@ def test_a_damaged_manifest_may_be_replaced(tmp_path):
 
 
 def test_a_folder_without_shards_is_refused_by_the_names_it_holds(tmp_path):
-    (tmp_path / "pictures.tar").write_bytes(tar_of({}))
-    with pytest.raises(InputError, match=r"found:    pictures\.tar"):
+    (tmp_path / "images.tar").write_bytes(tar_of({}))
+    with pytest.raises(InputError, match=r"found:    images\.tar"):
         index(tmp_path)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", jpeg()[:20]], ids=["png", "cut off"])
-def test_pictures_that_training_cannot_read_are_counted_and_listed(
-    tmp_path, capsys, ending, content
-):
+def test_images_that_training_cannot_read_are_counted_and_listed(tmp_path, capsys, ending, content):
     members = {f"n01440764_1.{ending}": content, "n01440764_1.cls": b"0"}
     members |= {"n01440764_2.jpg": jpeg(), "n01440764_2.cls": b"0"}
     (tmp_path / "x-train-0.tar").write_bytes(tar_of(members))
     assert index(tmp_path).split("train").num_samples == 2
     said = capsys.readouterr().out
-    assert "1 pictures are no JPEGs, which training cannot read; they are listed in" in said
+    assert "1 images are no JPEGs, which training cannot read; they are listed in" in said
     assert "n01440764_1" in (tmp_path / "audit.md").read_text()
 
 

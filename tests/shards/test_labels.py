@@ -287,7 +287,7 @@ def test_shards_that_name_their_total_are_counted(tmp_path):
         "y-validation-0000.tar",
     ],
 )
-def test_a_tar_beside_the_shards_is_not_left_out_silently(tmp_path, name):
+def test_a_tar_beside_the_shards_is_not_skipped_silently(tmp_path, name):
     indexed(tmp_path, 0, 1, 2)
     (tmp_path / name).write_bytes(tar_of({}))
     with pytest.raises(InputError, match=name):

@@ -1,4 +1,4 @@
-"""Packing that is cut short: by SIGKILL, Ctrl-C, a full disk, a bad picture."""
+"""Packing that is cut short: by SIGKILL, Ctrl-C, a full disk, a bad image."""
 
 import os
 import random

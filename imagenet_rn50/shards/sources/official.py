@@ -1,6 +1,6 @@
 """The official tars: a training tar of class tars, a flat validation tar, and the development kit.
 
-They are read in place: a picture is a stretch of the outer tar. The ground truth in the development
+They are read in place: an image is a stretch of the outer tar. The ground truth in the development
 kit counts classes by ILSVRC ids, which are not ranks of sorted wnids; `meta.mat` translates.
 """
 
@@ -33,7 +33,7 @@ def is_official(root: Path) -> bool:
 
 
 def read_official(root: Path, train_only: bool = False) -> Source:
-    """Lists the pictures of the official tars.
+    """Lists the images of the official tars.
 
     Args:
         root: The folder that holds the two tars and the development kit.
@@ -81,7 +81,7 @@ def read_devkit(path: Path) -> tuple[dict[str, str], list[str]]:
         path: `ILSVRC2012_devkit_t12.tar.gz`.
 
     Returns:
-        The words of each wnid, and the wnid of each validation picture by its number.
+        The words of each wnid, and the wnid of each validation image by its number.
 
     Raises:
         InputError: When the kit is missing or does not hold both.
@@ -89,7 +89,7 @@ def read_devkit(path: Path) -> tuple[dict[str, str], list[str]]:
     if not path.is_file():
         raise InputError(
             f"the official tars have no development kit: {path} is missing",
-            expected=f"{DEVKIT}, which says what the validation pictures show",
+            expected=f"{DEVKIT}, which says what the validation images show",
             fix="put it beside the tars",
         )
     meta, ground_truth = _members_of(path, (_META, _GROUND_TRUTH))
@@ -149,7 +149,7 @@ def _synsets(meta: bytes, path: Path) -> tuple[dict[int, str], dict[str, str]]:
 
 
 def _list_train(path: Path, unpacked: list[Unpacked]) -> list[Listed]:
-    """Lists the pictures of all class tars within the training tar, by class and name."""
+    """Lists the images of all class tars within the training tar, by class and name."""
     listed: list[Listed] = []
     seen: set[str] = set()
     with mapped(path) as buffer:
@@ -171,15 +171,15 @@ def _list_train(path: Path, unpacked: list[Unpacked]) -> list[Listed]:
 
 
 def _list_validation(path: Path, wnids: list[str], unpacked: list[Unpacked]) -> list[Listed]:
-    """Lists the pictures of the validation tar; number i has the i-th line of the ground truth."""
+    """Lists the images of the validation tar; number i has the i-th line of the ground truth."""
     with mapped(path) as buffer:
         members = list(_files(path, buffer, VALIDATION, unpacked))
     members.sort(key=lambda member: member.name)
     if len(members) != len(wnids):
         raise InputError(
             f"{path} and the development kit do not fit together",
-            expected=f"{len(wnids)} pictures, one a line of {_GROUND_TRUTH}",
-            found=f"{len(members)} pictures",
+            expected=f"{len(wnids)} images, one a line of {_GROUND_TRUTH}",
+            found=f"{len(members)} images",
         )
     for line, member in enumerate(members, start=1):
         digits = re.search(r"\d+$", PurePosixPath(member.name).stem)

@@ -1,7 +1,7 @@
 """Hugging Face's parquet files: `image` {bytes, path} and `label`, never decoded.
 
 `datasets` says what the columns mean; the bytes are read by row group, front to back. (Loading them
-with `datasets` would write a second copy of all pictures into its cache.)
+with `datasets` would write a second copy of all images into its cache.)
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def is_parquet(root: Path) -> bool:
 
 
 def read_parquet(root: Path, train_only: bool = False) -> Source:
-    """Lists the pictures of a data set in parquet files.
+    """Lists the images of a data set in parquet files.
 
     Args:
         root: The folder that holds `data/train-*.parquet`, or the files themselves.
@@ -78,7 +78,7 @@ def read_parquet(root: Path, train_only: bool = False) -> Source:
 
 
 def row_groups(path: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """Yields the number of the first row of each row group of a file, and its pictures' bytes."""
+    """Yields the number of the first row of each row group of a file, and its images' bytes."""
     with _opened(path) as file:
         begin = 0
         for group in range(file.metadata.num_row_groups):
@@ -166,7 +166,7 @@ def _rows(
                     found=", ".join(sorted(columns)),
                 )
             table = file.read(columns=["image.path", "label"])
-            # What a picture takes is only known of all together.
+            # What an image takes is only known of all together.
             mean = sum(p.stat().st_size for p in (path,)) // max(1, len(table))
         labels = table.column("label").to_pylist()
         for row, (image, label) in enumerate(
