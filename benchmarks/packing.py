@@ -49,7 +49,7 @@ class Arguments:
     slow_images: int = 1_500
     """Images to pack where each is decoded or written anew."""
     rounds: int = 3
-    """Turns of each."""
+    """Turn of each."""
     folder: Path | None = None
     """Where to work; by default a temporary folder."""
 
@@ -87,13 +87,13 @@ def main() -> None:
 
 
 def _processor_seconds() -> float:
-    """Returns the processor time of this process and of those it has waited for."""
+    """Return the processor time of this process and of those it has waited for."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def _write_images(root: Path, count: int) -> Source:
-    """Writes an ImageFolder of photographs and reads it once."""
+    """Write an ImageFolder of photographs and reads it once."""
     from sklearn.datasets import load_sample_images  # not above: each worker imports this file
 
     photographs = [Image.fromarray(image) for image in load_sample_images().images]
@@ -112,7 +112,7 @@ def _write_images(root: Path, count: int) -> Source:
 
 
 def _crop(photograph: Image.Image, rng: np.random.Generator) -> bytes:
-    """Returns a JPEG of 500x375 px of a random part of a photograph."""
+    """Return a JPEG of 500x375 px of a random part of a photograph."""
     side = rng.uniform(0.5, 1.0)
     width, height = int(photograph.width * side), int(photograph.height * side)
     left = int(rng.integers(0, photograph.width - width + 1))
@@ -126,7 +126,7 @@ def _crop(photograph: Image.Image, rng: np.random.Generator) -> bytes:
 def _contestants(
     many: Source, few: Source, out: Path
 ) -> dict[str, tuple[Source, Callable[[], object]]]:
-    """Returns what takes turns: its images, and a call that packs them."""
+    """Return what takes turns: its images, and a call that packs them."""
     variants = {
         "ours, headers only": (many, PackOptions(check="header")),
         "ours, each decoded once": (few, PackOptions(train_shards=8)),
@@ -155,12 +155,12 @@ def _contestants(
 
 
 def _tar(source: Source, out: Path) -> None:
-    """Packs with the system's tar, in one process into one file."""
+    """Pack with the system's tar, in one process into one file."""
     subprocess.run(["tar", "-cf", str(out / "all.tar"), "-C", str(source.root), "."], check=True)
 
 
 def _shard_writer(source: Source, out: Path, num_processes: int) -> None:
-    """Packs with webdataset's own writer; the processes share the images evenly."""
+    """Pack with webdataset's own writer; the processes share the images evenly."""
     parts = [source.splits["train"][i::num_processes] for i in range(num_processes)]
     context = multiprocessing.get_context("fork")
     processes = [

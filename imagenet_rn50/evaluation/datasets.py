@@ -105,14 +105,14 @@ class ShardImages:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Name and digest of the shards, and whether the split is ImageNet-1k's."""
+        """Name and fingerprint of the shards, and whether the split is ImageNet-1k's."""
         folder = self.store.folder
         classes = Classes.load(folder) if (folder / CLASSES_FILE).is_file() else None
         complete = complete_splits(classes, {self.name: len(self.labels)})
         return {
             "name": self._manifest.dataset,
             "split": self.name,
-            "digest": Manifest.digest_of(folder),
+            "fingerprint": Manifest.fingerprint_of(folder),
             "is_imagenet1k": self.name in complete,
         }
 

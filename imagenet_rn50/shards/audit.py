@@ -1,4 +1,4 @@
-"""The audit: what was packed, what was changed and why, and whether the counts are right."""
+"""The audit: what was packed, changed and skipped, and whether the counts add up."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def audit_of(
     options: dict[str, Any],
     source: Source | None = None,
 ) -> dict[str, Any]:
-    """Gathers all that the audit says.
+    """Collect the content of the audit.
 
     Args:
         records: What each shard holds.
@@ -82,7 +82,7 @@ def audit_of(
 
 
 def _files(records: Sequence[ShardRecord], source: Source, split: str) -> dict[str, Any]:
-    """Counts the files of one split by what became of them."""
+    """Count the files of one split by what became of them."""
     unpacked = [entry for entry in source.unpacked if entry.split == split]
     packed = sum(len(record.rows) for record in records)
     converted = sum((Counter(record.converted) for record in records), Counter())
@@ -103,13 +103,13 @@ def _files(records: Sequence[ShardRecord], source: Source, split: str) -> dict[s
 
 
 def write_audit(audit: dict[str, Any], folder: Path) -> None:
-    """Writes `audit.json` and `audit.md`."""
+    """Write `audit.json` and `audit.md`."""
     write_json(folder / DATA_NAME, audit)
     write_text(folder / REPORT_NAME, report_of(audit))
 
 
 def read_report(folder: Path) -> str:
-    """Returns the report that was written at packing.
+    """Return the report that was written at packing.
 
     Raises:
         InputError: When there is none.
@@ -128,14 +128,14 @@ def read_report(folder: Path) -> str:
 
 
 def read_audit(folder: Path) -> dict[str, Any]:
-    """Returns the audit that was written at packing; an empty one where there is none."""
+    """Return the audit that was written at packing; an empty one where there is none."""
     path = folder / DATA_NAME
     audit: dict[str, Any] = read_json(path) if path.is_file() else {}
     return audit
 
 
 def _split_audit(records: Sequence[ShardRecord], classes: Classes | None) -> dict[str, Any]:
-    """Counts one split."""
+    """Count one split."""
     rows = [row for record in records for row in record.rows]
     return {
         "num_samples": len(rows),
@@ -153,7 +153,7 @@ def _split_audit(records: Sequence[ShardRecord], classes: Classes | None) -> dic
 
 
 def _per_class(rows: Sequence[Row], classes: Classes | None) -> dict[str, Any]:
-    """Returns the smallest and the largest class; on a tie the one of the lower index."""
+    """Return the smallest and the largest class; on a tie the one of the lower index."""
     counts = Counter(row.label for row in rows)
     if classes is not None:
         counts.update(dict.fromkeys(range(len(classes)), 0))
@@ -172,7 +172,7 @@ def _per_class(rows: Sequence[Row], classes: Classes | None) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[int]) -> dict[str, float]:
-    """Returns minimum, quartiles, mean and maximum."""
+    """Return minimum, quartiles, mean and maximum."""
     if not values:
         return {}
     points = np.percentile(values, [0, 25, 50, 75, 100])
@@ -181,7 +181,7 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
 
 
 def _notes(records: Iterable[ShardRecord], which: str) -> list[dict[str, Any]]:
-    """Lists changed or left-out images, by split and path."""
+    """List changed or skipped images, by split and path."""
     found: list[tuple[str, Note]] = [
         (record.split, note) for record in records for note in getattr(record, which)
     ]
@@ -189,7 +189,7 @@ def _notes(records: Iterable[ShardRecord], which: str) -> list[dict[str, Any]]:
 
 
 def _elongated(records: Iterable[ShardRecord]) -> list[dict[str, Any]]:
-    """Lists the images of which evaluation resizes only the center, by split and key."""
+    """List the images of which evaluation resizes only the center, by split and key."""
     found = [
         {"split": record.split, "key": row.key, "width": row.width, "height": row.height}
         for record in records
@@ -200,7 +200,7 @@ def _elongated(records: Iterable[ShardRecord]) -> list[dict[str, Any]]:
 
 
 def _duplicates(records: Sequence[ShardRecord], folder: Path) -> list[list[dict[str, Any]]]:
-    """Finds samples of equal images, byte for byte, over all splits.
+    """Find samples of equal images, byte for byte, over all splits.
 
     Equal length and CRC-32 make them suspects; then their bytes are compared.
     """
@@ -218,7 +218,7 @@ def _duplicates(records: Sequence[ShardRecord], folder: Path) -> list[list[dict[
 def _equal_groups(
     suspects: Sequence[tuple[ShardRecord, Row]], folder: Path
 ) -> list[list[dict[str, Any]]]:
-    """Groups samples by the bytes of their images."""
+    """Group samples by the bytes of their images."""
     by_content: dict[bytes, list[dict[str, Any]]] = defaultdict(list)
     for record, row in suspects:
         with (folder / record.shard.name).open("rb") as file:
@@ -230,7 +230,7 @@ def _equal_groups(
 
 
 def report_of(audit: dict[str, Any]) -> str:
-    """Returns the audit as Markdown."""
+    """Return the audit as Markdown."""
     lines = ["# Audit of the shards", "", "| split | samples | ImageNet-1k has | shards | MB |"]
     lines += ["|---|---|---|---|---|"]
     for name, split in audit["splits"].items():
@@ -244,23 +244,23 @@ def report_of(audit: dict[str, Any]) -> str:
         against = _against(audit["num_classes"], NUM_CLASSES)
         lines += ["", f"Classes: {audit['num_classes']:,}; ImageNet-1k has {against}."]
     complete = ", ".join(audit["imagenet1k_splits"]) or "none"
-    lines += ["", f"Splits that are ImageNet-1k's, by wnids and number of images: {complete}."]
+    lines += ["", f"Splits identical to ImageNet-1k by wnids and image counts: {complete}."]
     lines += [line for note in audit.get("notes", []) for line in ("", f"Note: {note}.")]
     lines += _files_report(audit["splits"])
     for name, split in audit["splits"].items():
         lines += _split_report(name, split)
-    lines += ["", "## How they were made", ""]
+    lines += ["", "## Options", ""]
     lines += [f"- {name}: {_shown(value)}" for name, value in audit["options"].items()]
     lines += _elongated_report(audit["extreme_aspect_ratio"])
     lines += _note_report("Changed images", audit["changed"])
-    lines += _note_report("Images left out", audit["skipped"])
+    lines += _note_report("Skipped images", audit["skipped"])
     lines += _not_packed_report(audit.get("not_packed", []))
     lines += _duplicate_report(audit["duplicates"])
     return "\n".join(lines) + "\n"
 
 
 def _against(found: int, expected: int) -> str:
-    """Returns the expected count, and how far off the found one is."""
+    """Return the expected count, and how far off the found one is."""
     difference = found - expected
     return f"{expected:,} ({difference:+,})" if difference else f"{expected:,} (the same)"
 
@@ -274,7 +274,7 @@ def _shown(value: Any) -> str:
 
 
 def _split_report(name: str, split: dict[str, Any]) -> list[str]:
-    """Returns the tables of one split."""
+    """Return the tables of one split."""
     lines = ["", f"## {name}", "", "| | min | 25% | median | 75% | max | mean |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for title, column in (("width, px", "width"), ("height, px", "height"), ("JPEG, B", "bytes")):
@@ -287,18 +287,18 @@ def _split_report(name: str, split: dict[str, Any]) -> list[str]:
             f"{end['num_samples']:,} ({end['wnid'] or 'class ' + str(end['label'])})"
             for end in split["per_class"].values()
         ]
-        lines += ["", f"Samples a class: from {ends[0]} to {ends[1]}."]
+        lines += ["", f"Samples per class: from {ends[0]} to {ends[1]}."]
     if turned := split["num_turned_upright"]:
         lines += ["", f"Turned upright by EXIF orientation: {turned:,}."]
     return lines
 
 
 def _elongated_report(found: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the list of images of extreme aspect ratio; nothing where there are none."""
+    """Return the list of images of extreme aspect ratio; nothing where there are none."""
     if not found:
         return []
     lines = ["", f"## Extreme aspect ratio: {len(found):,}", ""]
-    lines += [f"Beyond {MAX_ASPECT_RATIO}:1; evaluation resizes only their center.", ""]
+    lines += [f"Beyond {MAX_ASPECT_RATIO}:1, evaluation resizes only the center.", ""]
     lines += [
         f"- {_cell(e['split'])}/{_cell(e['key'])}: {e['width']} x {e['height']} px"
         for e in found[:_MAX_ROWS]
@@ -307,7 +307,7 @@ def _elongated_report(found: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _note_report(title: str, notes: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the table of changed or left-out images."""
+    """Return the table of changed or skipped images."""
     lines = ["", f"## {title}: {len(notes):,}"]
     if notes:
         lines += ["", "| split | file | key | class | reason |", "|---|---|---|---|---|"]
@@ -320,10 +320,10 @@ def _note_report(title: str, notes: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _files_report(splits: dict[str, Any]) -> list[str]:
-    """Returns the table of what became of the files of the source."""
+    """Return the table of what became of the files of the source."""
     if not all("files" in split for split in splits.values()):
         return []
-    lines = ["", "| files of | found | as they were | converted | changed | left out | no images |"]
+    lines = ["", "| files of | found | unchanged | converted | changed | skipped | no images |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for name, split in splits.items():
         files = split["files"]
@@ -332,11 +332,11 @@ def _files_report(splits: dict[str, Any]) -> list[str]:
             f"| {name} | {files['found']:,} | {files['unchanged']:,} | {converted or 0} "
             f"| {files['changed']:,} | {files['skipped']:,} | {files['not_packed']:,} |"
         )
-    return [*lines, "", "Those that were found are those in the other columns together."]
+    return [*lines, "", "The number found is the sum of the other columns."]
 
 
 def _not_packed_report(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the table of what else was found in the source."""
+    """Return the table of what else was found in the source."""
     lines = ["", f"## Not packed: {sum(entry['num_files'] for entry in entries):,} files"]
     if entries:
         lines += ["", "| file or folder | files | reason |", "|---|---|---|"]
@@ -348,7 +348,7 @@ def _not_packed_report(entries: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _duplicate_report(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
-    """Returns the list of equal images."""
+    """Return the list of equal images."""
     lines = ["", f"## Exact duplicates: {counted(len(groups), 'group')}", ""]
     lines += [
         "- " + " = ".join(_cell(f"{e['split']}/{e['key']} (class {e['label']})") for e in group)
@@ -362,5 +362,5 @@ def _rest(total: int) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Returns text that cannot break out of a table's cell."""
+    """Return text that cannot break out of a table's cell."""
     return text.replace("|", "\\|").replace("\n", " ")

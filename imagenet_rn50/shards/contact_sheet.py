@@ -21,7 +21,7 @@ _FONT_SIZE = 13  # px
 
 
 def write_sheet(folder: Path, out: Path, *, split: str, num_samples: int, seed: int) -> list[str]:
-    """Draws random samples of a split into one PNG.
+    """Draw random samples of a split into one PNG.
 
     Args:
         folder: The folder of the shards.
@@ -67,7 +67,7 @@ def write_sheet(folder: Path, out: Path, *, split: str, num_samples: int, seed: 
 
 
 def _tile(folder: Path, split: Split, index: int) -> Image.Image:
-    """Reads one image and fits it into a tile."""
+    """Read one image and fits it into a tile."""
     shard = split.shards[split.shard_of(index)]
     try:
         with (folder / shard.name).open("rb") as file:
@@ -88,7 +88,7 @@ def _tile(folder: Path, split: Split, index: int) -> Image.Image:
 def _fitting(
     text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
 ) -> str:
-    """Cuts a text to the width of a tile."""
+    """Cut a text to the width of a tile."""
     if draw.textlength(text, font=font) <= _TILE:
         return text
     while text and draw.textlength(text + "...", font=font) > _TILE:

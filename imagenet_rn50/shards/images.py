@@ -49,12 +49,12 @@ class JpegtranError(ValueError):
 
 
 def is_installed() -> bool:
-    """Says whether `jpegtran` can be called."""
+    """Return whether `jpegtran` can be called."""
     return shutil.which(PROGRAM) is not None
 
 
 def require_installed() -> None:
-    """Stops when restart markers are asked for and cannot be made.
+    """Raise an error if restart markers are asked for and cannot be made.
 
     Raises:
         InputError: When `jpegtran` is missing.
@@ -68,7 +68,7 @@ def require_installed() -> None:
 
 
 def add_restart_markers(jpeg: bytes, blocks: int) -> bytes:
-    """Writes the entropy-coded data anew, with a restart marker after every `blocks` MCUs.
+    """Write the entropy-coded data anew, with a restart marker after every `blocks` MCUs.
 
     A progressive image becomes a baseline one. The coefficients, hence the pixels, stay the same,
     and so do all markers.
@@ -78,13 +78,13 @@ def add_restart_markers(jpeg: bytes, blocks: int) -> bytes:
         blocks: MCUs from one restart marker to the next.
 
     Raises:
-        JpegtranError: When `jpegtran` complains, even if it goes on: then nothing is proven.
+        JpegtranError: When `jpegtran` complains, even if it still writes output.
     """
     return _run(jpeg, "-restart", f"{blocks}B")
 
 
 def turn_upright(jpeg: bytes, orientation: int) -> bytes:
-    """Rearranges the coefficients so that an image is stored upright; its metadata stays as it is.
+    """Rearrange the coefficients so that an image is stored upright; its metadata stays as it is.
 
     Args:
         jpeg: An undamaged JPEG.
@@ -149,7 +149,7 @@ class Prepared:
 
 
 def prepare(raw: bytes, options: PackOptions) -> Prepared:
-    """Makes the bytes that are packed from the bytes of the source.
+    """Make the bytes that are packed from the bytes of the source.
 
     Args:
         raw: The file as the source has it.
@@ -167,7 +167,7 @@ def prepare(raw: bytes, options: PackOptions) -> Prepared:
 
 
 def repair(raw: bytes, options: PackOptions) -> Prepared:
-    """Returns the image as it is when it is an undamaged RGB or gray JPEG; else written anew.
+    """Return the image as it is when it is an undamaged RGB or gray JPEG; else written anew.
 
     What is written anew is upright. Everything else keeps its EXIF orientation, as evaluation of
     files needs it: turning a JPEG may change its pixels.
@@ -206,18 +206,18 @@ def _header(content: bytes) -> JpegHeader:
 
 
 def _require_sane_size(width: int, height: int) -> None:
-    """Refuses decompression bombs before anything is decoded."""
+    """Refuse decompression bombs before anything is decoded."""
     if not 0 < width * height <= MAX_PIXELS:
         raise BadImageError(f"{width}x{height} pixels; up to {MAX_PIXELS:,} are accepted")
 
 
 def decode(content: bytes) -> Image.Image:
-    """Decodes an image whole, to upright RGB or gray; see `_decode`."""
+    """Decode an image whole, to upright RGB or gray; see `_decode`."""
     return _decode(content)[0]
 
 
 def _decode(content: bytes) -> tuple[Image.Image, int]:
-    """Decodes an image whole, to upright RGB or gray, and returns its orientation before.
+    """Decode an image whole, to upright RGB or gray, and returns its orientation before.
 
     Pillow draws the line between damaged and useless, as it does for most who train on ImageNet: it
     reads over a flaw within the data, but not over data that end too early.
@@ -247,7 +247,7 @@ def _decode(content: bytes) -> tuple[Image.Image, int]:
 
 
 def _converted(raw: bytes, options: PackOptions) -> Prepared:
-    """Returns an image of another format as JPEG."""
+    """Return an image of another format as JPEG."""
     prepared = _rewritten(raw, options, "")
     image = open_image(raw)
     change = f"{describe(image)}: converted to JPEG at quality {REPAIR_QUALITY}"
@@ -255,7 +255,7 @@ def _converted(raw: bytes, options: PackOptions) -> Prepared:
 
 
 def _rewritten(raw: bytes, options: PackOptions, reason: str) -> Prepared:
-    """Returns the image as an RGB JPEG of high quality."""
+    """Return the image as an RGB JPEG of high quality."""
     decoded, orientation = _decode(raw)
     image = decoded.convert("RGB")
     if max(image.size) > _MAX_SIDE:
@@ -276,7 +276,7 @@ def _rewritten(raw: bytes, options: PackOptions, reason: str) -> Prepared:
 def _encode(
     image: Image.Image, quality: int, restart_blocks: RestartBlocks | None, subsampling: str
 ) -> bytes:
-    """Returns the image as JPEG; `restart_blocks` None stands for no restart markers."""
+    """Return the image as JPEG; `restart_blocks` None for no restart markers."""
     buffer = io.BytesIO()
     if restart_blocks == "auto":
         mcu_width = _MCU_WIDTH[subsampling]
@@ -292,7 +292,7 @@ def _encode(
 
 
 def _without_damaged_exif(prepared: Prepared, place: tuple[int, int]) -> Prepared:
-    """Cuts out the EXIF segment at (begin, end) if readers warn about it or fail at it."""
+    """Cut out the EXIF segment at (begin, end) if readers warn about it or fail at it."""
     if _is_sound_exif(prepared.jpeg[place[0] + 4 : place[1]]):
         return prepared
     return replace(
@@ -303,7 +303,7 @@ def _without_damaged_exif(prepared: Prepared, place: tuple[int, int]) -> Prepare
 
 
 def _is_sound_exif(content: bytes) -> bool:
-    """Says whether Pillow reads all of an EXIF segment without a warning."""
+    """Return whether Pillow reads all of an EXIF segment without a warning."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -317,7 +317,7 @@ def _is_sound_exif(content: bytes) -> bool:
 
 
 def _resized(prepared: Prepared, options: PackOptions) -> Prepared:
-    """Scales an image down as asked; smaller ones stay as they are."""
+    """Scale an image down as asked; smaller ones stay as they are."""
     if options.resize_rule is None:
         return prepared
     side, pixels = options.resize_rule
@@ -341,12 +341,12 @@ def _resized(prepared: Prepared, options: PackOptions) -> Prepared:
 
 
 def _turning(orientation: int, how: str = "") -> tuple[str, ...]:
-    """Returns what the audit says of an image that was turned; nothing if it was upright."""
+    """Return what the audit says of an image that was turned; nothing if it was upright."""
     return () if orientation == 1 else (f"orientation {orientation}: {TURNED}{how}",)
 
 
 def _turned(prepared: Prepared, options: PackOptions) -> Prepared:
-    """Turns an image upright, by its coefficients where jpegtran can, else by its pixels.
+    """Turn an image upright, by its coefficients where jpegtran can, else by its pixels.
 
     jpegtran cannot move the blocks that reach over an edge of the image. EXIF and XMP are dropped
     with the orientation, for they hold a thumbnail and a size that would no longer fit.
@@ -375,7 +375,7 @@ def _turned(prepared: Prepared, options: PackOptions) -> Prepared:
 
 
 def _with_restart_markers(prepared: Prepared, blocks: RestartBlocks) -> Prepared:
-    """Adds restart markers where they are not yet; the pixels stay the same."""
+    """Add restart markers where they are not yet; the pixels stay the same."""
     jpeg = prepared.jpeg
     try:
         if _header(jpeg).progressive:
@@ -390,6 +390,6 @@ def _with_restart_markers(prepared: Prepared, blocks: RestartBlocks) -> Prepared
 
 
 def _suited(jpeg: bytes) -> int:
-    """Returns the number of MCUs between markers with which the loader can leave out most."""
+    """Return the number of MCUs between markers with which the loader can leave out most."""
     layout = read_layout(jpeg)
     return 1 if layout.mcu is None else suggested_interval(layout.grid[1], layout.mcu[1])

@@ -1,13 +1,8 @@
-"""How much room packing needs, told before anything is written.
+"""Packing: turn a source into shards, a manifest, and the files that other readers need.
 
-The last step of packing and of indexing: audit, classes, `_info.json`, and the manifest.
-
-The manifest comes last: where it stands, everything else does.
-
-Packing: a source becomes shards, a manifest, and what other readers need beside them.
-
-The manifest is written last. As long as it is missing, `.packing` in the same folder holds what the
-next run needs to go on.
+`pack` makes the plan, checks the free space, makes the shards (see `writer`) and calls
+`write_manifest`, which `index` calls too. The manifest is written last: if it exists, all other
+files do. Until then, `.packing` in the same folder holds what the next run needs to resume.
 """
 
 from __future__ import annotations
@@ -26,12 +21,11 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.audit import audit_of, write_audit
 from imagenet_rn50.shards.images import BadImageError, prepare, require_installed
-from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Split
+from imagenet_rn50.shards.manifest import INFO_NAME, TRAIN, VALIDATION, Manifest, Split, timm_info
 from imagenet_rn50.shards.plan import PackOptions, Plan, ShardTask, make_plan, with_dataset
 from imagenet_rn50.shards.sources.base import Source
 from imagenet_rn50.shards.sources.reading import read_images
 from imagenet_rn50.shards.sources.scan import unusable
-from imagenet_rn50.shards.timm_info import INFO_NAME, timm_info
 from imagenet_rn50.shards.verify import verify
 from imagenet_rn50.shards.writer import FOLDER as STATE_FOLDER
 from imagenet_rn50.shards.writer import PackingState, ShardRecord, describe_difference, make_shards
@@ -49,7 +43,7 @@ _MARGIN = 1.3
 
 
 def space_needed(plan: Plan) -> int:
-    """Estimates from above how many bytes the shards will take.
+    """Estimate from above how many bytes the shards will take.
 
     Args:
         plan: All shards; where images are resized, some are, to see what is left of them.
@@ -70,13 +64,13 @@ def space_needed(plan: Plan) -> int:
 
 
 def space_taken(plan: Plan, out: Path) -> int:
-    """Returns how many bytes of it earlier runs have written."""
+    """Return how many bytes of it earlier runs have written."""
     paths = (out / task.name for task in plan.tasks)
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def _part_left(tasks: tuple[ShardTask, ...]) -> float:
-    """Returns what part of their bytes some images still have when they are prepared."""
+    """Return what part of their bytes some images still have when they are prepared."""
     measured = tasks[:: -(-len(tasks) // _NUM_MEASURED)]
     num_each = -(-_NUM_MEASURED // len(measured))
     before = after = 0
@@ -99,7 +93,7 @@ def write_manifest(
     classes: Classes | None,
     source: Source | None = None,
 ) -> Manifest:
-    """Writes all that stands beside the shards.
+    """Write the files beside the shards: classes, `_info.json`, audit and, last, the manifest.
 
     Args:
         records: What each shard holds, in the order of the shards.
@@ -124,7 +118,7 @@ def write_manifest(
 
 
 def _splits_of(records: Sequence[ShardRecord]) -> dict[str, Split]:
-    """Gathers the records of each split into columns."""
+    """Collect the records of each split into columns."""
     splits: dict[str, Split] = {}
     for name in (TRAIN, VALIDATION):
         chosen = [record for record in records if record.split == name]
@@ -146,7 +140,7 @@ class Packed:
     """How a packing ended.
 
     Args:
-        manifest: What stands in the output folder.
+        manifest: The manifest of the output folder.
         num_made: How many shards this run made.
         num_kept: How many an earlier run had made.
     """
@@ -157,7 +151,7 @@ class Packed:
 
 
 def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) -> Packed:
-    """Packs a source into shards; goes on where an earlier run was cut short.
+    """Pack a source into shards, or resume an interrupted run.
 
     Args:
         source: The images.
@@ -166,7 +160,7 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
         num_workers: How many processes; has no influence on any byte.
 
     Returns:
-        What stands in `out` now.
+        The manifest, and how many shards were made and kept.
 
     Raises:
         InputError: When `out` holds something else, the disk is too small, or an image is bad.
@@ -202,7 +196,7 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
 
 
 def _identity(source: Source, plan: Plan, options: PackOptions) -> dict[str, Any]:
-    """Returns what decides the bytes of all shards.
+    """Return what decides the bytes of all shards.
 
     What to do with bad images is not among it: a shard without any is the same either way.
     """
@@ -213,7 +207,7 @@ def _identity(source: Source, plan: Plan, options: PackOptions) -> dict[str, Any
 
 
 def _require_usable(source: Source) -> None:
-    """Stops before packing where files are found that are no images, and lists them.
+    """Raise an error before packing if files are found that are no images, and lists them.
 
     Raises:
         InputError: Naming the first of them.
@@ -225,12 +219,12 @@ def _require_usable(source: Source) -> None:
             f"files of the source {source.root} cannot be packed: {len(bad)}",
             expected="images in the folders of classes, and nothing else",
             found="; ".join(bad[:5]) + "; ..." * (len(bad) > 5),
-            fix="move them elsewhere, or leave them out: --on-corrupt skip",
+            fix="move them elsewhere, or skip them: --on-corrupt skip",
         )
 
 
 def _require_all_classes(source: Source, records: Sequence[ShardRecord]) -> None:
-    """Stops when a class has lost all its images of a split to `--on-corrupt skip`.
+    """Raise an error if a class has lost all its images of a split to `--on-corrupt skip`.
 
     Raises:
         InputError: Naming the first such class.
@@ -244,7 +238,7 @@ def _require_all_classes(source: Source, records: Sequence[ShardRecord]) -> None
             reasons = [note for note in skipped if note.label == lost[0]]
             raise InputError(
                 f"none of the {split} images of the class {wnids[0]} can be used",
-                expected=f"an image of each class, even with {len(skipped)} images left out",
+                expected=f"an image of each class, even with {len(skipped)} images skipped",
                 found=f"{len(wnids)} classes without any: {', '.join(wnids[:5])}; "
                 f"{reasons[0].path}: {reasons[0].reason}",
                 fix="replace their files, or take the classes out of the source, and give another "
@@ -253,11 +247,11 @@ def _require_all_classes(source: Source, records: Sequence[ShardRecord]) -> None
 
 
 def _already_packed(out: Path, identity: dict[str, Any]) -> Packed:
-    """Checks a finished output against what is asked for; makes nothing."""
+    """Check a finished output against what is asked for; makes nothing."""
     manifest = Manifest.load(out)
     if manifest.options != identity:
         raise InputError(
-            f"{out} holds the shards of another packing",
+            f"{out} holds shards packed from another source or with other options",
             expected="the same source and options as before",
             found=describe_difference(manifest.options, identity),
             fix="give another --out, or delete that folder",
@@ -265,7 +259,7 @@ def _already_packed(out: Path, identity: dict[str, Any]) -> Packed:
     findings = verify(out, quick=True)
     if findings:
         raise InputError(
-            f"{out} was packed before, but is no longer whole",
+            f"{out} was packed before, but is damaged",
             expected="the files that its manifest describes",
             found="; ".join(str(finding) for finding in findings[:3]),
             fix=f"restore them, or delete {out / manifests.FILE_NAME} and its shards to pack anew",
@@ -277,7 +271,7 @@ def _already_packed(out: Path, identity: dict[str, Any]) -> Packed:
 
 
 def _require_usable_folder(out: Path, plan: Plan) -> None:
-    """Refuses to write over shards that nobody remembers."""
+    """Refuse to overwrite shards without a manifest."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder", found="a file", fix="give another --out")
     if (out / STATE_FOLDER).is_dir():
@@ -293,7 +287,7 @@ def _require_usable_folder(out: Path, plan: Plan) -> None:
 def _make_all(
     plan: Plan, out: Path, state: PackingState, num_workers: int
 ) -> tuple[dict[str, ShardRecord], int]:
-    """Makes the shards that are not finished yet.
+    """Make the shards that are not finished yet.
 
     Returns:
         The record of every shard by its name, and how many of them were kept.
@@ -315,13 +309,13 @@ def _make_all(
 
 @contextmanager
 def _explained_end(plan: Plan, out: Path) -> Iterator[None]:
-    """Tells whoever presses Ctrl-C how to go on, and what can be done about a full disk."""
+    """Explain how to resume after Ctrl-C or a full disk."""
     try:
         yield
     except KeyboardInterrupt:
         logger.info(
             f"Stopped. {_num_finished(plan, out)} of {len(plan.tasks)} shards are finished and "
-            f"kept in {out}; the same command goes on from there."
+            f"kept in {out}; run the same command again to resume."
         )
         raise
     except OSError as error:
@@ -331,10 +325,10 @@ def _explained_end(plan: Plan, out: Path) -> Iterator[None]:
             f"the disk is full: {error.strerror} while packing into {out}",
             expected="space for all shards",
             found=f"space for {_num_finished(plan, out)}, which are finished and kept",
-            fix="free some space and give the same command again",
+            fix="free some space and run the same command again",
         ) from None
 
 
 def _num_finished(plan: Plan, out: Path) -> int:
-    """Returns how many shards stand there: they have their names only when they are whole."""
+    """Return how many shards stand there: they have their names only when they are whole."""
     return sum((out / task.name).is_file() for task in plan.tasks)

@@ -1,8 +1,7 @@
-"""What a person chooses when packing. These, the source and the seed decide every byte.
+"""The packing options, and the plan: which image goes into which shard.
 
-The plan: which image goes into which shard, decided before anything is read.
-
-A pure function of source, options and seed, so that workers and restarts change nothing.
+The plan is a pure function of source, options and seed, made before any image is read, so neither
+the number of workers nor a restart changes a byte of the shards.
 """
 
 from __future__ import annotations
@@ -39,10 +38,10 @@ class PackOptions:
         quality: JPEG quality of images that are resized, 1 to 100.
         restart_blocks: MCUs between two restart markers; `auto` for the number that suits each
             image's width best; None for no markers.
-        metadata: Whether a `<key>.json` stands beside each image.
+        metadata: Whether to write a `<key>.json` for each image.
         check: `decode` decodes every image once; `header` reads its markers only.
         on_corrupt: What to do with an image that cannot be decoded: `stop` or `skip`.
-        train_only: Whether validation images were left out, or missing.
+        train_only: Whether the source is packed without validation images.
     """
 
     dataset: str | None = None
@@ -58,7 +57,7 @@ class PackOptions:
     train_only: bool = False
 
     def __post_init__(self) -> None:
-        """Checks each option.
+        """Check each option.
 
         Raises:
             InputError: Naming the first that cannot be used.
@@ -69,17 +68,13 @@ class PackOptions:
                 expected="letters, digits, - and _",
             )
         if self.seed < 0:
-            raise InputError(f"the seed {self.seed} is negative", expected="0 or more")
+            raise InputError(f"--seed must be at least 0, got {self.seed}")
         if self.resize is not None and not _RESIZE.fullmatch(self.resize):
-            raise InputError(
-                f"--resize {self.resize!r} is not understood", expected="short=256 or max=500"
-            )
+            raise InputError(f"--resize must be like short=256 or max=500, got {self.resize!r}")
         if not 1 <= self.quality <= 100:
-            raise InputError(f"the quality {self.quality} is impossible", expected="1 to 100")
+            raise InputError(f"--quality must be 1 to 100, got {self.quality}")
         if isinstance(self.restart_blocks, int) and not 1 <= self.restart_blocks <= 65535:
-            raise InputError(
-                f"{self.restart_blocks} restart blocks are impossible", expected="1 to 65535"
-            )
+            raise InputError(f"--restart-blocks must be 1 to 65535, got {self.restart_blocks}")
 
     @property
     def resize_rule(self) -> tuple[str, int] | None:
@@ -90,7 +85,7 @@ class PackOptions:
         return side, int(pixels)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the options for the manifest."""
+        """Return the options for the manifest."""
         return asdict(self)
 
 
@@ -141,7 +136,7 @@ class Plan:
 
 
 def make_plan(source: Source, options: PackOptions) -> Plan:
-    """Decides what goes where.
+    """Assign every image to a shard.
 
     Raises:
         InputError: When more shards are asked for than there are images, or ImageNet-1k's name
@@ -184,7 +179,7 @@ def with_dataset(options: PackOptions, source: Source) -> PackOptions:
 
 
 def permutation(size: int, *, seed: int, stream: int) -> NDArray[np.intp]:
-    """Returns a permutation of 0..size-1 that no release of numpy may change.
+    """Return a permutation of 0..size-1 that no release of numpy may change.
 
     numpy promises that a bit generator's raw numbers stay the same, which it does not promise of
     `Generator.permutation`; so the order is that of raw numbers.
@@ -202,13 +197,13 @@ def permutation(size: int, *, seed: int, stream: int) -> NDArray[np.intp]:
 
 
 def shard_name(dataset: str, split: str, number: int, num_shards: int) -> str:
-    """Returns a shard's name, as other readers expect it: `imagenet1k-train-0412.tar`."""
+    """Return a shard's name, as other readers expect it: `imagenet1k-train-0412.tar`."""
     width = max(2, len(str(num_shards - 1)))
     return f"{dataset}-{split}-{number:0{width}d}.tar"
 
 
 def num_shards_of(split: str, num_images: int, asked: int | None = None) -> int:
-    """Returns how many shards a split gets: as many as asked, else about as large as others' are.
+    """Return how many shards a split gets: as many as asked, else about as large as others' are.
 
     Raises:
         InputError: When more are asked for than there are images.

@@ -1,4 +1,4 @@
-"""What a packing that was cut short leaves behind, so that the next run goes on from there.
+"""Make the shards of a plan in several processes, and keep what an interrupted run can resume.
 
     SHARDS/.packing/
       lock                          held while a process packs into SHARDS
@@ -6,18 +6,12 @@
       imagenet1k-train-0000.tar.json    what the finished shard holds, with its hash
       imagenet1k-train-0001.tar.spool   images of a shard that is to be made, from parquet only
 
-The folder goes when the manifest is written.
+The folder is deleted when the manifest is written.
 
-Spreads parquet images over one temporary file a shard, so that parquet is read only once.
-
-A parquet file gives up its images by row group, many at a time, and each shard wants a few of
-nearly every group: read shard by shard, all files would be read over and over.
-Each temporary file goes when its shard is finished, so all together never take more space than the
-shards will.
-
-One shard: read its images, prepare them, write the tar, remember what went in.
-
-Makes shards in several processes, and shows how far they are.
+Parquet files are read once, by row group, and their images spooled to one temporary file per
+shard: every shard has images from almost every row group, so reading shard by shard would read all
+files over and over. A temporary file is deleted when its shard is finished, so together they never
+take more space than the shards.
 """
 
 from __future__ import annotations
@@ -79,7 +73,7 @@ class PackingState:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes sure that no other process packs into the same folder meanwhile.
+        """Lock the folder against other packing processes.
 
         Raises:
             InputError: When one does, or the folder cannot be written.
@@ -97,44 +91,44 @@ class PackingState:
             yield
 
     def adopt(self, identity: dict[str, Any]) -> None:
-        """Starts a packing, or takes up the one that was cut short.
+        """Start packing, or resume an interrupted run.
 
         Args:
             identity: Source and options; what decides the bytes.
 
         Raises:
-            InputError: When the folder holds the beginning of another packing.
+            InputError: When the folder holds an unfinished packing with other options.
         """
         path = self._folder / "plan.json"
         if path.exists() and (begun := read_json(path)) != identity:
             raise InputError(
-                f"{self._out} holds the beginning of another packing",
+                f"{self._out} holds an unfinished packing with other options",
                 expected="the same source and options as before",
                 found=describe_difference(begun, identity),
-                fix=f"give the former options, or another --out, or delete {self._out}",
+                fix=f"use the same options, or another --out, or delete {self._out}",
             )
         write_json(path, identity)
 
     def spread(self, tasks: Sequence[ShardTask]) -> list[ShardTask]:
-        """Reads sources that cannot be read shard by shard; see `spool`."""
+        """Read sources that cannot be read shard by shard; see `spool`."""
         if not tasks or tasks[0].layout != "parquet":
             return list(tasks)
         return spread(tasks, self._folder)
 
     def remove_leftovers(self) -> None:
-        """Deletes half-written and temporary files of processes that were killed."""
+        """Delete half-written and temporary files of processes that were killed."""
         remove_all(self._folder)
         for folder in (self._out, self._folder):
             for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
                 path.unlink(missing_ok=True)
 
     def save(self, record: ShardRecord) -> None:
-        """Remembers a finished shard, and lets go of what was only needed to make it."""
+        """Save the record of a finished shard and delete its temporary file."""
         record.save(self._record_path(record.shard.name))
         (self._folder / f"{record.shard.name}{SUFFIX}").unlink(missing_ok=True)
 
     def all_finished(self, tasks: Sequence[ShardTask]) -> dict[str, ShardRecord]:
-        """Returns the records of the shards that are there and whole, by the shard's name."""
+        """Return the records of the shards that are there and whole, by the shard's name."""
         begun = [task for task in tasks if self._record_path(task.name).is_file()]
         found = {}
         with progress_bar(
@@ -147,7 +141,7 @@ class PackingState:
         return found
 
     def _finished(self, task: ShardTask) -> ShardRecord | None:
-        """Returns the record of a shard that is there and whole; None when it has to be made."""
+        """Return the record of a shard that is there and whole; None when it has to be made."""
         path = self._out / task.name
         try:
             record = ShardRecord.load(self._record_path(task.name))
@@ -157,11 +151,11 @@ class PackingState:
         if not path.is_file() or path.stat().st_size != shard.num_bytes:
             return None
         if record.skipped and task.options.on_corrupt == "stop":
-            return None  # made by a run that left bad images out
+            return None  # made by a run that skipped corrupt images
         return record if sha256_of_file(path) == shard.sha256 else None
 
     def forget(self) -> None:
-        """Removes the folder, when the manifest has taken its place."""
+        """Remove the folder, when the manifest has taken its place."""
         shutil.rmtree(self._folder)
 
     def _record_path(self, shard_name: str) -> Path:
@@ -169,7 +163,7 @@ class PackingState:
 
 
 def describe_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Says in words in which entries two identities differ."""
+    """Describe the entries in which two identities differ."""
     return ", ".join(
         f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
@@ -181,11 +175,11 @@ SUFFIX = ".spool"
 
 
 def spread(tasks: Sequence[ShardTask], folder: Path) -> list[ShardTask]:
-    """Reads every parquet file once and appends each image to its shard's file.
+    """Read every parquet file once and appends each image to its shard's file.
 
     Args:
         tasks: The shards to make.
-        folder: Where the temporary files shall stand.
+        folder: Folder of the temporary files.
 
     Returns:
         The same tasks, each with the places of its images in its temporary file.
@@ -217,18 +211,18 @@ def spread(tasks: Sequence[ShardTask], folder: Path) -> list[ShardTask]:
 
 
 def spool_path(folder: Path, task: ShardTask) -> Path:
-    """Returns the name of a shard's temporary file."""
+    """Return the name of a shard's temporary file."""
     return folder / f"{task.name}{SUFFIX}"
 
 
 def remove_all(folder: Path) -> None:
-    """Removes the temporary files of a run that was cut short."""
+    """Remove the temporary files of a run that was cut short."""
     for path in folder.glob(f"*{SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
 def _append(path: Path, content: bytes) -> None:
-    """Appends to a file; a thousand files are too many to keep open."""
+    """Append to a file; a thousand files are too many to keep open."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         rest = memoryview(content)
@@ -255,7 +249,7 @@ class Row(NamedTuple):
 
 
 class Note(NamedTuple):
-    """An image that was changed or left out, and why."""
+    """An image that was changed or skipped, and why."""
 
     path: str
     key: str
@@ -284,7 +278,7 @@ class ShardRecord:
     converted: dict[str, int] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Writes the record as JSON, whole or not at all."""
+        """Write the record as JSON, whole or not at all."""
         content = {
             "split": self.split,
             "shard": asdict(self.shard),
@@ -297,7 +291,7 @@ class ShardRecord:
 
     @classmethod
     def load(cls, path: Path) -> ShardRecord:
-        """Reads a record that `save` wrote.
+        """Read a record that `save` wrote.
 
         Raises:
             ValueError, KeyError, TypeError, OSError: When it is missing or is something else.
@@ -314,11 +308,11 @@ class ShardRecord:
 
 
 def make_shard(task: ShardTask, folder: Path, tick: Tick) -> ShardRecord:
-    """Writes one shard into `folder`, whole or not at all.
+    """Write one shard into `folder`, whole or not at all.
 
     Args:
         task: What goes into it.
-        folder: Where it shall stand.
+        folder: Output folder.
         tick: Called after each image.
 
     Returns:
@@ -354,7 +348,7 @@ def make_shard(task: ShardTask, folder: Path, tick: Tick) -> ShardRecord:
 
 
 def _add_sample(tar: TarWriter, task: ShardTask, image: SourceImage, prepared: Prepared) -> Row:
-    """Appends the members of one sample."""
+    """Append the members of one sample."""
     offset = tar.add(f"{image.key}.jpg", prepared.jpeg)
     tar.add(f"{image.key}.cls", str(image.label).encode("ascii"))
     if task.options.metadata:
@@ -380,11 +374,11 @@ def _add_sample(tar: TarWriter, task: ShardTask, image: SourceImage, prepared: P
 
 
 def _skip_or_stop(task: ShardTask, image: SourceImage, reason: str) -> Note:
-    """Returns the note on a bad image, or stops the run."""
+    """Return the note on a corrupt image, or stop the run."""
     name = str(task.options.dataset)
     if task.options.on_corrupt == "stop" or is_name(name):
         row = f" (row {image.offset})" if task.layout == "parquet" else ""
-        fix = "replace the file, or leave such images out: --on-corrupt skip"
+        fix = "replace the file, or skip such images: --on-corrupt skip"
         if task.options.on_corrupt == "skip":
             fix = f"replace the file, or give the data another name than {name}: --dataset"
         raise InputError(
@@ -403,11 +397,11 @@ _counters: Any = None  # in a worker: (images, bytes) done, shared with the pare
 def make_shards(
     tasks: Sequence[ShardTask], folder: Path, num_workers: int, bar: tqdm[Any]
 ) -> Iterator[ShardRecord]:
-    """Makes shards and yields the record of each as soon as it is finished.
+    """Make shards and yields the record of each as soon as it is finished.
 
     Args:
         tasks: The shards to make.
-        folder: Where they shall stand.
+        folder: Output folder.
         num_workers: How many processes; 1 works in this one.
         bar: Counts images.
 
@@ -426,7 +420,7 @@ def make_shards(
 
 
 class _Progress:
-    """Feeds images and bytes to a bar."""
+    """Show images and bytes per second in a progress bar."""
 
     def __init__(self, bar: tqdm[Any]) -> None:
         self._bar = bar
@@ -434,14 +428,14 @@ class _Progress:
         self._counted = self.images = self.bytes = 0
 
     def add(self, num_bytes: int) -> None:
-        """Counts one more image."""
+        """Count one more image."""
         self.images += 1
         self.bytes += num_bytes
         if time.monotonic() - self._shown > _POLL_SECONDS:
             self.show()
 
     def show(self) -> None:
-        """Brings the bar up to date."""
+        """Update the bar."""
         self._shown = time.monotonic()
         rate = self.bytes / max(self._shown - self._begin, 1e-9)
         self._bar.set_postfix_str(f"{rate / 1e6:.1f} MB/s", refresh=False)
@@ -452,7 +446,7 @@ class _Progress:
 def _in_processes(
     tasks: Sequence[ShardTask], folder: Path, num_workers: int, progress: _Progress
 ) -> Iterator[ShardRecord]:
-    """Makes shards in worker processes; on an error they are stopped at once."""
+    """Make shards in worker processes; on an error they are stopped at once."""
     context = multiprocessing.get_context("spawn")
     counters = context.Array("q", 2)
     executor = ProcessPoolExecutor(
@@ -473,7 +467,7 @@ def _in_processes(
         raise InputError(
             "a worker process was killed from outside, perhaps because memory ran out",
             found=f"{num_workers} workers; finished shards are kept",
-            fix="give the same command again, with fewer --workers",
+            fix="run the same command again with fewer --workers",
         ) from None
     except BaseException:
         for process in list(executor._processes.values()):
@@ -484,7 +478,7 @@ def _in_processes(
 
 
 def _begin_worker(parent: int, counters: Any) -> None:
-    """Prepares a worker process."""
+    """Prepare a worker process."""
     global _counters
     _counters = counters
     signal.signal(signal.SIGTERM, _leave)
@@ -492,19 +486,19 @@ def _begin_worker(parent: int, counters: Any) -> None:
 
 
 def _leave(*_: object) -> None:
-    """Ends a worker the orderly way, so that it removes what it has half-written."""
+    """Exit a worker so that it removes its partial files."""
     raise SystemExit(1)
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone, even killed."""
+    """Exit when the parent process is gone, even if it was killed."""
     while os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
     os._exit(1)
 
 
 def _work(task: ShardTask, folder: str) -> ShardRecord:
-    """Makes one shard in a worker."""
+    """Make one shard in a worker."""
     try:
         return make_shard(task, Path(folder), _count)
     except SystemExit:

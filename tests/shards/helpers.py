@@ -14,7 +14,7 @@ WNIDS = ("n01440764", "n01443537", "n02012849")
 
 
 def jpeg(seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB", **save) -> bytes:
-    """Returns a JPEG of smooth colours; `size` is (width, height)."""
+    """Return a JPEG of smooth colours; `size` is (width, height)."""
     rng = np.random.default_rng(seed)
     small = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
     image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).convert(mode)
@@ -24,7 +24,7 @@ def jpeg(seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB", **s
 
 
 def write_kaggle(root: Path, train: int = 12, validation: int = 6) -> Path:
-    """Writes a tree like Kaggle's, of three classes; returns `root`."""
+    """Write a tree like Kaggle's, of three classes; returns `root`."""
     images = root / "ILSVRC" / "Data" / "CLS-LOC"
     for name, (wnid, content) in images_of(train).items():
         path = images / "train" / wnid / f"{name}.JPEG"
@@ -42,14 +42,14 @@ def write_kaggle(root: Path, train: int = 12, validation: int = 6) -> Path:
 
 
 def images_of(count: int, first: int = 0) -> dict[str, tuple[str, bytes]]:
-    """Returns (wnid, JPEG) by name of `count` training images of the classes in turn."""
+    """Return (wnid, JPEG) by name of `count` training images of the classes in turn."""
     numbers = range(first, first + count)
     wnids = [WNIDS[number % len(WNIDS)] for number in numbers]
     return {f"{wnid}_{n}": (wnid, jpeg(n)) for n, wnid in zip(numbers, wnids, strict=True)}
 
 
 def validation_images_of(count: int) -> dict[str, tuple[str, bytes]]:
-    """Returns (wnid, JPEG) by name of `count` validation images, in no order of classes."""
+    """Return (wnid, JPEG) by name of `count` validation images, in no order of classes."""
     return {
         f"ILSVRC2012_val_{n:08d}": (WNIDS[-n % len(WNIDS)], jpeg(1000 + n))
         for n in range(1, count + 1)
@@ -57,7 +57,7 @@ def validation_images_of(count: int) -> dict[str, tuple[str, bytes]]:
 
 
 def write_imagefolder(root: Path, train: int = 12, validation: int = 6) -> Path:
-    """Writes train/<wnid>/ and val/<wnid>/; returns `root`."""
+    """Write train/<wnid>/ and val/<wnid>/; returns `root`."""
     for split, images in (
         ("train", images_of(train)),
         ("val", validation_images_of(validation)),
@@ -70,7 +70,7 @@ def write_imagefolder(root: Path, train: int = 12, validation: int = 6) -> Path:
 
 
 def tar_of(members: dict[str, bytes]) -> bytes:
-    """Returns a tar as Python writes it by default."""
+    """Return a tar as Python writes it by default."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as tar:
         for name, content in members.items():
@@ -81,7 +81,7 @@ def tar_of(members: dict[str, bytes]) -> bytes:
 
 
 def write_devkit(path: Path, ground_truth: list[str]) -> None:
-    """Writes a development kit: ILSVRC ids fall as wnids rise, and an ancestor comes after them."""
+    """Write a development kit: ILSVRC ids fall as wnids rise, and an ancestor comes after them."""
     from scipy.io import savemat
 
     names = [*reversed(WNIDS), "n00001740"]
@@ -100,7 +100,7 @@ def write_devkit(path: Path, ground_truth: list[str]) -> None:
 
 
 def write_official(root: Path, train: int = 12, validation: int = 6) -> Path:
-    """Writes the two tars and the development kit; returns `root`."""
+    """Write the two tars and the development kit; returns `root`."""
     root.mkdir(parents=True)
     by_class: dict[str, dict[str, bytes]] = {wnid: {} for wnid in WNIDS}
     for name, (wnid, content) in images_of(train).items():
@@ -115,7 +115,7 @@ def write_official(root: Path, train: int = 12, validation: int = 6) -> Path:
 
 
 def write_parquet(root: Path, train: int = 12, validation: int = 6) -> Path:
-    """Writes two training files and one validation file, as `datasets` does; returns `root`."""
+    """Write two training files and one validation file, as `datasets` does; returns `root`."""
     from datasets import ClassLabel, Dataset, Features, Image
 
     features = Features({
@@ -142,13 +142,13 @@ def write_parquet(root: Path, train: int = 12, validation: int = 6) -> Path:
 
 
 def members_of(tar: tarfile.TarFile) -> dict[str, bytes]:
-    """Returns the content of all files of a tar by name."""
+    """Return the content of all files of a tar by name."""
     files = ((member.name, tar.extractfile(member)) for member in tar)
     return {name: file.read() for name, file in files if file is not None}
 
 
 def samples_of(folder: Path, split: str) -> dict[str, tuple[int, bytes]]:
-    """Returns (label, JPEG) by key, read by the manifest's offsets."""
+    """Return (label, JPEG) by key, read by the manifest's offsets."""
     chosen = Manifest.load(folder).split(split)
     found = {}
     for index in range(chosen.num_samples):
@@ -159,5 +159,5 @@ def samples_of(folder: Path, split: str) -> dict[str, tuple[int, bytes]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Returns the bytes of all files of a folder."""
+    """Return the bytes of all files of a folder."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}

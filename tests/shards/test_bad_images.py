@@ -1,4 +1,4 @@
-"""Bad images stop a packing, or are left out of it."""
+"""Bad images stop a packing, or are skipped."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.shards.helpers import contents, jpeg, write_imagefolder
 
 @pytest.fixture
 def flawed(tmp_path):
-    """Returns a source with a truncated image and a text file named .JPEG."""
+    """Return a source with a truncated image and a text file named .JPEG."""
     root = write_imagefolder(tmp_path / "source")
     truncated = jpeg(7, size=(100, 80))
     (root / "train" / "n01440764" / "cut.JPEG").write_bytes(truncated[: len(truncated) // 2])

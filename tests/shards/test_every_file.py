@@ -259,7 +259,7 @@ def test_pack_says_how_many_files_it_skipped_each_time(
         with pytest.raises(SystemExit) as left:
             shard_imagenet.main()
         assert left.value.code == 0
-        assert "left out: 3 files" in capsys.readouterr().out
+        assert "skipped: 3 files" in capsys.readouterr().out
 
 
 def test_skipping_may_not_empty_a_class(tmp_path, source, folder):

@@ -19,7 +19,7 @@ from tests.shards.helpers import WNIDS, contents, jpeg, samples_of, tar_of, writ
 
 
 def foreign(folder, number, split="train", spelling="04d", count=4):
-    """Writes one shard as others do, with `tarfile`, JSON beside the label, and a folder."""
+    """Write one shard as others do, with `tarfile`, JSON beside the label, and a folder."""
     members: dict[str, bytes] = {}
     for i in range(number * count, (number + 1) * count):
         label = i % 3
@@ -63,7 +63,7 @@ def test_one_shard_in_two_spellings_is_refused(tmp_path):
 def test_indexing_our_own_shards_gives_the_manifest_of_packing(tmp_path):
     source = read_source(write_kaggle(tmp_path / "source"))
     packed = pack(source, tmp_path / "out", PackOptions(train_shards=3)).manifest
-    digest = Manifest.digest_of(tmp_path / "out")
+    fingerprint = Manifest.fingerprint_of(tmp_path / "out")
     (tmp_path / "out" / "manifest.json").unlink()
     indexed = index(tmp_path / "out")
     for name, split in packed.splits.items():
@@ -72,7 +72,7 @@ def test_indexing_our_own_shards_gives_the_manifest_of_packing(tmp_path):
             np.testing.assert_array_equal(
                 getattr(indexed.split(name), column), getattr(split, column)
             )
-    assert Manifest.digest_of(tmp_path / "out") == digest
+    assert Manifest.fingerprint_of(tmp_path / "out") == fingerprint
 
 
 @pytest.mark.parametrize("name", ["../../x.jpg", "/etc/x.jpg", "a/../../x.jpg"])
@@ -133,7 +133,7 @@ def test_a_shard_that_was_cut_off_is_not_indexed(tmp_path):
 def test_the_same_key_in_two_shards_is_refused(tmp_path):
     foreign(tmp_path, 0)
     shutil.copy(tmp_path / "imagenet1k-train-0000.tar", tmp_path / "imagenet1k-train-0001.tar")
-    with pytest.raises(InputError, match="the key 'n01440764_0' stands in"):
+    with pytest.raises(InputError, match="the key 'n01440764_0' is in"):
         index(tmp_path)
 
 
@@ -144,7 +144,7 @@ def test_the_same_key_twice_in_one_shard_is_refused(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    with pytest.raises(InputError, match=r"the key 'a' stands in x-train-0\.tar and again in x-tr"):
+    with pytest.raises(InputError, match=r"the key 'a' is in x-train-0\.tar and again in x-tr"):
         index(tmp_path)
 
 

@@ -21,7 +21,7 @@ IMAGE = jpeg()
 
 
 def shard(folder, *samples, split="train", number=0, name="x"):
-    """Writes a shard of (key, {ending: content}); returns `folder`."""
+    """Write a shard of (key, {ending: content}); returns `folder`."""
     members = {}
     for key, others in samples:
         members[f"{key}.jpg"] = IMAGE
@@ -32,7 +32,7 @@ def shard(folder, *samples, split="train", number=0, name="x"):
 
 
 def indexed(folder, *labels, key="{wnid}_{n}", **options):
-    """Writes a shard with one sample a label, the wnids in turn."""
+    """Write a shard with one sample a label, the wnids in turn."""
     samples = [
         (key.format(wnid=WNIDS[n % 3], n=n), {"cls": str(label)}) for n, label in enumerate(labels)
     ]

@@ -35,9 +35,9 @@ def sort_validation(root, count=6):
     return val
 
 
-def digest_of(source, out, **options):
+def fingerprint_of(source, out, **options):
     pack(read_source(source), out, PackOptions(dataset="x", **options))
-    return Manifest.digest_of(out)
+    return Manifest.fingerprint_of(out)
 
 
 @pytest.mark.parametrize("with_csv", [True, False])
@@ -104,7 +104,7 @@ def test_a_source_is_the_same_from_every_level_of_kaggles_tree(tmp_path, level, 
     if level == ".":
         monkeypatch.chdir(root / IMAGES)
         named = type(root)(".")
-    assert digest_of(named, tmp_path / "one") == digest_of(root, tmp_path / "two")
+    assert fingerprint_of(named, tmp_path / "one") == fingerprint_of(root, tmp_path / "two")
 
 
 @pytest.mark.parametrize("name", ["val", "validation", "valid", "Val", "VALIDATION"])
@@ -128,11 +128,11 @@ def test_two_validation_folders_are_refused(tmp_path):
 
 def test_folders_may_be_links(tmp_path):
     root = write_imagefolder(tmp_path / "source")
-    expected = digest_of(root, tmp_path / "one")
+    expected = fingerprint_of(root, tmp_path / "one")
     for number, path in enumerate((root / "val", root / "train" / WNIDS[0])):
         path.rename(tmp_path / f"elsewhere-{number}")
         path.symlink_to(tmp_path / f"elsewhere-{number}")
-    assert digest_of(root, tmp_path / "two") == expected
+    assert fingerprint_of(root, tmp_path / "two") == expected
 
 
 def no_folder(root):

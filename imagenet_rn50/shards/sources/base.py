@@ -73,7 +73,7 @@ class Source:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Checks that there is something to pack.
+        """Check that there is something to pack.
 
         Raises:
             InputError: When there are no images at all.
@@ -95,12 +95,12 @@ class Listed(NamedTuple):
 
 
 def readable(name: str) -> str:
-    """Returns a file name as text that can be written as UTF-8, even where it is not UTF-8."""
+    """Return a file name as text that can be written as UTF-8, even where it is not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def with_keys(listed: Iterable[Listed], classes: Classes) -> list[SourceImage]:
-    """Gives each image its class index and a key of its own.
+    """Assign each image its class index and a key of its own.
 
     The key is the file's name without its ending. WebDataset ends a key at the first dot, so other
     dots become underscores. Names that then repeat (ImageFolder may have a `1.jpg` in every class)
@@ -137,7 +137,7 @@ def with_keys(listed: Iterable[Listed], classes: Classes) -> list[SourceImage]:
 
 
 def _require_own_wnids(rows: Iterable[Listed]) -> None:
-    """Stops where a file name has another wnid than its class: one of both is wrong."""
+    """Raise an error if a file name has another wnid than its class: one of both is wrong."""
     for row in rows:
         if not WNID.fullmatch(row.wnid):
             continue  # a name of the user's own, such as one for a group of classes

@@ -1,4 +1,4 @@
-"""Finds out how a source is laid out, and lists it."""
+"""Detect the layout of a source and list its images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LAYOUTS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, bool], Source]
 
 
 def read_source(root: Path, layout: str | None = None, *, train_only: bool = False) -> Source:
-    """Lists the images and classes of a source.
+    """List the images and classes of a source.
 
     Args:
         root: The folder that holds it.
@@ -57,7 +57,7 @@ def read_source(root: Path, layout: str | None = None, *, train_only: bool = Fal
 
 
 def _layout_of(root: Path) -> str:
-    """Finds out how a source is laid out.
+    """Detect the layout of a source.
 
     Raises:
         InputError: When it is laid out in no way that is known, or in several.
@@ -87,7 +87,7 @@ def _layout_of(root: Path) -> str:
 
 
 def _without_validation(source: Source) -> InputError:
-    """Returns the refusal of a source without validation images."""
+    """Return the refusal of a source without validation images."""
     found = ", ".join(f"{entry.path} ({entry.reason})" for entry in source.unpacked[-3:])
     return InputError(
         f"the source {source.root} has no validation images",
@@ -98,7 +98,7 @@ def _without_validation(source: Source) -> InputError:
 
 
 def _require_classes_of_training(source: Source) -> None:
-    """Stops when validation has a class that training lacks: no model could learn it."""
+    """Raise an error if validation has a class that training lacks: no model could learn it."""
     train, validation = (
         {image.label for image in source.splits.get(split, [])} for split in (TRAIN, VALIDATION)
     )
@@ -112,7 +112,7 @@ def _require_classes_of_training(source: Source) -> None:
 
 
 def _notes(source: Source) -> list[str]:
-    """Returns what to know of a source whose splits are not of the same classes."""
+    """Return what to know of a source whose splits are not of the same classes."""
     if TRAIN not in source.splits:
         return ["there are no training images: only validation is packed"]
     if VALIDATION not in source.splits:

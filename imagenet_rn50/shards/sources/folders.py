@@ -36,7 +36,7 @@ _KAGGLE = ("ILSVRC", "Data", "CLS-LOC")
 _KAGGLE_NAMES = {_KAGGLE[0], MAPPING, SOLUTION, "LOC_train_solution.csv"}
 
 
-def kaggle_images(root: Path) -> Path | None:
+def kaggle_folder(root: Path) -> Path | None:
     """Return the folder of `train/` and `val/` in Kaggle's tree; None when it is none.
 
     Args:
@@ -49,13 +49,13 @@ def kaggle_images(root: Path) -> Path | None:
 
 
 def is_kaggle(root: Path) -> bool:
-    """Says whether `root` holds Kaggle's ILSVRC tree, or is a folder of it."""
-    return kaggle_images(root) is not None
+    """Return whether `root` holds Kaggle's ILSVRC tree, or is a folder of it."""
+    return kaggle_folder(root) is not None
 
 
 def is_imagefolder(root: Path) -> bool:
-    """Says whether `root` holds a folder of classes for training, for validation, or for both."""
-    return kaggle_images(root) != root and bool(split_folders(root))
+    """Return whether `root` holds a folder of classes for training, for validation, or for both."""
+    return kaggle_folder(root) != root and bool(split_folders(root))
 
 
 def split_folders(images: Path) -> dict[str, Path]:
@@ -81,7 +81,7 @@ def split_folders(images: Path) -> dict[str, Path]:
 
 
 def read_kaggle(root: Path, train_only: bool = False) -> Source:
-    """Lists Kaggle's tree: `train/<wnid>/*.JPEG`, and `val/` flat with its CSV, or sorted.
+    """List Kaggle's tree: `train/<wnid>/*.JPEG`, and `val/` flat with its CSV, or sorted.
 
     Args:
         root: The folder that holds `ILSVRC/` and the `LOC_*` files, or one of the tree.
@@ -91,7 +91,7 @@ def read_kaggle(root: Path, train_only: bool = False) -> Source:
         InputError: When there is no such tree, `val/` is flat without a CSV, or the CSV, the
             mapping and the folders disagree.
     """
-    images = kaggle_images(root)
+    images = kaggle_folder(root)
     if images is None:
         raise InputError(
             f"the source {root} is not Kaggle's tree", expected=f"{'/'.join(_KAGGLE)}/ in it"
@@ -105,7 +105,7 @@ def read_kaggle(root: Path, train_only: bool = False) -> Source:
 
 
 def read_imagefolder(root: Path, train_only: bool = False) -> Source:
-    """Lists `train/<wnid>/` and `val/<wnid>/` (or `validation/`, `valid/`).
+    """List `train/<wnid>/` and `val/<wnid>/` (or `validation/`, `valid/`).
 
     Raises:
         InputError: When validation has a class that training lacks, or a mapping disagrees.
@@ -114,7 +114,7 @@ def read_imagefolder(root: Path, train_only: bool = False) -> Source:
 
 
 def _read(root: Path, images: Path, layout: str, train_only: bool) -> Source:
-    """Lists the folders of both splits."""
+    """List the folders of both splits."""
     folders = split_folders(images)
     taken = {folder.name for folder in folders.values()}
     unpacked = others_beside(root, images, taken | _KAGGLE_NAMES)
@@ -148,13 +148,13 @@ def _shown(root: Path, folder: Path) -> str:
 
 
 def _find(name: str, root: Path, images: Path) -> Path:
-    """Returns where a file of Kaggle's is: in `root` or further in, down to `images`."""
+    """Return where a file of Kaggle's is: in `root` or further in, down to `images`."""
     folders = [f for f in (*reversed(images.parents), images) if f == root or root in f.parents]
     return next((f / name for f in folders if (f / name).is_file()), root / name)
 
 
 def _train(root: Path, folder: Path) -> tuple[list[Listed], list[Unpacked]]:
-    """Lists the images of a training folder, and what else it holds."""
+    """List the images of a training folder, and what else it holds."""
     found = scan(root, folder, TRAIN)
     if not found.classes:
         raise InputError(
@@ -167,7 +167,7 @@ def _train(root: Path, folder: Path) -> tuple[list[Listed], list[Unpacked]]:
 
 
 def _validation(root: Path, folder: Path, solution: Path) -> tuple[list[Listed], list[Unpacked]]:
-    """Lists the images of a validation folder, sorted or flat, and what else it holds."""
+    """List the images of a validation folder, sorted or flat, and what else it holds."""
     found = scan(root, folder, VALIDATION)
     rows = labelled(folder, found)
     loose = found.loose
@@ -185,7 +185,7 @@ def _validation(root: Path, folder: Path, solution: Path) -> tuple[list[Listed],
 
 
 def labelled(folder: Path, found: Scan) -> list[Listed]:
-    """Returns the images of class folders, by wnid and file name.
+    """Return the images of class folders, by wnid and file name.
 
     Raises:
         InputError: When a folder holds none: without it, classes behind it had other indices.
@@ -211,12 +211,12 @@ def _stem(file: File) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Returns the first of some names."""
+    """Return the first of some names."""
     return ", ".join(map(readable, names[:3])) + " ..." * (len(names) > 3) or "nothing"
 
 
 def read_solution(path: Path) -> dict[str, str]:
-    """Reads Kaggle's ground truth: `ImageId,PredictionString`, the wnid before up to five boxes.
+    """Read Kaggle's ground truth: `ImageId,PredictionString`, the wnid before up to five boxes.
 
     Returns:
         The wnid by image name without ending.
@@ -261,7 +261,7 @@ def read_solution(path: Path) -> dict[str, str]:
 
 
 def classes_of(root: Path, train: set[str], validation: set[str]) -> Classes:
-    """Makes the classes from the wnids that occur, and from the mapping where there is one.
+    """Make the classes from the wnids that occur, and from the mapping where there is one.
 
     The index of a class is the rank of its wnid; with a mapping, both must give the same ranks.
 
@@ -295,7 +295,7 @@ def classes_of(root: Path, train: set[str], validation: set[str]) -> Classes:
 
 
 def _require_no_surplus(found: set[str], known: set[str], where: str, reference: str) -> None:
-    """Stops when `where` has a wnid that `reference` lacks."""
+    """Raise an error if `where` has a wnid that `reference` lacks."""
     if surplus := sorted(found - known):
         raise InputError(
             f"{where} has the class {surplus[0]}, which {reference} lacks",
@@ -305,7 +305,7 @@ def _require_no_surplus(found: set[str], known: set[str], where: str, reference:
 
 
 def _require_same_images(stems: Sequence[str], solved: set[str], path: Path) -> None:
-    """Stops when the val folder and its ground truth do not name the same images, each once."""
+    """Raise an error unless val folder and ground truth name the same images, each once."""
     counts = Counter(stems)
     unsolved, absent = sorted(counts.keys() - solved), sorted(solved - counts.keys())
     repeated = sorted(stem for stem, count in counts.items() if count > 1)
@@ -327,7 +327,7 @@ def _require_same_images(stems: Sequence[str], solved: set[str], path: Path) -> 
 
 
 def _require_same_classes(rows: Sequence[Listed], wnid_of: dict[str, str], path: Path) -> None:
-    """Stops when an image is in the folder of another class than its ground truth says."""
+    """Raise an error if an image is in the folder of another class than its ground truth says."""
     wrong = [row for row in rows if wnid_of[row.stem] != row.wnid]
     if wrong:
         raise InputError(

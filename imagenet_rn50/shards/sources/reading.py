@@ -1,4 +1,4 @@
-"""Reads the bytes of a shard's images from wherever they stand."""
+"""Read the bytes of a shard's images from wherever they stand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from imagenet_rn50.utils.errors import InputError
 
 
 def read_images(task: ShardTask) -> Iterator[tuple[SourceImage, bytes]]:
-    """Yields the task's images and their bytes, in the task's order.
+    """Yield the task's images and their bytes, in the task's order.
 
     Raises:
         InputError: When a file has vanished or changed its size since it was listed.
@@ -27,7 +27,7 @@ def read_images(task: ShardTask) -> Iterator[tuple[SourceImage, bytes]]:
 
 
 def _read_stretch(path: str, offset: int, length: int) -> bytes:
-    """Reads a whole file, or a stretch of a tar or of a temporary file."""
+    """Read a whole file, or a stretch of a tar or of a temporary file."""
     try:
         # Unbuffered and by descriptor: a fraction of the time that `open` takes.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""Lists folders: every file under a class folder is an image to pack, or is counted and named.
+"""List folders: every file under a class folder is an image to pack, or is counted and named.
 
 Which files are images is decided by their content, when they are packed. Their names count only for
 what operating systems and tools leave behind (`JUNK_FILES`, `JUNK_FOLDERS`).
@@ -180,7 +180,7 @@ def _count(entry: os.DirEntry[str]) -> int:
 
 
 class _Walk:
-    """Walks through the folders of a split, and notes what is no file to pack."""
+    """Walk through the folders of a split, and notes what is no file to pack."""
 
     def __init__(self, root: Path, folder: Path, split: str, unpacked: list[Unpacked]) -> None:
         self._root = root
