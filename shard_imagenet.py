@@ -1,6 +1,6 @@
-"""Packs ImageNet, or anything laid out like it, into WebDataset shards; verifies and shows them.
+"""Pack ImageNet, or data sets of the same layouts, into WebDataset shards; verify and show them.
 
-Kept short on purpose: it reads the command line and calls `imagenet_rn50.shards`.
+Parses the command line and calls `imagenet_rn50.shards`.
 
     python shard_imagenet.py pack --source DIR --out SHARDS
     python shard_imagenet.py verify --shards SHARDS
@@ -49,31 +49,31 @@ def pack(
     metadata: bool = False,
     train_only: bool = False,
 ) -> int:
-    """Pack a folder of pictures into shards; the same command goes on after a crash.
+    """Pack images into shards. Run the same command again to resume.
 
     Args:
-        source: The data set: Kaggle's tree (the folder that holds ILSVRC/, or one in it),
+        source: Folder of the data set: Kaggle's tree (the folder with ILSVRC/, or one inside it),
             ImageFolder, the official tars with their development kit, or Hugging Face's parquet
             files.
-        out: The folder for the shards and their manifest.
-        dataset: Begins the name of every shard; by default the name of the source's folder.
-            imagenet1k and the like are for data with ImageNet-1k's classes and numbers of images.
-        train_shards: Number of training shards; by default one per 1,251 pictures.
-        validation_shards: Number of validation shards; by default one per 781 pictures.
-        seed: Decides the order in which samples are packed.
-        workers: Number of processes; by default one per core. Changes no byte.
-        layout: How the source is laid out; by default found out.
-        restart_blocks: MCUs between two restart markers, added without loss; none for no markers;
-            auto, where jpegtran is installed, for the number that suits each picture's width.
-        resize: short=256 or max=500 scales larger pictures down; by default pixels stay.
-        quality: JPEG quality of pictures that are resized.
-        on_corrupt: Whether a picture that cannot be decoded stops the run or is left out (skip).
-        check: Whether every picture is decoded once, or only its header is read.
-        metadata: Also pack a KEY.json beside each picture.
-        train_only: Pack the training images alone; else a source without validation is refused.
+        out: Output folder for the shards and their manifest.
+        dataset: Name of the data set and prefix of every shard; defaults to the name of the source
+            folder. Names like imagenet1k require ImageNet-1k's classes and image counts.
+        train_shards: Number of training shards; defaults to one per 1,251 images.
+        validation_shards: Number of validation shards; defaults to one per 781 images.
+        seed: Seed of the order in which samples are packed.
+        workers: Number of processes; defaults to one per core. Does not change the shards.
+        layout: Layout of the source; detected by default.
+        restart_blocks: Number of MCUs between restart markers, which are added losslessly; none for
+            no markers; auto chooses by image width, and needs jpegtran.
+        resize: Scale larger images down: short=256 limits the shorter side, max=500 the longer.
+        quality: JPEG quality of resized images.
+        on_corrupt: What to do with a file that cannot be decoded: stop, or skip it.
+        check: Decode every image once, or read only its header.
+        metadata: Also write a KEY.json for each image.
+        train_only: Pack only the training images. Without it, a validation split is required.
     """
     if restart_blocks == "auto" and not is_installed():
-        print("jpegtran is not installed (libjpeg-turbo-progs): packing without restart markers")
+        print("jpegtran (libjpeg-turbo-progs) is not installed: packing without restart markers")
         restart_blocks = "none"
     options = PackOptions(
         dataset=dataset,
@@ -90,18 +90,18 @@ def pack(
     )
     found = read_source(source, layout, train_only=train_only)
     packed = pack_source(found, out, options, _num_workers(workers))
-    print(_in_words(packed, out))
+    print(_summary(packed, out))
     for line in _not_packed(found, out):
         print(line)
     return 0
 
 
 def _not_packed(source: Source, out: Path) -> Iterator[str]:
-    """Says what of a source is not packed, folders one by one and files as a number."""
+    """Yield a line for each note, skipped file and folder that is not packed."""
     yield from (f"note: {note}" for note in source.notes)
-    left_out = read_audit(out).get("left_out", [])
-    if left_out:
-        yield f"left out: {len(left_out):,} files, such as {left_out[0]['path']} (see audit.md)"
+    skipped = read_audit(out).get("skipped", [])
+    if skipped:
+        yield f"skipped: {len(skipped):,} files, such as {skipped[0]['path']} (see audit.md)"
     others = [entry for entry in source.unpacked if not entry.is_error]
     single = [entry for entry in others if not entry.path.endswith("/")]
     for entry in others:
@@ -114,24 +114,24 @@ def _not_packed(source: Source, out: Path) -> Iterator[str]:
         )
 
 
-def _in_words(packed: Packed, out: Path) -> str:
-    """Says what stands in the output folder, and whether it was made now."""
+def _summary(packed: Packed, out: Path) -> str:
+    """Describe the shards in the output folder, and whether this run made them."""
     samples = ", ".join(
         f"{split.num_samples:,} {name} samples in {len(split.shards):,} shards"
         for name, split in packed.manifest.splits.items()
     )
     if packed.num_made:
         return f"packed {packed.manifest.dataset} into {out}: {samples}"
-    return f"{out} was packed before and is whole (names and sizes): {samples}"
+    return f"{out} is already packed; names and sizes match: {samples}"
 
 
 def verify(shards: Path, quick: bool = False, workers: int | None = None) -> int:
-    """Compare shards with their manifest; exit code 1 when something is wrong.
+    """Compare shards with their manifest. Exits with code 1 if they differ.
 
     Args:
-        shards: The folder of the shards.
-        quick: Look at names and sizes only; else also at every byte.
-        workers: How many shards are read at a time; by default one per core.
+        shards: Folder of the shards.
+        quick: Check only names and sizes, not contents.
+        workers: Number of shards read in parallel; defaults to one per core.
     """
     threads = _num_workers(workers)
     findings = verify_shards(shards, quick=quick, num_threads=threads, show_progress=True)
@@ -152,15 +152,15 @@ def index(
     force: bool = False,
     workers: int | None = None,
 ) -> int:
-    """Make a manifest for WebDataset shards that others have made.
+    """Write a manifest for existing WebDataset shards.
 
     Args:
-        shards: The folder of the shards, named like imagenet1k-train-0000.tar.
-        dataset: The data set's name; by default taken from the shards' names.
-        mapping: A list of classes that names them: LOC_synset_mapping.txt, classes.json or Keras'
-            imagenet_class_index.json; by default looked for in SHARDS.
-        force: Write over a manifest that is whole.
-        workers: How many shards are read at a time; by default one per core.
+        shards: Folder of the shards, named like imagenet1k-train-0000.tar.
+        dataset: Name of the data set; defaults to the prefix of the shards' names.
+        mapping: File with the class names: LOC_synset_mapping.txt, classes.json or Keras'
+            imagenet_class_index.json; searched for in SHARDS by default.
+        force: Overwrite an intact manifest.
+        workers: Number of shards read in parallel; defaults to one per core.
     """
     manifest = index_shards(
         shards, dataset=dataset, mapping=mapping, force=force, num_threads=_num_workers(workers)
@@ -171,10 +171,10 @@ def index(
 
 
 def audit(shards: Path) -> int:
-    """Print what was packed: counts, changed and left-out pictures, duplicates, sizes.
+    """Print the audit: counts, changed and skipped images, duplicates, sizes.
 
     Args:
-        shards: The folder of the shards.
+        shards: Folder of the shards.
     """
     print(read_report(shards), end="")
     return 0
@@ -187,14 +187,14 @@ def sample(
     num: int = 24,
     seed: int = 0,
 ) -> int:
-    """Draw random samples with their class names into a PNG, to look at.
+    """Write a PNG of random samples with their class names.
 
     Args:
-        shards: The folder of the shards.
-        out: The PNG to write.
-        split: Which samples.
-        num: How many.
-        seed: Decides which.
+        shards: Folder of the shards.
+        out: Path of the PNG.
+        split: Split to sample from.
+        num: Number of samples.
+        seed: Seed of the choice of samples.
     """
     keys = write_sheet(shards, out, split=split, num_samples=num, seed=seed)
     print(f"{out}: {len(keys)} samples")
@@ -202,20 +202,20 @@ def sample(
 
 
 def _num_workers(asked: int | None) -> int:
-    """Returns the asked number of workers, or one per core."""
+    """Return the asked number of workers, or one per core."""
     if asked is not None:
         require_least("--workers", asked, 1)
     return asked or os.cpu_count() or 1
 
 
 def main() -> None:
-    """Reads the command line and runs one verb."""
-    verbs = {f.__name__: f for f in (pack, verify, index, audit, sample)}
+    """Parse the command line and run one command."""
+    commands = {f.__name__: f for f in (pack, verify, index, audit, sample)}
     description = (__doc__ or "").partition("\n")[0]
     with exit_on_input_error():
         try:
             code = tyro.extras.subcommand_cli_from_dict(
-                verbs, prog="shard_imagenet.py", description=description
+                commands, prog="shard_imagenet.py", description=description
             )
         except KeyboardInterrupt:
             code = EXIT_INTERRUPTED

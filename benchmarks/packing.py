@@ -1,9 +1,9 @@
 """Images/s and MB/s of packing, beside plain tar and webdataset's ShardWriter.
 
-    python -m benchmarks.packing --pictures 20000 --rounds 3
+    python -m benchmarks.packing --images 20000 --rounds 3
 
-All of them pack the same pictures and take turns, so that a change in the machine's speed meets all
-alike. The pictures are crops of the two photographs that scikit-learn ships, about as large as
+All of them pack the same images and take turns, so that a change in the machine's speed meets all
+alike. The images are crops of the two photographs that scikit-learn ships, about as large as
 ImageNet's; they lie in the page cache before the first turn. Each time is that of the whole call:
 for us with starting the workers, checksums, fsync, manifest and audit, which the others do not do.
 Processor time, of all processes together, tells more where others use the machine too.
@@ -35,7 +35,7 @@ from imagenet_rn50.shards.sources.base import Source
 from imagenet_rn50.shards.sources.detect import read_source
 
 _NUM_CLASSES = 10
-_NUM_DIFFERENT = 500  # pictures; further ones differ from them in a comment only
+_NUM_DIFFERENT = 500  # images; further ones differ from them in a comment only
 _QUALITY = 96  # at which they are about as large as ImageNet's
 _SHARD_SIZE = 1251
 
@@ -45,11 +45,11 @@ class Arguments:
     """Times packing by several means in turn."""
 
     images: int = 20_000
-    """Pictures to pack where bytes are only passed on."""
-    slow_pictures: int = 1_500
-    """Pictures to pack where each is decoded or written anew."""
+    """Images to pack where bytes are only passed on."""
+    slow_images: int = 1_500
+    """Images to pack where each is decoded or written anew."""
     rounds: int = 3
-    """Turns of each."""
+    """Turn of each."""
     folder: Path | None = None
     """Where to work; by default a temporary folder."""
 
@@ -59,12 +59,12 @@ def main() -> None:
     arguments = tyro.cli(Arguments)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
-        many = _write_pictures(folder / "many", arguments.images)
-        few = _write_pictures(folder / "few", arguments.slow_pictures)
-        mean = statistics.mean(picture.length for picture in many.splits["train"])
+        many = _write_images(folder / "many", arguments.images)
+        few = _write_images(folder / "few", arguments.slow_images)
+        mean = statistics.mean(image.length for image in many.splits["train"])
         print(
-            f"{os.cpu_count()} cores; {arguments.images} pictures of {mean / 1e3:.1f} KB on "
-            f"average, {arguments.slow_pictures} where each is decoded; {arguments.rounds} rounds"
+            f"{os.cpu_count()} cores; {arguments.images} images of {mean / 1e3:.1f} KB on "
+            f"average, {arguments.slow_images} where each is decoded; {arguments.rounds} rounds"
         )
         print(f"load of the machine before the first round: {os.getloadavg()[0]:.1f}", flush=True)
         import_module("webdataset")  # its import is not what is timed
@@ -87,13 +87,13 @@ def main() -> None:
 
 
 def _processor_seconds() -> float:
-    """Returns the processor time of this process and of those it has waited for."""
+    """Return the processor time of this process and of those it has waited for."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _write_pictures(root: Path, count: int) -> Source:
-    """Writes an ImageFolder of photographs and reads it once."""
+def _write_images(root: Path, count: int) -> Source:
+    """Write an ImageFolder of photographs and reads it once."""
     from sklearn.datasets import load_sample_images  # not above: each worker imports this file
 
     photographs = [Image.fromarray(image) for image in load_sample_images().images]
@@ -104,7 +104,7 @@ def _write_pictures(root: Path, count: int) -> Source:
         path.parent.mkdir(parents=True, exist_ok=True)
         if number < _NUM_DIFFERENT:
             crops.append(_crop(photographs[number % 2], rng))
-        # A comment makes each picture another one.
+        # A comment makes each image another one.
         comment = b"\xff\xfe\0\x0a%08d" % number
         crop = crops[number % _NUM_DIFFERENT]
         path.write_bytes(crop[:2] + comment + crop[2:])
@@ -112,7 +112,7 @@ def _write_pictures(root: Path, count: int) -> Source:
 
 
 def _crop(photograph: Image.Image, rng: np.random.Generator) -> bytes:
-    """Returns a JPEG of 500x375 px of a random part of a photograph."""
+    """Return a JPEG of 500x375 px of a random part of a photograph."""
     side = rng.uniform(0.5, 1.0)
     width, height = int(photograph.width * side), int(photograph.height * side)
     left = int(rng.integers(0, photograph.width - width + 1))
@@ -126,7 +126,7 @@ def _crop(photograph: Image.Image, rng: np.random.Generator) -> bytes:
 def _contestants(
     many: Source, few: Source, out: Path
 ) -> dict[str, tuple[Source, Callable[[], object]]]:
-    """Returns what takes turns: its pictures, and a call that packs them."""
+    """Return what takes turns: its images, and a call that packs them."""
     variants = {
         "ours, headers only": (many, PackOptions(check="header")),
         "ours, each decoded once": (few, PackOptions(train_shards=8)),
@@ -155,12 +155,12 @@ def _contestants(
 
 
 def _tar(source: Source, out: Path) -> None:
-    """Packs with the system's tar, in one process into one file."""
+    """Pack with the system's tar, in one process into one file."""
     subprocess.run(["tar", "-cf", str(out / "all.tar"), "-C", str(source.root), "."], check=True)
 
 
 def _shard_writer(source: Source, out: Path, num_processes: int) -> None:
-    """Packs with webdataset's own writer; the processes share the pictures evenly."""
+    """Pack with webdataset's own writer; the processes share the images evenly."""
     parts = [source.splits["train"][i::num_processes] for i in range(num_processes)]
     context = multiprocessing.get_context("fork")
     processes = [
@@ -173,11 +173,11 @@ def _shard_writer(source: Source, out: Path, num_processes: int) -> None:
         process.join()
 
 
-def _write_part(root: Path, pictures: list[tuple[str, int, str, int, int]], pattern: Path) -> None:
+def _write_part(root: Path, images: list[tuple[str, int, str, int, int]], pattern: Path) -> None:
     import webdataset
 
     with webdataset.ShardWriter(str(pattern), maxcount=_SHARD_SIZE, verbose=0) as writer:
-        for key, label, path, _, _ in pictures:
+        for key, label, path, _, _ in images:
             writer.write({"__key__": key, "jpg": (root / path).read_bytes(), "cls": label})
 
 
@@ -192,7 +192,7 @@ def _report(
     columns = f"{'images/s':>9} {'MB/s':>7} {'CPU us/image':>13}"
     print(f"{'':<36} {columns}   x ShardWriter, each round")
     for name, rate in rates.items():
-        mean = statistics.mean(picture.length for picture in sources[name].splits["train"])
+        mean = statistics.mean(image.length for image in sources[name].splits["train"])
         ratios = [r / base for r, base in zip(rate, rates["ShardWriter"], strict=True)]
         median = statistics.median(rate)
         shown = "  ".join(f"{ratio:.2f}" for ratio in ratios)

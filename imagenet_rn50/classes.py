@@ -77,7 +77,7 @@ class Classes:
     names: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Checks that position i is the class with index i.
+        """Check that position i is the class with index i.
 
         Raises:
             InputError: When wnids repeat, are not sorted, do not match the names, or are not UTF-8,
@@ -98,7 +98,7 @@ class Classes:
                 raise InputError(f"wnid {wnid} {problem}", expected="sorted, distinct wnids")
 
     def __len__(self) -> int:
-        """Returns the number of classes."""
+        """Return the number of classes."""
         return len(self.wnids)
 
     @cached_property
@@ -140,14 +140,14 @@ class Classes:
         return cls(wnids=wnids, names=tuple(names[wnid] for wnid in wnids))
 
     def save(self, folder: Path) -> None:
-        """Writes `classes.json`, a list of {index, wnid, name}, into `folder`."""
+        """Write `classes.json`, a list of {index, wnid, name}, into `folder`."""
         rows = zip(self.wnids, self.names, strict=True)
         content = [{"index": i, "wnid": w, "name": name} for i, (w, name) in enumerate(rows)]
         write_json(folder / FILE_NAME, content)
 
     @classmethod
     def load(cls, folder: Path) -> Classes:
-        """Reads the `classes.json` in `folder`.
+        """Read the `classes.json` in `folder`.
 
         Raises:
             InputError: When it is missing or is not a list of classes in the order of their index.
@@ -156,7 +156,7 @@ class Classes:
 
     @classmethod
     def _from_json(cls, path: Path) -> Classes:
-        """Reads our list of classes, or Keras' {"0": ["n01440764", "tench"], ...}."""
+        """Read our list of classes, or Keras' {"0": ["n01440764", "tench"], ...}."""
         content: Any = read_json(path)
         try:
             if isinstance(content, dict):

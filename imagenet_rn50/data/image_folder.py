@@ -27,15 +27,15 @@ from imagenet_rn50.data.reader import SampleError
 from imagenet_rn50.data.transforms import Transform
 from imagenet_rn50.jpeg.decode import central_box
 from imagenet_rn50.jpeg.orientation import orientation_of, upright
-from imagenet_rn50.shards.images import BadPictureError, repair
+from imagenet_rn50.shards.images import BadImageError, repair
 from imagenet_rn50.shards.plan import PackOptions
-from imagenet_rn50.shards.sources.base import Picture
+from imagenet_rn50.shards.sources.base import SourceImage
 from imagenet_rn50.utils.errors import InputError
 
 _OPTIONS = PackOptions(restart_blocks=None)
 
 
-def read_picture(root: Path, picture: Picture) -> bytes:
+def read_picture(root: Path, picture: SourceImage) -> bytes:
     """Returns a picture as RGB or gray JPEG, repaired as packing does where it is damaged.
 
     Its EXIF orientation stays: transforms turn the pixels, which turning the JPEG might change.
@@ -50,7 +50,7 @@ def read_picture(root: Path, picture: Picture) -> bytes:
     path = root / picture.path
     try:
         return repair(path.read_bytes(), _OPTIONS).jpeg
-    except (OSError, BadPictureError) as error:
+    except (OSError, BadImageError) as error:
         raise SampleError(f"the picture {path} cannot be used", found=str(error)) from None
 
 
@@ -65,7 +65,7 @@ class FileSource:
     """
 
     root: Path
-    images: Sequence[Picture]
+    images: Sequence[SourceImage]
     share: DistributedBatchSampler
 
     def __call__(self) -> Iterator[Sample]:
@@ -89,7 +89,7 @@ class FileSource:
 
 def make_file_loader(
     root: Path,
-    images: Sequence[Picture],
+    images: Sequence[SourceImage],
     share: DistributedBatchSampler,
     transform: Transform,
     *,

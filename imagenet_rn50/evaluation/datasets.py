@@ -35,7 +35,7 @@ from imagenet_rn50.data.transforms import Transform
 from imagenet_rn50.evaluation.load_model import Subject, require_same_classes, require_same_wnids
 from imagenet_rn50.shards.imagenet1k import complete_splits
 from imagenet_rn50.shards.manifest import Manifest
-from imagenet_rn50.shards.sources.base import Picture, Unpacked
+from imagenet_rn50.shards.sources.base import SourceImage, Unpacked
 from imagenet_rn50.shards.sources.folders import labelled
 from imagenet_rn50.shards.sources.scan import Scan, scan, unusable, without_class
 from imagenet_rn50.utils.errors import InputError
@@ -105,14 +105,14 @@ class ShardImages:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Name and digest of the shards, and whether the split is ImageNet-1k's."""
+        """Name and fingerprint of the shards, and whether the split is ImageNet-1k's."""
         folder = self.store.folder
         classes = Classes.load(folder) if (folder / CLASSES_FILE).is_file() else None
         complete = complete_splits(classes, {self.name: len(self.labels)})
         return {
             "name": self._manifest.dataset,
             "split": self.name,
-            "digest": Manifest.digest_of(folder),
+            "fingerprint": Manifest.fingerprint_of(folder),
             "is_imagenet1k": self.name in complete,
         }
 
@@ -157,7 +157,7 @@ class FolderImages:
 
     root: Path
     layout: str
-    images: tuple[Picture, ...]
+    images: tuple[SourceImage, ...]
     subset: NDArray[np.int64] | None
     not_counted: tuple[Unpacked, ...] = ()
 
@@ -232,7 +232,7 @@ def read_folder(
         label_of = _by_wnid(root, folders, classes, num_classes, complete=named == _COMPLETE)
     listed = sorted(labelled(root, found), key=lambda row: (label_of[row.wnid], row.path))
     pictures = tuple(
-        Picture(row.path, label_of[row.wnid], row.path, 0, row.length) for row in listed
+        SourceImage(row.path, label_of[row.wnid], row.path, 0, row.length) for row in listed
     )
     if bad := unusable(root, pictures, found.unpacked):
         raise InputError(

@@ -77,9 +77,9 @@ def reproduction(evidence: Evidence, facts: Facts) -> str:
 
 def _needed(evidence: Evidence) -> str:
     """Says what the training began with."""
-    digest = evidence.cite(Place(SHARDS, "digest"))
-    text = f"With `{RECIPE}` from this folder, and shards whose manifest has the digest\n"
-    text += f"{digest} (`{SHARDS}`){packing_remark(evidence)}"
+    fingerprint = evidence.cite(Place(SHARDS, "fingerprint"))
+    text = f"With `{RECIPE}` from this folder, and shards whose manifest has the fingerprint\n"
+    text += f"{fingerprint} (`{SHARDS}`){packing_remark(evidence)}"
     if (line := evidence.init_from()) is None:
         return f"{text}:"
     name, sha256 = (Place(METRICS, f"init_from.{key}", line) for key in ("name", "sha256"))
@@ -94,9 +94,9 @@ def _weights_of_others(evidence: Evidence) -> str:
     """Says which file was converted, and what it was evaluated on."""
     sha256 = evidence.cite(Place(ORIGIN, "sha256"))
     text = f"WEIGHTS is a file with the sha256 {sha256} (`{ORIGIN}`)"
-    if evidence.has(EVALUATION) and "digest" in evidence.value(Place(EVALUATION, "dataset")):
-        digest = evidence.cite(Place(EVALUATION, "dataset.digest"))
-        text += f",\nSHARDS have a manifest with the digest {digest} (`{EVALUATION}`)"
+    if evidence.has(EVALUATION) and "fingerprint" in evidence.value(Place(EVALUATION, "dataset")):
+        fingerprint = evidence.cite(Place(EVALUATION, "dataset.fingerprint"))
+        text += f",\nSHARDS have a manifest with the fingerprint {fingerprint} (`{EVALUATION}`)"
     return f"{text}:"
 
 
@@ -115,7 +115,7 @@ def _evaluation(evidence: Evidence) -> str:
     data = evidence.value(Place(EVALUATION, "dataset"))
     rows = evidence.value(Place(EVALUATION, "results"))
     command = "python -m imagenet_rn50 evaluate --model MODEL --out EVALUATION"
-    if "digest" not in data:
+    if "fingerprint" not in data:
         command += f"{_NEXT}--images IMAGES"
     else:
         split = f" --split {data['split']}" if data["split"] != "validation" else ""
@@ -349,8 +349,8 @@ def _data(evidence: Evidence, result: dict[str, Any]) -> str:
     if result["name"] == data["name"]:
         return text  # a test set of files
     text += f", {data['split']}" + (", labels of ReaL" if result["name"] == REAL else "")
-    trained_on = evidence.value(Place(SHARDS, "digest")) if evidence.has(SHARDS) else None
-    is_other = trained_on is not None and trained_on != data.get("digest")
+    trained_on = evidence.value(Place(SHARDS, "fingerprint")) if evidence.has(SHARDS) else None
+    is_other = trained_on is not None and trained_on != data.get("fingerprint")
     return text + (" (other shards than in training)" if is_other else "")
 
 

@@ -19,11 +19,11 @@ from imagenet_rn50.publishing.layout import EVALUATION, METRICS, PROCESSOR, RECI
 from imagenet_rn50.recipe import DataRecipe, parse_recipe
 from imagenet_rn50.runs.checkpoint import Choice, Weights, Which, choose
 from imagenet_rn50.runs.run_dir import RunDir
+from imagenet_rn50.shards.imagenet1k import NUM_CLASSES
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.logging import logger
 
 _EVALUATION_OF_RUN = Path("evaluation") / EVALUATION
-_NUM_IMAGENET_CLASSES = 1000
 _SAY_SIZES = "say it: --eval-resize 256 --eval-size 224"
 
 
@@ -178,7 +178,7 @@ def _labels(pretrained: Pretrained, classes: Classes | None) -> list[str]:
         return list(classes.labels)
     if labels is not None:
         return labels
-    if pretrained.num_classes == _NUM_IMAGENET_CLASSES:
+    if pretrained.num_classes == NUM_CLASSES:
         from torchvision.models._meta import _IMAGENET_CATEGORIES
 
         logger.info(

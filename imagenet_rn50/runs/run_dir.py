@@ -2,7 +2,7 @@
 
 RUN/
   recipe.yaml           the recipe as resolved, defaults included
-  shards.json           which shards: name and digest of their manifest, how they were packed, and
+  shards.json           which shards: name, fingerprint, how they were packed, and
                         which of their splits are ImageNet-1k's
   classes.json          the classes, so that a model can be exported without the shards
   metrics.jsonl         the truth; see journal
@@ -108,12 +108,13 @@ class RunDir:
             allowed,
             subject=f"{self.path} already holds the run of another recipe",
         )
-        there, digest = read_json(self.path / SHARDS_FILE), Manifest.digest_of(shards)
-        if there["digest"] != digest and SHARDS not in allowed:
+        there, fingerprint = read_json(self.path / SHARDS_FILE), Manifest.fingerprint_of(shards)
+        if there["fingerprint"] != fingerprint and SHARDS not in allowed:
             raise InputError(
                 f"{self.path} holds a run over other shards",
-                expected=f"the shards of {there['dataset']} with digest {there['digest'][:12]}",
-                found=f"digest {digest[:12]} in {shards}",
+                expected=f"the shards of {there['dataset']} with fingerprint "
+                f"{there['fingerprint'][:12]}",
+                found=f"fingerprint {fingerprint[:12]} in {shards}",
                 fix="name those shards, or another folder with --run, or say that you mean it: "
                 f"--allow-change {SHARDS}",
             )
@@ -125,7 +126,10 @@ class RunDir:
         `recipe.yaml` comes last and makes it a run.
         """
         is_run = (self.path / RECIPE).is_file()
-        packed = {"digest": Manifest.digest_of(shards), "options": Manifest.options_of(shards)}
+        packed = {
+            "fingerprint": Manifest.fingerprint_of(shards),
+            "options": Manifest.options_of(shards),
+        }
         complete = complete_splits(classes, Manifest.num_samples_of(shards))
         identity = {"dataset": dataset, "imagenet1k_splits": complete, **packed}
         if is_run and self.recipe() == recipe and read_json(self.path / SHARDS_FILE) == identity:

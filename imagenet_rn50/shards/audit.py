@@ -1,4 +1,4 @@
-"""The audit: what was packed, what was changed and why, and whether the counts are right."""
+"""The audit: what was packed, changed and skipped, and whether the counts add up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imagenet_rn50.shards.imagenet1k import NUM_CLASSES, NUM_IMAGES, complete_sp
 from imagenet_rn50.shards.images import TURNED
 from imagenet_rn50.shards.manifest import FILE_NAME, no_manifest
 from imagenet_rn50.shards.sources.base import Source
-from imagenet_rn50.shards.writer import Remark, Row, ShardRecord
+from imagenet_rn50.shards.writer import Note, Row, ShardRecord
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json, write_json, write_text
 from imagenet_rn50.utils.formatting import counted
@@ -32,11 +32,11 @@ def audit_of(
     options: dict[str, Any],
     source: Source | None = None,
 ) -> dict[str, Any]:
-    """Gathers all that the audit says.
+    """Collect the content of the audit.
 
     Args:
         records: What each shard holds.
-        folder: Where the shards stand, to compare pictures that may be duplicates.
+        folder: Where the shards stand, to compare images that may be duplicates.
         classes: The classes; None when their wnids are not known.
         options: How the shards were made.
         source: What was packed; None for shards that others packed.
@@ -60,15 +60,15 @@ def audit_of(
         "splits": splits,
         "duplicates": _duplicates(records, folder),
         "extreme_aspect_ratio": _elongated(records),
-        "changed": _remarks(records, "changed"),
-        "left_out": _remarks(records, "left_out"),
+        "changed": _notes(records, "changed"),
+        "skipped": _notes(records, "skipped"),
     }
     if source is not None:
         for name, split in splits.items():
             split["files"] = _files(by_split[name], source, name)
-            split["num_left_out"] = split["files"]["left_out"]
+            split["num_skipped"] = split["files"]["skipped"]
         missed = [entry for entry in source.unpacked if entry.is_error]
-        audit["left_out"] += [
+        audit["skipped"] += [
             {"split": e.split, "path": e.path, "key": "", "label": None, "reason": e.reason}
             for e in missed
         ]
@@ -82,34 +82,34 @@ def audit_of(
 
 
 def _files(records: Sequence[ShardRecord], source: Source, split: str) -> dict[str, Any]:
-    """Counts the files of one split by what became of them."""
+    """Count the files of one split by what became of them."""
     unpacked = [entry for entry in source.unpacked if entry.split == split]
     packed = sum(len(record.rows) for record in records)
     converted = sum((Counter(record.converted) for record in records), Counter())
-    touched = {(remark.path, remark.key) for record in records for remark in record.changed}
+    touched = {(note.path, note.key) for record in records for note in record.changed}
     files: dict[str, Any] = {
         "found": len(source.splits[split]) + sum(entry.num_files for entry in unpacked),
         "unchanged": packed - len(touched),
         "converted": dict(sorted(converted.items())),
         "changed": len(touched) - sum(converted.values()),
-        "left_out": sum(len(record.left_out) for record in records)
+        "skipped": sum(len(record.skipped) for record in records)
         + sum(entry.num_files for entry in unpacked if entry.is_error),
         "not_packed": sum(entry.num_files for entry in unpacked if not entry.is_error),
     }
-    parts = (files[name] for name in ("unchanged", "changed", "left_out", "not_packed"))
+    parts = (files[name] for name in ("unchanged", "changed", "skipped", "not_packed"))
     if files["found"] != sum(parts) + sum(converted.values()):
         raise RuntimeError(f"the files of {split} do not add up: {files}")
     return files
 
 
 def write_audit(audit: dict[str, Any], folder: Path) -> None:
-    """Writes `audit.json` and `audit.md`."""
+    """Write `audit.json` and `audit.md`."""
     write_json(folder / DATA_NAME, audit)
     write_text(folder / REPORT_NAME, report_of(audit))
 
 
 def read_report(folder: Path) -> str:
-    """Returns the report that was written at packing.
+    """Return the report that was written at packing.
 
     Raises:
         InputError: When there is none.
@@ -128,22 +128,22 @@ def read_report(folder: Path) -> str:
 
 
 def read_audit(folder: Path) -> dict[str, Any]:
-    """Returns the audit that was written at packing; an empty one where there is none."""
+    """Return the audit that was written at packing; an empty one where there is none."""
     path = folder / DATA_NAME
     audit: dict[str, Any] = read_json(path) if path.is_file() else {}
     return audit
 
 
 def _split_audit(records: Sequence[ShardRecord], classes: Classes | None) -> dict[str, Any]:
-    """Counts one split."""
+    """Count one split."""
     rows = [row for record in records for row in record.rows]
     return {
         "num_samples": len(rows),
         "num_shards": len(records),
         "num_bytes": sum(record.shard.num_bytes for record in records),
-        "num_left_out": sum(len(record.left_out) for record in records),
+        "num_skipped": sum(len(record.skipped) for record in records),
         "num_turned_upright": sum(
-            TURNED in remark.reason for record in records for remark in record.changed
+            TURNED in note.reason for record in records for note in record.changed
         ),
         "per_class": _per_class(rows, classes),
         "width": _spread([row.width for row in rows if row.width]),
@@ -153,7 +153,7 @@ def _split_audit(records: Sequence[ShardRecord], classes: Classes | None) -> dic
 
 
 def _per_class(rows: Sequence[Row], classes: Classes | None) -> dict[str, Any]:
-    """Returns the smallest and the largest class; on a tie the one of the lower index."""
+    """Return the smallest and the largest class; on a tie the one of the lower index."""
     counts = Counter(row.label for row in rows)
     if classes is not None:
         counts.update(dict.fromkeys(range(len(classes)), 0))
@@ -172,7 +172,7 @@ def _per_class(rows: Sequence[Row], classes: Classes | None) -> dict[str, Any]:
 
 
 def _spread(values: Sequence[int]) -> dict[str, float]:
-    """Returns minimum, quartiles, mean and maximum."""
+    """Return minimum, quartiles, mean and maximum."""
     if not values:
         return {}
     points = np.percentile(values, [0, 25, 50, 75, 100])
@@ -180,16 +180,16 @@ def _spread(values: Sequence[int]) -> dict[str, float]:
     return dict(zip(names, points.tolist(), strict=True)) | {"mean": float(np.mean(values))}
 
 
-def _remarks(records: Iterable[ShardRecord], which: str) -> list[dict[str, Any]]:
-    """Lists changed or left-out pictures, by split and path."""
-    found: list[tuple[str, Remark]] = [
-        (record.split, remark) for record in records for remark in getattr(record, which)
+def _notes(records: Iterable[ShardRecord], which: str) -> list[dict[str, Any]]:
+    """List changed or skipped images, by split and path."""
+    found: list[tuple[str, Note]] = [
+        (record.split, note) for record in records for note in getattr(record, which)
     ]
-    return [{"split": split} | remark._asdict() for split, remark in sorted(found)]
+    return [{"split": split} | note._asdict() for split, note in sorted(found)]
 
 
 def _elongated(records: Iterable[ShardRecord]) -> list[dict[str, Any]]:
-    """Lists the pictures of which evaluation resizes only the center, by split and key."""
+    """List the images of which evaluation resizes only the center, by split and key."""
     found = [
         {"split": record.split, "key": row.key, "width": row.width, "height": row.height}
         for record in records
@@ -200,7 +200,7 @@ def _elongated(records: Iterable[ShardRecord]) -> list[dict[str, Any]]:
 
 
 def _duplicates(records: Sequence[ShardRecord], folder: Path) -> list[list[dict[str, Any]]]:
-    """Finds samples of equal pictures, byte for byte, over all splits.
+    """Find samples of equal images, byte for byte, over all splits.
 
     Equal length and CRC-32 make them suspects; then their bytes are compared.
     """
@@ -218,7 +218,7 @@ def _duplicates(records: Sequence[ShardRecord], folder: Path) -> list[list[dict[
 def _equal_groups(
     suspects: Sequence[tuple[ShardRecord, Row]], folder: Path
 ) -> list[list[dict[str, Any]]]:
-    """Groups samples by the bytes of their pictures."""
+    """Group samples by the bytes of their images."""
     by_content: dict[bytes, list[dict[str, Any]]] = defaultdict(list)
     for record, row in suspects:
         with (folder / record.shard.name).open("rb") as file:
@@ -230,7 +230,7 @@ def _equal_groups(
 
 
 def report_of(audit: dict[str, Any]) -> str:
-    """Returns the audit as Markdown."""
+    """Return the audit as Markdown."""
     lines = ["# Audit of the shards", "", "| split | samples | ImageNet-1k has | shards | MB |"]
     lines += ["|---|---|---|---|---|"]
     for name, split in audit["splits"].items():
@@ -244,23 +244,23 @@ def report_of(audit: dict[str, Any]) -> str:
         against = _against(audit["num_classes"], NUM_CLASSES)
         lines += ["", f"Classes: {audit['num_classes']:,}; ImageNet-1k has {against}."]
     complete = ", ".join(audit["imagenet1k_splits"]) or "none"
-    lines += ["", f"Splits that are ImageNet-1k's, by wnids and number of images: {complete}."]
+    lines += ["", f"Splits identical to ImageNet-1k by wnids and image counts: {complete}."]
     lines += [line for note in audit.get("notes", []) for line in ("", f"Note: {note}.")]
     lines += _files_report(audit["splits"])
     for name, split in audit["splits"].items():
         lines += _split_report(name, split)
-    lines += ["", "## How they were made", ""]
+    lines += ["", "## Options", ""]
     lines += [f"- {name}: {_shown(value)}" for name, value in audit["options"].items()]
     lines += _elongated_report(audit["extreme_aspect_ratio"])
-    lines += _remark_report("Changed pictures", audit["changed"])
-    lines += _remark_report("Pictures left out", audit["left_out"])
+    lines += _note_report("Changed images", audit["changed"])
+    lines += _note_report("Skipped images", audit["skipped"])
     lines += _not_packed_report(audit.get("not_packed", []))
     lines += _duplicate_report(audit["duplicates"])
     return "\n".join(lines) + "\n"
 
 
 def _against(found: int, expected: int) -> str:
-    """Returns the expected count, and how far off the found one is."""
+    """Return the expected count, and how far off the found one is."""
     difference = found - expected
     return f"{expected:,} ({difference:+,})" if difference else f"{expected:,} (the same)"
 
@@ -274,7 +274,7 @@ def _shown(value: Any) -> str:
 
 
 def _split_report(name: str, split: dict[str, Any]) -> list[str]:
-    """Returns the tables of one split."""
+    """Return the tables of one split."""
     lines = ["", f"## {name}", "", "| | min | 25% | median | 75% | max | mean |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for title, column in (("width, px", "width"), ("height, px", "height"), ("JPEG, B", "bytes")):
@@ -287,18 +287,18 @@ def _split_report(name: str, split: dict[str, Any]) -> list[str]:
             f"{end['num_samples']:,} ({end['wnid'] or 'class ' + str(end['label'])})"
             for end in split["per_class"].values()
         ]
-        lines += ["", f"Samples a class: from {ends[0]} to {ends[1]}."]
+        lines += ["", f"Samples per class: from {ends[0]} to {ends[1]}."]
     if turned := split["num_turned_upright"]:
         lines += ["", f"Turned upright by EXIF orientation: {turned:,}."]
     return lines
 
 
 def _elongated_report(found: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the list of pictures of extreme aspect ratio; nothing where there are none."""
+    """Return the list of images of extreme aspect ratio; nothing where there are none."""
     if not found:
         return []
     lines = ["", f"## Extreme aspect ratio: {len(found):,}", ""]
-    lines += [f"Beyond {MAX_ASPECT_RATIO}:1; evaluation resizes only their center.", ""]
+    lines += [f"Beyond {MAX_ASPECT_RATIO}:1, evaluation resizes only the center.", ""]
     lines += [
         f"- {_cell(e['split'])}/{_cell(e['key'])}: {e['width']} x {e['height']} px"
         for e in found[:_MAX_ROWS]
@@ -306,37 +306,37 @@ def _elongated_report(found: Sequence[dict[str, Any]]) -> list[str]:
     return lines + _rest(len(found))
 
 
-def _remark_report(title: str, remarks: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the table of changed or left-out pictures."""
-    lines = ["", f"## {title}: {len(remarks):,}"]
-    if remarks:
+def _note_report(title: str, notes: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the table of changed or skipped images."""
+    lines = ["", f"## {title}: {len(notes):,}"]
+    if notes:
         lines += ["", "| split | file | key | class | reason |", "|---|---|---|---|---|"]
     lines += [
         f"| {r['split']} | {_cell(r['path'])} | {_cell(r['key'])} | {r['label']} "
         f"| {_cell(r['reason'])} |"
-        for r in remarks[:_MAX_ROWS]
+        for r in notes[:_MAX_ROWS]
     ]
-    return lines + _rest(len(remarks))
+    return lines + _rest(len(notes))
 
 
 def _files_report(splits: dict[str, Any]) -> list[str]:
-    """Returns the table of what became of the files of the source."""
+    """Return the table of what became of the files of the source."""
     if not all("files" in split for split in splits.values()):
         return []
-    lines = ["", "| files of | found | as they were | converted | changed | left out | no images |"]
+    lines = ["", "| files of | found | unchanged | converted | changed | skipped | no images |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for name, split in splits.items():
         files = split["files"]
         converted = ", ".join(f"{count:,} {form}" for form, count in files["converted"].items())
         lines.append(
             f"| {name} | {files['found']:,} | {files['unchanged']:,} | {converted or 0} "
-            f"| {files['changed']:,} | {files['left_out']:,} | {files['not_packed']:,} |"
+            f"| {files['changed']:,} | {files['skipped']:,} | {files['not_packed']:,} |"
         )
-    return [*lines, "", "Those that were found are those in the other columns together."]
+    return [*lines, "", "The number found is the sum of the other columns."]
 
 
 def _not_packed_report(entries: Sequence[dict[str, Any]]) -> list[str]:
-    """Returns the table of what else was found in the source."""
+    """Return the table of what else was found in the source."""
     lines = ["", f"## Not packed: {sum(entry['num_files'] for entry in entries):,} files"]
     if entries:
         lines += ["", "| file or folder | files | reason |", "|---|---|---|"]
@@ -348,7 +348,7 @@ def _not_packed_report(entries: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _duplicate_report(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
-    """Returns the list of equal pictures."""
+    """Return the list of equal images."""
     lines = ["", f"## Exact duplicates: {counted(len(groups), 'group')}", ""]
     lines += [
         "- " + " = ".join(_cell(f"{e['split']}/{e['key']} (class {e['label']})") for e in group)
@@ -362,5 +362,5 @@ def _rest(total: int) -> list[str]:
 
 
 def _cell(text: str) -> str:
-    """Returns text that cannot break out of a table's cell."""
+    """Return text that cannot break out of a table's cell."""
     return text.replace("|", "\\|").replace("\n", " ")

@@ -8,20 +8,20 @@ from PIL import Image, ImageDraw, ImageFont
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.shards.images import BadPictureError, decode
+from imagenet_rn50.shards.images import BadImageError, decode
 from imagenet_rn50.shards.manifest import Manifest, Split
 from imagenet_rn50.shards.plan import permutation
 from imagenet_rn50.utils.errors import InputError, require_least
 from imagenet_rn50.utils.files import atomic_file, require_place
 
-_TILE = 192  # px a picture may be wide and high
+_TILE = 192  # px an image may be wide and high
 _LINE = 18  # px of a line of text
 _MARGIN = 8  # px
 _FONT_SIZE = 13  # px
 
 
 def write_sheet(folder: Path, out: Path, *, split: str, num_samples: int, seed: int) -> list[str]:
-    """Draws random samples of a split into one PNG.
+    """Draw random samples of a split into one PNG.
 
     Args:
         folder: The folder of the shards.
@@ -34,7 +34,7 @@ def write_sheet(folder: Path, out: Path, *, split: str, num_samples: int, seed: 
         The keys of the samples, as they stand on the sheet.
 
     Raises:
-        InputError: When there is no such split, a picture cannot be decoded, or `out` cannot be
+        InputError: When there is no such split, an image cannot be decoded, or `out` cannot be
             written.
     """
     require_least("--num", num_samples, 1)
@@ -53,9 +53,9 @@ def write_sheet(folder: Path, out: Path, *, split: str, num_samples: int, seed: 
     for place, index in enumerate(indices):
         row, column = divmod(place, num_columns)
         corner = (_MARGIN + column * cell[0], _MARGIN + row * cell[1])
-        picture = _tile(folder, chosen, index)
-        left = corner[0] + (_TILE - picture.width) // 2
-        sheet.paste(picture, (left, corner[1] + (_TILE - picture.height) // 2))
+        image = _tile(folder, chosen, index)
+        left = corner[0] + (_TILE - image.width) // 2
+        sheet.paste(image, (left, corner[1] + (_TILE - image.height) // 2))
         label = int(chosen.labels[index])
         name = labels[label] if labels else f"class {label}"
         for line, text in enumerate((name, chosen.key_of(index))):
@@ -67,28 +67,28 @@ def write_sheet(folder: Path, out: Path, *, split: str, num_samples: int, seed: 
 
 
 def _tile(folder: Path, split: Split, index: int) -> Image.Image:
-    """Reads one picture and fits it into a tile."""
+    """Read one image and fits it into a tile."""
     shard = split.shards[split.shard_of(index)]
     try:
         with (folder / shard.name).open("rb") as file:
             file.seek(int(split.offsets[index]))
             content = file.read(int(split.lengths[index]))
-        picture = decode(content).convert("RGB")
-    except (FileNotFoundError, BadPictureError) as error:
+        image = decode(content).convert("RGB")
+    except (FileNotFoundError, BadImageError) as error:
         raise InputError(
             f"the sample {split.key_of(index)} in {shard.name} cannot be shown",
             found=str(error),
             fix=f"python shard_imagenet.py verify --shards {folder}",
         ) from None
-    scale = min(_TILE / picture.width, _TILE / picture.height)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    return picture.resize(size, Image.Resampling.BICUBIC)
+    scale = min(_TILE / image.width, _TILE / image.height)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _fitting(
     text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
 ) -> str:
-    """Cuts a text to the width of a tile."""
+    """Cut a text to the width of a tile."""
     if draw.textlength(text, font=font) <= _TILE:
         return text
     while text and draw.textlength(text + "...", font=font) > _TILE:

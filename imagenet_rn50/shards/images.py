@@ -1,6 +1,6 @@
 """Restart markers and upright images without loss, by libjpeg-turbo's `jpegtran`.
 
-One process a picture: no package on PyPI does this transform within the process (TurboJPEG's
+One process per image: no package on PyPI does this transform within the process (TurboJPEG's
 transform has no restart parameter, so its bindings have none either).
 
 The final JPEG bytes of a sample: inspected, and repaired where a decoder would stumble.
@@ -31,8 +31,8 @@ from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.utils.errors import InputError
 
 PROGRAM = "jpegtran"
-_SECONDS = 60  # a picture takes some milliseconds
-# By EXIF orientation; each undoes how the picture was stored.
+_SECONDS = 60  # an image takes some milliseconds
+# By EXIF orientation; each undoes how the image was stored.
 _TURNS = {
     2: ("-flip", "horizontal"),
     3: ("-rotate", "180"),
@@ -45,16 +45,16 @@ _TURNS = {
 
 
 class JpegtranError(ValueError):
-    """`jpegtran` did not accept the picture; the message is its own."""
+    """`jpegtran` did not accept the image; the message is its own."""
 
 
 def is_installed() -> bool:
-    """Says whether `jpegtran` can be called."""
+    """Return whether `jpegtran` can be called."""
     return shutil.which(PROGRAM) is not None
 
 
 def require_installed() -> None:
-    """Stops when restart markers are asked for and cannot be made.
+    """Raise an error if restart markers are asked for and cannot be made.
 
     Raises:
         InputError: When `jpegtran` is missing.
@@ -68,9 +68,9 @@ def require_installed() -> None:
 
 
 def add_restart_markers(jpeg: bytes, blocks: int) -> bytes:
-    """Writes the entropy-coded data anew, with a restart marker after every `blocks` MCUs.
+    """Write the entropy-coded data anew, with a restart marker after every `blocks` MCUs.
 
-    A progressive picture becomes a baseline one. The coefficients, hence the pixels, stay the same,
+    A progressive image becomes a baseline one. The coefficients, hence the pixels, stay the same,
     and so do all markers.
 
     Args:
@@ -78,13 +78,13 @@ def add_restart_markers(jpeg: bytes, blocks: int) -> bytes:
         blocks: MCUs from one restart marker to the next.
 
     Raises:
-        JpegtranError: When `jpegtran` complains, even if it goes on: then nothing is proven.
+        JpegtranError: When `jpegtran` complains, even if it still writes output.
     """
     return _run(jpeg, "-restart", f"{blocks}B")
 
 
 def turn_upright(jpeg: bytes, orientation: int) -> bytes:
-    """Rearranges the coefficients so that an image is stored upright; its metadata stays as it is.
+    """Rearrange the coefficients so that an image is stored upright; its metadata stays as it is.
 
     Args:
         jpeg: An undamaged JPEG.
@@ -113,7 +113,7 @@ def _run(jpeg: bytes, *options: str) -> bytes:
     return done.stdout
 
 
-# A decoded picture takes 3 bytes a pixel in every worker; a JPEG of a few KB can claim 65,535 px
+# A decoded image takes 3 bytes a pixel in every worker; a JPEG of a few KB can claim 65,535 px
 # squared, that is 13 GB.
 MAX_PIXELS = 100_000_000
 RestartBlocks: TypeAlias = int | Literal["auto"]
@@ -123,19 +123,19 @@ REPAIR_QUALITY = 95
 TURNED = "turned upright"
 
 
-class BadPictureError(ValueError):
-    """The picture cannot be used; the message is the reason."""
+class BadImageError(ValueError):
+    """The image cannot be used; the message is the reason."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What is packed of a picture.
+    """What is packed of an image.
 
     Args:
         jpeg: The final bytes.
         width: In pixels.
         height: In pixels.
-        changes: What was done to it beyond what the options ask of every picture, in words.
+        changes: What was done to it beyond what the options ask of every image, in words.
         converted_from: The format that the image had; None for a JPEG.
         orientation: How to turn it upright, by the metadata that it still has; 1 once packed.
     """
@@ -149,14 +149,14 @@ class Prepared:
 
 
 def prepare(raw: bytes, options: PackOptions) -> Prepared:
-    """Makes the bytes that are packed from the bytes of the source.
+    """Make the bytes that are packed from the bytes of the source.
 
     Args:
         raw: The file as the source has it.
         options: Whether to decode, resize, add restart markers.
 
     Raises:
-        BadPictureError: When it cannot be decoded, or is too large to be.
+        BadImageError: When it cannot be decoded, or is too large to be.
     """
     prepared = _turned(_resized(repair(raw, options), options), options)
     if options.restart_blocks is None:
@@ -167,13 +167,13 @@ def prepare(raw: bytes, options: PackOptions) -> Prepared:
 
 
 def repair(raw: bytes, options: PackOptions) -> Prepared:
-    """Returns the picture as it is when it is an undamaged RGB or gray JPEG; else written anew.
+    """Return the image as it is when it is an undamaged RGB or gray JPEG; else written anew.
 
     What is written anew is upright. Everything else keeps its EXIF orientation, as evaluation of
     files needs it: turning a JPEG may change its pixels.
 
     Raises:
-        BadPictureError: When it cannot be decoded, or is too large to be.
+        BadImageError: When it cannot be decoded, or is too large to be.
     """
     if not is_jpeg(raw):
         return _converted(raw, options)
@@ -202,52 +202,52 @@ def _header(content: bytes) -> JpegHeader:
     try:
         return read_header(content)
     except JpegError as error:
-        raise BadPictureError(str(error)) from None
+        raise BadImageError(str(error)) from None
 
 
 def _require_sane_size(width: int, height: int) -> None:
-    """Refuses decompression bombs before anything is decoded."""
+    """Refuse decompression bombs before anything is decoded."""
     if not 0 < width * height <= MAX_PIXELS:
-        raise BadPictureError(f"{width}x{height} pixels; up to {MAX_PIXELS:,} are accepted")
+        raise BadImageError(f"{width}x{height} pixels; up to {MAX_PIXELS:,} are accepted")
 
 
 def decode(content: bytes) -> Image.Image:
-    """Decodes a picture whole, to upright RGB or gray; see `_decode`."""
+    """Decode an image whole, to upright RGB or gray; see `_decode`."""
     return _decode(content)[0]
 
 
 def _decode(content: bytes) -> tuple[Image.Image, int]:
-    """Decodes a picture whole, to upright RGB or gray, and returns its orientation before.
+    """Decode an image whole, to upright RGB or gray, and returns its orientation before.
 
     Pillow draws the line between damaged and useless, as it does for most who train on ImageNet: it
     reads over a flaw within the data, but not over data that end too early.
 
     Raises:
-        BadPictureError: When it is of no format that is read, too large, cut off or undecodable.
+        BadImageError: When it is of no format that is read, too large, cut off or undecodable.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = open_image(content)
-            _require_sane_size(*picture.size)
-            picture.load()
-            _require_sane_size(*picture.size)  # an icon's may be another than its directory says
-            orientation = orientation_of(picture)
-            decoded = picture if picture.mode == "L" else to_rgb(picture)
+            image = open_image(content)
+            _require_sane_size(*image.size)
+            image.load()
+            _require_sane_size(*image.size)  # an icon's may be another than its directory says
+            orientation = orientation_of(image)
+            decoded = image if image.mode == "L" else to_rgb(image)
             if orientation != 1:
                 decoded = Image.fromarray(upright(np.asarray(decoded), orientation))
             return decoded, orientation
-    except (BadPictureError, MemoryError):
+    except (BadImageError, MemoryError):
         raise
     except UnidentifiedImageError:  # whose message holds an address in memory
         reason = "an image of no format that is read, or no image" if content else "an empty file"
-        raise BadPictureError(f"cannot be decoded: {reason}") from None
+        raise BadImageError(f"cannot be decoded: {reason}") from None
     except Exception as error:  # decoders raise whatever damaged headers make them raise
-        raise BadPictureError(f"cannot be decoded: {error}") from None
+        raise BadImageError(f"cannot be decoded: {error}") from None
 
 
 def _converted(raw: bytes, options: PackOptions) -> Prepared:
-    """Returns an image of another format as JPEG."""
+    """Return an image of another format as JPEG."""
     prepared = _rewritten(raw, options, "")
     image = open_image(raw)
     change = f"{describe(image)}: converted to JPEG at quality {REPAIR_QUALITY}"
@@ -255,17 +255,17 @@ def _converted(raw: bytes, options: PackOptions) -> Prepared:
 
 
 def _rewritten(raw: bytes, options: PackOptions, reason: str) -> Prepared:
-    """Returns the picture as an RGB JPEG of high quality."""
+    """Return the image as an RGB JPEG of high quality."""
     decoded, orientation = _decode(raw)
-    picture = decoded.convert("RGB")
-    if max(picture.size) > _MAX_SIDE:
-        raise BadPictureError(
-            f"{picture.width}x{picture.height} pixels; a JPEG has up to {_MAX_SIDE:,} a side"
+    image = decoded.convert("RGB")
+    if max(image.size) > _MAX_SIDE:
+        raise BadImageError(
+            f"{image.width}x{image.height} pixels; a JPEG has up to {_MAX_SIDE:,} a side"
         )
     return Prepared(
-        jpeg=_encode(picture, REPAIR_QUALITY, options.restart_blocks, subsampling="4:4:4"),
-        width=picture.width,
-        height=picture.height,
+        jpeg=_encode(image, REPAIR_QUALITY, options.restart_blocks, subsampling="4:4:4"),
+        width=image.width,
+        height=image.height,
         changes=(
             f"{reason}: written anew at quality {REPAIR_QUALITY}",
             *_turning(orientation),
@@ -274,14 +274,14 @@ def _rewritten(raw: bytes, options: PackOptions, reason: str) -> Prepared:
 
 
 def _encode(
-    picture: Image.Image, quality: int, restart_blocks: RestartBlocks | None, subsampling: str
+    image: Image.Image, quality: int, restart_blocks: RestartBlocks | None, subsampling: str
 ) -> bytes:
-    """Returns the picture as JPEG; `restart_blocks` None stands for no restart markers."""
+    """Return the image as JPEG; `restart_blocks` None for no restart markers."""
     buffer = io.BytesIO()
     if restart_blocks == "auto":
         mcu_width = _MCU_WIDTH[subsampling]
-        restart_blocks = suggested_interval(-(-picture.width // mcu_width), mcu_width)
-    picture.save(
+        restart_blocks = suggested_interval(-(-image.width // mcu_width), mcu_width)
+    image.save(
         buffer,
         format="JPEG",
         quality=quality,
@@ -292,7 +292,7 @@ def _encode(
 
 
 def _without_damaged_exif(prepared: Prepared, place: tuple[int, int]) -> Prepared:
-    """Cuts out the EXIF segment at (begin, end) if readers warn about it or fail at it."""
+    """Cut out the EXIF segment at (begin, end) if readers warn about it or fail at it."""
     if _is_sound_exif(prepared.jpeg[place[0] + 4 : place[1]]):
         return prepared
     return replace(
@@ -303,7 +303,7 @@ def _without_damaged_exif(prepared: Prepared, place: tuple[int, int]) -> Prepare
 
 
 def _is_sound_exif(content: bytes) -> bool:
-    """Says whether Pillow reads all of an EXIF segment without a warning."""
+    """Return whether Pillow reads all of an EXIF segment without a warning."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -317,7 +317,7 @@ def _is_sound_exif(content: bytes) -> bool:
 
 
 def _resized(prepared: Prepared, options: PackOptions) -> Prepared:
-    """Scales a picture down as asked; smaller ones stay as they are."""
+    """Scale an image down as asked; smaller ones stay as they are."""
     if options.resize_rule is None:
         return prepared
     side, pixels = options.resize_rule
@@ -327,28 +327,28 @@ def _resized(prepared: Prepared, options: PackOptions) -> Prepared:
     decoded, orientation = _decode(prepared.jpeg)
     width, height = (max(1, round(whole * pixels / length)) for whole in decoded.size)
     # Pillow widens the filter by the scale, which is what antialiasing means.
-    picture = decoded.resize((width, height), Image.Resampling.BICUBIC)
-    jpeg = _encode(picture, options.quality, options.restart_blocks, subsampling="4:2:0")
+    image = decoded.resize((width, height), Image.Resampling.BICUBIC)
+    jpeg = _encode(image, options.quality, options.restart_blocks, subsampling="4:2:0")
     changes = (*prepared.changes, *_turning(orientation))
     return replace(
         prepared,
         jpeg=jpeg,
-        width=picture.width,
-        height=picture.height,
+        width=image.width,
+        height=image.height,
         changes=changes,
         orientation=1,
     )
 
 
 def _turning(orientation: int, how: str = "") -> tuple[str, ...]:
-    """Returns what the audit says of a picture that was turned; nothing if it was upright."""
+    """Return what the audit says of an image that was turned; nothing if it was upright."""
     return () if orientation == 1 else (f"orientation {orientation}: {TURNED}{how}",)
 
 
 def _turned(prepared: Prepared, options: PackOptions) -> Prepared:
-    """Turns a picture upright, by its coefficients where jpegtran can, else by its pixels.
+    """Turn an image upright, by its coefficients where jpegtran can, else by its pixels.
 
-    jpegtran cannot move the blocks that reach over an edge of the picture. EXIF and XMP are dropped
+    jpegtran cannot move the blocks that reach over an edge of the image. EXIF and XMP are dropped
     with the orientation, for they hold a thumbnail and a size that would no longer fit.
     """
     if prepared.orientation == 1:
@@ -359,8 +359,8 @@ def _turned(prepared: Prepared, options: PackOptions) -> Prepared:
             jpeg = jpeg[:begin] + jpeg[end:]
         how = " without loss"
     except JpegtranError as error:
-        picture = decode(prepared.jpeg)
-        jpeg = _encode(picture, REPAIR_QUALITY, options.restart_blocks, subsampling="4:4:4")
+        image = decode(prepared.jpeg)
+        jpeg = _encode(image, REPAIR_QUALITY, options.restart_blocks, subsampling="4:4:4")
         how = f", written anew at quality {REPAIR_QUALITY} ({error})"
     header = _header(jpeg)
     changes = (*prepared.changes, *_turning(prepared.orientation, how))
@@ -375,7 +375,7 @@ def _turned(prepared: Prepared, options: PackOptions) -> Prepared:
 
 
 def _with_restart_markers(prepared: Prepared, blocks: RestartBlocks) -> Prepared:
-    """Adds restart markers where they are not yet; the pixels stay the same."""
+    """Add restart markers where they are not yet; the pixels stay the same."""
     jpeg = prepared.jpeg
     try:
         if _header(jpeg).progressive:
@@ -390,6 +390,6 @@ def _with_restart_markers(prepared: Prepared, blocks: RestartBlocks) -> Prepared
 
 
 def _suited(jpeg: bytes) -> int:
-    """Returns the number of MCUs between markers with which the loader can leave out most."""
+    """Return the number of MCUs between markers with which the loader can leave out most."""
     layout = read_layout(jpeg)
     return 1 if layout.mcu is None else suggested_interval(layout.grid[1], layout.mcu[1])

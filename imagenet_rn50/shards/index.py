@@ -1,4 +1,4 @@
-"""Makes a manifest for WebDataset shards that others have made, by reading them once.
+"""Make a manifest for WebDataset shards that others have made, by reading them once.
 
 Nothing is extracted and no shard is touched. Names inside a tar are keys, never paths of ours; a
 name that leads out of its folder is refused all the same, because such a tar is not to be trusted.
@@ -10,7 +10,7 @@ import hashlib
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -23,14 +23,14 @@ from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.imagenet1k import dataset_name
 from imagenet_rn50.shards.images import TURNED
 from imagenet_rn50.shards.labels import MAPPING, Claim, classes_of, log_missing
-from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard
-from imagenet_rn50.shards.pack import finish
+from imagenet_rn50.shards.manifest import INFO_NAME, TRAIN, VALIDATION, Manifest, Shard, timm_info
+from imagenet_rn50.shards.pack import write_manifest
 from imagenet_rn50.shards.sources.base import readable
-from imagenet_rn50.shards.tar import Buffer, TarError, TarSample, mapped, picture_of, samples_in
-from imagenet_rn50.shards.timm_info import require_same_info
+from imagenet_rn50.shards.tar import Buffer, TarError, TarSample, image_of, mapped, samples_in
 from imagenet_rn50.shards.writer import FOLDER as STATE_FOLDER
-from imagenet_rn50.shards.writer import Remark, Row, ShardRecord
+from imagenet_rn50.shards.writer import Note, Row, ShardRecord
 from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import read_json
 from imagenet_rn50.utils.logging import logger, progress_bar
 
 _SHARD_NAME = re.compile(
@@ -51,7 +51,7 @@ _WITHOUT_CLASSES = (
     f"{CLASSES_NAME}: --mapping FILE --force"
 )
 _UNREADABLE = (
-    "{number} pictures are no JPEGs, which training cannot read; "
+    "{number} images are no JPEGs, which training cannot read; "
     "they are listed in {folder}/audit.md.\n"
     "Train with --on-corrupt substitute to do without them, or unpack the shards and pack again."
 )
@@ -83,7 +83,7 @@ def index(
     force: bool = False,
     num_threads: int = 1,
 ) -> Manifest:
-    """Reads the shards in `folder` and writes a manifest beside them.
+    """Read the shards in `folder` and writes a manifest beside them.
 
     Args:
         folder: Holds `*train-0000.tar`, `*validation-00.tar` (or `-0000`, or `val`) and so on.
@@ -92,7 +92,7 @@ def index(
         mapping: A list of classes, as `Classes.read` takes it, for the classes' names; None to look
             for `LOC_synset_mapping.txt` or `classes.json` in `folder`, and else to name the classes
             by their wnids.
-        force: Whether to write over a manifest that is whole.
+        force: Whether to overwrite an intact manifest.
         num_threads: How many shards are read at a time.
 
     Returns:
@@ -127,15 +127,15 @@ def index(
             bar.update()
     records = [shard.record for shard in shards_read]
     _require_distinct_keys(records)
-    require_same_info(folder, records, replaced)
+    _require_same_info(folder, records, replaced)
     seen = _first_claims(shards_read)
     classes = classes_of(folder, mapping, seen)
     index_of = {wnid: label for each in seen.values() for label, wnid in each if label is not None}
     index_of.update({} if classes is None else classes.index_of)
     for shard in shards_read:
         _fill_labels(shard, index_of)
-    remarks = [remark for record in records for remark in record.changed]
-    if unreadable := sum(TURNED not in remark.reason for remark in remarks):
+    notes = [note for record in records for note in record.changed]
+    if unreadable := sum(TURNED not in note.reason for note in notes):
         logger.info(_UNREADABLE.format(number=unreadable, folder=folder))
     if classes is None:
         logger.info(_WITHOUT_CLASSES)
@@ -147,7 +147,7 @@ def index(
     num_images: Counter[str] = Counter()
     for record in records:
         num_images[record.split] += len(record.rows)
-    return finish(
+    return write_manifest(
         records,
         folder,
         dataset=dataset_name(dataset, shards[0].dataset, classes, num_images),
@@ -157,7 +157,7 @@ def index(
 
 
 def find_shards(folder: Path) -> list[FoundShard]:
-    """Finds the shards by their names, training first, by number.
+    """Find the shards by their names, training first, by number.
 
     Raises:
         InputError: When there are none; other tars lie among them; they are of two data sets; or
@@ -194,7 +194,7 @@ def find_shards(folder: Path) -> list[FoundShard]:
 
 
 def _require_complete(found: list[FoundShard]) -> None:
-    """Stops when shards of a numbered set are missing, or others are among them."""
+    """Raise an error if shards of a numbered set are missing, or others are among them."""
     first = found[0]
     for shard in found:
         if shard.dataset != first.dataset:
@@ -231,7 +231,7 @@ def _require_complete(found: list[FoundShard]) -> None:
 
 
 def _manifest_of(folder: Path) -> Manifest | None:
-    """Returns the manifest in `folder`; None without one, or where it is damaged."""
+    """Return the manifest in `folder`; None without one, or where it is damaged."""
     if not (folder / manifests.FILE_NAME).is_file():
         return None
     try:
@@ -241,29 +241,29 @@ def _manifest_of(folder: Path) -> Manifest | None:
 
 
 def _read_shard(found: FoundShard) -> _Read:
-    """Reads one shard whole."""
+    """Read one shard whole."""
     path = found.path
     with mapped(path) as buffer:
-        digest = hashlib.sha256(buffer).hexdigest()
-        record = ShardRecord(found.split, Shard(path.name, 0, len(buffer), digest))
+        sha256 = hashlib.sha256(buffer).hexdigest()
+        record = ShardRecord(found.split, Shard(path.name, 0, len(buffer), sha256))
         shard = _Read(record)
         distinct: dict[Claim, Claim] = {}
         try:
             for sample in samples_in(buffer):
-                row, claim, remark = _row_of(buffer, sample, path)
+                row, claim, note = _row_of(buffer, sample, path)
                 record.rows.append(row)
                 shard.claims.append(distinct.setdefault(claim, claim))
-                record.changed += [] if remark is None else [remark]
+                record.changed += [] if note is None else [note]
         except TarError as error:
             raise InputError(
                 f"{path} {error}", expected="a whole, uncompressed tar", fix=error.fix
             ) from None
-    record.shard = Shard(path.name, len(record.rows), record.shard.num_bytes, digest)
+    record.shard = Shard(path.name, len(record.rows), record.shard.num_bytes, sha256)
     return shard
 
 
-def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Claim, Remark | None]:
-    """Returns a sample's row, its claim, and a remark if it is no upright JPEG.
+def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Claim, Note | None]:
+    """Return a sample's row, its claim, and a note if it is no upright JPEG.
 
     A label that is given as a wnid alone is filled in when all classes are known.
     """
@@ -277,40 +277,40 @@ def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Claim, 
         raise InputError(
             f"{path} holds the member {readable(sample.key)!r}", expected="printable UTF-8 names"
         )
-    picture, claim = picture_of(sample), _claim_of(sample, buffer, path)
-    if picture is None or claim is None:
-        missing = "picture (.jpg, .jpeg, .png)" if picture is None else "label (.cls, or in .json)"
+    image, claim = image_of(sample), _claim_of(sample, buffer, path)
+    if image is None or claim is None:
+        missing = "image (.jpg, .jpeg, .png)" if image is None else "label (.cls, or in .json)"
         raise InputError(
             f"the sample {sample.key!r} in {path} has no {missing}",
-            expected="a picture, and a class index, 0 or more, or a wnid, for each sample",
+            expected="an image, and a class index, 0 or more, or a wnid, for each sample",
             found=f"members {', '.join(sorted(sample.members)) or 'none'}",
         )
     label = _UNKNOWN if claim.label is None else claim.label
-    content = bytes(buffer[picture.offset : picture.offset + picture.size])
+    content = bytes(buffer[image.offset : image.offset + image.size])
     width = height = 0
-    remark = None
+    note = None
     try:
         header = read_header(content)
         width, height = header.width, header.height
         if header.orientation != 1:
             reason = f"not changed, but orientation {header.orientation}: {TURNED} as it is decoded"
-            remark = Remark(path.name, sample.key, label, reason)
+            note = Note(path.name, sample.key, label, reason)
     except JpegError as error:
-        remark = Remark(path.name, sample.key, label, f"not changed, but {error}")
+        note = Note(path.name, sample.key, label, f"not changed, but {error}")
     row = Row(
         key=sample.key,
         label=label,
-        offset=picture.offset,
-        length=picture.size,
+        offset=image.offset,
+        length=image.size,
         crc32=zlib.crc32(content),
         width=width,
         height=height,
     )
-    return row, claim, remark
+    return row, claim, note
 
 
 def _claim_of(sample: TarSample, buffer: Buffer, path: Path) -> Claim | None:
-    """Returns the class that a sample names; None when it names none, or none that makes sense.
+    """Return the class that a sample names; None if it names none or an invalid one.
 
     Raises:
         InputError: When it names two.
@@ -338,7 +338,7 @@ def _claim_of(sample: TarSample, buffer: Buffer, path: Path) -> Claim | None:
 
 
 def _first_claims(shards: list[_Read]) -> dict[str, dict[Claim, str]]:
-    """Returns the distinct claims of each split, and the first sample that makes each."""
+    """Return the distinct claims of each split, and the first sample that makes each."""
     seen: dict[str, dict[Claim, str]] = {}
     for shard in shards:
         of_split = seen.setdefault(shard.record.split, {})
@@ -349,25 +349,91 @@ def _first_claims(shards: list[_Read]) -> dict[str, dict[Claim, str]]:
 
 
 def _fill_labels(shard: _Read, index_of: Mapping[str | None, int]) -> None:
-    """Fills in the class index of samples that give only a wnid."""
+    """Fill in the class index of samples that give only a wnid."""
     record = shard.record
     record.rows = [
         row._replace(label=index_of[claim.wnid]) if claim.label is None else row
         for row, claim in zip(record.rows, shard.claims, strict=True)
     ]
     label_of = {row.key: row.label for row in record.rows}
-    record.changed = [remark._replace(label=label_of[remark.key]) for remark in record.changed]
+    record.changed = [note._replace(label=label_of[note.key]) for note in record.changed]
 
 
 def _require_distinct_keys(records: list[ShardRecord]) -> None:
-    """Stops when two samples of a split share a key."""
+    """Raise an error if two samples of a split share a key."""
     seen: dict[tuple[str, str], str] = {}
     for record in records:
         for row in record.rows:
             place = record.split, row.key
             if place in seen:
                 raise InputError(
-                    f"the key {row.key!r} stands in {seen[place]} and again in {record.shard.name}",
+                    f"the key {row.key!r} is in {seen[place]} and again in {record.shard.name}",
                     expected="each sample once",
                 )
             seen[place] = record.shard.name
+
+
+def _require_same_info(
+    folder: Path, records: Sequence[ShardRecord], replaced: Manifest | None
+) -> None:
+    """Raise an error if the `_info.json` in `folder` contradicts the shards that lie there.
+
+    Args:
+        folder: Where the shards stand; it need not hold that file.
+        records: What they hold.
+        replaced: A manifest that is to be replaced. Where the file was written with it, shards may
+            have been added or changed since, but none may be missing.
+
+    Raises:
+        InputError: When a shard is missing, not listed, or has another number of samples; or when
+            the labels are those of a JSON field.
+    """
+    path = folder / INFO_NAME
+    if not path.is_file():
+        return
+    fix = f"download the shards again, or move {path} elsewhere if it is not theirs"
+    content = read_json(path)
+    is_ours = replaced is not None and content == timm_info(replaced)
+    try:
+        listed: dict[str, int] = {}
+        for name, split in content["splits"].items():
+            lengths = dict(zip(split["filenames"], split["shard_lengths"], strict=True))
+            listed |= lengths
+            if split["num_samples"] != sum(lengths.values()):
+                raise InputError(
+                    f"{path} contradicts itself",
+                    expected=f"{sum(lengths.values())} samples, as its shard_lengths add up to",
+                    found=f"num_samples {split['num_samples']} of {name}",
+                    fix=fix,
+                )
+            if split.get("alt_label"):
+                raise InputError(
+                    f"{path} takes the labels of {name} from the JSON field {split['alt_label']!r}",
+                    expected="labels in .cls, or in the JSON field 'label'",
+                    fix="make the shards again with these labels in .cls",
+                )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path} cannot be read",
+            expected="splits with filenames, shard_lengths and num_samples, as timm writes it",
+            found=f"an entry without {error}" if isinstance(error, KeyError) else "something else",
+            fix=f"move {path} elsewhere if it is not of these shards",
+        ) from None
+    counted = {record.shard.name: record.shard.num_samples for record in records}
+    if missing := sorted(listed.keys() - counted.keys()):
+        raise InputError(
+            f"{path} lists {len(missing)} shards that are not there, such as {missing[0]}",
+            expected=f"{len(listed)} shards",
+            found=f"{len(counted)} shards",
+            fix=f"download them, or move {path} elsewhere to index only what is there",
+        )
+    for name, count in counted.items():
+        if not is_ours and listed.get(name) != count:
+            raise InputError(
+                f"{name} is not as {path} describes it",
+                expected=f"{listed[name]} samples" if name in listed else "only shards it lists",
+                found=f"{count} samples",
+                fix=fix,
+            )

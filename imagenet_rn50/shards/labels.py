@@ -71,7 +71,7 @@ def classes_of(folder: Path, mapping: Path | None, seen_in: Mapping[str, Seen]) 
 
 
 def _from_mapping(path: Path, seen: Seen, folder: Path) -> Classes:
-    """Takes the classes of a mapping; only those that occur where the indices count only these."""
+    """Take the classes of a mapping; only those that occur where the indices count only these."""
     classes = Classes.read(path)
     indices = {claim.label for claim in seen} - {None}
     known = {claim.label: claim.wnid for claim in seen if None not in claim}
@@ -98,7 +98,7 @@ def _from_mapping(path: Path, seen: Seen, folder: Path) -> Classes:
 
 
 def _require_position(path: Path, classes: Classes, seen: Seen) -> None:
-    """Stops where positions in a mapping cannot be the class indices of the shards."""
+    """Raise an error if positions in a mapping cannot be the class indices of the shards."""
     indices = {claim.label for claim in seen if claim.label is not None}
     problem = None
     if indices == set(range(len(indices))) and len(indices) < len(classes):
@@ -119,7 +119,7 @@ def _require_position(path: Path, classes: Classes, seen: Seen) -> None:
 
 
 def _is_sorted(path: Path) -> bool:
-    """Says whether the lines of a mapping are sorted; lists in JSON are, or are not read."""
+    """Return whether the lines of a mapping are sorted; lists in JSON are, or are not read."""
     try:
         wnids = list(read_synset_mapping(path))
     except InputError:
@@ -130,7 +130,7 @@ def _is_sorted(path: Path) -> bool:
 def _named(
     listed: Classes, where: Path, mapping: Classes, path: Path, *, is_chosen: bool
 ) -> Classes:
-    """Gives the classes of `classes.json` the names of a mapping."""
+    """Assign the classes of `classes.json` the names of a mapping."""
     name_of = dict(zip(mapping.wnids, mapping.names, strict=True))
     for index, (wnid, name) in enumerate(zip(listed.wnids, listed.names, strict=True)):
         if wnid not in name_of:
@@ -151,7 +151,7 @@ def _named(
 
 
 def _from_samples(seen: Seen, train: Seen) -> Classes | None:
-    """Takes the classes from the wnids of the samples, which are their names, too.
+    """Take the classes from the wnids of the samples, which are their names, too.
 
     Args:
         seen: The claims of all samples.
@@ -195,7 +195,7 @@ def _from_samples(seen: Seen, train: Seen) -> Classes | None:
 
 
 def _require_one_to_one(seen: Seen) -> None:
-    """Stops where an index has two wnids, or a wnid two indices."""
+    """Raise an error if an index has two wnids, or a wnid two indices."""
     for position, names in enumerate(("class index", "wnid")):
         firsts: dict[int | str, Claim] = {}
         for claim in seen:
@@ -214,7 +214,7 @@ def _require_one_to_one(seen: Seen) -> None:
 
 
 def _require_in_range(classes: Classes, seen: Seen, where: Path) -> None:
-    """Stops where a sample has a class index that the list of classes lacks."""
+    """Raise an error if a sample has a class index that the list of classes lacks."""
     indices = {claim.label: place for claim, place in seen.items() if claim.label is not None}
     largest = max(indices, default=0)
     if largest >= len(classes):
@@ -228,14 +228,14 @@ def _require_in_range(classes: Classes, seen: Seen, where: Path) -> None:
 
 
 def _correct(where: Path) -> str:
-    """Returns what to do about a list of classes that may be wrong."""
+    """Return what to do about a list of classes that may be wrong."""
     if where.name == CLASSES_NAME:
         return f"delete {where} if it is wrong, and give the right list: --mapping {MAPPING}"
     return f"give the right list of all classes if this one is wrong: --mapping {MAPPING}"
 
 
 def _require_agreement(classes: Classes, seen: Seen, where: Path) -> None:
-    """Stops where a sample contradicts the list of classes."""
+    """Raise an error if a sample contradicts the list of classes."""
     _require_in_range(classes, seen, where)
     for claim, place in seen.items():
         index, wnid = claim

@@ -8,10 +8,11 @@ shards themselves.
       manifest-train.npz          per sample: offset, length, CRC-32 of its JPEG, class index, key
       manifest-validation.npz     (both uncompressed, without pickles)
       classes.json                index, wnid and name of each class
+      _info.json                  lengths of the shards, for timm
       imagenet1k-train-0000.tar   ...
 
-Samples are numbered as they stand: shard by shard, and within a shard front to back. That number is
-the sample index.
+Samples are numbered shard by shard, and front to back within a shard. That number is the sample
+index.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from imagenet_rn50.utils.files import read_json, sha256_of_file, write_bytes, wr
 from imagenet_rn50.utils.formatting import counted
 
 FILE_NAME = "manifest.json"
+INFO_NAME = "_info.json"
 FORMAT = "imagenet_rn50 manifest"
 VERSION = 1
 TRAIN = "train"
@@ -54,7 +56,7 @@ class Shard:
     sha256: str
 
     def __post_init__(self) -> None:
-        """Refuses names that would lead out of the folder.
+        """Refuse names that would lead out of the folder.
 
         Raises:
             InputError: When the name is not a plain file name.
@@ -65,7 +67,7 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The samples of `train` or `validation`, in the order in which they stand in the shards.
+    """The samples of `train` or `validation`, in the order of the shards.
 
     Args:
         shards: The tar files, in the order of their numbers.
@@ -85,7 +87,7 @@ class Split:
     crc32s: NDArray[np.uint32] | None = None
 
     def __post_init__(self) -> None:
-        """Checks that the columns and the shards speak of the same samples.
+        """Check that columns and shards have the same number of samples.
 
         Raises:
             InputError: When their counts differ.
@@ -95,7 +97,7 @@ class Split:
         columns |= set() if self.crc32s is None else {len(self.crc32s)}
         if columns != {counted}:
             raise InputError(
-                "the manifest contradicts itself",
+                "the manifest is inconsistent",
                 expected=f"{counted} samples, as its shards add up to",
                 found=f"columns of {sorted(columns)} samples",
             )
@@ -116,11 +118,11 @@ class Split:
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.shard_sizes)])
 
     def shard_of(self, index: int) -> int:
-        """Returns the number of the shard that holds sample `index`."""
+        """Return the number of the shard that holds sample `index`."""
         return int(np.searchsorted(self.shard_starts, index, side="right")) - 1
 
     def key_of(self, index: int) -> str:
-        """Returns the key of sample `index`, such as `n01440764_10026`."""
+        """Return the key of sample `index`, such as `n01440764_10026`."""
         return bytes(self.keys[index]).decode("utf-8")
 
 
@@ -130,7 +132,7 @@ class Manifest:
 
     Args:
         dataset: Name that begins every shard's name, such as `imagenet1k`.
-        options: How the shards were made (seed, resizing, ...), for people and for comparing.
+        options: How the shards were made (seed, resizing, ...), as packed.
         splits: By name: `train`, `validation`.
         classes_sha256: Of `classes.json` beside it; None where the classes are not known.
     """
@@ -141,10 +143,10 @@ class Manifest:
     classes_sha256: str | None = None
 
     def save(self, folder: Path) -> str:
-        """Writes the manifest into `folder`: each split's columns first, then the JSON.
+        """Write the manifest into `folder`: each split's columns first, then the JSON.
 
         Returns:
-            The manifest's identity; see `Manifest.digest_of`.
+            The fingerprint; see `Manifest.fingerprint_of`.
         """
         content: dict[str, Any] = {
             "format": FORMAT,
@@ -165,11 +167,11 @@ class Manifest:
                 "shards": [asdict(shard) for shard in split.shards],
             }
         write_json(folder / FILE_NAME, content)
-        return self.digest_of(folder)
+        return self.fingerprint_of(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Reads the manifest of the shards in `folder` and checks its columns against their hash.
+        """Read the manifest of the shards in `folder` and checks its columns against their hash.
 
         Raises:
             InputError: When there is none, or it is damaged, or of another format.
@@ -182,7 +184,7 @@ class Manifest:
             raise InputError(f"{path} is not a manifest", expected=f'"format": "{FORMAT}"')
         if content.get("version") != VERSION:
             raise InputError(
-                f"{path} has a version that this program cannot read",
+                f"{path} has an unsupported version",
                 expected=f"version {VERSION}",
                 found=f"version {content.get('version')}",
                 fix="pack the shards again, or use the release that wrote them",
@@ -195,23 +197,23 @@ class Manifest:
         except (AttributeError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path} is damaged: {error!r}",
-                expected="dataset, options and splits, as they were written",
-                fix=f"make it again: python shard_imagenet.py index --shards {folder}",
+                expected="dataset, options and splits",
+                fix=f"rebuild it: python shard_imagenet.py index --shards {folder}",
             ) from None
 
     @staticmethod
-    def digest_of(folder: Path) -> str:
-        """Returns the identity of what was packed.
+    def fingerprint_of(folder: Path) -> str:
+        """Return the fingerprint of a shard set: what resume compares.
 
-        SHA-256 over the names and hashes of all shards and columns. It does not depend on how the
-        JSON is laid out, nor on the options that are only told to people.
+        SHA-256 over the names and hashes of all shards and columns. Neither the formatting of the
+        JSON nor the recorded options change it.
         """
         splits = read_json(folder / FILE_NAME)["splits"]
         return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
 
     @staticmethod
     def options_of(folder: Path) -> dict[str, Any]:
-        """Returns how the shards in `folder` were made, without reading their columns."""
+        """Return how the shards in `folder` were made, without reading their columns."""
         options: dict[str, Any] = read_json(folder / FILE_NAME)["options"]
         return options
 
@@ -222,7 +224,7 @@ class Manifest:
         return {name: int(entry["num_samples"]) for name, entry in splits.items()}
 
     def split(self, name: str) -> Split:
-        """Returns the split of that name.
+        """Return the split of that name.
 
         Raises:
             InputError: When the shards have no such split.
@@ -234,8 +236,23 @@ class Manifest:
         return self.splits[name]
 
 
+def timm_info(manifest: Manifest) -> dict[str, Any]:
+    """Return the content of `_info.json`, as timm's WebDataset reader expects it."""
+    return {
+        "splits": {
+            name: {
+                "name": name,
+                "num_samples": split.num_samples,
+                "filenames": [shard.name for shard in split.shards],
+                "shard_lengths": [shard.num_samples for shard in split.shards],
+            }
+            for name, split in manifest.splits.items()
+        }
+    }
+
+
 def no_manifest(folder: Path) -> InputError:
-    """Returns the error for a folder without a manifest; its fix depends on what is there."""
+    """Return the error for a folder without a manifest; its fix depends on what is there."""
     found, fix = "no such folder", f"python shard_imagenet.py pack --source DIR --out {folder}"
     if folder.is_dir():
         found, fix = _look_for_shards(folder)
@@ -252,7 +269,7 @@ def no_manifest(folder: Path) -> InputError:
 
 
 def _look_for_shards(folder: Path) -> tuple[str, str]:
-    """Returns what a folder without a manifest holds, and what to do about it."""
+    """Return what a folder without a manifest holds, and what to do about it."""
     below = [path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{FILE_NAME}")]
     if below:
         return "shards in a folder below", f"name {' or '.join(map(str, sorted(below)))}"
@@ -269,12 +286,12 @@ def _look_for_shards(folder: Path) -> tuple[str, str]:
     fix = f"to pack what is there: python shard_imagenet.py pack --source {folder} --out SHARDS"
     beside = sorted(path.parent for path in folder.parent.glob(f"*/{FILE_NAME}"))
     if beside:
-        fix += f"; shards stand in {' and '.join(map(str, beside))}"
+        fix += f"; shards are in {' and '.join(map(str, beside))}"
     return f"other files, and no {FILE_NAME}", fix
 
 
 def _encode_columns(split: Split) -> bytes:
-    """Returns the per-sample columns as an uncompressed `.npz` of reproducible bytes."""
+    """Return the per-sample columns as an uncompressed `.npz` of reproducible bytes."""
     buffer = io.BytesIO()
     columns: dict[str, NDArray[Any]] = dict(
         zip(_COLUMNS, (split.offsets, split.lengths, split.labels, split.keys), strict=True)
@@ -285,16 +302,14 @@ def _encode_columns(split: Split) -> bytes:
 
 
 def _read_split(folder: Path, entry: dict[str, Any]) -> Split:
-    """Reads one split's columns and checks them against the hash in the JSON."""
+    """Read one split's columns and checks them against the hash in the JSON."""
     path = folder / Path(entry["columns"]).name
-    fix = (
-        "restore the file, or make the manifest again: python shard_imagenet.py index --shards DIR"
-    )
+    fix = "restore the file, or rebuild the manifest: python shard_imagenet.py index --shards DIR"
     if not path.is_file() or sha256_of_file(path) != entry["columns_sha256"]:
         raise InputError(
-            f"{path} is not the file that {FILE_NAME} describes",
+            f"{path} does not match {FILE_NAME}",
             expected=f"sha256 {entry['columns_sha256']}",
-            found="another content" if path.is_file() else "no such file",
+            found="another sha256" if path.is_file() else "no such file",
             fix=fix,
         )
     try:

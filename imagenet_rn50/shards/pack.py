@@ -1,13 +1,8 @@
-"""How much room packing needs, told before anything is written.
+"""Packing: turn a source into shards, a manifest, and the files that other readers need.
 
-The last step of packing and of indexing: audit, classes, `_info.json`, and the manifest.
-
-The manifest comes last: where it stands, everything else does.
-
-Packing: a source becomes shards, a manifest, and what other readers need beside them.
-
-The manifest is written last. As long as it is missing, `.packing` in the same folder holds what the
-next run needs to go on.
+`pack` makes the plan, checks the free space, makes the shards (see `writer`) and calls
+`write_manifest`, which `index` calls too. The manifest is written last: if it exists, all other
+files do. Until then, `.packing` in the same folder holds what the next run needs to resume.
 """
 
 from __future__ import annotations
@@ -25,13 +20,12 @@ from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.audit import audit_of, write_audit
-from imagenet_rn50.shards.images import BadPictureError, prepare, require_installed
-from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Split
+from imagenet_rn50.shards.images import BadImageError, prepare, require_installed
+from imagenet_rn50.shards.manifest import INFO_NAME, TRAIN, VALIDATION, Manifest, Split, timm_info
 from imagenet_rn50.shards.plan import PackOptions, Plan, ShardTask, make_plan, with_dataset
 from imagenet_rn50.shards.sources.base import Source
-from imagenet_rn50.shards.sources.reading import read_pictures
+from imagenet_rn50.shards.sources.reading import read_images
 from imagenet_rn50.shards.sources.scan import unusable
-from imagenet_rn50.shards.timm_info import INFO_NAME, timm_info
 from imagenet_rn50.shards.verify import verify
 from imagenet_rn50.shards.writer import FOLDER as STATE_FOLDER
 from imagenet_rn50.shards.writer import PackingState, ShardRecord, describe_difference, make_shards
@@ -39,20 +33,20 @@ from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import require_free_space, sha256_of_file, write_json
 from imagenet_rn50.utils.logging import logger, progress_bar
 
-# What tar headers, labels and restart markers add to a picture, at most, in bytes and as a factor.
+# What tar headers, labels and restart markers add to an image, at most, in bytes and as a factor.
 _OVERHEAD_BYTES = 4096
 _RESTART_GROWTH = 1.05
 
-# Pictures that are resized to see what is left of them; shards hold them in random order.
+# Images that are resized to see what is left of them; shards hold them in random order.
 _NUM_MEASURED = 32
 _MARGIN = 1.3
 
 
 def space_needed(plan: Plan) -> int:
-    """Estimates from above how many bytes the shards will take.
+    """Estimate from above how many bytes the shards will take.
 
     Args:
-        plan: All shards; where pictures are resized, some are, to see what is left of them.
+        plan: All shards; where images are resized, some are, to see what is left of them.
 
     Raises:
         InputError: When the source has changed since it was listed.
@@ -61,38 +55,36 @@ def space_needed(plan: Plan) -> int:
         return 0
     options = plan.tasks[0].options
     factor = _RESTART_GROWTH if options.restart_blocks else 1.0
-    # A parquet file's pictures are written out as they are before they are packed.
+    # A parquet file's images are written out as they are before they are packed.
     if options.resize_rule is not None and plan.tasks[0].layout != "parquet":
         factor = min(factor, _MARGIN * _part_left(plan.tasks))
     return sum(
-        int(picture.length * factor) + _OVERHEAD_BYTES
-        for task in plan.tasks
-        for picture in task.images
+        int(image.length * factor) + _OVERHEAD_BYTES for task in plan.tasks for image in task.images
     )
 
 
 def space_taken(plan: Plan, out: Path) -> int:
-    """Returns how many bytes of it earlier runs have written."""
+    """Return how many bytes of it earlier runs have written."""
     paths = (out / task.name for task in plan.tasks)
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
 def _part_left(tasks: tuple[ShardTask, ...]) -> float:
-    """Returns what part of their bytes some pictures still have when they are prepared."""
+    """Return what part of their bytes some images still have when they are prepared."""
     measured = tasks[:: -(-len(tasks) // _NUM_MEASURED)]
     num_each = -(-_NUM_MEASURED // len(measured))
     before = after = 0
     for task in measured:
-        for _, raw in read_pictures(replace(task, images=task.images[:num_each])):
+        for _, raw in read_images(replace(task, images=task.images[:num_each])):
             try:
                 after += len(prepare(raw, task.options).jpeg)
                 before += len(raw)
-            except BadPictureError:  # which packing will tell of
+            except BadImageError:  # which packing will tell of
                 continue
     return after / before if before else 1.0
 
 
-def finish(
+def write_manifest(
     records: Sequence[ShardRecord],
     folder: Path,
     *,
@@ -101,7 +93,7 @@ def finish(
     classes: Classes | None,
     source: Source | None = None,
 ) -> Manifest:
-    """Writes all that stands beside the shards.
+    """Write the files beside the shards: classes, `_info.json`, audit and, last, the manifest.
 
     Args:
         records: What each shard holds, in the order of the shards.
@@ -126,7 +118,7 @@ def finish(
 
 
 def _splits_of(records: Sequence[ShardRecord]) -> dict[str, Split]:
-    """Gathers the records of each split into columns."""
+    """Collect the records of each split into columns."""
     splits: dict[str, Split] = {}
     for name in (TRAIN, VALIDATION):
         chosen = [record for record in records if record.split == name]
@@ -148,7 +140,7 @@ class Packed:
     """How a packing ended.
 
     Args:
-        manifest: What stands in the output folder.
+        manifest: The manifest of the output folder.
         num_made: How many shards this run made.
         num_kept: How many an earlier run had made.
     """
@@ -159,19 +151,19 @@ class Packed:
 
 
 def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) -> Packed:
-    """Packs a source into shards; goes on where an earlier run was cut short.
+    """Pack a source into shards, or resume an interrupted run.
 
     Args:
-        source: The pictures.
+        source: The images.
         out: The folder for shards and manifest; made when missing.
         options: How to pack.
         num_workers: How many processes; has no influence on any byte.
 
     Returns:
-        What stands in `out` now.
+        The manifest, and how many shards were made and kept.
 
     Raises:
-        InputError: When `out` holds something else, the disk is too small, or a picture is bad.
+        InputError: When `out` holds something else, the disk is too small, or an image is bad.
     """
     if options.restart_blocks is not None:
         require_installed()
@@ -191,7 +183,7 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
         made, num_kept = _make_all(plan, out, state, num_workers)
         records = [made[task.name] for task in plan.tasks]
         _require_all_classes(source, records)
-        manifest = finish(
+        manifest = write_manifest(
             records,
             out,
             dataset=str(options.dataset),
@@ -204,9 +196,9 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
 
 
 def _identity(source: Source, plan: Plan, options: PackOptions) -> dict[str, Any]:
-    """Returns what decides the bytes of all shards.
+    """Return what decides the bytes of all shards.
 
-    What to do with bad pictures is not among it: a shard without any is the same either way.
+    What to do with bad images is not among it: a shard without any is the same either way.
     """
     chosen = {name: value for name, value in options.as_dict().items() if name != "on_corrupt"}
     if not options.train_only:  # as in manifests that were written before there was the option
@@ -215,38 +207,38 @@ def _identity(source: Source, plan: Plan, options: PackOptions) -> dict[str, Any
 
 
 def _require_usable(source: Source) -> None:
-    """Stops before packing where files are found that are no images, and lists them.
+    """Raise an error before packing if files are found that are no images, and lists them.
 
     Raises:
         InputError: Naming the first of them.
     """
     is_folders = source.layout in {"kaggle", "imagefolder"}
-    pictures = [picture for split in source.splits.values() for picture in split]
-    if bad := unusable(source.root, pictures if is_folders else [], source.unpacked):
+    images = [image for split in source.splits.values() for image in split]
+    if bad := unusable(source.root, images if is_folders else [], source.unpacked):
         raise InputError(
             f"files of the source {source.root} cannot be packed: {len(bad)}",
             expected="images in the folders of classes, and nothing else",
             found="; ".join(bad[:5]) + "; ..." * (len(bad) > 5),
-            fix="move them elsewhere, or leave them out: --on-corrupt skip",
+            fix="move them elsewhere, or skip them: --on-corrupt skip",
         )
 
 
 def _require_all_classes(source: Source, records: Sequence[ShardRecord]) -> None:
-    """Stops when a class has lost all its images of a split to `--on-corrupt skip`.
+    """Raise an error if a class has lost all its images of a split to `--on-corrupt skip`.
 
     Raises:
         InputError: Naming the first such class.
     """
-    for split, pictures in source.splits.items():
+    for split, images in source.splits.items():
         packed = {row.label for record in records if record.split == split for row in record.rows}
-        lost = sorted({picture.label for picture in pictures} - packed)
+        lost = sorted({image.label for image in images} - packed)
         if lost:
             wnids = [source.classes.wnids[label] for label in lost]
-            left_out = [r for record in records if record.split == split for r in record.left_out]
-            reasons = [remark for remark in left_out if remark.label == lost[0]]
+            skipped = [r for record in records if record.split == split for r in record.skipped]
+            reasons = [note for note in skipped if note.label == lost[0]]
             raise InputError(
                 f"none of the {split} images of the class {wnids[0]} can be used",
-                expected=f"an image of each class, even with {len(left_out)} images left out",
+                expected=f"an image of each class, even with {len(skipped)} images skipped",
                 found=f"{len(wnids)} classes without any: {', '.join(wnids[:5])}; "
                 f"{reasons[0].path}: {reasons[0].reason}",
                 fix="replace their files, or take the classes out of the source, and give another "
@@ -255,11 +247,11 @@ def _require_all_classes(source: Source, records: Sequence[ShardRecord]) -> None
 
 
 def _already_packed(out: Path, identity: dict[str, Any]) -> Packed:
-    """Checks a finished output against what is asked for; makes nothing."""
+    """Check a finished output against what is asked for; makes nothing."""
     manifest = Manifest.load(out)
     if manifest.options != identity:
         raise InputError(
-            f"{out} holds the shards of another packing",
+            f"{out} holds shards packed from another source or with other options",
             expected="the same source and options as before",
             found=describe_difference(manifest.options, identity),
             fix="give another --out, or delete that folder",
@@ -267,7 +259,7 @@ def _already_packed(out: Path, identity: dict[str, Any]) -> Packed:
     findings = verify(out, quick=True)
     if findings:
         raise InputError(
-            f"{out} was packed before, but is no longer whole",
+            f"{out} was packed before, but is damaged",
             expected="the files that its manifest describes",
             found="; ".join(str(finding) for finding in findings[:3]),
             fix=f"restore them, or delete {out / manifests.FILE_NAME} and its shards to pack anew",
@@ -279,7 +271,7 @@ def _already_packed(out: Path, identity: dict[str, Any]) -> Packed:
 
 
 def _require_usable_folder(out: Path, plan: Plan) -> None:
-    """Refuses to write over shards that nobody remembers."""
+    """Refuse to overwrite shards without a manifest."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is not a folder", found="a file", fix="give another --out")
     if (out / STATE_FOLDER).is_dir():
@@ -295,7 +287,7 @@ def _require_usable_folder(out: Path, plan: Plan) -> None:
 def _make_all(
     plan: Plan, out: Path, state: PackingState, num_workers: int
 ) -> tuple[dict[str, ShardRecord], int]:
-    """Makes the shards that are not finished yet.
+    """Make the shards that are not finished yet.
 
     Returns:
         The record of every shard by its name, and how many of them were kept.
@@ -305,10 +297,10 @@ def _make_all(
     if num_kept:
         logger.info(f"{num_kept} of {len(plan.tasks)} shards were finished before and are kept")
     missing = [task for task in plan.tasks if task.name not in records]
-    num_pictures = sum(len(task.images) for task in plan.tasks)
-    num_done = num_pictures - sum(len(task.images) for task in missing)
+    num_images = sum(len(task.images) for task in plan.tasks)
+    num_done = num_images - sum(len(task.images) for task in missing)
     ready = state.spread(missing)
-    with progress_bar(total=num_pictures, initial=num_done, description="packing") as bar:
+    with progress_bar(total=num_images, initial=num_done, description="packing") as bar:
         for record in make_shards(ready, out, num_workers, bar):
             state.save(record)
             records[record.shard.name] = record
@@ -317,13 +309,13 @@ def _make_all(
 
 @contextmanager
 def _explained_end(plan: Plan, out: Path) -> Iterator[None]:
-    """Tells whoever presses Ctrl-C how to go on, and what can be done about a full disk."""
+    """Explain how to resume after Ctrl-C or a full disk."""
     try:
         yield
     except KeyboardInterrupt:
         logger.info(
             f"Stopped. {_num_finished(plan, out)} of {len(plan.tasks)} shards are finished and "
-            f"kept in {out}; the same command goes on from there."
+            f"kept in {out}; run the same command again to resume."
         )
         raise
     except OSError as error:
@@ -333,10 +325,10 @@ def _explained_end(plan: Plan, out: Path) -> Iterator[None]:
             f"the disk is full: {error.strerror} while packing into {out}",
             expected="space for all shards",
             found=f"space for {_num_finished(plan, out)}, which are finished and kept",
-            fix="free some space and give the same command again",
+            fix="free some space and run the same command again",
         ) from None
 
 
 def _num_finished(plan: Plan, out: Path) -> int:
-    """Returns how many shards stand there: they have their names only when they are whole."""
+    """Return how many shards stand there: they have their names only when they are whole."""
     return sum((out / task.name).is_file() for task in plan.tasks)

@@ -1,8 +1,7 @@
-"""What a person chooses when packing. These, the source and the seed decide every byte.
+"""The packing options, and the plan: which image goes into which shard.
 
-The plan: which picture goes into which shard, decided before anything is read.
-
-A pure function of source, options and seed, so that workers and restarts change nothing.
+The plan is a pure function of source, options and seed, made before any image is read, so neither
+the number of workers nor a restart changes a byte of the shards.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from imagenet_rn50.shards.imagenet1k import dataset_name
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
-from imagenet_rn50.shards.sources.base import Picture, Source
+from imagenet_rn50.shards.sources.base import Source, SourceImage
 from imagenet_rn50.utils.errors import InputError
 
 _DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -32,17 +31,17 @@ class PackOptions:
     Args:
         dataset: Begins the name of every shard; None for the name of the source's folder.
         seed: Decides the order in which samples are packed.
-        train_shards: Number of training shards; None for one per 1,251 pictures.
-        validation_shards: Number of validation shards; None for one per 781 pictures.
+        train_shards: Number of training shards; None for one per 1,251 images.
+        validation_shards: Number of validation shards; None for one per 781 images.
         resize: `short=256` scales the shorter side down to 256 px, `max=500` the longer side to
-            500 px; smaller pictures stay as they are. None keeps every picture's pixels.
-        quality: JPEG quality of pictures that are resized, 1 to 100.
+            500 px; smaller images stay as they are. None keeps every image's pixels.
+        quality: JPEG quality of images that are resized, 1 to 100.
         restart_blocks: MCUs between two restart markers; `auto` for the number that suits each
-            picture's width best; None for no markers.
-        metadata: Whether a `<key>.json` stands beside each picture.
-        check: `decode` decodes every picture once; `header` reads its markers only.
+            image's width best; None for no markers.
+        metadata: Whether to write a `<key>.json` for each image.
+        check: `decode` decodes every image once; `header` reads its markers only.
         on_corrupt: What to do with an image that cannot be decoded: `stop` or `skip`.
-        train_only: Whether validation images were left out, or missing.
+        train_only: Whether the source is packed without validation images.
     """
 
     dataset: str | None = None
@@ -58,7 +57,7 @@ class PackOptions:
     train_only: bool = False
 
     def __post_init__(self) -> None:
-        """Checks each option.
+        """Check each option.
 
         Raises:
             InputError: Naming the first that cannot be used.
@@ -69,17 +68,13 @@ class PackOptions:
                 expected="letters, digits, - and _",
             )
         if self.seed < 0:
-            raise InputError(f"the seed {self.seed} is negative", expected="0 or more")
+            raise InputError(f"--seed must be at least 0, got {self.seed}")
         if self.resize is not None and not _RESIZE.fullmatch(self.resize):
-            raise InputError(
-                f"--resize {self.resize!r} is not understood", expected="short=256 or max=500"
-            )
+            raise InputError(f"--resize must be like short=256 or max=500, got {self.resize!r}")
         if not 1 <= self.quality <= 100:
-            raise InputError(f"the quality {self.quality} is impossible", expected="1 to 100")
+            raise InputError(f"--quality must be 1 to 100, got {self.quality}")
         if isinstance(self.restart_blocks, int) and not 1 <= self.restart_blocks <= 65535:
-            raise InputError(
-                f"{self.restart_blocks} restart blocks are impossible", expected="1 to 65535"
-            )
+            raise InputError(f"--restart-blocks must be 1 to 65535, got {self.restart_blocks}")
 
     @property
     def resize_rule(self) -> tuple[str, int] | None:
@@ -90,12 +85,12 @@ class PackOptions:
         return side, int(pixels)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the options for the manifest."""
+        """Return the options for the manifest."""
         return asdict(self)
 
 
-# As others pack ImageNet: 1,281,167 pictures in 1,024 shards and 50,000 in 64.
-_PICTURES_A_SHARD = {TRAIN: 1251, VALIDATION: 781}
+# As others pack ImageNet: 1,281,167 images in 1,024 shards and 50,000 in 64.
+_IMAGES_A_SHARD = {TRAIN: 1251, VALIDATION: 781}
 # Each split is permuted on its own, whether or not the other one exists.
 _STREAM = {TRAIN: 0, VALIDATION: 1}
 
@@ -112,8 +107,8 @@ class ShardTask:
         wnids: The wnid of each class index.
         images: What goes into it, in this order.
         options: How.
-        spool: The file that holds the pictures' bytes, where they do not stand in the source.
-        places: (offset, length) of each picture in that file.
+        spool: The file that holds the images' bytes, where they do not stand in the source.
+        places: (offset, length) of each image in that file.
     """
 
     split: str
@@ -121,7 +116,7 @@ class ShardTask:
     root: str
     layout: str
     wnids: tuple[str, ...]
-    images: tuple[Picture, ...]
+    images: tuple[SourceImage, ...]
     options: PackOptions
     spool: str | None = None
     places: tuple[tuple[int, int], ...] = ()
@@ -133,7 +128,7 @@ class Plan:
 
     Args:
         tasks: The shards, training first.
-        source_sha256: Over every picture's key, class, place and size, and the classes' names.
+        source_sha256: Over every image's key, class, place and size, and the classes' names.
     """
 
     tasks: tuple[ShardTask, ...]
@@ -141,22 +136,22 @@ class Plan:
 
 
 def make_plan(source: Source, options: PackOptions) -> Plan:
-    """Decides what goes where.
+    """Assign every image to a shard.
 
     Raises:
-        InputError: When more shards are asked for than there are pictures, or ImageNet-1k's name
+        InputError: When more shards are asked for than there are images, or ImageNet-1k's name
             for other data.
     """
     options = with_dataset(options, source)
     asked = {TRAIN: options.train_shards, VALIDATION: options.validation_shards}
     digest = hashlib.sha256(json.dumps([source.classes.wnids, source.classes.names]).encode())
     tasks: list[ShardTask] = []
-    for split, pictures in sorted(source.splits.items()):
+    for split, images in sorted(source.splits.items()):
         digest.update(split.encode())
-        for picture in pictures:
-            digest.update(ascii(tuple(picture)).encode())
-        num_shards = num_shards_of(split, len(pictures), asked[split])
-        order = permutation(len(pictures), seed=options.seed, stream=_STREAM[split])
+        for image in images:
+            digest.update(ascii(tuple(image)).encode())
+        num_shards = num_shards_of(split, len(images), asked[split])
+        order = permutation(len(images), seed=options.seed, stream=_STREAM[split])
         for shard, chosen in enumerate(np.array_split(order, num_shards)):
             task = ShardTask(
                 split=split,
@@ -164,7 +159,7 @@ def make_plan(source: Source, options: PackOptions) -> Plan:
                 root=str(source.root),
                 layout=source.layout,
                 wnids=source.classes.wnids,
-                images=tuple(pictures[index] for index in chosen),
+                images=tuple(images[index] for index in chosen),
                 options=options,
             )
             tasks.append(task)
@@ -177,14 +172,14 @@ def with_dataset(options: PackOptions, source: Source) -> PackOptions:
     Raises:
         InputError: When they name ImageNet-1k, and the source is not.
     """
-    num_images = {split: len(pictures) for split, pictures in source.splits.items()}
+    num_images = {split: len(images) for split, images in source.splits.items()}
     default = source.root.resolve().name
     name = dataset_name(options.dataset, default, source.classes, num_images)
     return replace(options, dataset=name)
 
 
 def permutation(size: int, *, seed: int, stream: int) -> NDArray[np.intp]:
-    """Returns a permutation of 0..size-1 that no release of numpy may change.
+    """Return a permutation of 0..size-1 that no release of numpy may change.
 
     numpy promises that a bit generator's raw numbers stay the same, which it does not promise of
     `Generator.permutation`; so the order is that of raw numbers.
@@ -202,22 +197,22 @@ def permutation(size: int, *, seed: int, stream: int) -> NDArray[np.intp]:
 
 
 def shard_name(dataset: str, split: str, number: int, num_shards: int) -> str:
-    """Returns a shard's name, as other readers expect it: `imagenet1k-train-0412.tar`."""
+    """Return a shard's name, as other readers expect it: `imagenet1k-train-0412.tar`."""
     width = max(2, len(str(num_shards - 1)))
     return f"{dataset}-{split}-{number:0{width}d}.tar"
 
 
-def num_shards_of(split: str, num_pictures: int, asked: int | None = None) -> int:
-    """Returns how many shards a split gets: as many as asked, else about as large as others' are.
+def num_shards_of(split: str, num_images: int, asked: int | None = None) -> int:
+    """Return how many shards a split gets: as many as asked, else about as large as others' are.
 
     Raises:
-        InputError: When more are asked for than there are pictures.
+        InputError: When more are asked for than there are images.
     """
     if asked is None:
-        return max(1, round(num_pictures / _PICTURES_A_SHARD[split]))
-    if not 1 <= asked <= num_pictures:
+        return max(1, round(num_images / _IMAGES_A_SHARD[split]))
+    if not 1 <= asked <= num_images:
         raise InputError(
-            f"{asked} {split} shards cannot be made of {num_pictures} pictures",
-            expected=f"1 to {num_pictures} shards",
+            f"{asked} {split} shards cannot be made of {num_images} images",
+            expected=f"1 to {num_images} shards",
         )
     return asked

@@ -37,12 +37,12 @@ _NAME_BYTES = 100
 
 
 def padding(size: int) -> int:
-    """Returns how many zero bytes follow a member of `size` bytes."""
+    """Return how many zero bytes follow a member of `size` bytes."""
     return -size % BLOCK
 
 
 def _template() -> bytes:
-    """Returns the header of a file of no name and no size, its checksum blanked."""
+    """Return the header of a file of no name and no size, its checksum blanked."""
     header = bytearray(tarfile.TarInfo().tobuf(tarfile.USTAR_FORMAT))
     header[148:156] = b" " * 8
     return bytes(header)
@@ -53,7 +53,7 @@ _TEMPLATE_SUM = sum(_TEMPLATE) - sum(_TEMPLATE[124:136])
 
 
 def header_of(name: str, size: int) -> bytes:
-    """Returns the tar header of a regular file: mode 0644, owner 0, time 0.
+    """Return the tar header of a regular file: mode 0644, owner 0, time 0.
 
     Args:
         name: The member's name.
@@ -80,7 +80,7 @@ def header_of(name: str, size: int) -> bytes:
 
 
 class TarWriter:
-    """Appends members to a file and hashes what goes by.
+    """Append members to a file and hashes what goes by.
 
     Args:
         file: Where the tar is written, open for binary writing at its beginning.
@@ -92,7 +92,7 @@ class TarWriter:
         self.num_bytes = 0
 
     def add(self, name: str, content: bytes) -> int:
-        """Appends one member.
+        """Append one member.
 
         Returns:
             The offset of its content in the tar, in bytes.
@@ -105,7 +105,7 @@ class TarWriter:
         return offset
 
     def close(self) -> str:
-        """Ends the archive; the file itself stays open.
+        """Write the end mark; the file stays open.
 
         Returns:
             The SHA-256 of all that was written, as 64 hexadecimal digits.
@@ -163,7 +163,7 @@ class Member(NamedTuple):
 
 @contextmanager
 def mapped(path: Path) -> Iterator[Buffer]:
-    """Gives a file's bytes without reading them into memory."""
+    """Map a file's bytes without reading them into memory."""
     with path.open("rb") as file:
         if path.stat().st_size == 0:  # cannot be mapped
             yield b""
@@ -175,7 +175,7 @@ def mapped(path: Path) -> Iterator[Buffer]:
 def walk(
     buffer: Buffer, begin: int = 0, end: int | None = None, *, skip_links: bool = True
 ) -> Iterator[Member]:
-    """Yields the regular files of a tar, front to back; other members are passed over.
+    """Yield the regular files of a tar, front to back; other members are passed over.
 
     Args:
         buffer: What holds the tar.
@@ -194,7 +194,7 @@ def walk(
         elif kind == _GNU_NAME:
             pax["path"] = _text(bytes(buffer[offset : offset + size]).rstrip(b"\0"))
         elif kind == _GNU_SPARSE or "size" in pax:
-            # Over 8 GiB, or with holes: no picture is.
+            # Over 8 GiB, or with holes: no image is.
             raise TarError(f"holds a member that is too large or sparse at byte {offset - begin}")
         elif kind in _LINK_TYPES and not skip_links:
             raise TarError(
@@ -208,7 +208,7 @@ def walk(
 
 
 def _members(buffer: Buffer, begin: int, end: int) -> Iterator[tuple[bytes, str, int, int]]:
-    """Yields (type, name, offset, size) of all members, those that only describe others too."""
+    """Yield (type, name, offset, size) of all members, those that only describe others too."""
     position = begin
     while True:
         header = bytes(buffer[position : min(position + BLOCK, end)])
@@ -231,7 +231,7 @@ def _members(buffer: Buffer, begin: int, end: int) -> Iterator[tuple[bytes, str,
 
 
 def _require_uncompressed(header: bytes) -> None:
-    """Stops where the file is a compressed one, whatever its name."""
+    """Raise an error if the file is a compressed one, whatever its name."""
     for magic, (name, ending) in _COMPRESSED.items():
         if header.startswith(magic):
             raise TarError(
@@ -241,7 +241,7 @@ def _require_uncompressed(header: bytes) -> None:
 
 
 def _checked(header: bytes, position: int) -> tuple[bytes, int]:
-    """Returns a header's type and size after a look at its checksum."""
+    """Return a header's type and size after a look at its checksum."""
     try:
         checksum = _number(header[148:156])
         size = _number(header[124:136])
@@ -253,14 +253,14 @@ def _checked(header: bytes, position: int) -> tuple[bytes, int]:
 
 
 def _number(field: bytes) -> int:
-    """Reads a number: octal digits, or GNU's base 256 for what is too large for them."""
+    """Read a number: octal digits, or GNU's base 256 for what is too large for them."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     return int(field.strip(b" \0") or b"0", 8)
 
 
 def _name(header: bytes) -> str:
-    """Returns the name that stands in a header."""
+    """Return the name in a header."""
     name = header[:100].partition(b"\0")[0]
     prefix = header[345:500].partition(b"\0")[0]
     if prefix and header[257:263] == b"ustar\0":
@@ -273,7 +273,7 @@ def _text(encoded: bytes) -> str:
 
 
 def _pax_records(content: bytes) -> dict[str, str]:
-    """Reads pax records, each `length keyword=value` and a line feed."""
+    """Read pax records, each `length keyword=value` and a line feed."""
     records = {}
     while content.strip(b"\0"):
         digits = content.partition(b" ")[0]
@@ -287,7 +287,7 @@ def _pax_records(content: bytes) -> dict[str, str]:
 
 
 def _require_end(buffer: Buffer, position: int, begin: int, end: int) -> None:
-    """Checks that nothing but zeros follows, at least two blocks of them."""
+    """Check that nothing but zeros follows, at least two blocks of them."""
     rest = end - position
     if rest < len(END):
         raise TarError(f"ends at byte {end - begin} within its end mark: cut off")
@@ -298,7 +298,7 @@ def _require_end(buffer: Buffer, position: int, begin: int, end: int) -> None:
         position += len(chunk)
 
 
-_PICTURE_FIELDS = ("jpg", "jpeg", "png")
+_IMAGE_FIELDS = ("jpg", "jpeg", "png")
 _FILE_FIELD = "filename"
 _TEXT_FIELDS = ("label", "wnid", "synset", "class_id", "class", _FILE_FIELD)  # of a `.json`
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG")
@@ -327,14 +327,14 @@ class TarSample:
         return found + [("its key", wnid) for wnid in wnids_in(self.key)]
 
 
-def picture_of(sample: TarSample) -> Member | None:
-    """Returns the member that is the sample's picture; None when it has none."""
-    found = (sample.members.get(name) for name in _PICTURE_FIELDS)
+def image_of(sample: TarSample) -> Member | None:
+    """Return the member that is the sample's image; None when it has none."""
+    found = (sample.members.get(name) for name in _IMAGE_FIELDS)
     return next((member for member in found if member is not None), None)
 
 
 def samples_in(buffer: Buffer) -> Iterator[TarSample]:
-    """Yields the samples of a tar, front to back.
+    """Yield the samples of a tar, front to back.
 
     Raises:
         TarError: When the tar is damaged, a sample has the same field twice, or an image is part of
@@ -370,7 +370,7 @@ def _index_or_wnid(text: str) -> int | str | None:
 
 
 def _labels_in_json(content: bytes) -> list[tuple[str, int | str | None]]:
-    """Returns `label` if it is an index, and each field that is a wnid or a file name with one."""
+    """Return `label` if it is an index, and each field that is a wnid or a file name with one."""
     try:
         value = parse_json(content, "a sample's JSON")
     except InputError:

@@ -12,9 +12,8 @@ from typing import NamedTuple
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.shards import manifest as manifests
-from imagenet_rn50.shards.manifest import Manifest, Split
-from imagenet_rn50.shards.tar import Buffer, TarError, mapped, picture_of, samples_in
-from imagenet_rn50.shards.timm_info import INFO_NAME, timm_info
+from imagenet_rn50.shards.manifest import INFO_NAME, Manifest, Split, timm_info
+from imagenet_rn50.shards.tar import Buffer, TarError, image_of, mapped, samples_in
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json, sha256_of_file
 from imagenet_rn50.utils.logging import progress_bar
@@ -35,14 +34,14 @@ class Finding(NamedTuple):
     problem: str
 
     def __str__(self) -> str:
-        """Returns `file: problem`."""
+        """Return `file: problem`."""
         return f"{self.file}: {self.problem}"
 
 
 def verify(
     folder: Path, *, quick: bool = False, num_threads: int = 1, show_progress: bool = False
 ) -> list[Finding]:
-    """Compares the shards in `folder` with their manifest.
+    """Compare the shards in `folder` with their manifest.
 
     Args:
         folder: The folder that holds both.
@@ -51,7 +50,7 @@ def verify(
         show_progress: Whether a bar runs.
 
     Returns:
-        All that is wrong; empty when the shards are whole.
+        All problems found; empty if the shards are intact.
 
     Raises:
         InputError: When there is no manifest to compare with.
@@ -86,21 +85,21 @@ def verify(
 
 
 def _surplus(folder: Path, manifest: Manifest) -> Iterator[Finding]:
-    """Finds tars that the manifest does not know; other readers would take them for shards."""
+    """Find tars that the manifest does not know; other readers would take them for shards."""
     known = {shard.name for split in manifest.splits.values() for shard in split.shards}
     for path in sorted(folder.glob("*.tar")):
         if path.name not in known:
-            yield Finding(path.name, "is surplus: the manifest does not know it")
+            yield Finding(path.name, "is not in the manifest")
 
 
 def _beside(folder: Path, manifest: Manifest) -> Iterator[Finding]:
-    """Compares `classes.json` and timm's `_info.json` with the manifest, where it knows them."""
+    """Compare `classes.json` and timm's `_info.json` with the manifest, where it knows them."""
     classes = folder / CLASSES_NAME
     if manifest.classes_sha256 is not None:
         if not classes.is_file():
             yield Finding(CLASSES_NAME, "is missing")
         elif sha256_of_file(classes) != manifest.classes_sha256:
-            yield Finding(CLASSES_NAME, "has changed: the names of the classes may be others")
+            yield Finding(CLASSES_NAME, "has changed: class names may differ")
     if not (folder / INFO_NAME).is_file():
         return
     try:
@@ -113,7 +112,7 @@ def _beside(folder: Path, manifest: Manifest) -> Iterator[Finding]:
 
 
 def _wnids(folder: Path, manifest: Manifest) -> list[str | None]:
-    """Returns the wnid of each class index; None where `classes.json` has something else."""
+    """Return the wnid of each class index; None where `classes.json` has something else."""
     path = folder / CLASSES_NAME
     if not path.is_file() or sha256_of_file(path) != manifest.classes_sha256:
         return []
@@ -121,7 +120,7 @@ def _wnids(folder: Path, manifest: Manifest) -> list[str | None]:
 
 
 def _check_size(work: _Work) -> list[Finding]:
-    """Compares a shard's size with the manifest's."""
+    """Compare a shard's size with the manifest's."""
     folder, split, number, _ = work
     shard = split.shards[number]
     path = folder / shard.name
@@ -133,7 +132,7 @@ def _check_size(work: _Work) -> list[Finding]:
 
 
 def _check_content(work: _Work) -> list[Finding]:
-    """Compares a shard's size, hash, structure, pictures and labels with the manifest's."""
+    """Compare a shard's size, hash, structure, images and labels with the manifest's."""
     folder, split, number, wnids = work
     shard = split.shards[number]
     findings = _check_size(work)
@@ -144,15 +143,15 @@ def _check_content(work: _Work) -> list[Finding]:
         is_same = hashlib.sha256(buffer).hexdigest() == shard.sha256
         problems = _structure_problems(buffer, split, number, wnids)
         if not is_same:
-            problems = [*_picture_problems(buffer, split, number), *problems]
-            problems = problems or ["sha256 differs, outside of all pictures and labels"]
+            problems = [*_image_problems(buffer, split, number), *problems]
+            problems = problems or ["sha256 differs outside of images and labels"]
     return findings + [Finding(shard.name, problem) for problem in problems]
 
 
 def _structure_problems(
     buffer: Buffer, split: Split, number: int, wnids: list[str | None]
 ) -> list[str]:
-    """Walks through the tar and compares its samples with the manifest's, one by one."""
+    """Walk through the tar and compares its samples with the manifest's, one by one."""
     begin, end = (int(split.shard_starts[number + i]) for i in (0, 1))
     expected = {
         split.key_of(index): (int(split.offsets[index]), int(split.lengths[index]), index)
@@ -163,11 +162,11 @@ def _structure_problems(
         for sample in samples_in(buffer):
             place = expected.pop(sample.key, None)
             if place is None:
-                problems.append(f"sample {sample.key!r} is surplus or comes twice")
+                problems.append(f"sample {sample.key!r} is not in the manifest or occurs twice")
                 continue
-            picture = picture_of(sample)
-            if picture is None or (picture.offset, picture.size) != place[:2]:
-                problems.append(f"sample {sample.key!r} has its picture elsewhere")
+            image = image_of(sample)
+            if image is None or (image.offset, image.size) != place[:2]:
+                problems.append(f"sample {sample.key!r} has its image at another offset")
             label = int(split.labels[place[2]])
             wnid = wnids[label] if label < len(wnids) else None
             found = sample.labels(buffer) or [("any member", None)]
@@ -183,13 +182,13 @@ def _structure_problems(
     return problems + [f"sample {key!r} is missing" for key in expected]
 
 
-def _picture_problems(buffer: Buffer, split: Split, number: int) -> list[str]:
-    """Names the samples whose pictures have changed, where the manifest has their checksums."""
+def _image_problems(buffer: Buffer, split: Split, number: int) -> list[str]:
+    """Name the samples whose images have changed, where the manifest has their checksums."""
     if split.crc32s is None:
         return ["sha256 differs"]
     problems = []
     for index in range(int(split.shard_starts[number]), int(split.shard_starts[number + 1])):
         offset, length = int(split.offsets[index]), int(split.lengths[index])
         if zlib.crc32(buffer[offset : offset + length]) != split.crc32s[index]:
-            problems.append(f"sample {split.key_of(index)!r}: its picture has changed")
+            problems.append(f"sample {split.key_of(index)!r}: its image has changed")
     return problems

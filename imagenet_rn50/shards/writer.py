@@ -1,23 +1,17 @@
-"""What a packing that was cut short leaves behind, so that the next run goes on from there.
+"""Make the shards of a plan in several processes, and keep what an interrupted run can resume.
 
     SHARDS/.packing/
       lock                          held while a process packs into SHARDS
       plan.json                     identity of source and options
       imagenet1k-train-0000.tar.json    what the finished shard holds, with its hash
-      imagenet1k-train-0001.tar.spool   pictures of a shard that is to be made, from parquet only
+      imagenet1k-train-0001.tar.spool   images of a shard that is to be made, from parquet only
 
-The folder goes when the manifest is written.
+The folder is deleted when the manifest is written.
 
-Spreads parquet pictures over one temporary file a shard, so that parquet is read only once.
-
-A parquet file gives up its pictures by row group, many at a time, and each shard wants a few of
-nearly every group: read shard by shard, all files would be read over and over.
-Each temporary file goes when its shard is finished, so all together never take more space than the
-shards will.
-
-One shard: read its pictures, prepare them, write the tar, remember what went in.
-
-Makes shards in several processes, and shows how far they are.
+Parquet files are read once, by row group, and their images spooled to one temporary file per
+shard: every shard has images from almost every row group, so reading shard by shard would read all
+files over and over. A temporary file is deleted when its shard is finished, so together they never
+take more space than the shards.
 """
 
 from __future__ import annotations
@@ -43,12 +37,12 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from imagenet_rn50.shards.imagenet1k import is_name
-from imagenet_rn50.shards.images import BadPictureError, Prepared, prepare
+from imagenet_rn50.shards.images import BadImageError, Prepared, prepare
 from imagenet_rn50.shards.manifest import Shard
 from imagenet_rn50.shards.plan import ShardTask
-from imagenet_rn50.shards.sources.base import Picture, readable
+from imagenet_rn50.shards.sources.base import SourceImage, readable
 from imagenet_rn50.shards.sources.parquet import row_groups
-from imagenet_rn50.shards.sources.reading import read_pictures
+from imagenet_rn50.shards.sources.reading import read_images
 from imagenet_rn50.shards.tar import TarWriter
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import (
@@ -79,7 +73,7 @@ class PackingState:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Makes sure that no other process packs into the same folder meanwhile.
+        """Lock the folder against other packing processes.
 
         Raises:
             InputError: When one does, or the folder cannot be written.
@@ -97,44 +91,44 @@ class PackingState:
             yield
 
     def adopt(self, identity: dict[str, Any]) -> None:
-        """Starts a packing, or takes up the one that was cut short.
+        """Start packing, or resume an interrupted run.
 
         Args:
             identity: Source and options; what decides the bytes.
 
         Raises:
-            InputError: When the folder holds the beginning of another packing.
+            InputError: When the folder holds an unfinished packing with other options.
         """
         path = self._folder / "plan.json"
         if path.exists() and (begun := read_json(path)) != identity:
             raise InputError(
-                f"{self._out} holds the beginning of another packing",
+                f"{self._out} holds an unfinished packing with other options",
                 expected="the same source and options as before",
                 found=describe_difference(begun, identity),
-                fix=f"give the former options, or another --out, or delete {self._out}",
+                fix=f"use the same options, or another --out, or delete {self._out}",
             )
         write_json(path, identity)
 
     def spread(self, tasks: Sequence[ShardTask]) -> list[ShardTask]:
-        """Reads sources that cannot be read shard by shard; see `spool`."""
+        """Read sources that cannot be read shard by shard; see `spool`."""
         if not tasks or tasks[0].layout != "parquet":
             return list(tasks)
         return spread(tasks, self._folder)
 
     def remove_leftovers(self) -> None:
-        """Deletes half-written and temporary files of processes that were killed."""
+        """Delete half-written and temporary files of processes that were killed."""
         remove_all(self._folder)
         for folder in (self._out, self._folder):
             for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
                 path.unlink(missing_ok=True)
 
     def save(self, record: ShardRecord) -> None:
-        """Remembers a finished shard, and lets go of what was only needed to make it."""
+        """Save the record of a finished shard and delete its temporary file."""
         record.save(self._record_path(record.shard.name))
         (self._folder / f"{record.shard.name}{SUFFIX}").unlink(missing_ok=True)
 
     def all_finished(self, tasks: Sequence[ShardTask]) -> dict[str, ShardRecord]:
-        """Returns the records of the shards that are there and whole, by the shard's name."""
+        """Return the records of the shards that are there and whole, by the shard's name."""
         begun = [task for task in tasks if self._record_path(task.name).is_file()]
         found = {}
         with progress_bar(
@@ -147,7 +141,7 @@ class PackingState:
         return found
 
     def _finished(self, task: ShardTask) -> ShardRecord | None:
-        """Returns the record of a shard that is there and whole; None when it has to be made."""
+        """Return the record of a shard that is there and whole; None when it has to be made."""
         path = self._out / task.name
         try:
             record = ShardRecord.load(self._record_path(task.name))
@@ -156,12 +150,12 @@ class PackingState:
         shard = record.shard
         if not path.is_file() or path.stat().st_size != shard.num_bytes:
             return None
-        if record.left_out and task.options.on_corrupt == "stop":
-            return None  # made by a run that left bad pictures out
+        if record.skipped and task.options.on_corrupt == "stop":
+            return None  # made by a run that skipped corrupt images
         return record if sha256_of_file(path) == shard.sha256 else None
 
     def forget(self) -> None:
-        """Removes the folder, when the manifest has taken its place."""
+        """Remove the folder, when the manifest has taken its place."""
         shutil.rmtree(self._folder)
 
     def _record_path(self, shard_name: str) -> Path:
@@ -169,7 +163,7 @@ class PackingState:
 
 
 def describe_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """Says in words in which entries two identities differ."""
+    """Describe the entries in which two identities differ."""
     return ", ".join(
         f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
         for name in sorted(before.keys() | now.keys())
@@ -181,21 +175,21 @@ SUFFIX = ".spool"
 
 
 def spread(tasks: Sequence[ShardTask], folder: Path) -> list[ShardTask]:
-    """Reads every parquet file once and appends each picture to its shard's file.
+    """Read every parquet file once and appends each image to its shard's file.
 
     Args:
         tasks: The shards to make.
-        folder: Where the temporary files shall stand.
+        folder: Folder of the temporary files.
 
     Returns:
-        The same tasks, each with the places of its pictures in its temporary file.
+        The same tasks, each with the places of its images in its temporary file.
     """
     remove_all(folder)
-    # File -> row -> (number of the task, number of the picture in it).
+    # File -> row -> (number of the task, number of the image in it).
     wanted: dict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
     for number, task in enumerate(tasks):
-        for position, picture in enumerate(task.images):
-            wanted[picture.path][picture.offset] = number, position
+        for position, image in enumerate(task.images):
+            wanted[image.path][image.offset] = number, position
     places = [[(0, 0)] * len(task.images) for task in tasks]
     ends = [0] * len(tasks)
     total = sum(len(task.images) for task in tasks)
@@ -217,18 +211,18 @@ def spread(tasks: Sequence[ShardTask], folder: Path) -> list[ShardTask]:
 
 
 def spool_path(folder: Path, task: ShardTask) -> Path:
-    """Returns the name of a shard's temporary file."""
+    """Return the name of a shard's temporary file."""
     return folder / f"{task.name}{SUFFIX}"
 
 
 def remove_all(folder: Path) -> None:
-    """Removes the temporary files of a run that was cut short."""
+    """Remove the temporary files of a run that was cut short."""
     for path in folder.glob(f"*{SUFFIX}"):
         path.unlink(missing_ok=True)
 
 
 def _append(path: Path, content: bytes) -> None:
-    """Appends to a file; a thousand files are too many to keep open."""
+    """Append to a file; a thousand files are too many to keep open."""
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         rest = memoryview(content)
@@ -238,7 +232,7 @@ def _append(path: Path, content: bytes) -> None:
         os.close(descriptor)
 
 
-# Called after each picture with the number of bytes read.
+# Called after each image with the number of bytes read.
 Tick = Callable[[int], None]
 
 
@@ -254,8 +248,8 @@ class Row(NamedTuple):
     height: int
 
 
-class Remark(NamedTuple):
-    """A picture that was changed or left out, and why."""
+class Note(NamedTuple):
+    """An image that was changed or skipped, and why."""
 
     path: str
     key: str
@@ -271,33 +265,33 @@ class ShardRecord:
         split: `train` or `validation`.
         shard: Name, size and hash of the tar.
         rows: Its samples, in their order.
-        changed: Pictures whose bytes were repaired or converted.
-        left_out: Pictures that could not be used.
-        converted: Number of pictures that were converted, by the format that they had.
+        changed: Images whose bytes were repaired or converted.
+        skipped: Images that could not be used.
+        converted: Number of images that were converted, by the format that they had.
     """
 
     split: str
     shard: Shard
     rows: list[Row] = field(default_factory=list)
-    changed: list[Remark] = field(default_factory=list)
-    left_out: list[Remark] = field(default_factory=list)
+    changed: list[Note] = field(default_factory=list)
+    skipped: list[Note] = field(default_factory=list)
     converted: dict[str, int] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Writes the record as JSON, whole or not at all."""
+        """Write the record as JSON, whole or not at all."""
         content = {
             "split": self.split,
             "shard": asdict(self.shard),
             "rows": self.rows,
             "changed": self.changed,
-            "left_out": self.left_out,
+            "skipped": self.skipped,
             "converted": self.converted,
         }
         write_text(path, json.dumps(content))
 
     @classmethod
     def load(cls, path: Path) -> ShardRecord:
-        """Reads a record that `save` wrote.
+        """Read a record that `save` wrote.
 
         Raises:
             ValueError, KeyError, TypeError, OSError: When it is missing or is something else.
@@ -307,70 +301,70 @@ class ShardRecord:
             split=content["split"],
             shard=Shard(**content["shard"]),
             rows=[Row(*row) for row in content["rows"]],
-            changed=[Remark(*remark) for remark in content["changed"]],
-            left_out=[Remark(*remark) for remark in content["left_out"]],
+            changed=[Note(*note) for note in content["changed"]],
+            skipped=[Note(*note) for note in content["skipped"]],
             converted=content["converted"],
         )
 
 
 def make_shard(task: ShardTask, folder: Path, tick: Tick) -> ShardRecord:
-    """Writes one shard into `folder`, whole or not at all.
+    """Write one shard into `folder`, whole or not at all.
 
     Args:
         task: What goes into it.
-        folder: Where it shall stand.
-        tick: Called after each picture.
+        folder: Output folder.
+        tick: Called after each image.
 
     Returns:
         What went in.
 
     Raises:
-        InputError: When a picture cannot be used and the options say to stop.
+        InputError: When an image cannot be used and the options say to stop.
         OSError: When the disk is full, or the source cannot be read.
     """
     rows: list[Row] = []
-    changed: list[Remark] = []
-    left_out: list[Remark] = []
+    changed: list[Note] = []
+    skipped: list[Note] = []
     converted: Counter[str] = Counter()
     with atomic_file(folder / task.name) as file:
         tar = TarWriter(file)
-        for picture, raw in read_pictures(task):
+        for image, raw in read_images(task):
             try:
                 prepared = prepare(raw, task.options)
-            except BadPictureError as error:
-                left_out.append(_left_out(task, picture, str(error)))
+            except BadImageError as error:
+                skipped.append(_skip_or_stop(task, image, str(error)))
             else:
-                rows.append(_add_sample(tar, task, picture, prepared))
+                rows.append(_add_sample(tar, task, image, prepared))
                 if prepared.converted_from is not None:
                     converted[prepared.converted_from] += 1
                 changed += (
-                    Remark(readable(picture.path), picture.key, picture.label, change)
+                    Note(readable(image.path), image.key, image.label, change)
                     for change in prepared.changes
                 )
             tick(len(raw))
         sha256 = tar.close()
     shard = Shard(name=task.name, num_samples=len(rows), num_bytes=tar.num_bytes, sha256=sha256)
-    return ShardRecord(task.split, shard, rows, changed, left_out, dict(converted))
+    return ShardRecord(task.split, shard, rows, changed, skipped, dict(converted))
 
 
-def _add_sample(tar: TarWriter, task: ShardTask, picture: Picture, prepared: Prepared) -> Row:
-    """Appends the members of one sample."""
-    offset = tar.add(f"{picture.key}.jpg", prepared.jpeg)
-    tar.add(f"{picture.key}.cls", str(picture.label).encode("ascii"))
+def _add_sample(tar: TarWriter, task: ShardTask, image: SourceImage, prepared: Prepared) -> Row:
+    """Append the members of one sample."""
+    offset = tar.add(f"{image.key}.jpg", prepared.jpeg)
+    tar.add(f"{image.key}.cls", str(image.label).encode("ascii"))
     if task.options.metadata:
         facts = {
-            "key": picture.key,
-            "label": picture.label,
-            "wnid": task.wnids[picture.label],
+            "key": image.key,
+            "label": image.label,
+            "wnid": task.wnids[image.label],
             "width": prepared.width,
             "height": prepared.height,
-            "source": readable(picture.path),
+            "source": readable(image.path),
             "changes": prepared.changes,
         }
-        tar.add(f"{picture.key}.json", json.dumps(facts, ensure_ascii=False).encode("utf-8"))
+        tar.add(f"{image.key}.json", json.dumps(facts, ensure_ascii=False).encode("utf-8"))
     return Row(
-        key=picture.key,
-        label=picture.label,
+        key=image.key,
+        label=image.label,
         offset=offset,
         length=len(prepared.jpeg),
         crc32=zlib.crc32(prepared.jpeg),
@@ -379,40 +373,40 @@ def _add_sample(tar: TarWriter, task: ShardTask, picture: Picture, prepared: Pre
     )
 
 
-def _left_out(task: ShardTask, picture: Picture, reason: str) -> Remark:
-    """Returns the remark on a bad picture, or stops the run."""
+def _skip_or_stop(task: ShardTask, image: SourceImage, reason: str) -> Note:
+    """Return the note on a corrupt image, or stop the run."""
     name = str(task.options.dataset)
     if task.options.on_corrupt == "stop" or is_name(name):
-        row = f" (row {picture.offset})" if task.layout == "parquet" else ""
-        fix = "replace the file, or leave such pictures out: --on-corrupt skip"
+        row = f" (row {image.offset})" if task.layout == "parquet" else ""
+        fix = "replace the file, or skip such images: --on-corrupt skip"
         if task.options.on_corrupt == "skip":
             fix = f"replace the file, or give the data another name than {name}: --dataset"
         raise InputError(
-            f"the picture {readable(picture.path)}{row} (key {picture.key}) cannot be used",
+            f"the image {readable(image.path)}{row} (key {image.key}) cannot be used",
             expected="an image that decodes whole",
             found=reason,
             fix=fix,
         )
-    return Remark(readable(picture.path), picture.key, picture.label, reason)
+    return Note(readable(image.path), image.key, image.label, reason)
 
 
 _POLL_SECONDS = 0.2
-_counters: Any = None  # in a worker: (pictures, bytes) done, shared with the parent
+_counters: Any = None  # in a worker: (images, bytes) done, shared with the parent
 
 
 def make_shards(
     tasks: Sequence[ShardTask], folder: Path, num_workers: int, bar: tqdm[Any]
 ) -> Iterator[ShardRecord]:
-    """Makes shards and yields the record of each as soon as it is finished.
+    """Make shards and yields the record of each as soon as it is finished.
 
     Args:
         tasks: The shards to make.
-        folder: Where they shall stand.
+        folder: Output folder.
         num_workers: How many processes; 1 works in this one.
-        bar: Counts pictures.
+        bar: Counts images.
 
     Raises:
-        InputError: When a picture cannot be used and the options say to stop.
+        InputError: When an image cannot be used and the options say to stop.
         OSError: When the disk is full, or the source cannot be read.
     """
     progress = _Progress(bar)
@@ -426,7 +420,7 @@ def make_shards(
 
 
 class _Progress:
-    """Feeds pictures and bytes to a bar."""
+    """Show images and bytes per second in a progress bar."""
 
     def __init__(self, bar: tqdm[Any]) -> None:
         self._bar = bar
@@ -434,14 +428,14 @@ class _Progress:
         self._counted = self.images = self.bytes = 0
 
     def add(self, num_bytes: int) -> None:
-        """Counts one more picture."""
+        """Count one more image."""
         self.images += 1
         self.bytes += num_bytes
         if time.monotonic() - self._shown > _POLL_SECONDS:
             self.show()
 
     def show(self) -> None:
-        """Brings the bar up to date."""
+        """Update the bar."""
         self._shown = time.monotonic()
         rate = self.bytes / max(self._shown - self._begin, 1e-9)
         self._bar.set_postfix_str(f"{rate / 1e6:.1f} MB/s", refresh=False)
@@ -452,7 +446,7 @@ class _Progress:
 def _in_processes(
     tasks: Sequence[ShardTask], folder: Path, num_workers: int, progress: _Progress
 ) -> Iterator[ShardRecord]:
-    """Makes shards in worker processes; on an error they are stopped at once."""
+    """Make shards in worker processes; on an error they are stopped at once."""
     context = multiprocessing.get_context("spawn")
     counters = context.Array("q", 2)
     executor = ProcessPoolExecutor(
@@ -473,7 +467,7 @@ def _in_processes(
         raise InputError(
             "a worker process was killed from outside, perhaps because memory ran out",
             found=f"{num_workers} workers; finished shards are kept",
-            fix="give the same command again, with fewer --workers",
+            fix="run the same command again with fewer --workers",
         ) from None
     except BaseException:
         for process in list(executor._processes.values()):
@@ -484,7 +478,7 @@ def _in_processes(
 
 
 def _begin_worker(parent: int, counters: Any) -> None:
-    """Prepares a worker process."""
+    """Prepare a worker process."""
     global _counters
     _counters = counters
     signal.signal(signal.SIGTERM, _leave)
@@ -492,19 +486,19 @@ def _begin_worker(parent: int, counters: Any) -> None:
 
 
 def _leave(*_: object) -> None:
-    """Ends a worker the orderly way, so that it removes what it has half-written."""
+    """Exit a worker so that it removes its partial files."""
     raise SystemExit(1)
 
 
 def _end_with(parent: int) -> None:
-    """Ends this process when its parent is gone, even killed."""
+    """Exit when the parent process is gone, even if it was killed."""
     while os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
     os._exit(1)
 
 
 def _work(task: ShardTask, folder: str) -> ShardRecord:
-    """Makes one shard in a worker."""
+    """Make one shard in a worker."""
     try:
         return make_shard(task, Path(folder), _count)
     except SystemExit:

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.shards.imagenet1k import NUM_CLASSES
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Split
 from imagenet_rn50.shards.verify import verify
 from imagenet_rn50.tools.estimate import PARAMETERS
 from imagenet_rn50.tools.measure import (
-    NUM_CLASSES,
     DecodingRates,
     DeviceRates,
     DiskRates,

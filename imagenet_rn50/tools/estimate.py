@@ -38,6 +38,7 @@ from pydantic import (
 )
 
 from imagenet_rn50.recipe import RECIPES, ModelRecipe, Recipe, load_recipe, recipe_names
+from imagenet_rn50.shards.imagenet1k import NUM_IMAGES
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
 from imagenet_rn50.tools.system_info import KEPT_IN_MEMORY
 from imagenet_rn50.training.schedules import schedule_warnings
@@ -160,7 +161,7 @@ def load_prices(path: Path = PRICES) -> PriceTable:
         raise InputError(f"{path} is not a table of prices", found=problems) from None
 
 
-IMAGENET_TRAIN, IMAGENET_VALIDATION = 1_281_167, 50_000
+IMAGENET_TRAIN, IMAGENET_VALIDATION = NUM_IMAGES[TRAIN], NUM_IMAGES[VALIDATION]
 _SECONDS = 3600
 _FORWARD = 1 / 3  # of a training step: a backward pass costs twice a forward pass
 
@@ -382,7 +383,7 @@ _TABLE_SIZE = 224  # px, of the speeds in the table
 _BASELINE = 125.0  # MiB/s of a gp3 volume
 # ILSVRC2012_img_train.tar has 147,897,477,120 bytes for 1,281,167 images; a label's member in our
 # shards takes 1,024 more.
-_BYTES_PER_IMAGE = 147_897_477_120 / 1_281_167 + 1_024
+_BYTES_PER_IMAGE = 147_897_477_120 / IMAGENET_TRAIN + 1_024
 _SOURCE_OF_BYTES = "ILSVRC2012_img_train.tar's size, and 1 kB for the label"
 _LEFT_OUT = 0.01  # part of ImageNet's images, at most
 LOADER_PER_CORE = 603.0

@@ -36,6 +36,7 @@ from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform, normalise
 from imagenet_rn50.model import build_model, logits_of
 from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.shards.imagenet1k import NUM_CLASSES
 from imagenet_rn50.shards.manifest import Split
 from imagenet_rn50.tools.system_info import available_memory
 from imagenet_rn50.training.losses import training_loss
@@ -275,7 +276,6 @@ def _rate(loader: Loader, num_workers: int, seconds: float) -> float:
     return loader.stats().images_per_s
 
 
-NUM_CLASSES = 1000  # ImageNet-1k's
 _FEW = 2  # images; BatchNorm needs two
 _LEAST_STEPS = 2
 _SLOW_STEP = 10.0  # s; what a CPU prepares once is small against such a step, so one is enough

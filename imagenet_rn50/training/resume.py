@@ -47,7 +47,7 @@ class RunSpec:
 
     Attributes:
         recipe: Hyperparameters.
-        shards: Name of the data set and digest of its manifest.
+        shards: Name of the data set and fingerprint of its manifest.
         samples_per_epoch: Size of the training split.
         mixed_precision: Accelerate's word for it: no, fp16, bf16.
     """
@@ -219,7 +219,7 @@ def _changes(checkpoint: Checkpoint, spec: RunSpec, allowed: tuple[str, ...]) ->
     then = parse_recipe(metadata["recipe"], source=f"the recipe in {checkpoint.folder}")
     changes = changes_of_recipe(then, spec.recipe)
     for key, before, now in (
-        (SHARDS, metadata["shards"]["digest"], spec.shards["digest"]),
+        (SHARDS, metadata["shards"]["fingerprint"], spec.shards["fingerprint"]),
         (PRECISION, metadata["mixed_precision"], spec.mixed_precision),
     ):
         if before != now:

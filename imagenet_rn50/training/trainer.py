@@ -121,7 +121,7 @@ class Trainer:
         self.manifest, self.classes = Manifest.load(shards.folder), Classes.load(shards.folder)
         self.train_split = self.manifest.split(TRAIN)
         self.validation_split = self.manifest.split(VALIDATION)
-        self.fingerprint = Manifest.digest_of(shards.folder)
+        self.fingerprint = Manifest.fingerprint_of(shards.folder)
         require_global_batch(recipe, self.train_split.num_samples, accelerator.num_processes)
 
         if create:
@@ -140,7 +140,7 @@ class Trainer:
     def _find_resume_point(self) -> ResumePoint:
         spec = RunSpec(
             self.recipe,
-            {"dataset": self.manifest.dataset, "digest": self.fingerprint},
+            {"dataset": self.manifest.dataset, "fingerprint": self.fingerprint},
             self.train_split.num_samples,
             self.accelerator.mixed_precision,
         )
@@ -536,7 +536,7 @@ class Trainer:
             "sample_hash": f"{self.state.sample_hash:016x}",
             "next_lr": learning_rate(self.recipe, progress.epoch, num_cuts),
             "recipe": self.recipe.model_dump(mode="json"),
-            "shards": {"dataset": self.manifest.dataset, "digest": self.fingerprint},
+            "shards": {"dataset": self.manifest.dataset, "fingerprint": self.fingerprint},
             "origin": self.resume_point.origin,
             "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
             **system_info(self.accelerator),

@@ -238,4 +238,4 @@ def test_checking_changes_no_bytes_and_no_manifest(source):
     with ShardReader(LocalShards(source), split) as reader:
         content = b"".join(map(reader.read, range(split.num_samples)))
     assert len(content) == split.lengths.sum()
-    assert Manifest.digest_of(Path(source)) == manifest.save(source)
+    assert Manifest.fingerprint_of(Path(source)) == manifest.save(source)

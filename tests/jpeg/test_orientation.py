@@ -31,7 +31,7 @@ from imagenet_rn50.model import build_processor
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.shards.images import is_installed, prepare
 from imagenet_rn50.shards.plan import PackOptions
-from imagenet_rn50.shards.sources.base import Picture
+from imagenet_rn50.shards.sources.base import SourceImage
 from space.pictures import open_picture
 from tests.pictures import pillow_jpeg, scene
 
@@ -96,7 +96,7 @@ def test_all_who_open_an_image_see_the_same_pixels(tmp_path, monkeypatch, orient
     theirs = PROCESSOR(image, return_tensors="pt").pixel_values[0]
     assert torch.equal(ProcessorTransform.of(PROCESSOR)(content, 0, 0), theirs)
     plain = PROCESSOR(image, do_rescale=False, do_normalize=False, return_tensors="pt")
-    evaluated = read_picture(tmp_path, Picture("image", 0, "image.jpg", 0, len(content)))
+    evaluated = read_picture(tmp_path, SourceImage("image", 0, "image.jpg", 0, len(content)))
     assert torch.equal(EvalTransform(36, 32)(evaluated, 0, 0), plain.pixel_values[0])
 
 

@@ -88,7 +88,7 @@ def write_evaluation(path, model, *, weights_sha256=None, dataset=None, names=("
     dataset = dataset or {
         "name": "imagenet1k",
         "split": "validation",
-        "digest": "d" * 64,
+        "fingerprint": "d" * 64,
         "is_imagenet1k": True,
     }
     figures = {"num_images": 50000, "top1": 0.76543, "top1_low": 0.7617, "top1_high": 0.7691}

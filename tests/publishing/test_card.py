@@ -86,7 +86,7 @@ def test_every_card_that_is_written_passes(imagenet_export, run, tmp_path):
     ("dataset", "names", "row", "credited"),
     [
         (
-            {"name": "i1k", "split": "train", "digest": "0" * 64, "is_imagenet1k": True},
+            {"name": "i1k", "split": "train", "fingerprint": "0" * 64, "is_imagenet1k": True},
             ["train", "real"],
             "| i1k, train, labels of ReaL (other shards than in training), as published",
             [("ILSVRC/imagenet-1k", "train"), ("i1k-real", "train")],
@@ -138,7 +138,7 @@ def test_an_evaluation_over_images_that_are_only_called_imagenet1k_claims_nothin
     run, tmp_path, name
 ):
     model = random_model(run.recipe().model, CLASSES, 48)
-    dataset = {"name": name, "split": "validation", "digest": "0" * 64}
+    dataset = {"name": name, "split": "validation", "fingerprint": "0" * 64}
     metrics = write_evaluation(tmp_path / "m.json", model, dataset=dataset)
     export(run.path, tmp_path / "out", wanted=Wanted(metrics=metrics))
     card = ModelCard.load(tmp_path / "out" / "README.md")
@@ -156,7 +156,7 @@ def test_weights_of_others_that_were_evaluated_on_imagenet_have_its_limits(tmp_p
     assert {result.dataset_type for result in card.data.eval_results} == {"ILSVRC/imagenet-1k"}
     assert "published ResNet-50s" in card.text
     assert "no commercial use" in card.text
-    assert "the digest dddd" in card.text
+    assert "the fingerprint dddd" in card.text
 
 
 def test_the_commands_lead_to_the_card(imagenet_export, run, tmp_path, monkeypatch):

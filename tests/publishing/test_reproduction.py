@@ -37,7 +37,7 @@ def exported(folder, shards, dataset):
 
 
 @pytest.mark.parametrize("options", [OPTIONS, "", "--restart-blocks 3 --dataset in-100"])
-def test_packing_by_the_command_of_the_card_gives_its_digest(tmp_path, monkeypatch, options):
+def test_packing_by_the_command_of_the_card_gives_its_fingerprint(tmp_path, monkeypatch, options):
     source, shards = write_kaggle(tmp_path / "source"), tmp_path / "shards"
     shard(f"python shard_imagenet.py pack --source {source} --out {shards} {options}", monkeypatch)
     card = exported(tmp_path, shards, Manifest.load(shards).dataset)
@@ -45,10 +45,10 @@ def test_packing_by_the_command_of_the_card_gives_its_digest(tmp_path, monkeypat
     [line] = [command.text for command in commands_in(card) if " pack " in command.text]
     line = line.replace("SOURCE", str(source)).replace("SHARDS", str(tmp_path / "again"))
     shard(line, monkeypatch)
-    digest = Manifest.digest_of(tmp_path / "again")
-    assert digest == Manifest.digest_of(shards)
+    fingerprint = Manifest.fingerprint_of(tmp_path / "again")
+    assert fingerprint == Manifest.fingerprint_of(shards)
     text = card.read_text(encoding="utf-8")
-    assert f"\n{digest}<!--" in text
+    assert f"\n{fingerprint}<!--" in text
     assert "SOURCE is laid out as `kaggle`" in text
     assert ("jpegtran" in text) == ("none" not in options)
 
@@ -68,7 +68,7 @@ def test_a_run_that_was_begun_before_options_were_recorded_says_so_and_learns_th
     run = make_run(tmp_path, shards, dataset="imagenet1k")
     whole = json.loads((run.path / "shards.json").read_text())
     assert whole["options"]["seed"] == 7
-    older = {name: whole[name] for name in ("dataset", "digest")}
+    older = {name: whole[name] for name in ("dataset", "fingerprint")}
     (run.path / "shards.json").write_text(json.dumps(older))
     save_checkpoint(run, 24, 0.5, is_best=True)
     export(run.path, tmp_path / "out")

@@ -28,22 +28,22 @@ def test_every_touched_file_duplicate_and_count_stands_in_the_audit(tmp_path):
         f"train/{WNIDS[0]}/cmyk.JPEG": "CMYK: written anew at quality 95",
         f"train/{WNIDS[0]}/disguised.JPEG": "PNG: converted to JPEG at quality 95",
     }
-    (left_out,) = audit["left_out"]
-    assert left_out["path"] == f"train/{WNIDS[0]}/cut.JPEG"
-    assert "truncated" in left_out["reason"]
+    (skipped,) = audit["skipped"]
+    assert skipped["path"] == f"train/{WNIDS[0]}/cut.JPEG"
+    assert "truncated" in skipped["reason"]
     (group,) = audit["duplicates"]
     assert [(entry["split"], entry["key"]) for entry in group] == [
         ("train", f"{WNIDS[0]}_0"),
         ("validation", "twin"),
     ]
     train = audit["splits"]["train"]
-    assert (train["num_samples"], train["num_left_out"]) == (14, 1)
+    assert (train["num_samples"], train["num_skipped"]) == (14, 1)
     assert train["files"] == {
         "found": 15,
         "unchanged": 12,
         "converted": {"PNG": 1},
         "changed": 1,
-        "left_out": 1,
+        "skipped": 1,
         "not_packed": 0,
     }
     assert train["per_class"]["max"] == {"label": 0, "wnid": WNIDS[0], "num_samples": 6}

@@ -45,7 +45,7 @@ def lose_row(source: Path) -> None:
     [
         (lose_csv, "no ground truth"),
         (lose_class, "has the class n02012849, which"),
-        (lose_row, "do not name the same pictures"),
+        (lose_row, "do not name the same images"),
     ],
 )
 def test_a_broken_source_gives_one_message_exit_code_2_and_no_output(tmp_path, damage, message):
@@ -135,7 +135,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_anything_is_written(tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_resized_pictures_are_asked_for_the_space_that_they_will_take(tmp_path):
+def test_resized_images_are_asked_for_the_space_that_they_will_take(tmp_path):
     rng = np.random.default_rng(0)
     for number in range(40):
         noise = rng.integers(0, 256, (120 + 8 * number, 300, 3), dtype=np.uint8)

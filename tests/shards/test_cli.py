@@ -59,7 +59,7 @@ def test_wrong_use_gives_exit_code_2(words, monkeypatch):
 def test_packing_again_verifies_and_says_so(shards):
     result = run("pack", "--source", shards.parent / "source", "--out", shards)
     assert result.returncode == 0
-    assert "was packed before and is whole" in result.stdout
+    assert "is already packed" in result.stdout
 
 
 def test_verify_says_whole_with_0_and_damaged_with_1(shards, tmp_path):

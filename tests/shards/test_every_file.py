@@ -18,8 +18,8 @@ from imagenet_rn50.shards.sources.detect import read_source
 from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import (
     WNIDS,
+    images_of,
     jpeg,
-    pictures_of,
     samples_of,
     tar_of,
     write_imagefolder,
@@ -32,8 +32,8 @@ STOP, SKIP = PackOptions(), PackOptions(on_corrupt="skip")
 
 def encoded(form: str, mode: str = "RGB", **save: object) -> bytes:
     buffer = io.BytesIO()
-    picture = Image.open(io.BytesIO(jpeg(3))).convert(mode)
-    picture.save(buffer, format=form, **save)
+    image = Image.open(io.BytesIO(jpeg(3))).convert(mode)
+    image.save(buffer, format=form, **save)
     return buffer.getvalue()
 
 
@@ -110,7 +110,7 @@ def test_an_image_is_packed_by_its_content_whatever_it_is_called(tmp_path, sourc
             "AVIF": 1, "BMP": 1, "GIF": 2, "JPEG2000": 1, "PNG": 2, "TIFF": 1, "WEBP": 1
         },
         "changed": 0,
-        "left_out": 0,
+        "skipped": 0,
         "not_packed": 0,
     }  # fmt: skip
     reasons = {e["path"]: e["reason"] for e in audit_of(tmp_path / "out")["changed"]}
@@ -131,15 +131,15 @@ NO_IMAGES = {
 
 
 @pytest.mark.parametrize("name", NO_IMAGES)
-def test_what_is_no_image_stops_packing_or_is_left_out_by_name(tmp_path, source, folder, name):
+def test_what_is_no_image_stops_packing_or_is_skipped_by_name(tmp_path, source, folder, name):
     add(folder, {name: NO_IMAGES[name]})
     with pytest.raises(InputError, match=name):
         pack(read_source(source), tmp_path / "out", STOP)
     packed = pack(read_source(source), tmp_path / "out", SKIP)
     assert packed.manifest.split("train").num_samples == 12
     audit = audit_of(tmp_path / "out")
-    assert [entry["path"] for entry in audit["left_out"]] == [f"train/{WNIDS[1]}/{name}"]
-    assert audit["splits"]["train"]["files"]["left_out"] == 1
+    assert [entry["path"] for entry in audit["skipped"]] == [f"train/{WNIDS[1]}/{name}"]
+    assert audit["splits"]["train"]["files"]["skipped"] == 1
 
 
 def test_no_other_program_is_started_for_an_image(tmp_path, source, folder, monkeypatch):
@@ -150,7 +150,7 @@ def test_no_other_program_is_started_for_an_image(tmp_path, source, folder, monk
     monkeypatch.setattr("os.system", started)
     add(folder, NO_IMAGES | {name: content for name, (_, content) in IMAGES.items()})
     pack(read_source(source), tmp_path / "out", SKIP)
-    assert len(audit_of(tmp_path / "out")["left_out"]) == len(NO_IMAGES)
+    assert len(audit_of(tmp_path / "out")["skipped"]) == len(NO_IMAGES)
 
 
 def loose_image(train):
@@ -180,7 +180,7 @@ def hidden_class(train):
 @pytest.mark.parametrize(
     "make", [loose_image, archive_of_a_class, dangling_link, pipe, circle, hidden_class]
 )
-def test_what_may_be_a_missing_image_stops_packing_or_is_left_out(tmp_path, source, make):
+def test_what_may_be_a_missing_image_stops_packing_or_is_skip_or_stop(tmp_path, source, make):
     before = set(source.rglob("*"))
     make(source / "train")
     [name] = {
@@ -191,7 +191,7 @@ def test_what_may_be_a_missing_image_stops_packing_or_is_left_out(tmp_path, sour
     assert not (tmp_path / "out").exists()
     packed = pack(read_source(source), tmp_path / "out", SKIP)
     assert packed.manifest.split("train").num_samples == 12
-    [entry] = audit_of(tmp_path / "out")["left_out"]
+    [entry] = audit_of(tmp_path / "out")["skipped"]
     assert name in entry["path"]
 
 
@@ -243,12 +243,12 @@ def test_as_many_keys_as_files_whatever_their_names_share(tmp_path_factory, name
     folder = root / "train" / WNIDS[0]
     for number, parts in enumerate(names):
         add(folder / "other", {"".join(parts): jpeg(number)})
-    pictures = read_source(root).splits["train"]
-    assert len({picture.key for picture in pictures}) == len(pictures) == 12 + len(names)
-    assert not any("." in picture.key for picture in pictures)
+    images = read_source(root).splits["train"]
+    assert len({image.key for image in images}) == len(images) == 12 + len(names)
+    assert not any("." in image.key for image in images)
 
 
-def test_pack_says_how_many_files_it_left_out_each_time(
+def test_pack_says_how_many_files_it_skipped_each_time(
     tmp_path, source, folder, monkeypatch, capsys
 ):
     add(folder, {"notes.txt": b"words", "cut.JPEG": jpeg(3)[:300]})
@@ -259,7 +259,7 @@ def test_pack_says_how_many_files_it_left_out_each_time(
         with pytest.raises(SystemExit) as left:
             shard_imagenet.main()
         assert left.value.code == 0
-        assert "left out: 3 files" in capsys.readouterr().out
+        assert "skipped: 3 files" in capsys.readouterr().out
 
 
 def test_skipping_may_not_empty_a_class(tmp_path, source, folder):
@@ -294,7 +294,7 @@ def test_parquet_images_without_a_path_take_their_class_from_the_label(tmp_path)
     (tmp_path / "data").mkdir()
     rows: list[dict[str, Any]] = [
         {"image": {"bytes": content, "path": f"{name}_{wnid}.JPEG"}, "label": WNIDS.index(wnid)}
-        for name, (wnid, content) in pictures_of(6).items()
+        for name, (wnid, content) in images_of(6).items()
     ]
     rows[4]["image"]["path"] = None
     path = tmp_path / "data" / "train-00000-of-00001.parquet"
@@ -315,7 +315,7 @@ def test_parquet_images_without_a_path_take_their_class_from_the_label(tmp_path)
 def test_a_class_tar_that_is_missing_is_named(tmp_path, train_only):
     root = write_official(tmp_path / "source")
     by_class: dict[str, dict[str, bytes]] = {wnid: {} for wnid in WNIDS}
-    for name, (wnid, content) in pictures_of(12).items():
+    for name, (wnid, content) in images_of(12).items():
         by_class[wnid][f"{name}.JPEG"] = content
     tars = {f"{wnid}.tar": tar_of(by_class[wnid]) for wnid in WNIDS[:2]}
     (root / "ILSVRC2012_img_train.tar").write_bytes(tar_of(tars))
@@ -326,7 +326,7 @@ def test_a_class_tar_that_is_missing_is_named(tmp_path, train_only):
 def test_members_of_official_tars_are_images_by_content_too(tmp_path):
     root = write_official(tmp_path / "source")
     by_class = {wnid: {"._a.JPEG": b"\0\5\x16\7"} for wnid in WNIDS}
-    for name, (wnid, content) in pictures_of(12).items():
+    for name, (wnid, content) in images_of(12).items():
         by_class[wnid][f"{name}.jpe"] = content
     tars = {f"{wnid}.tar": tar_of(members) for wnid, members in by_class.items()}
     (root / "ILSVRC2012_img_train.tar").write_bytes(tar_of(tars | {".DS_Store": b"x"}))

@@ -14,7 +14,7 @@ from imagenet_rn50.shards.index import index
 from imagenet_rn50.shards.manifest import Manifest, Shard, Split
 from imagenet_rn50.shards.pack import pack
 from imagenet_rn50.shards.plan import PackOptions, with_dataset
-from imagenet_rn50.shards.sources.base import Picture, Source
+from imagenet_rn50.shards.sources.base import Source, SourceImage
 from imagenet_rn50.shards.sources.detect import read_source
 from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import WNIDS, jpeg, write_imagefolder, write_kaggle
@@ -73,8 +73,8 @@ def test_other_names_are_free_and_the_default_is_the_name_of_the_folder(tmp_path
     ("folder", "name"), [("my pets.v2", "my-pets-v2"), ("猫", "images"), ("_x", "x")]
 )
 def test_a_folder_whose_name_cannot_begin_a_file_name_gives_one_that_can(folder, name):
-    picture = Picture("a", 0, "a.jpg", 0, 1)
-    source = Source(Path(folder), "imagefolder", Classes(("a",), ("a",)), {"train": [picture]})
+    image = SourceImage("a", 0, "a.jpg", 0, 1)
+    source = Source(Path(folder), "imagefolder", Classes(("a",), ("a",)), {"train": [image]})
     assert with_dataset(PackOptions(), source).dataset == name
 
 

@@ -14,7 +14,7 @@ from imagenet_rn50.jpeg.header import read_header, read_layout
 from imagenet_rn50.shards import images as jpegtran
 from imagenet_rn50.shards.images import (
     MAX_PIXELS,
-    BadPictureError,
+    BadImageError,
     JpegtranError,
     add_restart_markers,
     prepare,
@@ -41,7 +41,7 @@ def png(size=(40, 30), mode="RGB") -> bytes:
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_sound_picture_is_packed_byte_for_byte(mode, progressive):
+def test_a_sound_image_is_packed_byte_for_byte(mode, progressive):
     raw = jpeg(mode=mode, progressive=progressive)
     prepared = prepare(raw, PLAIN)
     assert prepared.jpeg == raw
@@ -159,7 +159,7 @@ def test_a_header_that_the_loader_would_refuse_is_written_anew(check):
     assert np.abs(pixels(prepared.jpeg) - pixels(raw)).mean() < 2
 
 
-def test_rewritten_pictures_carry_restart_markers_too():
+def test_rewritten_images_carry_restart_markers_too():
     assert read_header(prepare(png(), MARKED).jpeg).restart_interval == 4
 
 
@@ -187,21 +187,21 @@ def test_sound_exif_stays():
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.95])
 def test_a_truncated_jpeg_is_bad(share, progressive):
     raw = jpeg(size=(200, 150), progressive=progressive)
-    with pytest.raises(BadPictureError):
+    with pytest.raises(BadImageError):
         prepare(raw[: int(len(raw) * share)], PLAIN)
 
 
 def test_a_truncated_png_in_disguise_is_bad():
     raw = png()
-    with pytest.raises(BadPictureError, match="cannot be decoded"):
+    with pytest.raises(BadImageError, match="cannot be decoded"):
         prepare(raw[: len(raw) // 2], PLAIN)
 
 
 @pytest.mark.parametrize(
     "raw", [b"", b"<html>not found</html>", b"GIF89a\x01\0\x01\0", b"\xff\xd8"]
 )
-def test_what_is_no_picture_is_bad(raw):
-    with pytest.raises(BadPictureError):
+def test_what_is_no_image_is_bad(raw):
+    with pytest.raises(BadImageError):
         prepare(raw, PLAIN)
 
 
@@ -244,7 +244,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(make, options, mon
     raw = make()
     monkeypatch.setattr(Image.Image, "load", never)
     monkeypatch.setattr(simplejpeg, "decode_jpeg", never)
-    with pytest.raises(BadPictureError, match=rf"up to {MAX_PIXELS:,} are accepted|bomb"):
+    with pytest.raises(BadImageError, match=rf"up to {MAX_PIXELS:,} are accepted|bomb"):
         prepare(raw, options)
 
 
@@ -274,7 +274,7 @@ def test_resizing_is_antialiased():
     assert np.abs(pixels(prepared.jpeg) - 127.5).max() < 16
 
 
-def test_smaller_pictures_are_not_scaled_up():
+def test_smaller_images_are_not_scaled_up():
     raw = jpeg(size=(60, 50))
     assert prepare(raw, PackOptions(resize="short=64")).jpeg == raw
 

@@ -19,7 +19,7 @@ from tests.shards.helpers import WNIDS, contents, jpeg, samples_of, tar_of, writ
 
 
 def foreign(folder, number, split="train", spelling="04d", count=4):
-    """Writes one shard as others do, with `tarfile`, JSON beside the label, and a folder."""
+    """Write one shard as others do, with `tarfile`, JSON beside the label, and a folder."""
     members: dict[str, bytes] = {}
     for i in range(number * count, (number + 1) * count):
         label = i % 3
@@ -63,7 +63,7 @@ def test_one_shard_in_two_spellings_is_refused(tmp_path):
 def test_indexing_our_own_shards_gives_the_manifest_of_packing(tmp_path):
     source = read_source(write_kaggle(tmp_path / "source"))
     packed = pack(source, tmp_path / "out", PackOptions(train_shards=3)).manifest
-    digest = Manifest.digest_of(tmp_path / "out")
+    fingerprint = Manifest.fingerprint_of(tmp_path / "out")
     (tmp_path / "out" / "manifest.json").unlink()
     indexed = index(tmp_path / "out")
     for name, split in packed.splits.items():
@@ -72,7 +72,7 @@ def test_indexing_our_own_shards_gives_the_manifest_of_packing(tmp_path):
             np.testing.assert_array_equal(
                 getattr(indexed.split(name), column), getattr(split, column)
             )
-    assert Manifest.digest_of(tmp_path / "out") == digest
+    assert Manifest.fingerprint_of(tmp_path / "out") == fingerprint
 
 
 @pytest.mark.parametrize("name", ["../../x.jpg", "/etc/x.jpg", "a/../../x.jpg"])
@@ -93,7 +93,7 @@ def test_a_member_path_that_leads_out_is_refused_and_nothing_leaves_the_folder(t
     ("members", "message"),
     [
         ({"a.jpg": jpeg()}, "has no label"),
-        ({"a.cls": b"1"}, "has no picture"),
+        ({"a.cls": b"1"}, "has no image"),
         ({"a.jpg": jpeg(), "a.cls": b"tench"}, "has no label"),
         ({"a.jpg": jpeg(), "a.json": b'{"label": "1"}'}, "has no label"),
         ({"a.jpg": jpeg(), "a.cls": b"-1"}, "has no label"),
@@ -104,7 +104,7 @@ def test_a_member_path_that_leads_out_is_refused_and_nothing_leaves_the_folder(t
         ({"a.jpg": jpeg(), "a.json": b"[" * 100_000}, "has no label"),
     ],
 )
-def test_a_sample_without_picture_or_label_is_named(tmp_path, members, message):
+def test_a_sample_without_image_or_label_is_named(tmp_path, members, message):
     (tmp_path / "x-train-0.tar").write_bytes(tar_of(members))
     with pytest.raises(InputError, match=f"the sample 'a' .* {message}"):
         index(tmp_path)
@@ -133,7 +133,7 @@ def test_a_shard_that_was_cut_off_is_not_indexed(tmp_path):
 def test_the_same_key_in_two_shards_is_refused(tmp_path):
     foreign(tmp_path, 0)
     shutil.copy(tmp_path / "imagenet1k-train-0000.tar", tmp_path / "imagenet1k-train-0001.tar")
-    with pytest.raises(InputError, match="the key 'n01440764_0' stands in"):
+    with pytest.raises(InputError, match="the key 'n01440764_0' is in"):
         index(tmp_path)
 
 
@@ -144,7 +144,7 @@ def test_the_same_key_twice_in_one_shard_is_refused(tmp_path):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    with pytest.raises(InputError, match=r"the key 'a' stands in x-train-0\.tar and again in x-tr"):
+    with pytest.raises(InputError, match=r"the key 'a' is in x-train-0\.tar and again in x-tr"):
         index(tmp_path)
 
 
@@ -165,22 +165,20 @@ def test_a_damaged_manifest_may_be_replaced(tmp_path):
 
 
 def test_a_folder_without_shards_is_refused_by_the_names_it_holds(tmp_path):
-    (tmp_path / "pictures.tar").write_bytes(tar_of({}))
-    with pytest.raises(InputError, match=r"found:    pictures\.tar"):
+    (tmp_path / "images.tar").write_bytes(tar_of({}))
+    with pytest.raises(InputError, match=r"found:    images\.tar"):
         index(tmp_path)
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png"])
 @pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", jpeg()[:20]], ids=["png", "cut off"])
-def test_pictures_that_training_cannot_read_are_counted_and_listed(
-    tmp_path, capsys, ending, content
-):
+def test_images_that_training_cannot_read_are_counted_and_listed(tmp_path, capsys, ending, content):
     members = {f"n01440764_1.{ending}": content, "n01440764_1.cls": b"0"}
     members |= {"n01440764_2.jpg": jpeg(), "n01440764_2.cls": b"0"}
     (tmp_path / "x-train-0.tar").write_bytes(tar_of(members))
     assert index(tmp_path).split("train").num_samples == 2
     said = capsys.readouterr().out
-    assert "1 pictures are no JPEGs, which training cannot read; they are listed in" in said
+    assert "1 images are no JPEGs, which training cannot read; they are listed in" in said
     assert "n01440764_1" in (tmp_path / "audit.md").read_text()
 
 

@@ -21,7 +21,7 @@ IMAGE = jpeg()
 
 
 def shard(folder, *samples, split="train", number=0, name="x"):
-    """Writes a shard of (key, {ending: content}); returns `folder`."""
+    """Write a shard of (key, {ending: content}); returns `folder`."""
     members = {}
     for key, others in samples:
         members[f"{key}.jpg"] = IMAGE
@@ -32,7 +32,7 @@ def shard(folder, *samples, split="train", number=0, name="x"):
 
 
 def indexed(folder, *labels, key="{wnid}_{n}", **options):
-    """Writes a shard with one sample a label, the wnids in turn."""
+    """Write a shard with one sample a label, the wnids in turn."""
     samples = [
         (key.format(wnid=WNIDS[n % 3], n=n), {"cls": str(label)}) for n, label in enumerate(labels)
     ]
@@ -287,7 +287,7 @@ def test_shards_that_name_their_total_are_counted(tmp_path):
         "y-validation-0000.tar",
     ],
 )
-def test_a_tar_beside_the_shards_is_not_left_out_silently(tmp_path, name):
+def test_a_tar_beside_the_shards_is_not_skipped_silently(tmp_path, name):
     indexed(tmp_path, 0, 1, 2)
     (tmp_path / name).write_bytes(tar_of({}))
     with pytest.raises(InputError, match=name):

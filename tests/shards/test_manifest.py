@@ -30,7 +30,7 @@ def make_manifest(sizes: list[int]) -> Manifest:
 
 def test_loading_returns_what_was_saved(tmp_path):
     saved = make_manifest([3, 0, 4])
-    digest = saved.save(tmp_path)
+    fingerprint = saved.save(tmp_path)
     loaded = Manifest.load(tmp_path)
     assert loaded.dataset == "tiny"
     assert loaded.split("train").shards == saved.split("train").shards
@@ -38,14 +38,14 @@ def test_loading_returns_what_was_saved(tmp_path):
     for column in ("offsets", "lengths", "labels", "keys"):
         before, after = (getattr(m.split("train"), column) for m in (saved, loaded))
         np.testing.assert_array_equal(before, after)
-    assert loaded.save(tmp_path) == digest
+    assert loaded.save(tmp_path) == fingerprint
 
 
-def test_the_digest_changes_when_one_label_changes(tmp_path):
+def test_the_fingerprint_changes_when_one_label_changes(tmp_path):
     manifest = make_manifest([3, 4])
-    digest = manifest.save(tmp_path)
+    fingerprint = manifest.save(tmp_path)
     manifest.split("train").labels[2] += 1
-    assert manifest.save(tmp_path) != digest
+    assert manifest.save(tmp_path) != fingerprint
 
 
 @given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=8))
@@ -61,7 +61,7 @@ def test_a_damaged_columns_file_is_named(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(InputError, match=r"manifest-train\.npz is not the file"):
+    with pytest.raises(InputError, match=r"manifest-train\.npz does not match"):
         Manifest.load(tmp_path)
 
 
@@ -78,7 +78,7 @@ def test_a_shard_name_that_leaves_the_folder_is_refused(name):
 
 def test_columns_that_contradict_the_shards_are_refused():
     split = make_manifest([3]).split("train")
-    with pytest.raises(InputError, match="contradicts itself"):
+    with pytest.raises(InputError, match="inconsistent"):
         Split(split.shards, split.offsets[:2], split.lengths, split.labels, split.keys)
 
 

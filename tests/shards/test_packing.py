@@ -7,13 +7,13 @@ from imagenet_rn50.shards.sources.detect import read_source
 from tests.shards.helpers import contents, write_kaggle
 
 
-def test_the_manifest_points_at_the_bytes_and_labels_of_every_source_picture(tmp_path):
+def test_the_manifest_points_at_the_bytes_and_labels_of_every_source_image(tmp_path):
     source = read_source(write_kaggle(tmp_path / "source"))
     pack(source, tmp_path / "out", PackOptions(train_shards=3, validation_shards=2))
     manifest = Manifest.load(tmp_path / "out")
-    for name, pictures in source.splits.items():
+    for name, images in source.splits.items():
         split = manifest.split(name)
-        expected = {p.key: (p.label, (source.root / p.path).read_bytes()) for p in pictures}
+        expected = {p.key: (p.label, (source.root / p.path).read_bytes()) for p in images}
         found = {}
         for index in range(split.num_samples):
             shard = (tmp_path / "out" / split.shards[split.shard_of(index)].name).read_bytes()
@@ -31,7 +31,7 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(tmp_path):
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
 
 
-def test_tar_members_are_a_picture_and_its_class_and_tell_nothing_of_the_machine(tmp_path):
+def test_tar_members_are_an_image_and_its_class_and_tell_nothing_of_the_machine(tmp_path):
     source = read_source(write_kaggle(tmp_path / "source"))
     pack(source, tmp_path / "out", PackOptions())
     with tarfile.open(tmp_path / "out" / "source-train-00.tar") as tar:

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.shards.plan import PackOptions, make_plan, num_shards_of, permutation, shard_name
-from imagenet_rn50.shards.sources.base import Picture, Source
+from imagenet_rn50.shards.sources.base import Source, SourceImage
 from imagenet_rn50.utils.errors import InputError
 
 
 def source_of(train: int, validation: int) -> Source:
     splits = {
-        name: [Picture(f"{name}{i}", 0, f"{i}.jpg", 0, 1) for i in range(count)]
+        name: [SourceImage(f"{name}{i}", 0, f"{i}.jpg", 0, 1) for i in range(count)]
         for name, count in (("train", train), ("validation", validation))
         if count
     }
@@ -32,13 +32,13 @@ def test_the_order_of_a_seed_stays_the_same_for_ever():
     shards=st.integers(1, 9),
     seed=st.integers(0, 2**63),
 )
-def test_every_picture_goes_into_exactly_one_shard(train, validation, shards, seed):
+def test_every_image_goes_into_exactly_one_shard(train, validation, shards, seed):
     source = source_of(train, validation)
     plan = make_plan(source, PackOptions(seed=seed, train_shards=min(shards, train)))
-    for split, pictures in source.splits.items():
+    for split, images in source.splits.items():
         tasks = [task for task in plan.tasks if task.split == split]
-        packed = [picture for task in tasks for picture in task.images]
-        assert sorted(packed) == sorted(pictures)
+        packed = [image for task in tasks for image in task.images]
+        assert sorted(packed) == sorted(images)
         sizes = [len(task.images) for task in tasks]
         assert max(sizes) - min(sizes) <= 1
         assert [task.name for task in tasks] == sorted({task.name for task in tasks})
@@ -53,8 +53,8 @@ def test_imagenet_gets_1024_and_64_shards_with_the_names_that_others_expect():
     assert shard_name("imagenet1k", "validation", 63, 64) == "imagenet1k-validation-63.tar"
 
 
-def test_more_shards_than_pictures_are_refused():
-    with pytest.raises(InputError, match="5 train shards cannot be made of 4 pictures"):
+def test_more_shards_than_images_are_refused():
+    with pytest.raises(InputError, match="5 train shards cannot be made of 4 images"):
         make_plan(source_of(4, 0), PackOptions(train_shards=5))
 
 

@@ -1,4 +1,4 @@
-"""Packing that is cut short: by SIGKILL, Ctrl-C, a full disk, a bad picture."""
+"""Packing that is cut short: by SIGKILL, Ctrl-C, a full disk, a bad image."""
 
 import os
 import random
@@ -31,7 +31,7 @@ os.fsync = lambda descriptor: (time.sleep(0.5), fsync(descriptor))
 
 
 def start(source: Path, out: Path, *words: str, **environment: str):
-    """Starts packing in a session of its own, so that all its processes can be counted."""
+    """Start packing in a session of its own, so that all its processes can be counted."""
     command = [sys.executable, str(SCRIPT), "pack", "--source", str(source), "--out", str(out)]
     return subprocess.Popen(
         [*command, *WORDS, *words],
@@ -63,7 +63,7 @@ def source(tmp_path_factory):
 
 @pytest.fixture
 def slow_disk(tmp_path):
-    """Returns the environment in which Python writes to one."""
+    """Return the environment in which Python writes to one."""
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow" / "sitecustomize.py").write_text(SLOW_DISK)
     return {"PYTHONPATH": str(tmp_path / "slow")}
@@ -71,7 +71,7 @@ def slow_disk(tmp_path):
 
 @pytest.fixture(scope="module")
 def undisturbed(source, tmp_path_factory):
-    """Returns the files that an undisturbed run makes, and how long it takes in seconds."""
+    """Return the files that an undisturbed run makes, and how long it takes in seconds."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
     begin = time.monotonic()
     process = start(source, out)
@@ -123,7 +123,7 @@ def test_soak_killed_at_any_moments_and_run_again_gives_the_same_bytes(
 
 
 @pytest.mark.multiprocess
-def test_ctrl_c_says_how_to_go_on_leaves_no_half_file_and_no_process(
+def test_ctrl_c_says_how_to_resume_leaves_no_half_file_and_no_process(
     source, undisturbed, slow_disk, tmp_path
 ):
     out = tmp_path / "out"
@@ -136,7 +136,7 @@ def test_ctrl_c_says_how_to_go_on_leaves_no_half_file_and_no_process(
     wait_until_all_are_gone(process.pid)
     assert process.returncode == 130, output
     assert "shards are finished and kept" in output
-    assert "the same command goes on from there" in output
+    assert "run the same command again to resume" in output
     assert "Traceback" not in output
     assert not list(out.glob("*.partial"))
     process = start(source, out)
@@ -145,10 +145,10 @@ def test_ctrl_c_says_how_to_go_on_leaves_no_half_file_and_no_process(
     assert contents(out) == undisturbed[0]
 
 
-def test_ctrl_c_in_the_last_step_too_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+def test_ctrl_c_in_the_last_step_too_says_how_to_resume(tmp_path, monkeypatch, capsys):
     source = read_source(write_kaggle(tmp_path / "source"))
     with monkeypatch.context() as patch:
-        patch.setattr(packing, "finish", Mock(side_effect=KeyboardInterrupt))
+        patch.setattr(packing, "write_manifest", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             pack(source, tmp_path / "out", PackOptions(train_shards=2, validation_shards=1))
     assert "3 of 3 shards are finished and kept" in capsys.readouterr().out

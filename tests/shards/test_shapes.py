@@ -9,7 +9,7 @@ from PIL import Image
 from imagenet_rn50.data.dataset import DistributedBatchSampler
 from imagenet_rn50.data.loader import make_loader
 from imagenet_rn50.data.transforms import EvalTransform
-from imagenet_rn50.shards.images import BadPictureError, prepare
+from imagenet_rn50.shards.images import BadImageError, prepare
 from imagenet_rn50.shards.index import index
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.pack import pack
@@ -73,7 +73,7 @@ def test_the_audit_of_shards_made_by_others_counts_images_that_are_not_upright(t
 @pytest.mark.parametrize("size", [(65_536, 1), (1, 70_000)])
 def test_what_no_jpeg_can_hold_is_refused_with_its_size(tmp_path, size):
     content = png(*size)
-    with pytest.raises(BadPictureError, match=f"{size[0]}x{size[1]} pixels"):
+    with pytest.raises(BadImageError, match=f"{size[0]}x{size[1]} pixels"):
         prepare(content, PackOptions())
     root = write_imagefolder(tmp_path / "source", train=3, validation=3)
     (root / "train" / WNIDS[0] / "odd.JPEG").write_bytes(content)

@@ -11,7 +11,7 @@ from tests.shards.helpers import (
     WNIDS,
     jpeg,
     tar_of,
-    validation_pictures_of,
+    validation_images_of,
     write_imagefolder,
     write_kaggle,
     write_official,
@@ -81,7 +81,7 @@ def test_folders_that_group_classes_under_a_name_of_their_own_are_accepted(tmp_p
 
 def test_validation_images_whose_numbers_are_not_those_of_the_ground_truth_are_refused(tmp_path):
     root = write_official(tmp_path / "source")
-    images = {f"{name}.JPEG": content for name, (_, content) in validation_pictures_of(7).items()}
+    images = {f"{name}.JPEG": content for name, (_, content) in validation_images_of(7).items()}
     del images["ILSVRC2012_val_00000003.JPEG"]
     (root / "ILSVRC2012_img_val.tar").write_bytes(tar_of(images))
     with pytest.raises(InputError, match=r"expected: number 3(.|\n)*found:    number 4"):

@@ -9,10 +9,10 @@ from imagenet_rn50.shards.sources.detect import read_source
 from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import (
     WNIDS,
+    images_of,
     jpeg,
-    pictures_of,
     samples_of,
-    validation_pictures_of,
+    validation_images_of,
     write_devkit,
     write_imagefolder,
     write_kaggle,
@@ -34,13 +34,11 @@ def test_every_layout_is_detected_and_gives_the_same_keys_labels_and_bytes(tmp_p
     assert source.layout == layout
     assert source.classes.wnids == WNIDS
     pack(source, tmp_path / "out", PackOptions(train_shards=2))
-    for split, pictures in (
-        ("train", pictures_of(12)),
-        ("validation", validation_pictures_of(6)),
+    for split, images in (
+        ("train", images_of(12)),
+        ("validation", validation_images_of(6)),
     ):
-        expected = {
-            name: (WNIDS.index(wnid), content) for name, (wnid, content) in pictures.items()
-        }
+        expected = {name: (WNIDS.index(wnid), content) for name, (wnid, content) in images.items()}
         assert samples_of(tmp_path / "out", split) == expected
 
 
@@ -75,8 +73,8 @@ def test_reading_a_source_writes_nothing_into_it(tmp_path, layout):
 
 def test_the_ids_of_the_development_kit_are_translated_and_not_taken_for_ranks(tmp_path):
     source = read_source(write_official(tmp_path / "source"))
-    labels = [picture.label for picture in source.splits["validation"]]
-    true_labels = [WNIDS.index(wnid) for wnid, _ in validation_pictures_of(6).values()]
+    labels = [image.label for image in source.splits["validation"]]
+    true_labels = [WNIDS.index(wnid) for wnid, _ in validation_images_of(6).values()]
     ilsvrc_ids = [len(WNIDS) - label for label in true_labels]
     assert labels == true_labels
     assert labels != [number - 1 for number in ilsvrc_ids]  # what taking them for ranks would give
@@ -119,19 +117,17 @@ def test_parquet_labels_that_are_no_ranks_of_their_wnids_are_refused(tmp_path):
         read_source(tmp_path)
 
 
-def test_a_mapping_that_names_a_class_without_pictures_is_refused(tmp_path):
+def test_a_mapping_that_names_a_class_without_images_is_refused(tmp_path):
     root = write_kaggle(tmp_path / "source")
     with (root / "LOC_synset_mapping.txt").open("a", encoding="utf-8") as file:
         file.write("n01440000 would shift every index after it\n")
-    with pytest.raises(InputError, match="1 classes that have no pictures, such as n01440000"):
+    with pytest.raises(InputError, match="1 classes that have no images, such as n01440000"):
         read_source(root)
 
 
 @pytest.mark.parametrize("write", [write_kaggle, write_imagefolder])
 @pytest.mark.parametrize("inside", ["nothing", "images"])
-def test_a_class_without_pictures_is_refused_for_it_would_shift_the_indices(
-    tmp_path, write, inside
-):
+def test_a_class_without_images_is_refused_for_it_would_shift_the_indices(tmp_path, write, inside):
     root = write(tmp_path / "source")
     (root / "LOC_synset_mapping.txt").unlink(missing_ok=True)
     (train,) = root.rglob("train")
@@ -144,7 +140,7 @@ def test_validation_classes_that_training_lacks_are_refused(tmp_path):
     root = write_imagefolder(tmp_path / "source")
     (root / "val" / "n09999999").mkdir()
     (root / "val" / "n09999999" / "a.jpg").write_bytes(jpeg())
-    with pytest.raises(InputError, match="has the class n09999999, which the training pictures"):
+    with pytest.raises(InputError, match="has the class n09999999, which the training images"):
         read_source(root)
 
 
@@ -175,12 +171,12 @@ def test_the_same_name_in_two_classes_gives_two_keys():
     from imagenet_rn50.classes import Classes
 
     rows = [Listed("1", wnid, f"train/{wnid}/1.jpg", 0, 9) for wnid in WNIDS]
-    pictures = with_keys(rows, Classes(WNIDS, WNIDS))
-    assert [picture.key for picture in pictures] == [f"{wnid}_1" for wnid in WNIDS]
-    assert [picture.label for picture in pictures] == [0, 1, 2]
+    images = with_keys(rows, Classes(WNIDS, WNIDS))
+    assert [image.key for image in images] == [f"{wnid}_1" for wnid in WNIDS]
+    assert [image.label for image in images] == [0, 1, 2]
 
 
-def test_a_picture_that_vanishes_after_listing_is_named(tmp_path):
+def test_an_image_that_vanishes_after_listing_is_named(tmp_path):
     source = read_source(write_imagefolder(tmp_path / "source"))
     (source.root / source.splits["train"][3].path).unlink()
     with pytest.raises(InputError, match="the source changed while it was read"):

@@ -15,7 +15,7 @@ from tests.shards.helpers import (
     WNIDS,
     jpeg,
     samples_of,
-    validation_pictures_of,
+    validation_images_of,
     write_imagefolder,
     write_kaggle,
     write_official,
@@ -23,21 +23,21 @@ from tests.shards.helpers import (
 )
 
 CSV = "LOC_val_solution.csv"
-PICTURES = "ILSVRC/Data/CLS-LOC"
+IMAGES = "ILSVRC/Data/CLS-LOC"
 
 
 def sort_validation(root, count=6):
     """Does to the first `count` images what everybody's script does to all."""
-    val = root / PICTURES / "val"
-    for name, (wnid, _) in list(validation_pictures_of(6).items())[:count]:
+    val = root / IMAGES / "val"
+    for name, (wnid, _) in list(validation_images_of(6).items())[:count]:
         (val / wnid).mkdir(exist_ok=True)
         (val / f"{name}.JPEG").rename(val / wnid / f"{name}.JPEG")
     return val
 
 
-def digest_of(source, out, **options):
+def fingerprint_of(source, out, **options):
     pack(read_source(source), out, PackOptions(dataset="x", **options))
-    return Manifest.digest_of(out)
+    return Manifest.fingerprint_of(out)
 
 
 @pytest.mark.parametrize("with_csv", [True, False])
@@ -49,7 +49,7 @@ def test_a_sorted_val_folder_is_a_validation_split(tmp_path, with_csv):
     pack(read_source(root), tmp_path / "out", PackOptions())
     assert samples_of(tmp_path / "out", "validation") == {
         name: (WNIDS.index(wnid), content)
-        for name, (wnid, content) in validation_pictures_of(6).items()
+        for name, (wnid, content) in validation_images_of(6).items()
     }
 
 
@@ -66,7 +66,7 @@ def test_a_half_sorted_val_folder_needs_its_csv(tmp_path):
 def test_folders_that_contradict_the_csv_are_refused(tmp_path):
     root = write_kaggle(tmp_path / "source")
     val = sort_validation(root)
-    name, (wnid, _) = next(iter(validation_pictures_of(6).items()))
+    name, (wnid, _) = next(iter(validation_images_of(6).items()))
     other = next(other for other in WNIDS if other != wnid)
     (val / wnid / f"{name}.JPEG").rename(val / other / f"{name}.JPEG")
     with pytest.raises(InputError, match=rf"{name}(.|\n)*{wnid}(.|\n)*{other}"):
@@ -75,7 +75,7 @@ def test_folders_that_contradict_the_csv_are_refused(tmp_path):
 
 def test_two_images_of_one_row_of_the_csv_are_refused(tmp_path):
     root = write_kaggle(tmp_path / "source")
-    (root / PICTURES / "val" / "ILSVRC2012_val_00000001.png").write_bytes(jpeg(1))
+    (root / IMAGES / "val" / "ILSVRC2012_val_00000001.png").write_bytes(jpeg(1))
     with pytest.raises(InputError, match="ILSVRC2012_val_00000001"):
         read_source(root)
 
@@ -96,15 +96,15 @@ def test_a_flat_val_folder_without_its_csv_is_refused_with_its_name(tmp_path, wr
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("level", ["ILSVRC", "ILSVRC/Data", PICTURES, "link", "."])
+@pytest.mark.parametrize("level", ["ILSVRC", "ILSVRC/Data", IMAGES, "link", "."])
 def test_a_source_is_the_same_from_every_level_of_kaggles_tree(tmp_path, level, monkeypatch):
     root = write_kaggle(tmp_path / "source")
-    (tmp_path / "source" / "link").symlink_to(root / PICTURES)
+    (tmp_path / "source" / "link").symlink_to(root / IMAGES)
     named = root / level
     if level == ".":
-        monkeypatch.chdir(root / PICTURES)
+        monkeypatch.chdir(root / IMAGES)
         named = type(root)(".")
-    assert digest_of(named, tmp_path / "one") == digest_of(root, tmp_path / "two")
+    assert fingerprint_of(named, tmp_path / "one") == fingerprint_of(root, tmp_path / "two")
 
 
 @pytest.mark.parametrize("name", ["val", "validation", "valid", "Val", "VALIDATION"])
@@ -113,7 +113,7 @@ def test_validation_folders_have_several_names_in_any_case(tmp_path, name):
     (root / "val").rename(root / name)
     (root / "train").rename(root / "Train")
     source = read_source(root)
-    assert {split: len(pictures) for split, pictures in source.splits.items()} == {
+    assert {split: len(images) for split, images in source.splits.items()} == {
         "train": 12,
         "validation": 6,
     }
@@ -128,11 +128,11 @@ def test_two_validation_folders_are_refused(tmp_path):
 
 def test_folders_may_be_links(tmp_path):
     root = write_imagefolder(tmp_path / "source")
-    expected = digest_of(root, tmp_path / "one")
+    expected = fingerprint_of(root, tmp_path / "one")
     for number, path in enumerate((root / "val", root / "train" / WNIDS[0])):
         path.rename(tmp_path / f"elsewhere-{number}")
         path.symlink_to(tmp_path / f"elsewhere-{number}")
-    assert digest_of(root, tmp_path / "two") == expected
+    assert fingerprint_of(root, tmp_path / "two") == expected
 
 
 def no_folder(root):

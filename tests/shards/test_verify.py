@@ -54,7 +54,7 @@ def test_each_of_200_flipped_bytes_is_found_and_its_sample_named(shards):
 
 
 def sample_at(manifest: Manifest, shard: str, position: int) -> str | None:
-    """Returns the key of the sample whose picture or label holds that byte; None outside."""
+    """Return the key of the sample whose image or label holds that byte; None outside."""
     for split in manifest.splits.values():
         for index in range(split.num_samples):
             begin, length = int(split.offsets[index]), int(split.lengths[index])
@@ -86,7 +86,7 @@ def test_a_missing_and_a_surplus_shard_are_found(shards):
         found = {finding.file: finding.problem for finding in verify(shards, quick=quick)}
         assert found == {
             "source-train-00.tar": "is missing",
-            "source-train-07.tar": "is surplus: the manifest does not know it",
+            "source-train-07.tar": "is not in the manifest",
         }
 
 
@@ -123,7 +123,7 @@ def test_missing_names_of_classes_are_found(shards, quick):
     assert [str(finding) for finding in verify(shards, quick=quick)] == ["classes.json: is missing"]
 
 
-def test_shards_without_checksums_of_pictures_are_still_verified(shards):
+def test_shards_without_checksums_of_images_are_still_verified(shards):
     manifest = Manifest.load(shards)
     for split in manifest.splits.values():
         object.__setattr__(split, "crc32s", None)

@@ -218,8 +218,8 @@ def test_shards_that_changed_are_refused_by_an_older_run(
     write_shards(tmp_path / "others", train=[8, 6, 6], validation=[6, 5])
     words = command(tiny, finished, "--shards", str(tmp_path / "others"))
     assert exit_code_of(words, monkeypatch) == 2
-    digest = json.loads((finished / "shards.json").read_text())["digest"]
-    assert f"the shards of tiny with digest {digest[:12]}" in capsys.readouterr().err
+    fingerprint = json.loads((finished / "shards.json").read_text())["fingerprint"]
+    assert f"the shards of tiny with fingerprint {fingerprint[:12]}" in capsys.readouterr().err
 
 
 def test_the_lr_finder_suggests_a_rate_and_leaves_the_folder_to_a_run(

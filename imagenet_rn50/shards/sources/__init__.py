@@ -1,1 +1,1 @@
-"""Sources: where pictures and their labels come from, read in place."""
+"""Sources: where images and their labels come from, read in place."""

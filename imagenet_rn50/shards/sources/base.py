@@ -1,6 +1,6 @@
-"""What every source hands over: a list of pictures a split, and the classes.
+"""What every source hands over: a list of images a split, and the classes.
 
-A picture is named by where its bytes stand, so that packing reads them in place: a whole file, or a
+An image is named by where its bytes stand, so that packing reads them in place: a whole file, or a
 stretch of a tar, or a row of a parquet file.
 """
 
@@ -16,8 +16,8 @@ from imagenet_rn50.classes import WNID, Classes, wnids_in
 from imagenet_rn50.utils.errors import InputError
 
 
-class Picture(NamedTuple):
-    """One labelled picture of a source.
+class SourceImage(NamedTuple):
+    """One labelled image of a source.
 
     Args:
         key: Its WebDataset key: distinct in its split, without dots.
@@ -60,7 +60,7 @@ class Source:
         root: Its folder.
         layout: `kaggle`, `imagefolder`, `official` or `parquet`.
         classes: Its classes, by index.
-        splits: Its pictures by split, `train` and `validation`, each in a fixed order.
+        splits: Its images by split, `train` and `validation`, each in a fixed order.
         unpacked: What else was found in it.
         notes: What to know about the whole, as sentences.
     """
@@ -68,15 +68,15 @@ class Source:
     root: Path
     layout: str
     classes: Classes
-    splits: dict[str, list[Picture]]
+    splits: dict[str, list[SourceImage]]
     unpacked: list[Unpacked] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Checks that there is something to pack.
+        """Check that there is something to pack.
 
         Raises:
-            InputError: When there are no pictures at all.
+            InputError: When there are no images at all.
         """
         if not any(self.splits.values()):
             raise InputError(
@@ -85,7 +85,7 @@ class Source:
 
 
 class Listed(NamedTuple):
-    """A picture as a listing finds it, before it has a key: see `with_keys`."""
+    """An image as a listing finds it, before it has a key: see `with_keys`."""
 
     stem: str
     wnid: str
@@ -95,23 +95,23 @@ class Listed(NamedTuple):
 
 
 def readable(name: str) -> str:
-    """Returns a file name as text that can be written as UTF-8, even where it is not UTF-8."""
+    """Return a file name as text that can be written as UTF-8, even where it is not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def with_keys(listed: Iterable[Listed], classes: Classes) -> list[Picture]:
-    """Gives each picture its class index and a key of its own.
+def with_keys(listed: Iterable[Listed], classes: Classes) -> list[SourceImage]:
+    """Assign each image its class index and a key of its own.
 
     The key is the file's name without its ending. WebDataset ends a key at the first dot, so other
     dots become underscores. Names that then repeat (ImageFolder may have a `1.jpg` in every class)
     get their wnid in front, and a running number if that is still not enough.
 
     Args:
-        listed: The pictures of one split, in a fixed order.
+        listed: The images of one split, in a fixed order.
         classes: The classes that their wnids belong to.
 
     Returns:
-        As many pictures, in the same order.
+        As many images, in the same order.
 
     Raises:
         InputError: When a name has the wnid of another class.
@@ -121,7 +121,7 @@ def with_keys(listed: Iterable[Listed], classes: Classes) -> list[Picture]:
     stems = [readable(row.stem).replace(".", "_") for row in rows]
     counts = Counter(stems)
     taken = {stem for stem, count in counts.items() if count == 1}
-    pictures = []
+    images = []
     for row, stem in zip(rows, stems, strict=True):
         key = stem
         if counts[stem] > 1:
@@ -132,12 +132,12 @@ def with_keys(listed: Iterable[Listed], classes: Classes) -> list[Picture]:
                 key = f"{base}-{number}"
             taken.add(key)
         label = classes.index_of[row.wnid]
-        pictures.append(Picture(key, label, row.path, row.offset, row.length))
-    return pictures
+        images.append(SourceImage(key, label, row.path, row.offset, row.length))
+    return images
 
 
 def _require_own_wnids(rows: Iterable[Listed]) -> None:
-    """Stops where a file name has another wnid than its class: one of both is wrong."""
+    """Raise an error if a file name has another wnid than its class: one of both is wrong."""
     for row in rows:
         if not WNID.fullmatch(row.wnid):
             continue  # a name of the user's own, such as one for a group of classes

@@ -1,4 +1,4 @@
-"""Finds out how a source is laid out, and lists it."""
+"""Detect the layout of a source and list its images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _LAYOUTS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, bool], Source]
 
 
 def read_source(root: Path, layout: str | None = None, *, train_only: bool = False) -> Source:
-    """Lists the pictures and classes of a source.
+    """List the images and classes of a source.
 
     Args:
         root: The folder that holds it.
@@ -44,11 +44,11 @@ def read_source(root: Path, layout: str | None = None, *, train_only: bool = Fal
     if not root.is_dir():
         raise InputError(
             f"the source {root} is not a folder",
-            expected="a folder of pictures",
+            expected="a folder of images",
             found="a file" if root.exists() else "nothing of that name",
         )
     if not any(root.iterdir()):
-        raise InputError(f"the source {root} is empty", expected="a folder of pictures")
+        raise InputError(f"the source {root} is empty", expected="a folder of images")
     source = _LAYOUTS[layout or _layout_of(root)][1](root, train_only)
     if not train_only and VALIDATION not in source.splits:
         raise _without_validation(source)
@@ -57,7 +57,7 @@ def read_source(root: Path, layout: str | None = None, *, train_only: bool = Fal
 
 
 def _layout_of(root: Path) -> str:
-    """Finds out how a source is laid out.
+    """Detect the layout of a source.
 
     Raises:
         InputError: When it is laid out in no way that is known, or in several.
@@ -87,7 +87,7 @@ def _layout_of(root: Path) -> str:
 
 
 def _without_validation(source: Source) -> InputError:
-    """Returns the refusal of a source without validation images."""
+    """Return the refusal of a source without validation images."""
     found = ", ".join(f"{entry.path} ({entry.reason})" for entry in source.unpacked[-3:])
     return InputError(
         f"the source {source.root} has no validation images",
@@ -98,26 +98,26 @@ def _without_validation(source: Source) -> InputError:
 
 
 def _require_classes_of_training(source: Source) -> None:
-    """Stops when validation has a class that training lacks: no model could learn it."""
+    """Raise an error if validation has a class that training lacks: no model could learn it."""
     train, validation = (
-        {picture.label for picture in source.splits.get(split, [])} for split in (TRAIN, VALIDATION)
+        {image.label for image in source.splits.get(split, [])} for split in (TRAIN, VALIDATION)
     )
     if train and (surplus := sorted(validation - train)):
         wnids = [source.classes.wnids[label] for label in surplus]
         raise InputError(
-            f"validation has the class {wnids[0]}, which the training pictures lack",
+            f"validation has the class {wnids[0]}, which the training images lack",
             expected=f"only the {len(train)} classes of training",
             found=f"{len(wnids)} more: {', '.join(wnids[:5])}",
         )
 
 
 def _notes(source: Source) -> list[str]:
-    """Returns what to know of a source whose splits are not of the same classes."""
+    """Return what to know of a source whose splits are not of the same classes."""
     if TRAIN not in source.splits:
         return ["there are no training images: only validation is packed"]
     if VALIDATION not in source.splits:
         return ["there is no validation split: only training images are packed"]
-    labels = {picture.label for picture in source.splits[VALIDATION]}
+    labels = {image.label for image in source.splits[VALIDATION]}
     missing = [wnid for wnid, label in source.classes.index_of.items() if label not in labels]
     if not missing:
         return []

@@ -36,42 +36,42 @@ _KAGGLE = ("ILSVRC", "Data", "CLS-LOC")
 _KAGGLE_NAMES = {_KAGGLE[0], MAPPING, SOLUTION, "LOC_train_solution.csv"}
 
 
-def kaggle_pictures(root: Path) -> Path | None:
+def kaggle_folder(root: Path) -> Path | None:
     """Return the folder of `train/` and `val/` in Kaggle's tree; None when it is none.
 
     Args:
         root: Any folder of the tree, from the one that holds `ILSVRC/` down to `CLS-LOC/`.
     """
     for start in range(len(_KAGGLE)):
-        if (pictures := root.joinpath(*_KAGGLE[start:])).is_dir():
-            return pictures
+        if (images := root.joinpath(*_KAGGLE[start:])).is_dir():
+            return images
     return root if root.resolve().name == _KAGGLE[-1] else None
 
 
 def is_kaggle(root: Path) -> bool:
-    """Says whether `root` holds Kaggle's ILSVRC tree, or is a folder of it."""
-    return kaggle_pictures(root) is not None
+    """Return whether `root` holds Kaggle's ILSVRC tree, or is a folder of it."""
+    return kaggle_folder(root) is not None
 
 
 def is_imagefolder(root: Path) -> bool:
-    """Says whether `root` holds a folder of classes for training, for validation, or for both."""
-    return kaggle_pictures(root) != root and bool(split_folders(root))
+    """Return whether `root` holds a folder of classes for training, for validation, or for both."""
+    return kaggle_folder(root) != root and bool(split_folders(root))
 
 
-def split_folders(pictures: Path) -> dict[str, Path]:
-    """Return the folders of the splits in `pictures`.
+def split_folders(images: Path) -> dict[str, Path]:
+    """Return the folders of the splits in `images`.
 
     Raises:
         InputError: When a split has two.
     """
     found: dict[str, Path] = {}
-    for entry in entries_of(pictures):
+    for entry in entries_of(images):
         for split, names in SPLIT_FOLDERS.items():
             if entry.name.lower() not in names or not entry.is_dir():
                 continue
             if split in found:
                 raise InputError(
-                    f"{pictures} has two folders of {split} images: {found[split].name} and "
+                    f"{images} has two folders of {split} images: {found[split].name} and "
                     f"{entry.name}",
                     expected=f"one folder, named {' or '.join(names)}",
                     fix="move one of them elsewhere",
@@ -81,7 +81,7 @@ def split_folders(pictures: Path) -> dict[str, Path]:
 
 
 def read_kaggle(root: Path, train_only: bool = False) -> Source:
-    """Lists Kaggle's tree: `train/<wnid>/*.JPEG`, and `val/` flat with its CSV, or sorted.
+    """List Kaggle's tree: `train/<wnid>/*.JPEG`, and `val/` flat with its CSV, or sorted.
 
     Args:
         root: The folder that holds `ILSVRC/` and the `LOC_*` files, or one of the tree.
@@ -91,21 +91,21 @@ def read_kaggle(root: Path, train_only: bool = False) -> Source:
         InputError: When there is no such tree, `val/` is flat without a CSV, or the CSV, the
             mapping and the folders disagree.
     """
-    pictures = kaggle_pictures(root)
-    if pictures is None:
+    images = kaggle_folder(root)
+    if images is None:
         raise InputError(
             f"the source {root} is not Kaggle's tree", expected=f"{'/'.join(_KAGGLE)}/ in it"
         )
     # Paths begin at the folder that holds ILSVRC/, from whichever level the tree was named.
-    resolved = pictures.resolve()
-    if root == pictures or len(pictures.relative_to(root).parts) < len(_KAGGLE):
+    resolved = images.resolve()
+    if root == images or len(images.relative_to(root).parts) < len(_KAGGLE):
         if resolved.parts[-len(_KAGGLE) :] == _KAGGLE:
-            root, pictures = resolved.parents[len(_KAGGLE) - 1], resolved
-    return _read(root, pictures, "kaggle", train_only)
+            root, images = resolved.parents[len(_KAGGLE) - 1], resolved
+    return _read(root, images, "kaggle", train_only)
 
 
 def read_imagefolder(root: Path, train_only: bool = False) -> Source:
-    """Lists `train/<wnid>/` and `val/<wnid>/` (or `validation/`, `valid/`).
+    """List `train/<wnid>/` and `val/<wnid>/` (or `validation/`, `valid/`).
 
     Raises:
         InputError: When validation has a class that training lacks, or a mapping disagrees.
@@ -113,12 +113,12 @@ def read_imagefolder(root: Path, train_only: bool = False) -> Source:
     return _read(root, root, "imagefolder", train_only)
 
 
-def _read(root: Path, pictures: Path, layout: str, train_only: bool) -> Source:
-    """Lists the folders of both splits."""
-    folders = split_folders(pictures)
+def _read(root: Path, images: Path, layout: str, train_only: bool) -> Source:
+    """List the folders of both splits."""
+    folders = split_folders(images)
     taken = {folder.name for folder in folders.values()}
-    unpacked = others_beside(root, pictures, taken | _KAGGLE_NAMES)
-    if root != pictures and root / _KAGGLE[0] in pictures.parents:
+    unpacked = others_beside(root, images, taken | _KAGGLE_NAMES)
+    if root != images and root / _KAGGLE[0] in images.parents:
         unpacked += others_beside(root, root, _KAGGLE_NAMES)
     train: list[Listed] = []
     validation: list[Listed] = []
@@ -129,11 +129,11 @@ def _read(root: Path, pictures: Path, layout: str, train_only: bool) -> Source:
         count = sum(len(names) for _, _, names in os.walk(folders[VALIDATION], followlinks=True))
         unpacked.append(Unpacked("", _shown(root, folders[VALIDATION]), "--train-only", count))
     elif VALIDATION in folders:
-        validation, others = _validation(root, folders[VALIDATION], _find(SOLUTION, root, pictures))
+        validation, others = _validation(root, folders[VALIDATION], _find(SOLUTION, root, images))
         unpacked += others
         if not validation:
             unpacked.append(Unpacked("", _shown(root, folders[VALIDATION]), "holds no images", 0))
-    mapped = _find(MAPPING, root, pictures).parent
+    mapped = _find(MAPPING, root, images).parent
     classes = classes_of(mapped, {row.wnid for row in train}, {row.wnid for row in validation})
     splits = {
         name: with_keys(rows, classes)
@@ -147,14 +147,14 @@ def _shown(root: Path, folder: Path) -> str:
     return f"{folder.relative_to(root).as_posix()}/"
 
 
-def _find(name: str, root: Path, pictures: Path) -> Path:
-    """Returns where a file of Kaggle's is: in `root` or further in, down to `pictures`."""
-    folders = [f for f in (*reversed(pictures.parents), pictures) if f == root or root in f.parents]
+def _find(name: str, root: Path, images: Path) -> Path:
+    """Return where a file of Kaggle's is: in `root` or further in, down to `images`."""
+    folders = [f for f in (*reversed(images.parents), images) if f == root or root in f.parents]
     return next((f / name for f in folders if (f / name).is_file()), root / name)
 
 
 def _train(root: Path, folder: Path) -> tuple[list[Listed], list[Unpacked]]:
-    """Lists the images of a training folder, and what else it holds."""
+    """List the images of a training folder, and what else it holds."""
     found = scan(root, folder, TRAIN)
     if not found.classes:
         raise InputError(
@@ -167,7 +167,7 @@ def _train(root: Path, folder: Path) -> tuple[list[Listed], list[Unpacked]]:
 
 
 def _validation(root: Path, folder: Path, solution: Path) -> tuple[list[Listed], list[Unpacked]]:
-    """Lists the images of a validation folder, sorted or flat, and what else it holds."""
+    """List the images of a validation folder, sorted or flat, and what else it holds."""
     found = scan(root, folder, VALIDATION)
     rows = labelled(folder, found)
     loose = found.loose
@@ -176,7 +176,7 @@ def _validation(root: Path, folder: Path, solution: Path) -> tuple[list[Listed],
         wnid_of = read_solution(solution)
         loose = [f for f in loose if _stem(f) not in wnid_of and not is_image(root / f.path)]
         flat = _listed([file for file in found.loose if file not in loose], "")
-        _require_same_pictures([row.stem for row in (*flat, *rows)], set(wnid_of), solution)
+        _require_same_images([row.stem for row in (*flat, *rows)], set(wnid_of), solution)
         _require_same_classes(rows, wnid_of, solution)
         rows = [row._replace(wnid=wnid_of[row.stem]) for row in flat] + rows
     elif is_flat:
@@ -185,7 +185,7 @@ def _validation(root: Path, folder: Path, solution: Path) -> tuple[list[Listed],
 
 
 def labelled(folder: Path, found: Scan) -> list[Listed]:
-    """Returns the images of class folders, by wnid and file name.
+    """Return the images of class folders, by wnid and file name.
 
     Raises:
         InputError: When a folder holds none: without it, classes behind it had other indices.
@@ -194,10 +194,10 @@ def labelled(folder: Path, found: Scan) -> list[Listed]:
         if not files:
             inside = [readable(entry.name) for entry in entries_of(folder / wnid)]
             raise InputError(
-                f"{readable(str(folder / wnid))} is the folder of a class without pictures",
-                expected="the pictures of the class in it",
+                f"{readable(str(folder / wnid))} is the folder of a class without images",
+                expected="the images of the class in it",
                 found=_some(inside),
-                fix="put its pictures there, or move the folder elsewhere if it is no class",
+                fix="put its images there, or move the folder elsewhere if it is no class",
             )
     return [row for wnid, files in found.classes.items() for row in _listed(files, wnid)]
 
@@ -211,22 +211,22 @@ def _stem(file: File) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    """Returns the first of some names."""
+    """Return the first of some names."""
     return ", ".join(map(readable, names[:3])) + " ..." * (len(names) > 3) or "nothing"
 
 
 def read_solution(path: Path) -> dict[str, str]:
-    """Reads Kaggle's ground truth: `ImageId,PredictionString`, the wnid before up to five boxes.
+    """Read Kaggle's ground truth: `ImageId,PredictionString`, the wnid before up to five boxes.
 
     Returns:
-        The wnid by picture name without ending.
+        The wnid by image name without ending.
 
     Raises:
         InputError: When the file is missing, an image has two rows, or a row not one class.
     """
     if not path.is_file():
         raise InputError(
-            f"the validation pictures have no ground truth: {path} is missing",
+            f"the validation images have no ground truth: {path} is missing",
             expected=f"{SOLUTION}, as in Kaggle's download",
             fix="put it there, or sort the images into val/<wnid>/, or pack the training images "
             "alone: --train-only",
@@ -261,14 +261,14 @@ def read_solution(path: Path) -> dict[str, str]:
 
 
 def classes_of(root: Path, train: set[str], validation: set[str]) -> Classes:
-    """Makes the classes from the wnids that occur, and from the mapping where there is one.
+    """Make the classes from the wnids that occur, and from the mapping where there is one.
 
     The index of a class is the rank of its wnid; with a mapping, both must give the same ranks.
 
     Args:
         root: The folder that may hold `LOC_synset_mapping.txt`.
-        train: The wnids of the training pictures.
-        validation: The wnids of the validation pictures.
+        train: The wnids of the training images.
+        validation: The wnids of the validation images.
 
     Raises:
         InputError: When a wnid occurs that the mapping, or training, lacks, or the other way round.
@@ -276,7 +276,7 @@ def classes_of(root: Path, train: set[str], validation: set[str]) -> Classes:
     path = root / MAPPING
     occurring = train or validation
     if not path.is_file():
-        _require_no_surplus(validation, occurring, "validation", "the training pictures")
+        _require_no_surplus(validation, occurring, "validation", "the training images")
         wnids = tuple(sorted(occurring))
         return Classes(wnids=wnids, names=wnids)
     classes = Classes.from_synset_mapping(path)
@@ -286,16 +286,16 @@ def classes_of(root: Path, train: set[str], validation: set[str]) -> Classes:
     if occurring and occurring != known:
         missing = sorted(known - occurring)
         raise InputError(
-            f"{path} names {len(missing)} classes that have no pictures, such as {missing[0]}",
+            f"{path} names {len(missing)} classes that have no images, such as {missing[0]}",
             expected="as many classes as there are, since the index of a class is its rank",
-            found=f"{len(known)} classes in the mapping, {len(occurring)} with pictures",
-            fix="complete the pictures, or leave only the classes that occur in the mapping",
+            found=f"{len(known)} classes in the mapping, {len(occurring)} with images",
+            fix="complete the images, or leave only the classes that occur in the mapping",
         )
     return classes
 
 
 def _require_no_surplus(found: set[str], known: set[str], where: str, reference: str) -> None:
-    """Stops when `where` has a wnid that `reference` lacks."""
+    """Raise an error if `where` has a wnid that `reference` lacks."""
     if surplus := sorted(found - known):
         raise InputError(
             f"{where} has the class {surplus[0]}, which {reference} lacks",
@@ -304,8 +304,8 @@ def _require_no_surplus(found: set[str], known: set[str], where: str, reference:
         )
 
 
-def _require_same_pictures(stems: Sequence[str], solved: set[str], path: Path) -> None:
-    """Stops when the val folder and its ground truth do not name the same pictures, each once."""
+def _require_same_images(stems: Sequence[str], solved: set[str], path: Path) -> None:
+    """Raise an error unless val folder and ground truth name the same images, each once."""
     counts = Counter(stems)
     unsolved, absent = sorted(counts.keys() - solved), sorted(solved - counts.keys())
     repeated = sorted(stem for stem, count in counts.items() if count > 1)
@@ -314,25 +314,25 @@ def _require_same_pictures(stems: Sequence[str], solved: set[str], path: Path) -
     example = (
         f"{unsolved[0]} has no row"
         if unsolved
-        else f"{absent[0]} has no picture"
+        else f"{absent[0]} has no image"
         if absent
         else f"{repeated[0]} is the name of several"
     )
     raise InputError(
-        f"the val folder and {path} do not name the same pictures",
-        expected="one row a picture",
-        found=f"{len(unsolved)} pictures without a row, {len(absent)} rows without a picture, "
-        f"{len(repeated)} names of several pictures ({example})",
+        f"the val folder and {path} do not name the same images",
+        expected="one row per image",
+        found=f"{len(unsolved)} images without a row, {len(absent)} rows without an image, "
+        f"{len(repeated)} names of several images ({example})",
     )
 
 
 def _require_same_classes(rows: Sequence[Listed], wnid_of: dict[str, str], path: Path) -> None:
-    """Stops when a picture is in the folder of another class than its ground truth says."""
+    """Raise an error if an image is in the folder of another class than its ground truth says."""
     wrong = [row for row in rows if wnid_of[row.stem] != row.wnid]
     if wrong:
         raise InputError(
             f"{readable(wrong[0].path)} is in the folder of another class than {path} says",
             expected=wnid_of[wrong[0].stem],
-            found=f"{wrong[0].wnid}; {len(wrong)} of {len(rows)} pictures differ",
-            fix="sort the pictures again, or move the CSV elsewhere if the folders are right",
+            found=f"{wrong[0].wnid}; {len(wrong)} of {len(rows)} images differ",
+            fix="sort the images again, or move the CSV elsewhere if the folders are right",
         )

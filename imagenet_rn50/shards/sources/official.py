@@ -1,6 +1,6 @@
 """The official tars: a training tar of class tars, a flat validation tar, and the development kit.
 
-They are read in place: a picture is a stretch of the outer tar. The ground truth in the development
+They are read in place: an image is a stretch of the outer tar. The ground truth in the development
 kit counts classes by ILSVRC ids, which are not ranks of sorted wnids; `meta.mat` translates.
 """
 
@@ -28,12 +28,12 @@ _GROUND_TRUTH = "data/ILSVRC2012_validation_ground_truth.txt"
 
 
 def is_official(root: Path) -> bool:
-    """Says whether `root` holds the official tars."""
+    """Return whether `root` holds the official tars."""
     return any((root / name).is_file() for name in (TRAIN_TAR, VALIDATION_TAR))
 
 
 def read_official(root: Path, train_only: bool = False) -> Source:
-    """Lists the pictures of the official tars.
+    """List the images of the official tars.
 
     Args:
         root: The folder that holds the two tars and the development kit.
@@ -64,7 +64,7 @@ def read_official(root: Path, train_only: bool = False) -> Source:
 
 
 def _require_same_classes(found: set[str], expected: set[str]) -> None:
-    """Stops when the tar of a class is missing: without it, classes behind it had other indices."""
+    """Raise an error if a class tar is missing, which would shift the index of later classes."""
     if missing := sorted(expected - found):
         raise InputError(
             f"{TRAIN_TAR} lacks {missing[0]}.tar, the images of a class of the development kit",
@@ -75,13 +75,13 @@ def _require_same_classes(found: set[str], expected: set[str]) -> None:
 
 
 def read_devkit(path: Path) -> tuple[dict[str, str], list[str]]:
-    """Reads class names and validation ground truth out of the development kit.
+    """Read class names and validation ground truth out of the development kit.
 
     Args:
         path: `ILSVRC2012_devkit_t12.tar.gz`.
 
     Returns:
-        The words of each wnid, and the wnid of each validation picture by its number.
+        The words of each wnid, and the wnid of each validation image by its number.
 
     Raises:
         InputError: When the kit is missing or does not hold both.
@@ -89,7 +89,7 @@ def read_devkit(path: Path) -> tuple[dict[str, str], list[str]]:
     if not path.is_file():
         raise InputError(
             f"the official tars have no development kit: {path} is missing",
-            expected=f"{DEVKIT}, which says what the validation pictures show",
+            expected=f"{DEVKIT}, which says what the validation images show",
             fix="put it beside the tars",
         )
     meta, ground_truth = _members_of(path, (_META, _GROUND_TRUTH))
@@ -104,7 +104,7 @@ def read_devkit(path: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def _members_of(path: Path, wanted: tuple[str, ...]) -> list[bytes]:
-    """Reads files out of a tar.gz into memory, by the ends of their names."""
+    """Read files out of a tar.gz into memory, by the ends of their names."""
     found: dict[str, bytes] = {}
     try:
         with tarfile.open(path, "r:gz") as tar:
@@ -120,7 +120,7 @@ def _members_of(path: Path, wanted: tuple[str, ...]) -> list[bytes]:
 
 
 def _synsets(meta: bytes, path: Path) -> tuple[dict[int, str], dict[str, str]]:
-    """Reads MATLAB's `meta.mat`.
+    """Read MATLAB's `meta.mat`.
 
     Returns:
         The wnid by ILSVRC id, and the words by wnid.
@@ -149,7 +149,7 @@ def _synsets(meta: bytes, path: Path) -> tuple[dict[int, str], dict[str, str]]:
 
 
 def _list_train(path: Path, unpacked: list[Unpacked]) -> list[Listed]:
-    """Lists the pictures of all class tars within the training tar, by class and name."""
+    """List the images of all class tars within the training tar, by class and name."""
     listed: list[Listed] = []
     seen: set[str] = set()
     with mapped(path) as buffer:
@@ -171,15 +171,15 @@ def _list_train(path: Path, unpacked: list[Unpacked]) -> list[Listed]:
 
 
 def _list_validation(path: Path, wnids: list[str], unpacked: list[Unpacked]) -> list[Listed]:
-    """Lists the pictures of the validation tar; number i has the i-th line of the ground truth."""
+    """List the images of the validation tar; number i has the i-th line of the ground truth."""
     with mapped(path) as buffer:
         members = list(_files(path, buffer, VALIDATION, unpacked))
     members.sort(key=lambda member: member.name)
     if len(members) != len(wnids):
         raise InputError(
             f"{path} and the development kit do not fit together",
-            expected=f"{len(wnids)} pictures, one a line of {_GROUND_TRUTH}",
-            found=f"{len(members)} pictures",
+            expected=f"{len(wnids)} images, one a line of {_GROUND_TRUTH}",
+            found=f"{len(members)} images",
         )
     for line, member in enumerate(members, start=1):
         digits = re.search(r"\d+$", PurePosixPath(member.name).stem)
@@ -204,7 +204,7 @@ def _files(
     begin: int = 0,
     end: int | None = None,
 ) -> Iterator[Member]:
-    """Yields the members of a tar but for junk, which is noted."""
+    """Yield the members of a tar but for junk, which is noted."""
     for member in _members(path, buffer, begin, end):
         first, last = member.offset, member.offset + member.size
         if is_junk(PurePosixPath(member.name).name) and not is_image(bytes(buffer[first:last])):
@@ -217,7 +217,7 @@ def _files(
 def _members(
     path: Path, buffer: Buffer, begin: int = 0, end: int | None = None
 ) -> Iterator[Member]:
-    """Walks a tar; a damaged one is an `InputError`."""
+    """Walk through a tar; raise `InputError` if it is damaged."""
     try:
         yield from walk(buffer, begin, end)
     except TarError as error:

@@ -1,7 +1,7 @@
 """Hugging Face's parquet files: `image` {bytes, path} and `label`, never decoded.
 
 `datasets` says what the columns mean; the bytes are read by row group, front to back. (Loading them
-with `datasets` would write a second copy of all pictures into its cache.)
+with `datasets` would write a second copy of all images into its cache.)
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ _NUMBERED = re.compile(
 
 
 def is_parquet(root: Path) -> bool:
-    """Says whether `root` holds parquet files of a training or a validation split."""
+    """Return whether `root` holds parquet files of a training or a validation split."""
     return any(_files(root, split) for split in _SPLITS)
 
 
 def read_parquet(root: Path, train_only: bool = False) -> Source:
-    """Lists the pictures of a data set in parquet files.
+    """List the images of a data set in parquet files.
 
     Args:
         root: The folder that holds `data/train-*.parquet`, or the files themselves.
@@ -78,7 +78,7 @@ def read_parquet(root: Path, train_only: bool = False) -> Source:
 
 
 def row_groups(path: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """Yields the number of the first row of each row group of a file, and its pictures' bytes."""
+    """Yield the number of the first row of each row group of a file, and its images' bytes."""
     with _opened(path) as file:
         begin = 0
         for group in range(file.metadata.num_row_groups):
@@ -89,7 +89,7 @@ def row_groups(path: Path) -> Iterator[tuple[int, list[bytes]]]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """Opens a parquet file.
+    """Open a parquet file.
 
     Raises:
         InputError: When it cannot be read, here or in the body.
@@ -107,7 +107,7 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def _files(root: Path, split: str) -> list[Path]:
-    """Returns the parquet files of a split, by name."""
+    """Return the parquet files of a split, by name."""
     return sorted(
         path for prefix in _SPLITS[split] for path in _folder(root).glob(f"{prefix}[-_.]*.parquet")
     )
@@ -118,7 +118,7 @@ def _folder(root: Path) -> Path:
 
 
 def _require_no_gap(files: Sequence[Path]) -> None:
-    """Stops when a file of a numbered set is missing, or there are files of two sets."""
+    """Raise an error if a file of a numbered set is missing, or there are files of two sets."""
     matches = [match for path in files if (match := _NUMBERED.fullmatch(path.name))]
     if not matches:
         return
@@ -155,7 +155,7 @@ def _require_no_gap(files: Sequence[Path]) -> None:
 def _rows(
     root: Path, split: str, files: Sequence[Path], unpacked: list[Unpacked]
 ) -> Iterator[tuple[int, Listed]]:
-    """Lists labels, paths and places; the bytes stay where they are."""
+    """List labels, paths and places; the bytes stay where they are."""
     for path in files:
         with _opened(path) as file:
             columns = {file.schema.column(i).path for i in range(len(file.schema))}
@@ -166,7 +166,7 @@ def _rows(
                     found=", ".join(sorted(columns)),
                 )
             table = file.read(columns=["image.path", "label"])
-            # What a picture takes is only known of all together.
+            # What an image takes is only known of all together.
             mean = sum(p.stat().st_size for p in (path,)) // max(1, len(table))
         labels = table.column("label").to_pylist()
         for row, (image, label) in enumerate(
@@ -183,7 +183,7 @@ def _rows(
 
 
 def _label_names(files: Sequence[Path]) -> list[str]:
-    """Returns the names of the class indices, as `datasets` reads them from the file."""
+    """Return the names of the class indices, as `datasets` reads them from the file."""
     from datasets import ClassLabel, Features
 
     with _opened(files[0]) as file:
@@ -192,7 +192,7 @@ def _label_names(files: Sequence[Path]) -> list[str]:
 
 
 def _classes(root: Path, rows: Sequence[tuple[int, Listed]], names: list[str]) -> Classes:
-    """Makes the classes; the label of each row must be the rank of the wnid in its path.
+    """Make the classes; the label of each row must be the rank of the wnid in its path.
 
     A row whose path has no wnid, or that has no path, is of the class that its label means in the
     other rows.

@@ -1,4 +1,4 @@
-"""Reads the bytes of a shard's pictures from wherever they stand."""
+"""Read the bytes of a shard's images from wherever they stand."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import os
 from collections.abc import Iterator
 
 from imagenet_rn50.shards.plan import ShardTask
-from imagenet_rn50.shards.sources.base import Picture, readable
+from imagenet_rn50.shards.sources.base import SourceImage, readable
 from imagenet_rn50.utils.errors import InputError
 
 
-def read_pictures(task: ShardTask) -> Iterator[tuple[Picture, bytes]]:
-    """Yields the task's pictures and their bytes, in the task's order.
+def read_images(task: ShardTask) -> Iterator[tuple[SourceImage, bytes]]:
+    """Yield the task's images and their bytes, in the task's order.
 
     Raises:
         InputError: When a file has vanished or changed its size since it was listed.
     """
     if task.spool is not None:
-        for picture, (offset, length) in zip(task.images, task.places, strict=True):
-            yield picture, _read_stretch(task.spool, offset, length)
+        for image, (offset, length) in zip(task.images, task.places, strict=True):
+            yield image, _read_stretch(task.spool, offset, length)
         return
-    for picture in task.images:
-        # A `Path` a picture would take longer than opening the file.
-        path = f"{task.root}/{picture.path}"
-        yield picture, _read_stretch(path, picture.offset, picture.length)
+    for image in task.images:
+        # A `Path` an image would take longer than opening the file.
+        path = f"{task.root}/{image.path}"
+        yield image, _read_stretch(path, image.offset, image.length)
 
 
 def _read_stretch(path: str, offset: int, length: int) -> bytes:
-    """Reads a whole file, or a stretch of a tar or of a temporary file."""
+    """Read a whole file, or a stretch of a tar or of a temporary file."""
     try:
         # Unbuffered and by descriptor: a fraction of the time that `open` takes.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,4 +1,4 @@
-"""Lists folders: every file under a class folder is an image to pack, or is counted and named.
+"""List folders: every file under a class folder is an image to pack, or is counted and named.
 
 Which files are images is decided by their content, when they are packed. Their names count only for
 what operating systems and tools leave behind (`JUNK_FILES`, `JUNK_FOLDERS`).
@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from imagenet_rn50.classes import WNID
 from imagenet_rn50.shards.formats import has_image_suffix, is_image
-from imagenet_rn50.shards.sources.base import Picture, Unpacked, readable
+from imagenet_rn50.shards.sources.base import SourceImage, Unpacked, readable
 from imagenet_rn50.utils.errors import InputError
 
 JUNK_FILES = (
@@ -132,16 +132,16 @@ def without_class(root: Path, found: Scan, loose: Sequence[File], split: str) ->
 
 
 def unusable(
-    root: Path, pictures: Collection[Picture], unpacked: Collection[Unpacked]
+    root: Path, images: Collection[SourceImage], unpacked: Collection[Unpacked]
 ) -> list[str]:
     """Return the files that are seen not to be images before all are decoded, with the reason.
 
     Files that are named as images are not looked into.
     """
     return [f"{entry.path} ({entry.reason})" for entry in unpacked if entry.is_error] + [
-        f"{readable(picture.path)} (no image)"
-        for picture in pictures
-        if not has_image_suffix(picture.path) and not is_image(root / picture.path)
+        f"{readable(image.path)} (no image)"
+        for image in images
+        if not has_image_suffix(image.path) and not is_image(root / image.path)
     ]
 
 
@@ -180,7 +180,7 @@ def _count(entry: os.DirEntry[str]) -> int:
 
 
 class _Walk:
-    """Walks through the folders of a split, and notes what is no file to pack."""
+    """Walk through the folders of a split, and notes what is no file to pack."""
 
     def __init__(self, root: Path, folder: Path, split: str, unpacked: list[Unpacked]) -> None:
         self._root = root

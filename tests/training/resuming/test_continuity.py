@@ -71,12 +71,12 @@ def test_other_shards_and_older_manifests_are_refused_until_they_are_named(
     others = tmp_path / "others"
     write_shards(others, train=[8, 6, 7], validation=[6, 4])
     if where == "checkpoint":  # the run folder says so, the checkpoint tells the truth
-        digest = json.loads((stopped / "shards.json").read_text())["digest"]
+        fingerprint = json.loads((stopped / "shards.json").read_text())["fingerprint"]
         from imagenet_rn50.shards.manifest import Manifest
 
-        now = Manifest.digest_of(others)
+        now = Manifest.fingerprint_of(others)
         text = (stopped / "shards.json").read_text()
-        (stopped / "shards.json").write_text(text.replace(digest, now))
+        (stopped / "shards.json").write_text(text.replace(fingerprint, now))
     message = refusal(tiny, stopped, shards=others)
     assert "--allow-change shards" in message
     train(tiny, stopped, shards=others, allow_change=("shards",), stop_at_step=6)

@@ -1,4 +1,4 @@
-"""Bad pictures stop a packing, or are left out of it."""
+"""Bad images stop a packing, or are skipped."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from tests.shards.helpers import contents, jpeg, write_imagefolder
 
 @pytest.fixture
 def flawed(tmp_path):
-    """Returns a source with a truncated picture and a text file named .JPEG."""
+    """Return a source with a truncated image and a text file named .JPEG."""
     root = write_imagefolder(tmp_path / "source")
     truncated = jpeg(7, size=(100, 80))
     (root / "train" / "n01440764" / "cut.JPEG").write_bytes(truncated[: len(truncated) // 2])
@@ -20,14 +20,14 @@ def flawed(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_bad_pictures_stop_the_run_by_default_and_are_named(flawed, tmp_path, workers):
+def test_bad_images_stop_the_run_by_default_and_are_named(flawed, tmp_path, workers):
     with pytest.raises(InputError, match=r"(cut|text)\.JPEG .* cannot be used"):
         pack(flawed, tmp_path / "out", PackOptions(train_shards=2), num_workers=workers)
     assert not (tmp_path / "out" / "manifest.json").exists()
     assert not list((tmp_path / "out").glob("*.partial"))
 
 
-def test_after_stopping_at_a_bad_picture_leaving_out_goes_on_from_there(flawed, tmp_path):
+def test_after_stopping_at_a_bad_image_leaving_out_goes_on_from_there(flawed, tmp_path):
     skip = PackOptions(train_shards=4, on_corrupt="skip")
     pack(flawed, tmp_path / "at_once", skip)
     with pytest.raises(InputError):
