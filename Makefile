@@ -7,48 +7,48 @@ MODEL_ID ?= runs/demo/exported
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export GRADIO_ANALYTICS_ENABLED := False
-export MODEL_ID  # recipes take it from the environment, whatever characters it has
+export MODEL_ID  # recipes read it from the environment, whatever characters it contains
 
 .PHONY: demo test test-baseline-isa test-slow check fix bench app clean help
 
-help:  ## what there is to make
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
-demo: $(VENV)/.installed  ## real pictures down the whole path: pack, train, export, evaluate, predict
+demo: $(VENV)/.installed  ## pack, train, export, evaluate and predict real images
 	@$(BIN)/python -m imagenet_rn50 demo
 
-# Three at a time on two cores, for some wait.
-test: check  ## format, lint, types, layers, then the default tests
+# Three processes on two cores, for some tests wait.
+test: check  ## check format, lint, types and import layers, then run the default tests
 	$(BIN)/python -m pytest -n 3
 
-test-baseline-isa: $(VENV)/.installed-dev  ## the numeric tests without AVX: processors round differently
+test-baseline-isa: $(VENV)/.installed-dev  ## run the numeric tests without AVX: processors round differently
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest -n 3 \
 		-m "numeric and not slow and not gpu and not network"
 
-check: $(VENV)/.installed-dev  ## format, lint, types, import layers
+check: $(VENV)/.installed-dev  ## check format, lint, types and import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-fix: $(VENV)/.installed-dev  ## mend format and lint where it can be done by itself
+fix: $(VENV)/.installed-dev  ## fix format and lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-slow: $(VENV)/.installed-dev  ## what takes minutes: every documented command, thirty kills, two machines
+test-slow: $(VENV)/.installed-dev  ## run the slow tests: every documented command, thirty kills, two machines
 	@$(BIN)/python -m pytest -m slow
 
-bench: $(VENV)/.installed-dev  ## speed beside known peers, interleaved in one run
+bench: $(VENV)/.installed-dev  ## measure speed beside known peers, interleaved in one run
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.packing
 	$(BIN)/python -m benchmarks.app
 
-app: $(VENV)/.installed  ## the Space on localhost, with MODEL_ID=folder or Hub id
+app: $(VENV)/.installed  ## serve the Space on localhost, with MODEL_ID=folder or Hub id
 	@test "$$MODEL_ID" != runs/demo/exported -o -d runs/demo/exported || \
-		{ echo "There is no model yet: run \`make demo\` first, or name one: make app MODEL_ID=folder-or-Hub-id"; exit 2; }
+		{ echo "There is no model yet: run \`make demo\` first, or pass one: make app MODEL_ID=folder-or-Hub-id"; exit 2; }
 	$(BIN)/python app/app.py
 
-clean:  ## remove what the demo and the tests made, not .venv
+clean:  ## remove the output of the demo and the tests, not .venv
 	rm -rf data/digits runs/demo test-artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
 $(VENV)/bin/python:
@@ -56,7 +56,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: requirements.txt | $(VENV)/bin/python
-	@echo "Installing into $(VENV): some gigabytes, once."
+	@echo "Installing into $(VENV) (some gigabytes, once)."
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements.txt
 	@touch $@
 

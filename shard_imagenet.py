@@ -26,7 +26,7 @@ from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.sources.base import Source
 from imagenet_rn50.shards.sources.detect import Layout, read_source
 from imagenet_rn50.shards.verify import verify as verify_shards
-from imagenet_rn50.utils.errors import exit_on_input_error, require_least
+from imagenet_rn50.utils.errors import exit_on_input_error, require_at_least
 
 EXIT_FOUND_SOMETHING = 1
 EXIT_INTERRUPTED = 130
@@ -204,7 +204,7 @@ def sample(
 def _num_workers(asked: int | None) -> int:
     """Return the asked number of workers, or one per core."""
     if asked is not None:
-        require_least("--workers", asked, 1)
+        require_at_least("--workers", asked, 1)
     return asked or os.cpu_count() or 1
 
 

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from imagenet_rn50.recipe import Recipe, explain, load_recipe
 from imagenet_rn50.training.config import CheckpointConfig
-from imagenet_rn50.utils.errors import InputError, exit_on_input_error, require_least
+from imagenet_rn50.utils.errors import InputError, exit_on_input_error, require_at_least
 from imagenet_rn50.utils.logging import lasting_output
 from imagenet_rn50.utils.signals import launcher, signal_at_death_of_parent
 
@@ -88,8 +88,8 @@ def parse(arguments: list[str]) -> Arguments:
         parsed = tyro.cli(Arguments, args=arguments, default=defaults)
     except ValidationError as error:
         raise InputError(f"the changes make no valid recipe: {explain(error)}") from None
-    require_least("--workers", parsed.workers, 0)
-    require_least("--cache-gb", parsed.cache_gb, 0)
+    require_at_least("--workers", parsed.workers, 0)
+    require_at_least("--cache-gb", parsed.cache_gb, 0)
     return parsed
 
 

@@ -61,7 +61,7 @@ def doctor(
     from json import dumps
 
     from imagenet_rn50.recipe import load_recipe
-    from imagenet_rn50.tools.doctor import examine, report
+    from imagenet_rn50.tools.doctor import diagnose, format_diagnosis
 
     if shards is not None:
         _require_local(shards)
@@ -70,8 +70,8 @@ def doctor(
             f"--seconds {seconds:g} --workers {workers} makes no sense",
             expected="--seconds over 0, --workers of 0 or more",
         )
-    found = examine(load_recipe(recipe), recipe, shards, workers, seconds)
-    print(dumps(found.to_json(), indent=2) if json else report(found))
+    found = diagnose(load_recipe(recipe), recipe, shards, workers, seconds)
+    print(dumps(found.to_json(), indent=2) if json else format_diagnosis(found))
     if found.blockers:
         raise SystemExit(1)
 
@@ -110,12 +110,16 @@ def estimate(
         images: Instead of shards that are not there yet: training and validation images.
     """
     from imagenet_rn50.recipe import load_recipe, parse_recipe
-    from imagenet_rn50.tools.estimate import PRICES, Options, load_prices, make_quote, text_of
+    from imagenet_rn50.tools.estimate import (
+        PRICES,
+        Options,
+        format_estimate,
+        load_prices,
+        make_estimate,
+    )
 
     if target is not None and not 0 < target <= 1:
-        raise InputError(
-            f"--target {target:g} is no top-1", expected="a fraction, such as 0.76 for 76%"
-        )
+        raise InputError(f"--target must be a top-1 in (0, 1], such as 0.76, got {target:g}")
     loaded = load_recipe(recipe)
     if micro_batch is not None:
         changed = loaded.model_dump(mode="json") | {"micro_batch": micro_batch}
@@ -123,10 +127,10 @@ def estimate(
     if shards is not None:
         _require_local(shards)
     options = Options(
-        precision, measured, images_per_second, disk, price, nodes, shards=shards, images=images
+        instance, precision, measured, images_per_second, disk, price, nodes, shards, images
     )
-    quote = make_quote(recipe, loaded, instance, load_prices(prices or PRICES), options)
-    print(text_of(quote, target))
+    found = make_estimate(recipe, loaded, load_prices(prices or PRICES), options)
+    print(format_estimate(found, target))
 
 
 def preview(

@@ -11,7 +11,7 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.shards.images import BadImageError, decode
 from imagenet_rn50.shards.manifest import Manifest, Split
 from imagenet_rn50.shards.plan import permutation
-from imagenet_rn50.utils.errors import InputError, require_least
+from imagenet_rn50.utils.errors import InputError, require_at_least
 from imagenet_rn50.utils.files import atomic_file, require_place
 
 _TILE = 192  # px an image may be wide and high
@@ -37,8 +37,8 @@ def write_sheet(folder: Path, out: Path, *, split: str, num_samples: int, seed: 
         InputError: When there is no such split, an image cannot be decoded, or `out` cannot be
             written.
     """
-    require_least("--num", num_samples, 1)
-    require_least("--seed", seed, 0)
+    require_at_least("--num", num_samples, 1)
+    require_at_least("--seed", seed, 0)
     require_place(out)
     chosen = Manifest.load(folder).split(split)
     labels = Classes.load(folder).labels if (folder / CLASSES_NAME).is_file() else None

@@ -1,9 +1,9 @@
-"""What measurements mean: what holds training up and what moves it, and what would stop it.
+"""Measure a machine and report its bottleneck, and what would keep a run from starting.
 
-A sample takes the same way in every run: volume, loader, device. The slowest of the three sets the
-pace, so each is told in images/s.
-
-The doctor: measures a machine from the volume to the devices, and says what it found.
+A sample passes three stages: volume, loader, device. The slowest one sets the pace, so each is
+reported in images/s (measure.py), with what makes the slowest faster. A blocker is a problem that
+stops a run: damaged shards, too little shared memory, too few open files, a micro batch that does
+not fit.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.shards.imagenet1k import NUM_CLASSES
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Split
 from imagenet_rn50.shards.verify import verify
-from imagenet_rn50.tools.estimate import PARAMETERS
+from imagenet_rn50.tools.estimate import NUM_PARAMETERS
 from imagenet_rn50.tools.measure import (
     DecodingRates,
     DeviceRates,
@@ -31,7 +31,7 @@ from imagenet_rn50.tools.measure import (
     measure_disk,
 )
 from imagenet_rn50.tools.system_info import (
-    KEPT_IN_MEMORY,
+    PAGE_CACHE_FRACTION,
     Machine,
     most_workers,
     read_machine,
@@ -40,30 +40,31 @@ from imagenet_rn50.tools.system_info import (
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.formatting import counted, rate_text
 
-# Batches of one rank that stand in shared memory at a time: torch's DataLoader asks each worker for
-# two ahead, one is being copied, and one is in use.
-_AHEAD_OF_EACH_WORKER = 2
+# Batches of a rank in shared memory: torch's DataLoader prefetches two per worker, one is being
+# copied, and one is in use.
+_PREFETCHED_PER_WORKER = 2
 _IN_USE = 2
-# Files of one process: the shards a reader keeps open, the batches' memory, libraries.
+# Open files of a process: shards, memory of the batches, libraries.
 _FILES = 128
-_FILES_OF_EACH_WORKER = 16
+_FILES_PER_WORKER = 16
 _VOLUME = "the volume of the shards"
-_SMALL = 30_000  # bytes of an image; resizing to 256 px leaves about so many of ImageNet's
+_SMALL = 30_000  # bytes per image; what ImageNet has after resizing to 256 px
 _CPU = "the CPU's training step"
 _RESIZE = "pack with --resize short=256"
+_MAX_BLOCKERS_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Packed:
-    """The shards, as far as speed depends on them.
+class PackedShards:
+    """The properties of a shard set that speed depends on.
 
     Attributes:
         num_samples: Training samples.
         num_bytes: Bytes of all training shards.
         num_validation: Validation samples.
-        volume: What they stand on.
-        is_resized: Whether larger pictures were scaled down when they were packed.
-        has_markers: Whether restart markers were added then.
+        volume: Filesystem, device and model of the volume that holds them.
+        is_resized: Whether larger images were resized during packing.
+        has_markers: Whether restart markers were added during packing.
     """
 
     num_samples: int
@@ -75,7 +76,7 @@ class Packed:
 
     @property
     def packing_fixes(self) -> list[str]:
-        """Ways to pack them again that make training pictures faster to read and decode."""
+        """Options of `pack` that were not used and make images faster to read and decode."""
         if self.bytes_per_image < _SMALL:
             return []
         markers = [] if self.has_markers else ["pack with restart markers (jpegtran)"]
@@ -83,19 +84,13 @@ class Packed:
 
     @property
     def bytes_per_image(self) -> float:
-        """Bytes of a shard for each of its samples, tar headers included."""
+        """Bytes of the shards, tar headers included, divided by their samples."""
         return self.num_bytes / self.num_samples
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One of the three that a sample passes.
-
-    Attributes:
-        name: What it is.
-        images_per_second: How fast it is.
-        fix: What makes it faster.
-    """
+    """A stage that every sample passes, and what makes it faster."""
 
     name: str
     images_per_second: float
@@ -104,12 +99,12 @@ class Stage:
 
 def stages(
     machine: Machine,
-    packed: Packed | None,
+    packed: PackedShards | None,
     disk: DiskRates | None,
     decoding: DecodingRates | None,
     devices: list[DeviceRates],
 ) -> list[Stage]:
-    """Returns the stages that were measured, in the order of the way."""
+    """Return the stages that were measured, in the order in which a sample passes them."""
     found = []
     if packed and disk and disk.is_enough:
         rate = disk.sequential * 2**20 / packed.bytes_per_image
@@ -127,90 +122,87 @@ def stages(
 
 
 def best_precision(devices: list[DeviceRates]) -> tuple[str, float]:
-    """Returns the precision in which all devices together are fastest, and their images/s."""
+    """Return the fastest precision of all devices together, and their images/s in it."""
     sums = {name: sum(device.steps[name] for device in devices) for name in devices[0].steps}
     return max(sums.items(), key=lambda item: item[1])
 
 
-def bottleneck(found: list[Stage], machine: Machine, packed: Packed | None) -> str:
-    """Says in a sentence what holds training up, by how much, and what moves it."""
+def bottleneck(found: list[Stage], machine: Machine, packed: PackedShards | None) -> str:
+    """Return a sentence that names the slowest stage, its images/s and what makes it faster."""
     if not found:
-        return "What would hold training up is not known: nothing could be measured."
+        return "The bottleneck is not known: nothing could be measured."
     slowest = min(found, key=lambda stage: stage.images_per_second)
     others = [stage for stage in found if stage is not slowest]
-    text = (
-        f"Training is held up by {slowest.name}, at {rate_text(slowest.images_per_second)} images/s"
-    )
+    text = f"The bottleneck is {slowest.name}: {rate_text(slowest.images_per_second)} images/s"
     if slowest.name == _VOLUME and fits_memory(machine, packed):
-        text += " in the first epoch, after which they are in memory"
+        text += " in the first epoch; later epochs read from memory"
     if others:
         second = min(others, key=lambda stage: stage.images_per_second)
         text += f" ({second.name}: {rate_text(second.images_per_second)})"
     if found[-1].name == _CPU and others:
-        text += ", and a run is slower: loader and training share the cores"
-    return f"{text}; {slowest.fix}."
+        text += "; a run is slower, for loader and training share the cores"
+    return f"{text}. To speed it up: {slowest.fix}."
 
 
-def fits_memory(machine: Machine, packed: Packed | None) -> bool:
-    """Whether the page cache will hold all training shards, so that they are read once."""
-    return packed is not None and packed.num_bytes <= KEPT_IN_MEMORY * machine.memory_bytes
+def fits_memory(machine: Machine, packed: PackedShards | None) -> bool:
+    """Return whether the page cache holds all training shards, so that they are read once."""
+    return packed is not None and packed.num_bytes <= PAGE_CACHE_FRACTION * machine.memory_bytes
 
 
 def needed_shared_memory(recipe: Recipe, num_ranks: int, num_workers: int) -> int:
-    """Returns the bytes that batches take in /dev/shm at a time.
+    """Return the most bytes that the batches of a machine take in /dev/shm.
 
     Args:
-        recipe: Says how large a batch is.
-        num_ranks: Ranks of this machine.
-        num_workers: Loader processes of each rank.
+        recipe: Its image sizes and micro batch.
+        num_ranks: Ranks on this machine.
+        num_workers: Loader workers of each rank.
     """
     data = recipe.data
     side = max(data.train_size, data.final_size or 0, data.eval_size)
     batch = recipe.micro_batch * 3 * side**2
-    return num_ranks * (_AHEAD_OF_EACH_WORKER * num_workers + _IN_USE) * batch
+    return num_ranks * (_PREFETCHED_PER_WORKER * num_workers + _IN_USE) * batch
 
 
 def machine_blockers(
     machine: Machine, recipe: Recipe, num_ranks: int, num_workers: int
 ) -> Iterator[str]:
-    """Yields what of a machine would stop a run, each with its fix.
+    """Yield each property of the machine that would stop a run, with its fix.
 
     Args:
-        machine: What it is.
-        recipe: What would run.
-        num_ranks: Ranks of this machine.
-        num_workers: Loader processes of each rank.
+        machine: The machine.
+        recipe: The recipe that would run.
+        num_ranks: Ranks on this machine.
+        num_workers: Loader workers of each rank.
     """
     needed = needed_shared_memory(recipe, num_ranks, num_workers)
     free = machine.shared_memory_bytes
     if num_workers and free is not None and free < needed:
         yield (
-            f"/dev/shm has {free / 1e9:.2f} GB free, and batches of {num_ranks} ranks with "
+            f"/dev/shm has {free / 1e9:.2f} GB free, but the batches of {num_ranks} ranks with "
             f"{num_workers} workers take up to {needed / 1e9:.2f} GB: "
             f"`docker run --shm-size {-(-needed // 10**9)}g`, "
             f"`sudo mount -o remount,size={-(-needed // 10**9)}G /dev/shm`, or fewer --workers"
         )
-    files = _FILES + _FILES_OF_EACH_WORKER * num_workers
+    files = _FILES + _FILES_PER_WORKER * num_workers
     if 0 <= machine.open_files < files:
         yield (
-            f"a process may open {machine.open_files} files, and training with {num_workers} "
-            f"workers takes up to {files}: `ulimit -n {files}`"
+            f"the limit of open files is {machine.open_files}, but training with {num_workers} "
+            f"workers opens up to {files}: `ulimit -n {files}`"
         )
 
 
 def device_blockers(recipe: Recipe, devices: list[DeviceRates]) -> Iterator[str]:
-    """Yields which devices cannot hold a micro batch in any precision, each with its fix."""
+    """Yield each device that cannot hold a micro batch in any precision, with the fix."""
     for device in devices:
         if not any(device.steps.values()):
             yield (
-                f"{device.name} has no memory for a micro batch of {device.batch} of "
-                f"{device.size} px, in any precision: "
+                f"{device.name} has too little memory for a micro batch of {device.batch} images "
+                f"of {device.size} px in any precision: "
                 f"--micro-batch {max(recipe.micro_batch // 2, 1)}"
             )
 
 
-def _volume_fix(packed: Packed) -> str:
-    """Says what makes shards come faster."""
+def _volume_fix(packed: PackedShards) -> str:
     smaller = [fix for fix in packed.packing_fixes if fix == _RESIZE]
     if "Elastic Block Store" not in packed.volume:
         return _either(["move the shards to a faster disk", *smaller])
@@ -219,47 +211,44 @@ def _volume_fix(packed: Packed) -> str:
 
 
 def _loader_fix(
-    machine: Machine, packed: Packed | None, decoding: DecodingRates, num_ranks: int
+    machine: Machine, packed: PackedShards | None, decoding: DecodingRates, num_ranks: int
 ) -> str:
-    """Says what makes the loader faster; each rank of training needs a core for itself."""
+    """Return what makes the loader faster; each rank needs a core of its own."""
     packing = packed.packing_fixes if packed else []
     of_each_rank = most_workers(machine.cores, num_ranks) // num_ranks
     if decoding.num_workers < of_each_rank * num_ranks:
-        cores = f"{counted(machine.cores, 'core')} have room for them beside"
-        workers = f"give it --workers {of_each_rank}, for {cores} {counted(num_ranks, 'rank')}"
+        cores, ranks = counted(machine.cores, "core"), counted(num_ranks, "rank")
+        workers = f"pass --workers {of_each_rank} ({cores}, {ranks})"
         return _either([workers, *packing])
-    return _either([*packing, "take a machine with more cores"])
+    return _either([*packing, "use a machine with more cores"])
 
 
 def _either(ways: list[str]) -> str:
-    """Returns ways to do something as one phrase: a, b, or c."""
+    """Join alternatives: `a, b, or c`."""
     *first, last = ways
     return f"{', '.join(first)}, or {last}" if first else last
 
 
-_FINDINGS_SHOWN = 5
-
-
 @dataclass(frozen=True)
-class Examination:
-    """All that was found.
+class Diagnosis:
+    """Everything that `doctor` found; its JSON is the input of `estimate --measured`.
 
     Attributes:
-        recipe: Name of the recipe that it was measured for.
-        machine: What the machine is.
-        packed: The shards; None when none were named, or they are damaged.
-        disk: How fast they are read.
-        decoding: How fast pictures are made of them.
-        devices: How fast each device is.
-        all_reduce_gb: Bus bandwidth of adding up gradients, GB/s; None with less than two GPUs.
-        blockers: What would stop a run.
-        bottleneck: What holds it up.
-        shards: Folder of the shards; None when none were named.
+        recipe: Name of the recipe that would run.
+        machine: The machine.
+        packed: The shards; None if none were given, or if they are damaged.
+        disk: Speed of reading them.
+        decoding: Speed of the loader.
+        devices: Speed of each device.
+        all_reduce_gb: Bus bandwidth of an all-reduce of the gradients, GB/s; None with one device.
+        blockers: What would stop a run, each with its fix.
+        bottleneck: The slowest stage, in a sentence.
+        shards: Folder of the shards, if one was given.
     """
 
     recipe: str
     machine: Machine
-    packed: Packed | None
+    packed: PackedShards | None
     disk: DiskRates | None
     decoding: DecodingRates | None
     devices: list[DeviceRates]
@@ -269,47 +258,47 @@ class Examination:
     shards: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns it as `estimate --measured` reads it."""
+        """Return the diagnosis as `estimate --measured` reads it."""
         return asdict(self)
 
 
-def examine(
+def diagnose(
     recipe: Recipe, name: str, shards: Path | None, num_workers: int, seconds: float
-) -> Examination:
-    """Measures this machine for a recipe.
+) -> Diagnosis:
+    """Measure this machine for a recipe.
 
     Args:
-        recipe: What would run.
+        recipe: The recipe that would run.
         name: Its name.
-        shards: Folder of shards on this machine; None leaves volume and loader out.
-        num_workers: Loader processes of each rank.
-        seconds: How long each single thing is measured.
+        shards: Folder of shards on this machine; without it, volume and loader are skipped.
+        num_workers: Loader workers of each rank.
+        seconds: Time of each measurement.
 
     Raises:
-        InputError: When the folder holds no manifest.
+        InputError: When the folder has no manifest.
     """
     machine, num_ranks = read_machine(), max(torch.cuda.device_count(), 1)
     problems = list(machine_blockers(machine, recipe, num_ranks, num_workers))
     packed = disk = decoding = None
     num_classes = NUM_CLASSES
     if shards is not None:
-        packed = _look_at(shards, problems)
+        packed = _check_shards(shards, problems)
     if shards is not None and packed is not None:
         train = Manifest.load(shards).split(TRAIN)
         num_classes = int(train.labels.max()) + 1
-        _tell("reading shards from the volume")
+        _log_step("reading the shards from their volume")
         disk = measure_disk(shards, train, seconds)
         all_workers = min(num_workers * num_ranks, most_workers(machine.cores, num_ranks))
         decoding = _measure_loader(shards, train, recipe, all_workers, seconds, problems)
-    _tell("training on each device")
+    _log_step("training on each device")
     devices = measure_devices(recipe, seconds, num_classes)
     all_reduce = None
     if len(devices) > 1:
-        _tell("adding up gradients")
-        all_reduce = measure_all_reduce(len(devices), num_floats=PARAMETERS)
+        _log_step("all-reducing gradients")
+        all_reduce = measure_all_reduce(len(devices), num_floats=NUM_PARAMETERS)
     problems += device_blockers(recipe, devices)
     sentence = bottleneck(stages(machine, packed, disk, decoding, devices), machine, packed)
-    return Examination(
+    return Diagnosis(
         name,
         machine,
         packed,
@@ -323,20 +312,16 @@ def examine(
     )
 
 
-def _look_at(shards: Path, problems: list[str]) -> Packed | None:
-    """Returns what the shards are; None, and a problem for each finding, when they are not whole.
-
-    Raises:
-        InputError: When the folder holds no manifest.
-    """
-    _tell("comparing the shards with their manifest")
+def _check_shards(shards: Path, problems: list[str]) -> PackedShards | None:
+    """Return the shards' properties, or None and one problem per finding if they are damaged."""
+    _log_step("checking the shards against their manifest")
     findings = verify(shards, quick=True)
     problems += [f"{shards} does not verify: {finding}" for finding in findings]
     if findings:
         return None
     manifest = Manifest.load(shards)
     train = manifest.split(TRAIN)
-    return Packed(
+    return PackedShards(
         num_samples=train.num_samples,
         num_bytes=sum(shard.num_bytes for shard in train.shards),
         num_validation=manifest.split(VALIDATION).num_samples,
@@ -354,10 +339,10 @@ def _measure_loader(
     seconds: float,
     problems: list[str],
 ) -> DecodingRates | None:
-    """Measures the loader; None when this machine has a problem that would stop it."""
+    """Measure the loader; return None if there is a blocker."""
     if problems:
         return None
-    _tell("making pictures of some of them, in memory")
+    _log_step("loading images from shards in memory")
     try:
         return measure_decoding(shards, train, recipe, num_workers, seconds)
     except InputError as error:  # a sample that is damaged inside a shard of the right size
@@ -365,13 +350,13 @@ def _measure_loader(
         return None
 
 
-def report(found: Examination) -> str:
-    """Returns the examination as a table, the bottleneck, and what would stop a run."""
+def format_diagnosis(found: Diagnosis) -> str:
+    """Return a table of the measurements, the bottleneck and the blockers."""
     rows = [*_machine_rows(found.machine), *_measured_rows(found)]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {value}" for name, value in rows]
     lines += ["", found.bottleneck]
-    shown = found.blockers[:_FINDINGS_SHOWN]
+    shown = found.blockers[:_MAX_BLOCKERS_SHOWN]
     lines += [f"BLOCKER: {problem}" for problem in shown]
     if len(found.blockers) > len(shown):
         lines.append(f"and {len(found.blockers) - len(shown)} more")
@@ -379,7 +364,6 @@ def report(found: Examination) -> str:
 
 
 def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
-    """Returns what the machine is."""
     shared = machine.shared_memory_bytes
     rows = [
         ("cores", f"{machine.cores}"),
@@ -391,13 +375,14 @@ def _machine_rows(machine: Machine) -> list[tuple[str, str]]:
     return rows + ([("NVIDIA driver", machine.driver)] if machine.driver else [])
 
 
-def _measured_rows(found: Examination) -> list[tuple[str, str]]:
-    """Returns what was measured, in the order in which a sample passes."""
+def _measured_rows(found: Diagnosis) -> list[tuple[str, str]]:
     rows = []
     if found.packed and found.disk:
         disk, size = found.disk, found.packed.bytes_per_image
         rate = disk.sequential * 2**20 / size
-        note = "" if disk.is_enough else f"  (only {disk.num_bytes / 2**20:.2g} MiB: says little)"
+        note = (
+            "" if disk.is_enough else f"  (of only {disk.num_bytes / 2**20:.2g} MiB: not reliable)"
+        )
         rows += [
             (
                 "shards",
@@ -421,7 +406,7 @@ def _measured_rows(found: Examination) -> list[tuple[str, str]]:
             ),
         ]
     else:
-        why = "a blocker is in its way" if found.shards else "name --shards"
+        why = "see the blockers" if found.shards else "pass --shards"
         rows.append(("loader", f"not measured: {why}"))
     for number, device in enumerate(found.devices):
         label = device.name if device.memory_bytes is None else f"GPU {number}, {device.name}"
@@ -432,15 +417,15 @@ def _measured_rows(found: Examination) -> list[tuple[str, str]]:
                 f"{label}: {precision}",
                 f"{rate_text(rate)} images/s, {device.batch} of {device.size} px a step"
                 if rate
-                else f"no memory for {device.batch} of {device.size} px",
+                else f"out of memory with {device.batch} of {device.size} px",
             )
             for precision, rate in device.steps.items()
         ]
     if found.all_reduce_gb is not None:
-        rows.append(("gradients, all GPUs", f"{found.all_reduce_gb:.1f} GB/s on the bus"))
+        rows.append(("all-reduce, all GPUs", f"{found.all_reduce_gb:.1f} GB/s on the bus"))
     return rows
 
 
-def _tell(what: str) -> None:
-    """Says what is under way, where it does not mix with the result."""
+def _log_step(what: str) -> None:
+    """Print a step on stderr, apart from the result."""
     print(f"{what} ...", file=sys.stderr, flush=True)

@@ -1,16 +1,13 @@
-"""How fast the devices of this machine add up gradients over each other.
+"""Measure what limits training on this machine: volume, loader, devices, all-reduce.
 
-How fast the volume of the shards is, with nothing of them in memory.
+- Volume: the page cache drops the shards first. They are read front to back, as training reads
+  them, and then sample by sample in random order.
+- Loader: the loader of training (data/loader.py) reads a few shards that are in memory, so that the
+  volume does not count.
+- Devices: training steps in each precision, and copies from the host.
+- All-reduce: the sum of the gradients over all GPUs.
 
-The kernel is told to forget the shards first. They are read front to back, as training reads ahead,
-and then sample by sample at random, as it would have to without reading ahead.
-
-How many images/s the loader makes, the one that training uses, from shards in memory.
-
-The volume is measured for itself (disk.py), which leaves no shard in memory. So a few are read
-whole first, and pictures are made of these alone, again and again.
-
-How fast the devices are: copies from the host, and training steps in each precision.
+doctor.py calls these and interprets the rates.
 """
 
 from __future__ import annotations
@@ -42,62 +39,30 @@ from imagenet_rn50.tools.system_info import available_memory
 from imagenet_rn50.training.losses import training_loss
 from imagenet_rn50.training.optim import build_optimizer
 
-_ROUNDS = 10
-
-
-def measure_all_reduce(world_size: int, *, backend: str = "nccl", num_floats: int) -> float:
-    """Measures the sum of a tensor over processes of this machine, one a device.
-
-    Args:
-        world_size: How many take part, at least 2.
-        backend: nccl for GPUs; gloo for the CPU.
-        num_floats: Size of the tensor, as large as the gradients of a model, float32.
-
-    Returns:
-        Bus bandwidth in GB/s: 2 (n - 1) / n x bytes / seconds, which is what each link carries
-        whatever n is (NVIDIA's nccl-tests, PERFORMANCE.md).
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = (world_size, backend, num_floats, Path(folder))
-        spawn(_take_part, arguments, nprocs=world_size)
-        seconds = float((Path(folder) / "seconds").read_text(encoding="utf-8"))
-    return 2 * (world_size - 1) / world_size * 4 * num_floats / seconds / 1e9
-
-
-def _take_part(rank: int, world_size: int, backend: str, num_floats: int, folder: Path) -> None:
-    """Is one of the processes; the first notes how long a sum took."""
-    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
-    if backend == "nccl":
-        torch.cuda.set_device(device)
-    meeting = f"file://{folder.absolute() / 'store'}"
-    distributed.init_process_group(backend, meeting, rank=rank, world_size=world_size)
-    gradients = torch.ones(num_floats, device=device)
-    distributed.all_reduce(gradients)  # connections are made with the first
-    assert gradients[0].item() == world_size
-    began = time.perf_counter()
-    for _ in range(_ROUNDS):
-        distributed.all_reduce(gradients)
-    if backend == "nccl":
-        torch.cuda.synchronize(device)
-    if rank == 0:
-        seconds = (time.perf_counter() - began) / _ROUNDS
-        (folder / "seconds").write_text(str(seconds), encoding="utf-8")
-    distributed.destroy_process_group()
-
-
 _BUFFER_BYTES = 8 << 20
-_ENOUGH_BYTES = 64 << 20
-_CAN_FORGET = hasattr(os, "posix_fadvise")  # not on macOS
+_ENOUGH_BYTES = 64 << 20  # a read of less does not tell much about a volume
+_CAN_DROP_CACHE = hasattr(os, "posix_fadvise")  # not on macOS
+
+_LOADER_BATCH = 64  # at most, so that a slow machine finishes several
+_EPOCHS = 10**6  # of the few shards; more than can be read in the time
+_MAX_BYTES = 2 * 10**9  # of shards in memory; half a minute of reading from a slow volume
+_MAX_MEMORY_FRACTION = 0.5  # of the available memory; the loader needs some, too
+
+_SMALL_BATCH = 2  # BatchNorm needs two images
+_MIN_STEPS = 2
+_SLOW_STEP = 10.0  # s; one step of this length is enough, for what is prepared once is small
+_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+_ALL_REDUCE_ROUNDS = 10
 
 
 @dataclass(frozen=True)
 class DiskRates:
-    """How fast shards come from their volume.
+    """Speed of reading shards from their volume.
 
     Attributes:
-        sequential: Whole shards, front to back, one reader; MiB/s.
-        random: Single samples at random, one reader; MiB/s.
-        num_bytes: How much was read front to back.
+        sequential: MiB/s of one reader, front to back.
+        random: MiB/s of one reader, sample by sample in random order.
+        num_bytes: Bytes read front to back.
     """
 
     sequential: float
@@ -106,36 +71,36 @@ class DiskRates:
 
     @property
     def is_enough(self) -> bool:
-        """Whether the rates say something about the volume: much was read, and not from memory."""
-        return _CAN_FORGET and self.num_bytes >= _ENOUGH_BYTES
+        """Whether the rates are reliable: enough was read, and not from memory."""
+        return _CAN_DROP_CACHE and self.num_bytes >= _ENOUGH_BYTES
 
 
 def measure_disk(folder: Path, split: Split, seconds: float) -> DiskRates:
-    """Measures reading shards that are not in memory.
+    """Measure reading shards that are not in memory.
 
     Args:
-        folder: Where the shards stand.
-        split: What stands in them.
-        seconds: How long each of the two ways is tried, at most.
+        folder: Folder of the shards.
+        split: The split to read.
+        seconds: Longest time of each of the two measurements.
     """
     paths = [folder / shard.name for shard in split.shards]
     for path in paths:
-        _forget(path)
+        _drop_from_cache(path)
     num_bytes, sequential = _read_all(_front_to_back(paths), seconds)
     for path in paths:
-        _forget(path)
+        _drop_from_cache(path)
     _, random = _read_all(_at_random(paths, split), seconds)
     return DiskRates(sequential, random, num_bytes)
 
 
 def read_whole(paths: list[Path]) -> None:
-    """Reads files front to back, after which they are in memory, as far as there is room."""
+    """Read files into the page cache, as far as there is room."""
     for _ in _front_to_back(paths):
         pass
 
 
 def _read_all(sizes: Iterator[int], seconds: float) -> tuple[int, float]:
-    """Reads until it is done or the time is up; returns bytes, and MiB/s."""
+    """Read until the end or until the time is up; return the bytes, and MiB/s."""
     began, num_bytes = time.perf_counter(), 0
     for size in sizes:
         num_bytes += size
@@ -145,7 +110,7 @@ def _read_all(sizes: Iterator[int], seconds: float) -> tuple[int, float]:
 
 
 def _front_to_back(paths: list[Path]) -> Iterator[int]:
-    """Reads whole files; yields how many bytes came with each piece."""
+    """Read whole files; yield the bytes of each read."""
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     for path in paths:
         with path.open("rb", buffering=0) as file:
@@ -154,14 +119,14 @@ def _front_to_back(paths: list[Path]) -> Iterator[int]:
 
 
 def _at_random(paths: list[Path], split: Split) -> Iterator[int]:
-    """Reads each sample once, in no order; yields its bytes."""
+    """Read each sample once, in random order; yield its bytes."""
     descriptors: dict[int, int] = {}
     try:
         for index in np.random.default_rng(0).permutation(split.num_samples).tolist():
             shard = split.shard_of(index)
             if shard not in descriptors:
                 descriptors[shard] = os.open(paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-                if _CAN_FORGET:
+                if _CAN_DROP_CACHE:
                     os.posix_fadvise(descriptors[shard], 0, 0, os.POSIX_FADV_RANDOM)
             length, offset = int(split.lengths[index]), int(split.offsets[index])
             yield len(os.pread(descriptors[shard], length, offset))
@@ -170,29 +135,23 @@ def _at_random(paths: list[Path], split: Split) -> Iterator[int]:
             os.close(descriptor)
 
 
-def _forget(path: Path) -> None:
-    """Asks the kernel to drop a file from memory; what is not yet on disk is written first."""
+def _drop_from_cache(path: Path) -> None:
+    """Drop a file from the page cache, after its pages are written to disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        if _CAN_FORGET:
+        if _CAN_DROP_CACHE:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-_BATCH = 64  # a smaller one than training's, so that a slow machine finishes several
-_EPOCHS = 10**6  # of the few shards; more than can be read in the time
-_MOST_BYTES = 2 * 10**9  # of shards in memory; half a minute of reading from a slow volume
-_PART_OF_AVAILABLE = 0.5  # the loader needs some memory, too
 
 
 @dataclass(frozen=True)
 class DecodingRates:
-    """How fast training pictures are made.
+    """Speed of the loader: decoding and augmentation.
 
     Attributes:
-        one_worker: images/s of a single loader process.
-        all_workers: images/s of all of them together.
-        num_workers: How many these are.
-        size: Side of the pictures, px.
+        one_worker: images/s of one worker.
+        all_workers: images/s of all workers together.
+        num_workers: The number of all workers.
+        size: Side of the images, px.
     """
 
     one_worker: float
@@ -204,19 +163,19 @@ class DecodingRates:
 def measure_decoding(
     folder: Path, split: Split, recipe: Recipe, num_workers: int, seconds: float
 ) -> DecodingRates:
-    """Measures decoding and augmentation, with one worker and with all, without the volume.
+    """Measure the loader with one worker and with all, on shards that are in memory.
 
     Args:
-        folder: Where the shards stand.
-        split: What stands in them.
-        recipe: Says what is done to pictures.
-        num_workers: Loader processes of all ranks together.
-        seconds: How long each is measured.
+        folder: Folder of the shards.
+        split: The training split.
+        recipe: The recipe whose crops and augmentation are applied.
+        num_workers: Loader workers of all ranks together.
+        seconds: Time of each of the two measurements.
     """
-    few = first_shards(split, min(_MOST_BYTES, _PART_OF_AVAILABLE * available_memory()))
+    few = first_shards(split, min(_MAX_BYTES, _MAX_MEMORY_FRACTION * available_memory()))
     read_whole([folder / shard.name for shard in few.shards])
     size = recipe.data.size_at(0)
-    # A pass over a few shards is short: crops that grow from epoch to epoch would not stay at it.
+    # An epoch over a few shards is short, so crops that grow over epochs are fixed.
     still = {"train_size": size, "final_size": None, "growth": None}
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=still)})
     one = _images_per_second(folder, few, recipe, 1, seconds)
@@ -225,12 +184,7 @@ def measure_decoding(
 
 
 def first_shards(split: Split, num_bytes: float) -> Split:
-    """Returns the part of a split that stands in its first shards.
-
-    Args:
-        split: The whole.
-        num_bytes: How much the shards may have together; the first is taken in any case.
-    """
+    """Return the first shards of a split that have at most `num_bytes`, and at least one."""
     ends = np.cumsum([shard.num_bytes for shard in split.shards])
     num_shards = max(int(np.searchsorted(ends, num_bytes, side="right")), 1)
     stop = int(split.shard_starts[num_shards])
@@ -246,8 +200,8 @@ def first_shards(split: Split, num_bytes: float) -> Split:
 def _images_per_second(
     folder: Path, split: Split, recipe: Recipe, num_workers: int, seconds: float
 ) -> float:
-    """Measures a loader once its workers are under way."""
-    batch = min(_BATCH, recipe.micro_batch)
+    """Return the images/s of a new loader."""
+    batch = min(_LOADER_BATCH, recipe.micro_batch)
     loader = make_loader(
         folder,
         split,
@@ -265,7 +219,7 @@ def _images_per_second(
 
 
 def _rate(loader: Loader, num_workers: int, seconds: float) -> float:
-    """Returns images/s, without the batches that stood ready when the first was asked for."""
+    """Return the images/s of a loader, without the batches that were prefetched before."""
     batches = iter(loader)
     for _ in range(2 * num_workers + 1):
         next(batches)
@@ -276,24 +230,18 @@ def _rate(loader: Loader, num_workers: int, seconds: float) -> float:
     return loader.stats().images_per_s
 
 
-_FEW = 2  # images; BatchNorm needs two
-_LEAST_STEPS = 2
-_SLOW_STEP = 10.0  # s; what a CPU prepares once is small against such a step, so one is enough
-_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
 @dataclass(frozen=True)
 class DeviceRates:
-    """How fast one device is.
+    """Speed of one device.
 
     Attributes:
-        name: What it calls itself.
-        memory_bytes: Its own memory; None for a CPU.
-        copy_gb: Copying batches from page-locked memory, GB/s; None for a CPU.
-        steps: images/s of training steps, by Accelerate's name of the precision; 0 where the
-            micro batch does not fit into the memory.
+        name: Name of the device.
+        memory_bytes: Its memory; None for a CPU.
+        copy_gb: GB/s of copying batches from pinned memory; None for a CPU.
+        steps: images/s of training steps by precision (no, bf16, fp16); 0 if the micro batch does
+            not fit into memory.
         batch: Images in a step.
-        size: Side of the pictures, px.
+        size: Side of the images, px.
     """
 
     name: str
@@ -307,11 +255,11 @@ class DeviceRates:
 def measure_devices(
     recipe: Recipe, seconds: float, num_classes: int = NUM_CLASSES
 ) -> list[DeviceRates]:
-    """Measures every GPU alone, one after the other; the CPU where there is none.
+    """Measure each GPU alone, one after the other, or the CPU if there is no GPU.
 
     Args:
-        recipe: Says what model, micro batch and size of pictures.
-        seconds: How long each precision is measured, at least.
+        recipe: The recipe: its model, micro batch and image size.
+        seconds: Least time of each precision.
         num_classes: Classes of the model.
     """
     if not torch.cuda.is_available():
@@ -323,11 +271,10 @@ def measure_devices(
 def measure_device(
     device: torch.device, recipe: Recipe, seconds: float, num_classes: int = NUM_CLASSES
 ) -> DeviceRates:
-    """Measures copies to one device and training steps of the recipe's micro batch on it."""
+    """Measure training steps of the recipe's micro batch on one device, and copies to it."""
     size, batch = recipe.data.size_at(0), recipe.micro_batch
 
     def rate(precision: str) -> float:
-        """Returns images/s; 0 where a step does not fit into the device's memory."""
         try:
             step = make_step(device, recipe, precision, batch, size, num_classes)
             return _step_rate(device, step, batch, seconds)
@@ -336,9 +283,9 @@ def measure_device(
             return 0.0
 
     if device.type == "cpu":
-        few = make_step(device, recipe, "no", _FEW, size, num_classes)
-        # A CPU that runs out of memory is not told so: the kernel kills the process.
-        fits = batch / _FEW * activation_bytes(few) < available_memory()
+        few = make_step(device, recipe, "no", _SMALL_BATCH, size, num_classes)
+        # Out of memory on a CPU is no exception: the kernel kills the process.
+        fits = batch / _SMALL_BATCH * activation_bytes(few) < available_memory()
         return DeviceRates("CPU", None, None, {"no": rate("no") if fits else 0.0}, batch, size)
     with torch.cuda.device(device):
         precisions = ["no", "fp16"] + (["bf16"] if torch.cuda.is_bf16_supported() else [])
@@ -349,7 +296,7 @@ def measure_device(
 
 
 def activation_bytes(step: Callable[[], None]) -> int:
-    """Returns the bytes that a step keeps from its forward pass for its backward pass."""
+    """Return the bytes that a step saves in its forward pass for its backward pass."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -364,18 +311,17 @@ def activation_bytes(step: Callable[[], None]) -> int:
 
 
 def _step_rate(device: torch.device, step: Callable[[], None], batch: int, seconds: float) -> float:
-    """Returns images/s of training steps."""
 
     def timed() -> float:
         began = time.perf_counter()
         step()
         return time.perf_counter() - began
 
-    first = timed()  # with what is prepared once: algorithms, memory, optimizer state
+    first = timed()  # includes what is prepared once: algorithms, memory, optimizer state
     if device.type == "cpu" and first > _SLOW_STEP:
         return batch / first
     times: list[float] = []
-    while len(times) < _LEAST_STEPS or sum(times) < seconds:
+    while len(times) < _MIN_STEPS or sum(times) < seconds:
         times.append(timed())
     return batch / statistics.median(times)
 
@@ -388,23 +334,23 @@ def make_step(
     size: int,
     num_classes: int = NUM_CLASSES,
 ) -> Callable[[], None]:
-    """Returns a training step on a batch that is on the device already; it waits for the device.
+    """Return a training step on a batch on the device; the step waits for the device.
 
-    It does what training does there: normalise, forward, loss, backward, update.
+    It does what training does: normalise, forward, loss, backward, update.
     """
     wnids = tuple(f"n{number:08d}" for number in range(num_classes))
     model: nn.Module = build_model(recipe.model, Classes(wnids, wnids))
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(model, recipe.optimizer)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    pictures = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
-    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, num_classes, (batch,), device=device)
     dtype = _DTYPES[precision]
 
     def loss() -> Tensor:
         with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
-            logits = logits_of(model, normalise(pictures, recipe.data.mean, recipe.data.std))
+            logits = logits_of(model, normalise(images, recipe.data.mean, recipe.data.std))
         return training_loss(logits.float(), labels, recipe)
 
     def step() -> None:
@@ -419,7 +365,7 @@ def make_step(
 
 
 def _copy_rate(device: torch.device, shape: tuple[int, ...], rounds: int = 20) -> float:
-    """Returns GB/s of copying uint8 batches from page-locked memory to a GPU."""
+    """Return the GB/s of copying uint8 batches from pinned memory to a GPU."""
     batch = torch.empty(shape, dtype=torch.uint8).pin_memory()
     batch.to(device, non_blocking=True)
     torch.cuda.synchronize(device)
@@ -428,3 +374,43 @@ def _copy_rate(device: torch.device, shape: tuple[int, ...], rounds: int = 20) -
         batch.to(device, non_blocking=True)
     torch.cuda.synchronize(device)
     return rounds * batch.numel() / (time.perf_counter() - began) / 1e9
+
+
+def measure_all_reduce(world_size: int, *, backend: str = "nccl", num_floats: int) -> float:
+    """Measure an all-reduce over processes of this machine, one per device.
+
+    Args:
+        world_size: Number of processes, at least 2.
+        backend: nccl for GPUs, gloo for the CPU.
+        num_floats: Elements of the float32 tensor, such as the parameters of a model.
+
+    Returns:
+        Bus bandwidth in GB/s: 2 (n - 1) / n x bytes / seconds, which does not depend on n
+        (NVIDIA's nccl-tests, PERFORMANCE.md).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = (world_size, backend, num_floats, Path(folder))
+        spawn(_run_rank, arguments, nprocs=world_size)
+        seconds = float((Path(folder) / "seconds").read_text(encoding="utf-8"))
+    return 2 * (world_size - 1) / world_size * 4 * num_floats / seconds / 1e9
+
+
+def _run_rank(rank: int, world_size: int, backend: str, num_floats: int, folder: Path) -> None:
+    """Run one of the processes; rank 0 writes the seconds of an all-reduce."""
+    device = torch.device("cuda", rank) if backend == "nccl" else torch.device("cpu")
+    if backend == "nccl":
+        torch.cuda.set_device(device)
+    store = f"file://{folder.absolute() / 'store'}"
+    distributed.init_process_group(backend, store, rank=rank, world_size=world_size)
+    gradients = torch.ones(num_floats, device=device)
+    distributed.all_reduce(gradients)  # the first one opens the connections
+    assert gradients[0].item() == world_size
+    began = time.perf_counter()
+    for _ in range(_ALL_REDUCE_ROUNDS):
+        distributed.all_reduce(gradients)
+    if backend == "nccl":
+        torch.cuda.synchronize(device)
+    if rank == 0:
+        seconds = (time.perf_counter() - began) / _ALL_REDUCE_ROUNDS
+        (folder / "seconds").write_text(str(seconds), encoding="utf-8")
+    distributed.destroy_process_group()

@@ -15,7 +15,7 @@ from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform, TrainTransform
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
-from imagenet_rn50.utils.errors import InputError, require_least
+from imagenet_rn50.utils.errors import InputError, require_at_least
 from imagenet_rn50.utils.files import require_place, write_bytes
 
 _GAP = 2  # px between pictures
@@ -50,7 +50,7 @@ def preview(
             there is no such grid, or `out` cannot be written.
     """
     for name, value, least in (("rows", rows, 1), ("columns", columns, 1), ("start", start, 0)):
-        require_least(f"--{name}", value, least)
+        require_at_least(f"--{name}", value, least)
     require_place(out)
     samples = Manifest.load(shards).split(split)
     share = DistributedBatchSampler(start=start, stop=start + rows * columns, batch=rows * columns)

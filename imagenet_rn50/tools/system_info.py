@@ -1,4 +1,4 @@
-"""What this machine is: cores, memory, limits, volumes, versions. Nothing is measured here."""
+"""Read what this machine has: cores, memory, limits, volumes, versions. Nothing is measured."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-KEPT_IN_MEMORY = 0.8  # part of the memory that the page cache may take
+PAGE_CACHE_FRACTION = 0.8  # of the memory: what the page cache may take
 
 _PACKAGES = ("torch", "torchvision", "accelerate", "transformers", "simplejpeg")
 _SHARED_MEMORY = Path("/dev/shm")
@@ -20,15 +20,15 @@ _DRIVER = Path("/proc/driver/nvidia/version")
 
 @dataclass(frozen=True)
 class Machine:
-    """What a bug report and a verdict need to know of a machine; no secret, no address.
+    """A machine as a bug report describes it, without host name, user or path.
 
     Attributes:
         cores: CPUs that this process may use.
-        memory_bytes: Memory of the machine.
-        shared_memory_bytes: Free space in /dev/shm; None where there is no such folder.
-        open_files: How many files a process may have open.
-        driver: NVIDIA's kernel driver; None where there is none.
-        versions: Of Python and of what the speed depends on.
+        memory_bytes: Physical memory.
+        shared_memory_bytes: Free space in /dev/shm, or None if there is no such folder.
+        open_files: Limit of open files of a process; -1 is unlimited.
+        driver: Version of NVIDIA's kernel driver, or None if there is none.
+        versions: Versions of Python and of the packages that speed depends on.
     """
 
     cores: int
@@ -40,7 +40,7 @@ class Machine:
 
 
 def read_machine() -> Machine:
-    """Returns what this machine is."""
+    """Return a description of this machine."""
     has_shared_memory = _SHARED_MEMORY.is_dir()
     versions = {"python": platform.python_version()}
     return Machine(
@@ -54,19 +54,19 @@ def read_machine() -> Machine:
 
 
 def most_workers(cores: int, num_ranks: int) -> int:
-    """Returns how many loader processes a machine has cores for, beside a core for each rank."""
+    """Return how many loader workers have a core of their own beside one core for each rank."""
     return max(cores - num_ranks, 1)
 
 
 def num_cores() -> int:
-    """Returns how many CPUs this process may use."""
+    """Return the number of CPUs that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux only
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def available_memory(memory: Path = _MEMORY) -> int:
-    """Returns how many bytes are free or can be freed at once; all, where nothing says so."""
+    """Return the bytes that are free or can be freed at once; all memory if `memory` is missing."""
     for line in memory.read_text(encoding="utf-8").splitlines() if memory.is_file() else ():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
@@ -75,18 +75,18 @@ def available_memory(memory: Path = _MEMORY) -> int:
 
 
 def memory_bytes() -> int:
-    """Returns the memory of the machine."""
+    """Return the physical memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def volume_of(folder: Path, *, system: Path = Path("/")) -> str:
-    """Returns what a folder stands on: filesystem, device, and the device's model where it has one.
+    """Return the filesystem, device and, if it has one, device model that hold a folder.
 
     On EC2 the model tells an EBS volume from the instance's own NVMe.
 
     Args:
-        folder: Any folder.
-        system: Where /proc and /sys are.
+        folder: The folder.
+        system: The folder that contains /proc and /sys.
     """
     device = folder.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
@@ -107,7 +107,7 @@ def volume_of(folder: Path, *, system: Path = Path("/")) -> str:
 
 
 def _driver_version(path: Path) -> str | None:
-    """Returns the version in what NVIDIA's driver says of itself."""
+    """Return the version in NVIDIA's /proc/driver/nvidia/version."""
     if not path.is_file():
         return None
     first = path.read_text(encoding="utf-8").splitlines()[0]

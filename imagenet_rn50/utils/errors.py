@@ -10,6 +10,7 @@ Everything else that is raised is a bug or a broken machine, and keeps its trace
 from __future__ import annotations
 
 import errno
+import math
 import os
 import select
 import signal
@@ -58,19 +59,16 @@ class RankError(InputError):
     """
 
 
-def require_least(name: str, value: float, least: float) -> None:
-    """Refuses a number that is too small.
-
-    Args:
-        name: What it was given as, such as `--rows`.
-        value: The number.
-        least: The smallest that makes sense.
-
-    Raises:
-        InputError: When it is smaller.
-    """
+def require_at_least(name: str, value: float, least: float) -> None:
+    """Raise `InputError` if `value`, given as `name` (such as `--rows`), is less than `least`."""
     if not value >= least:
-        raise InputError(f"{name} {value:g} makes no sense", expected=f"{least:g} or more")
+        raise InputError(f"{name} must be at least {least:g}, got {value:g}")
+
+
+def require_positive(name: str, value: float) -> None:
+    """Raise `InputError` if `value`, given as `name`, is not a finite number above 0."""
+    if not 0 < value < math.inf:
+        raise InputError(f"{name} must be a finite number above 0, got {value:g}")
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from imagenet_rn50 import __main__ as verbs
-from imagenet_rn50.tools import doctor as examining
+from imagenet_rn50.__main__ import main
+from imagenet_rn50.tools import doctor as module
 from imagenet_rn50.tools.measure import DecodingRates
 from imagenet_rn50.tools.system_info import read_machine
 from imagenet_rn50.utils.formatting import rate_text
@@ -25,7 +25,7 @@ def doctor(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", arguments)
     code = 0
     try:
-        verbs.main()
+        main()
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
     printed = capsys.readouterr()
@@ -51,13 +51,13 @@ def test_a_sound_machine_is_measured_into_json_that_estimate_reads(
     measured.write_text(out)
     words = ["estimate", "--recipe", "rn50-16ep", "--precision", "no", "--measured", str(measured)]
     monkeypatch.setattr(sys, "argv", ["imagenet_rn50", *words, "--price", "0"])
-    verbs.main()
-    quoted = capsys.readouterr().out
+    main()
+    printed = capsys.readouterr().out
     rate = rate_text(found["devices"][0]["steps"]["no"])
-    assert f"{rate} images/s of 1 device at" in quoted
-    assert "NOT MEASURED HERE" not in quoted
-    assert "21 training images, 11 in each epoch's evaluation" in quoted
-    assert "accuracy: unknown on these images" in quoted
+    assert f"{rate} images/s of 1 device at" in printed
+    assert "NOT MEASURED HERE" not in printed
+    assert "21 training images, 11 in each epoch's evaluation" in printed
+    assert "accuracy: unknown on these images" in printed
 
 
 @pytest.mark.multiprocess
@@ -65,7 +65,7 @@ def test_the_table_names_the_bottleneck_in_a_sentence(tiny, monkeypatch, capsys)
     code, out, _ = doctor(monkeypatch, capsys, *options(tiny))
     assert code == 0
     assert "loader, 1 worker" in out
-    assert out.splitlines()[-1].startswith("Training is held up by ")
+    assert out.splitlines()[-1].startswith("The bottleneck is ")
 
 
 def test_damaged_shards_are_a_blocker(tiny, monkeypatch, capsys):
@@ -76,10 +76,10 @@ def test_damaged_shards_are_a_blocker(tiny, monkeypatch, capsys):
     assert code == 1
     assert "BLOCKER: " in out
     assert "does not verify: tiny-train-1.tar" in out
-    assert "not measured: a blocker is in its way" in out
+    assert "not measured: see the blockers" in out
 
 
-def test_a_folder_without_shards_is_wrong_use(tiny, monkeypatch, capsys):
+def test_a_folder_without_shards_exits_with_code_2(tiny, monkeypatch, capsys):
     code, _, err = doctor(monkeypatch, capsys, *options(tiny, "nowhere"))
     assert code == 2
     assert "holds no manifest" in err
@@ -95,14 +95,14 @@ def test_damage_inside_a_shard_is_a_blocker_too(tiny, monkeypatch, capsys):
     assert "cannot be decoded" in out
 
 
-def test_too_little_shared_memory_is_told_before_it_kills_a_worker(tiny, monkeypatch, capsys):
+def test_too_little_shared_memory_is_a_blocker_before_it_kills_a_worker(tiny, monkeypatch, capsys):
     small = replace(read_machine(), shared_memory_bytes=1000)
-    monkeypatch.setattr(examining, "read_machine", lambda: small)
-    monkeypatch.setattr(examining, "measure_decoding", None)  # is not called
+    monkeypatch.setattr(module, "read_machine", lambda: small)
+    monkeypatch.setattr(module, "measure_decoding", None)  # is not called
     code, out, _ = doctor(monkeypatch, capsys, *options(tiny))
     assert code == 1
     assert "BLOCKER: /dev/shm has 0.00 GB free" in out
-    assert "not measured: a blocker is in its way" in out
+    assert "not measured: see the blockers" in out
 
 
 def test_each_rank_keeps_a_core_for_itself_while_the_loader_is_measured(tiny, monkeypatch, capsys):
@@ -112,8 +112,8 @@ def test_each_rank_keeps_a_core_for_itself_while_the_loader_is_measured(tiny, mo
         asked.append(num_workers)
         return DecodingRates(1.0, 2.0, num_workers, 16)
 
-    monkeypatch.setattr(examining, "read_machine", lambda: replace(read_machine(), cores=6))
-    monkeypatch.setattr(examining, "measure_decoding", measuring)
+    monkeypatch.setattr(module, "read_machine", lambda: replace(read_machine(), cores=6))
+    monkeypatch.setattr(module, "measure_decoding", measuring)
     for workers in ("4", "5", "6", "0"):
         doctor(monkeypatch, capsys, *options(tiny), "--workers", workers)
     assert asked == [4, 5, 5, 0]

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_rn50 import __main__ as verbs
+from imagenet_rn50.__main__ import main
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.cache import least_cache_bytes
 from imagenet_rn50.data.sampler import ShardShuffleSampler
@@ -17,18 +17,18 @@ from imagenet_rn50.model import build_model
 from imagenet_rn50.recipe import DataRecipe, Recipe, load_recipe, recipe_names
 from imagenet_rn50.shards.manifest import TRAIN
 from imagenet_rn50.tools.estimate import (
-    LOADER_PER_CORE,
-    PARAMETERS,
+    LOADER_IMAGES_PER_CORE,
+    NUM_PARAMETERS,
     PRICES,
     Options,
     Rates,
-    demand,
     duration,
+    format_estimate,
     load_prices,
-    make_quote,
+    make_estimate,
+    multi_node_needs,
     published_line,
     published_top1,
-    text_of,
     variants,
 )
 from imagenet_rn50.utils.errors import InputError
@@ -82,14 +82,14 @@ def test_a_volume_does_not_get_faster_with_nodes():
     assert duration(Recipe(), slow, 8).hours == duration(Recipe(), slow).hours
 
 
-def test_what_is_as_asked_already_is_not_a_variant():
-    names = [variant.name for variant in variants(Recipe(), replace(RATES, volume=125), 0.5)]
+def test_a_change_that_changes_nothing_is_not_a_variant():
+    names = [name for name, _, _ in variants(Recipe(), replace(RATES, volume=125), 0.5)]
     assert names[0] == "as asked"
     assert "crops of 224 px throughout" not in names
-    assert "volume of 125 MiB/s (gp3 as it comes)" not in names
+    assert "volume of 125 MiB/s (gp3 default)" not in names
 
 
-def test_the_table_of_prices_says_where_it_comes_from_and_when():
+def test_the_price_table_states_its_source_and_date():
     table = load_prices()
     assert table.source
     assert table.looked_up.year >= 2026
@@ -97,7 +97,7 @@ def test_the_table_of_prices_says_where_it_comes_from_and_when():
         assert instance.spot is None or instance.spot <= instance.on_demand
 
 
-def test_a_table_of_the_users_own_replaces_it(tmp_path):
+def test_a_price_table_of_the_user_replaces_it(tmp_path):
     content = yaml.safe_load(PRICES.read_text())
     content["instances"]["mine"] = content["instances"]["g6.12xlarge"] | {"on_demand": 1.0}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content, default_flow_style=False))
@@ -109,15 +109,18 @@ def test_a_table_of_the_users_own_replaces_it(tmp_path):
         load_prices(tmp_path / "mine.yaml")
 
 
-def quoted(monkeypatch, capsys, *words):
+def estimated(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["imagenet_rn50", "estimate", *words])
-    verbs.main()
+    main()
     return capsys.readouterr().out
 
 
-def test_a_quote_prints_its_prices_and_that_its_speed_was_not_measured(monkeypatch, capsys):
-    out = quoted(monkeypatch, capsys, "--recipe", "onecycle-plateau")
-    assert "1,205 images/s of 4 L4 at 224 px in mixed precision: of others, NOT MEASURED" in out
+def test_an_estimate_prints_its_prices_and_that_its_speed_was_not_measured(monkeypatch, capsys):
+    out = estimated(monkeypatch, capsys, "--recipe", "onecycle-plateau")
+    assert (
+        "1,205 images/s of 4 L4 at 224 px in mixed precision: reported by others, NOT MEASURED"
+        in out
+    )
     assert "looked up 2026-11-23; check it" in out
     unpublished = [line for line in out.splitlines() if "unpublished log" in line]
     assert len(unpublished) == 1
@@ -135,151 +138,160 @@ def test_a_quote_prints_its_prices_and_that_its_speed_was_not_measured(monkeypat
 
 
 def test_the_baseline_of_a_gp3_volume_is_about_1100_unresized_images(monkeypatch, capsys):
-    out = quoted(monkeypatch, capsys, "--recipe", "rn50-16ep")
+    out = estimated(monkeypatch, capsys, "--recipe", "rn50-16ep")
     rate = re.search(r"125 MiB/s of the volume, ([\d,]+) images/s", out)
     assert rate
     assert float(rate[1].replace(",", "")) == pytest.approx(1100, rel=0.05)
 
 
-def test_a_price_and_a_speed_of_the_users_own_are_taken(monkeypatch, capsys):
+def test_a_price_and_a_speed_can_be_given(monkeypatch, capsys):
     words = "--recipe rn50-16ep --instance p5.48xlarge --images-per-second 20000 --price 10"
-    out = quoted(monkeypatch, capsys, *words.split(), "--micro-batch", "128")
-    assert "20,000 images/s of the GPUs: you said so" in out
-    assert "$10 an hour: you said so" in out
+    out = estimated(monkeypatch, capsys, *words.split(), "--micro-batch", "128")
+    assert "20,000 images/s of the GPUs at 224 px: --images-per-second" in out
+    assert "$10 an hour: --price" in out
 
 
 def test_a_target_lists_the_recipes_that_reach_it(monkeypatch, capsys):
-    out = quoted(monkeypatch, capsys, "--recipe", "rn50-16ep", "--target", "0.77")
-    listed = out.partition("published top-1 of 77.0% or more")[2].partition("assumed:")[0]
+    out = estimated(monkeypatch, capsys, "--recipe", "rn50-16ep", "--target", "0.77")
+    listed = out.partition("published top-1 of 77.0% or more")[2].partition("assumptions:")[0]
     for name in recipe_names():
         reaches = (published_top1(name) or 0) >= 0.77
         assert (f"\n{name}," in listed) == reaches
         assert (f"\n  published: {published_line(name)}\n" in listed) == reaches
 
 
-def test_a_figure_that_a_recipe_does_not_reach_says_so_beside_it(monkeypatch, capsys):
-    out = quoted(monkeypatch, capsys, "--recipe", "rn50-16ep", "--target", "0.76")
+def test_a_published_accuracy_is_printed_with_its_conditions(monkeypatch, capsys):
+    out = estimated(monkeypatch, capsys, "--recipe", "rn50-16ep", "--target", "0.76")
     (listed,) = re.findall(r"^rn50-32ep, 32 epochs, 76\.6%.*\n((?:  .*\n)+)", out, re.MULTILINE)
     said = " ".join(listed.split())
     assert "on 8 A100 with blurpool and flip averaging; not reproduced here" in said
     assert "differs here: neither blurpool," in said
     assert said.endswith("norms of shortcuts and the classifier's bias do not decay")
-    assert max(map(len, out.partition("assumed:")[0].splitlines())) <= 100
+    assert max(map(len, out.partition("assumptions:")[0].splitlines())) <= 100
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("--recipe rn50-16ep --instance g7.huge", "there is no price for 'g7.huge'"),
-        ("--recipe rn50-16ep --instance p5.48xlarge --micro-batch 128", "no speed of a H100"),
+        ("--recipe rn50-16ep --instance p5.48xlarge --micro-batch 128", "speed of a H100"),
         ("--recipe rn50-16ep --nodes 2", "cannot be shared by 8 ranks"),
         ("--recipe rn50-16ep --micro-batch 100", "must be a multiple of"),
-        ("--recipe rn50-16ep --target 76", "--target 76 is no top-1"),
-        ("--recipe rn50-16ep --nodes 0", "--nodes 0 makes no sense"),
-        ("--recipe rn50-16ep --disk -1", "--disk -1.0 makes no sense"),
-        ("--recipe rn50-16ep --disk nan", "--disk nan makes no sense"),
-        ("--recipe rn50-16ep --price inf", "--price inf makes no sense"),
-        ("--recipe rn50-16ep --images-per-second nan", "--images-per-second nan makes no sense"),
-        ("--recipe rn50-16ep --target nan", "--target nan is no top-1"),
+        ("--recipe rn50-16ep --target 76", "got 76"),
+        ("--recipe rn50-16ep --nodes 0", "--nodes must be at least 1, got 0"),
+        ("--recipe rn50-16ep --disk -1", "--disk must be a finite number above 0, got -1"),
+        ("--recipe rn50-16ep --disk nan", "got nan"),
+        ("--recipe rn50-16ep --price inf", "got inf"),
+        ("--recipe rn50-16ep --images-per-second nan", "got nan"),
+        ("--recipe rn50-16ep --target nan", "got nan"),
         ("--recipe rn50-16ep --measured pyproject.toml", "not valid JSON"),
         ("--recipe rn50-16ep --measured app", "app cannot be read"),
         ("--recipe rn50-16ep --prices app", "app cannot be read"),
         ("--recipe rn50-16ep --prices docs/none.yaml", "there is no file"),
         ("--recipe rn50-16ep --measured app/none.json", "there is no file"),
-        ("--recipe rn50-16ep --images 0 5", "--images 0 5"),
+        ("--recipe rn50-16ep --images 0 5", "--images must be at least 1, got 0"),
         ("--recipe rn50-16ep --images 1000 50 --target 0.7", "--target 0.7"),
         ("--recipe rn50-16ep --shards app", "holds no manifest"),
         ("--recipe rn50-16ep --shards s3://bucket/shards", "is an address"),
     ],
 )
-def test_what_cannot_be_quoted_is_wrong_use(words, message, monkeypatch, capsys):
+def test_what_cannot_be_estimated_exits_with_code_2(words, message, monkeypatch, capsys):
     with pytest.raises(SystemExit) as ended:
-        quoted(monkeypatch, capsys, *words.split())
+        estimated(monkeypatch, capsys, *words.split())
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_several_nodes_need_what_their_formulas_say(tmp_path):
     recipe = Recipe(global_batch=2048, micro_batch=128)
-    needs = demand(recipe, RATES, num_nodes=2, num_workers=8, network_gbps=8)
-    assert needs.read_mib == pytest.approx(2000 * 1e5 / 2**20)
-    assert needs.used_mib == needs.read_mib / 2
-    assert needs.exchange_mb == pytest.approx(4 * PARAMETERS / 1e6)
-    assert needs.exchange_seconds == pytest.approx(4 * PARAMETERS / 1e9)
-    assert needs.step_seconds == pytest.approx(2048 / 2000)
-    assert needs.world_sizes == (1, 2, 4, 8, 16)
-    assert all(recipe.accumulation(n) for n in needs.world_sizes)
+    needs = multi_node_needs(recipe, RATES, num_nodes=2, num_workers=8, network_gbps=8)
+    assert needs["read_mib"] == pytest.approx(2000 * 1e5 / 2**20)
+    assert needs["used_mib"] == needs["read_mib"] / 2
+    assert needs["exchange_mb"] == pytest.approx(4 * NUM_PARAMETERS / 1e6)
+    assert needs["exchange_seconds"] == pytest.approx(4 * NUM_PARAMETERS / 1e9)
+    assert needs["step_seconds"] == pytest.approx(2048 / 2000)
+
+
+def test_the_ranks_of_several_nodes_are_those_that_share_a_batch_equally(monkeypatch, capsys):
+    words = "--recipe nvidia-90ep --micro-batch 128 --instance p4d.24xlarge --nodes 2".split()
+    listed = re.search(r"ranks +([\d, ]+) give", estimated(monkeypatch, capsys, *words))
+    assert listed
+    recipe = load_recipe("nvidia-90ep").model_copy(update={"micro_batch": 128})
+    ranks = [int(number) for number in listed[1].split(", ")]
+    assert ranks == [1, 2, 4, 8, 16]
+    assert all(recipe.accumulation(n) for n in ranks)
 
 
 def test_the_computed_cache_is_the_one_that_the_loader_asks_for(tmp_path):
     train = write_shards(tmp_path, train=[10] * 60, validation=[1]).split(TRAIN)
     shard = max(shard.num_bytes for shard in train.shards)
     asked = least_cache_bytes(train, ShardShuffleSampler(train.shard_sizes, seed=0, window=32), 8)
-    needs = demand(Recipe(), replace(RATES, bytes_per_image=shard / 1251), 2, 8, 10)
-    assert needs.cache_gb * 1e9 == pytest.approx(asked, rel=0.1)
+    needs = multi_node_needs(Recipe(), replace(RATES, bytes_per_image=shard / 1251), 2, 8, 10)
+    assert needs["cache_gb"] * 1e9 == pytest.approx(asked, rel=0.1)
 
 
 def test_the_number_of_parameters_is_resnet_50s():
     wnids = tuple(f"n{number:08d}" for number in range(1000))
     model = build_model(Recipe().model, Classes(wnids, wnids))
-    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS
+    assert sum(parameter.numel() for parameter in model.parameters()) == NUM_PARAMETERS
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name != "digits"])
-def test_every_recipe_can_be_quoted(name):
+def test_every_recipe_can_be_estimated(name):
     recipe = load_recipe(name)
     gpus = max(n for n in (1, 4, 8) if recipe.global_batch // recipe.micro_batch % n == 0)
     instance = {1: "g6.2xlarge", 4: "g6.12xlarge", 8: "g6.48xlarge"}[gpus]
-    text = text_of(make_quote(name, recipe, instance, load_prices(), Options()), None)
+    text = format_estimate(make_estimate(name, recipe, load_prices(), Options(instance)), None)
     assert f"{name}: {recipe.epochs} epochs on 1 x {instance} (" in text
-    assert "unknown: the recipe names no published figure" not in text
+    assert "unknown: the recipe names" not in text
 
 
-def test_a_measurement_tells_what_each_measured_precision_costs(tmp_path):
+def test_a_measurement_prices_each_measured_precision(tmp_path):
     device = {"name": "NVIDIA L4", "steps": {"no": 100.0, "bf16": 300.0, "fp16": 0.0}, "size": 224}
     machine = {"memory_bytes": 2**38, "cores": 6}
     found = {"machine": machine, "devices": [device] * 2, "packed": None}
     (tmp_path / "doctor.json").write_text(json.dumps(found))
     options = Options(measured=tmp_path / "doctor.json", price=2.0, images=(1000, 100))
     recipe = Recipe(data=DataRecipe())
-    text = text_of(make_quote("mine", recipe, None, load_prices(), options), None)
+    text = format_estimate(make_estimate("mine", recipe, load_prices(), options), None)
     assert "6 vCPUs" in text
-    assert "$2 an hour: you said so" in text
+    assert "$2 an hour: --price" in text
     assert "600 images/s of 2 devices at 224 px: measured" in text
     assert "precision no " in text
     assert "precision fp16" not in text
     with pytest.raises(InputError, match="no speed in precision fp16"):
-        make_quote("m", recipe, None, load_prices(), replace(options, precision="fp16"))
+        make_estimate("m", recipe, load_prices(), replace(options, precision="fp16"))
     # The price is never that of another machine.
     with pytest.raises(InputError, match=r"2 NVIDIA L4\n"):
-        make_quote("m", recipe, "g6.12xlarge", load_prices(), options)
-    with pytest.raises(InputError, match="what its machine costs"):
-        make_quote("m", recipe, None, load_prices(), replace(options, price=None))
+        make_estimate("m", recipe, load_prices(), replace(options, instance="g6.12xlarge"))
+    with pytest.raises(InputError, match="the price of its machine"):
+        make_estimate("m", recipe, load_prices(), replace(options, price=None))
     found["devices"] = [device] * 4
     (tmp_path / "doctor.json").write_text(json.dumps(found))
-    quote = make_quote("m", recipe, "g6.12xlarge", load_prices(), replace(options, price=None))
-    assert "g6.12xlarge: $4.6" in text_of(quote, None)
+    known = replace(options, instance="g6.12xlarge", price=None)
+    found = make_estimate("m", recipe, load_prices(), known)
+    assert "g6.12xlarge: $4.6" in format_estimate(found, None)
     (tmp_path / "doctor.json").write_text("{}")
-    with pytest.raises(InputError, match="is no examination"):
-        make_quote("m", recipe, None, load_prices(), options)
+    with pytest.raises(InputError, match="is not a measurement"):
+        make_estimate("m", recipe, load_prices(), options)
 
 
 def test_the_speed_of_the_loader_is_the_one_that_its_benchmark_printed():
     lines = (ROOT / "benchmarks/results/loaders.txt").read_text(encoding="utf-8").splitlines()
     (ours,) = (line for line in lines if line.split()[:1] == ["ours"])
     assert "2 cores" in lines[0]
-    assert LOADER_PER_CORE == round(float(ours.split()[1]) / 2)
+    assert LOADER_IMAGES_PER_CORE == round(float(ours.split()[1]) / 2)
 
 
-def test_a_target_that_no_recipe_reaches_is_said():
-    quote = make_quote("rn50-16ep", load_recipe("rn50-16ep"), None, load_prices(), Options())
-    assert "no recipe here has a published top-1 of 99.0% or more" in text_of(quote, 0.99)
+def test_a_target_that_no_recipe_reaches_is_reported():
+    found = make_estimate("rn50-16ep", load_recipe("rn50-16ep"), load_prices(), Options())
+    assert "no recipe has a published top-1 of 99.0% or more" in format_estimate(found, 0.99)
 
 
 @pytest.mark.parametrize(
     ("rate", "text"), [(0.34, "0.34"), (3.06, "3.1"), (10.4, "10"), (16621.0, "16,621")]
 )
-def test_rates_are_printed_with_the_digits_that_say_something(rate, text):
+def test_rates_are_printed_with_their_significant_digits(rate, text):
     assert rate_text(rate) == text
 
 
@@ -297,9 +309,9 @@ def test_images_are_those_of_the_shards_and_never_guessed(one_gpu, tmp_path, mon
     write_shards(tmp_path / "shards", train=[8, 6], validation=[5])
     words = ["--recipe", "digits", *one_gpu]
     with pytest.raises(SystemExit):
-        quoted(monkeypatch, capsys, *words)
+        estimated(monkeypatch, capsys, *words)
     assert "--images 1281167 50000" in capsys.readouterr().err
-    out = quoted(monkeypatch, capsys, *words, "--shards", str(tmp_path / "shards"))
+    out = estimated(monkeypatch, capsys, *words, "--shards", str(tmp_path / "shards"))
     assert "14 training images, 5 in each epoch's evaluation" in out
     assert "optimizer steps in all" in out
     for of_imagenet in ("1,281,167", "47% of the bytes", "resized", "ILSVRC"):
@@ -312,22 +324,22 @@ def test_images_are_those_of_the_shards_and_never_guessed(one_gpu, tmp_path, mon
 def test_a_recipe_of_ones_own_asks_how_many_images_it_trains_on(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.yaml").write_text("epochs: 3\n")
     with pytest.raises(SystemExit) as ended:
-        quoted(monkeypatch, capsys, "--recipe", str(tmp_path / "mine.yaml"))
+        estimated(monkeypatch, capsys, "--recipe", str(tmp_path / "mine.yaml"))
     assert ended.value.code == 2
-    out = quoted(
+    out = estimated(
         monkeypatch, capsys, "--recipe", str(tmp_path / "mine.yaml"), "--images", "9000", "1000"
     )
-    assert "9,000 training images, 1,000 in each epoch's evaluation: you said so" in out
+    assert "9,000 training images, 1,000 in each epoch's evaluation: --images" in out
 
 
 def test_the_speed_of_resnet_50_is_not_that_of_another_model(monkeypatch, capsys):
     words = "--recipe digits --images 1437 360 --instance g6.2xlarge".split()
     with pytest.raises(SystemExit) as ended:
-        quoted(monkeypatch, capsys, *words)
+        estimated(monkeypatch, capsys, *words)
     assert ended.value.code == 2
     assert "ResNet-50" in capsys.readouterr().err
-    out = quoted(monkeypatch, capsys, *words, "--images-per-second", "5000")
-    assert "5,000 images/s of the GPUs: you said so" in out
+    out = estimated(monkeypatch, capsys, *words, "--images-per-second", "5000")
+    assert "5,000 images/s of the GPUs at 224 px: --images-per-second" in out
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name != "digits"])
@@ -336,5 +348,5 @@ def test_the_images_of_a_recipe_with_a_published_figure_are_imagenets(name):
     gpus = {1: "g6.2xlarge", 4: "g6.12xlarge", 8: "g6.48xlarge"}
     recipe = load_recipe(name)
     instance = gpus[max(n for n in gpus if recipe.global_batch // recipe.micro_batch % n == 0)]
-    quote = make_quote(name, recipe, instance, load_prices(), options)
-    assert (quote.rates.num_train, quote.rates.num_validation) == (1_281_167, 50_000)
+    found = make_estimate(name, recipe, load_prices(), replace(options, instance=instance))
+    assert (found.rates.num_train, found.rates.num_validation) == (1_281_167, 50_000)

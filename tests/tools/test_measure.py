@@ -8,9 +8,7 @@ import torch
 from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
-from imagenet_rn50.tools import measure as compute
-from imagenet_rn50.tools import measure as decoding
-from imagenet_rn50.tools import measure as disk
+from imagenet_rn50.tools import measure
 from imagenet_rn50.tools.doctor import device_blockers
 from imagenet_rn50.tools.measure import (
     activation_bytes,
@@ -20,7 +18,7 @@ from imagenet_rn50.tools.measure import (
 )
 from tests.support import write_recipe, write_shards
 
-NAP = 0.02  # seconds a picture
+NAP = 0.02  # seconds per image
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +59,14 @@ def test_shards_are_out_of_memory_when_their_reading_is_timed(tiny, train, monke
         shard.read_bytes()
     assert all(map(is_in_memory, shards))
     before = []
-    real = disk._read_all
+    real = measure._read_all
 
     def watching(sizes, seconds):
         before.append([is_in_memory(shard) for shard in shards])
         return real(sizes, seconds)
 
-    monkeypatch.setattr(disk, "_read_all", watching)
-    rates = disk.measure_disk(tiny / "shards", train, seconds=60)
+    monkeypatch.setattr(measure, "_read_all", watching)
+    rates = measure.measure_disk(tiny / "shards", train, seconds=60)
     assert before == [[False, False], [False, False]]
     assert rates.num_bytes == sum(shard.num_bytes for shard in train.shards)
     assert not rates.is_enough
@@ -80,16 +78,16 @@ def test_reading_stops_when_its_time_is_up(monkeypatch):
             time.sleep(0.01)
             yield 2**20
 
-    num_bytes, rate = disk._read_all(slow(), seconds=0.1)
+    num_bytes, rate = measure._read_all(slow(), seconds=0.1)
     assert 1 <= num_bytes / 2**20 <= 11
     assert rate <= 100
 
 
 def test_shards_are_in_memory_when_the_loader_is_timed(tiny, train, recipe, monkeypatch):
     shards = [tiny / "shards" / shard.name for shard in train.shards]
-    disk.measure_disk(tiny / "shards", train, seconds=60)
+    measure.measure_disk(tiny / "shards", train, seconds=60)
     for shard in shards:
-        disk._forget(shard)
+        measure._drop_from_cache(shard)
     assert not any(map(is_in_memory, shards))
     before = []
 
@@ -98,16 +96,16 @@ def test_shards_are_in_memory_when_the_loader_is_timed(tiny, train, recipe, monk
         before.append(all(is_in_memory(path, at) for path, at in pages))
         return 1.0
 
-    monkeypatch.setattr(decoding, "_rate", watching)
-    decoding.measure_decoding(tiny / "shards", train, recipe, num_workers=2, seconds=1)
+    monkeypatch.setattr(measure, "_rate", watching)
+    measure.measure_decoding(tiny / "shards", train, recipe, num_workers=2, seconds=1)
     assert before == [True, True]
 
 
 def test_the_loader_is_timed_on_as_many_first_shards_as_memory_holds(tiny, train, monkeypatch):
     first, second = (shard.num_bytes for shard in train.shards)
-    assert decoding.first_shards(train, first + second).num_samples == 70
-    assert decoding.first_shards(train, first + second - 1).num_samples == 40
-    assert decoding.first_shards(train, 1).shards == train.shards[:1]
+    assert measure.first_shards(train, first + second).num_samples == 70
+    assert measure.first_shards(train, first + second - 1).num_samples == 40
+    assert measure.first_shards(train, 1).shards == train.shards[:1]
 
 
 @pytest.mark.multiprocess
@@ -122,8 +120,8 @@ def test_crops_do_not_grow_while_the_loader_is_timed(tiny, train, recipe, monkey
         sizes.update(next(batches).images.shape[-1] for _ in range(3 * 70 // 4))
         return 1.0
 
-    monkeypatch.setattr(decoding, "_rate", looking)
-    rates = decoding.measure_decoding(tiny / "shards", train, growing, num_workers=0, seconds=1)
+    monkeypatch.setattr(measure, "_rate", looking)
+    rates = measure.measure_decoding(tiny / "shards", train, growing, num_workers=0, seconds=1)
     assert sizes == {rates.size} == {growing.data.size_at(0)}
 
 
@@ -134,7 +132,7 @@ def test_the_loader_is_measured_at_the_speed_of_its_workers(tiny, train, recipe,
         return out.zero_()
 
     monkeypatch.setattr(TrainTransform, "__call__", napping)
-    rates = decoding.measure_decoding(tiny / "shards", train, recipe, num_workers=2, seconds=1)
+    rates = measure.measure_decoding(tiny / "shards", train, recipe, num_workers=2, seconds=1)
     assert 0.4 / NAP < rates.one_worker <= 1.25 / NAP
     assert 1.3 * rates.one_worker < rates.all_workers <= 2.5 / NAP
     assert rates.size == recipe.data.train_size
@@ -173,7 +171,7 @@ def test_a_cpu_is_timed_with_the_micro_batch_of_the_recipe(recipe, monkeypatch):
         seen.append((batch, num_classes))
         return make_step(device, recipe, precision, batch, size, num_classes)
 
-    monkeypatch.setattr(compute, "make_step", remembering)
+    monkeypatch.setattr(measure, "make_step", remembering)
     large = recipe.model_copy(update={"global_batch": 96, "micro_batch": 96})
     rates = measure_device(torch.device("cpu"), large, seconds=0.01, num_classes=3)
     assert rates.batch == 96
@@ -188,23 +186,23 @@ def test_a_micro_batch_that_memory_cannot_hold_is_a_blocker_and_not_a_killed_pro
         for batch in (2, 64)
     )
     assert many == pytest.approx(32 * few, rel=0.1)
-    monkeypatch.setattr(compute, "available_memory", lambda: few)
+    monkeypatch.setattr(measure, "available_memory", lambda: few)
     rates = measure_device(torch.device("cpu"), recipe, seconds=0.01)
     assert (rates.steps, rates.batch) == ({"no": 0.0}, 4)
     assert "micro batch of 4" in next(device_blockers(recipe, [rates]))
 
 
 def test_a_slow_step_is_timed_once(recipe, monkeypatch):
-    monkeypatch.setattr(compute, "_SLOW_STEP", 0.0)
+    monkeypatch.setattr(measure, "_SLOW_STEP", 0.0)
     steps = []
-    rate = compute._step_rate(torch.device("cpu"), lambda: steps.append(1), 8, seconds=60)
+    rate = measure._step_rate(torch.device("cpu"), lambda: steps.append(1), 8, seconds=60)
     assert len(steps) == 1
     assert rate > 0
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
-def test_gradients_are_added_up_between_processes():
+def test_gradients_are_reduced_over_processes():
     assert 0 < measure_all_reduce(2, backend="gloo", num_floats=1000) < 1000
 
 
@@ -220,5 +218,5 @@ def test_a_gpu_is_measured_in_every_precision(recipe):
 @pytest.mark.gpu
 @pytest.mark.multiprocess
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_gradients_are_added_up_between_gpus():
+def test_gradients_are_reduced_over_gpus():
     assert measure_all_reduce(2, num_floats=25_557_032) > 0
