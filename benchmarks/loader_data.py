@@ -99,12 +99,12 @@ def _resized(content: bytes) -> Image.Image:
 def with_restarts(content: bytes) -> bytes:
     """Returns a photo as we pack it: restart markers without loss, and the table of offsets."""
     from imagenet_rn50.jpeg.crop import suggested_interval, with_offset_table
-    from imagenet_rn50.jpeg.header import read_layout
+    from imagenet_rn50.jpeg.header import read_header
 
-    layout = read_layout(content)
+    header = read_header(content, strict=True)
     options = []
-    if layout.mcu is not None:
-        interval = suggested_interval(layout.grid[1], layout.mcu[1])
+    if header.mcu is not None:
+        interval = suggested_interval(header.grid[1], header.mcu[1])
         options = ["-restart", f"{interval}B"]
     command = ["jpegtran", "-copy", "none", "-optimize", *options]
     content = subprocess.run(command, input=content, capture_output=True, check=True).stdout

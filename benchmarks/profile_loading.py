@@ -22,7 +22,7 @@ from imagenet_rn50.data.dataset import empty_pictures, keep_freed_memory
 from imagenet_rn50.data.reader import LocalShards, ShardReader
 from imagenet_rn50.data.transforms import augmentation_draws, random_crop_box, resize
 from imagenet_rn50.jpeg.crop import cut
-from imagenet_rn50.jpeg.header import read_layout
+from imagenet_rn50.jpeg.header import read_header
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
 
 ROOT = Path(__file__).parents[1]
@@ -52,12 +52,12 @@ def one_round(reader: ShardReader, count: int, epoch: int) -> list[float]:
         times.append(time.thread_time())
         zlib.crc32(content)
         times.append(time.thread_time())
-        layout = read_layout(content)
+        header = read_header(content, strict=True)
         times.append(time.thread_time())
         draws = augmentation_draws(0, epoch, index)
-        box = random_crop_box(draws, layout.height, layout.width, (0.08, 1.0), (3 / 4, 4 / 3))
+        box = random_crop_box(draws, header.height, header.width, (0.08, 1.0), (3 / 4, 4 / 3))
         times.append(time.thread_time())
-        piece = cut(content, box, layout=layout)
+        piece = cut(content, box, header=header)
         times.append(time.thread_time())
         pixels = simplejpeg.decode_jpeg(piece.jpeg, colorspace="RGB", buffer=memory)
         times.append(time.thread_time())

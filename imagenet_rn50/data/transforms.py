@@ -25,7 +25,7 @@ from torchvision.transforms.v2 import functional
 
 from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.jpeg.crop import Box
-from imagenet_rn50.jpeg.header import Layout, read_layout
+from imagenet_rn50.jpeg.header import JpegHeader, read_header
 from imagenet_rn50.jpeg.orientation import stored_box, upright
 from imagenet_rn50.recipe import DataRecipe
 
@@ -153,7 +153,7 @@ class Transform(Protocol):
 class TrainTransform:
     """Random resized crop, flip, and what other augmentations the recipe has.
 
-    The crop is drawn from the size in the JPEG's layout, before anything is decoded.
+    The crop is drawn from the size in the JPEG's header, before anything is decoded.
 
     Args:
         data: Sizes and ranges.
@@ -171,17 +171,19 @@ class TrainTransform:
     def __call__(self, content: bytes, epoch: int, index: int, out: Tensor | None = None) -> Tensor:
         """Returns the augmented picture of a sample in an epoch; see `Transform`."""
         draws = augmentation_draws(self.seed, epoch, index)
-        layout = read_layout(content)
+        header = read_header(content, strict=True)
         size = self.size_at(epoch) if out is None else out.shape[-1]
-        box, factor = self.draw_box(draws, layout, size)
-        stored = jpeg.decode_box(content, box, factor=factor, layout=layout)
-        crop = upright(stored, layout.orientation)
+        box, factor = self.draw_box(draws, header, size)
+        stored = jpeg.decode_box(content, box, factor=factor, header=header)
+        crop = upright(stored, header.orientation)
         flip = draws.random() < self.data.flip
         picture = resize(crop, (size, size), flip=flip, out=out)
         augmented = augment(picture, self.data, draws)
         return augmented if out is None or augmented is picture else out.copy_(augmented)
 
-    def draw_box(self, draws: np.random.Generator, layout: Layout, size: int) -> tuple[Box, int]:
+    def draw_box(
+        self, draws: np.random.Generator, header: JpegHeader, size: int
+    ) -> tuple[Box, int]:
         """Draws the crop of a picture, which is drawn from the upright one.
 
         Returns:
@@ -189,9 +191,9 @@ class TrainTransform:
             than 1, the box is moved and cut to multiples of it, by less than that many px.
         """
         scale, ratio = self.data.crop_scale, self.data.crop_ratio
-        box = random_crop_box(draws, *layout.upright_size, scale, ratio)
+        box = random_crop_box(draws, *header.upright_size, scale, ratio)
         factor = jpeg.dct_factor(box, (size, size))
-        box = stored_box(box, layout.orientation, layout.upright_size)
+        box = stored_box(box, header.orientation, header.upright_size)
         top, left, height, width = (value - value % factor for value in box)
         return (top, left, height, width), factor
 

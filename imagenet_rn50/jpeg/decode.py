@@ -13,7 +13,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from imagenet_rn50.jpeg.crop import Box, cut
-from imagenet_rn50.jpeg.header import Layout, read_header, read_layout
+from imagenet_rn50.jpeg.header import JpegHeader, read_header
 from imagenet_rn50.jpeg.orientation import upright
 
 _MAX_BYTES = 3 * 179_000_000  # beyond what Pillow decodes: a bomb, or damaged
@@ -86,7 +86,7 @@ def decode_box(
     box: Box,
     *,
     factor: int = 1,
-    layout: Layout | None = None,
+    header: JpegHeader | None = None,
 ) -> NDArray[np.uint8]:
     """Decodes a box of a JPEG, and of the rest only what cannot be left out.
 
@@ -94,7 +94,7 @@ def decode_box(
         jpeg: A complete JPEG file of one or three components.
         box: Top, left, height and width in the stored image, px; all multiples of `factor`.
         factor: Shrink by 1, 2, 4 or 8 while decoding, which saves most of an inverse DCT.
-        layout: What `read_layout(jpeg)` returned, where it is known already.
+        header: What `read_header(jpeg, strict=True)` returned, where it is known already.
 
     Returns:
         (height / factor, width / factor, 3) uint8 as stored, not turned; with factor 1, the very
@@ -103,8 +103,8 @@ def decode_box(
     Raises:
         ValueError: When the bytes are not a JPEG, or the needed part is damaged.
     """
-    layout = layout or read_layout(jpeg)
-    piece, (top, left), (height, width) = cut(jpeg, box, layout=layout, factor=factor)
+    header = header or read_header(jpeg, strict=True)
+    piece, (top, left), (height, width) = cut(jpeg, box, header=header, factor=factor)
     height, width = -(-height // factor), -(-width // factor)
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
         piece,

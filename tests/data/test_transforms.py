@@ -20,7 +20,7 @@ from imagenet_rn50.data.transforms import (
 )
 from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.jpeg.crop import with_offset_table
-from imagenet_rn50.jpeg.header import read_layout
+from imagenet_rn50.jpeg.header import read_header
 from imagenet_rn50.recipe import DataRecipe
 from tests.pictures import pillow_jpeg, scene
 from tests.support import write_shards
@@ -49,8 +49,8 @@ def differences(size: int, num_crops: int) -> dict[int, list[float]]:
     for index, content in enumerate(photos()):
         for epoch in range(num_crops):
             draws = augmentation_draws(1, epoch, index)
-            layout = read_layout(content)
-            (top, left, height, width), factor = transform.draw_box(draws, layout, size)
+            header = read_header(content, strict=True)
+            (top, left, height, width), factor = transform.draw_box(draws, header, size)
             picture = Image.open(io.BytesIO(content)).convert("RGB")
             box = (left, top, left + width, top + height)
             theirs = picture.crop(box).resize((size, size), Image.Resampling.BILINEAR)

@@ -25,7 +25,7 @@ from imagenet_rn50.data.transforms import (
 )
 from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.jpeg.crop import with_offset_table
-from imagenet_rn50.jpeg.header import read_header, read_layout
+from imagenet_rn50.jpeg.header import read_header
 from imagenet_rn50.jpeg.orientation import upright
 from imagenet_rn50.model import build_processor
 from imagenet_rn50.recipe import DataRecipe
@@ -125,7 +125,7 @@ def test_a_crop_that_is_shrunk_while_decoding_is_turned_too(orientation):
     stored = np.asarray(Image.open(io.BytesIO(content)))
     transform = TrainTransform(DataRecipe(train_size=16, flip=0.0), seed=2)
     draws = augmentation_draws(2, 0, 0)
-    box, factor = transform.draw_box(draws, read_layout(content), 16)
+    box, factor = transform.draw_box(draws, read_header(content, strict=True), 16)
     assert factor > 1
     assert all(value % factor == 0 for value in box)
     top, left, height, width = box
@@ -169,8 +169,8 @@ def test_odd_and_damaged_metadata_turns_an_image_as_pillow_does(tmp_path, name):
     content = tagged(pillow_jpeg(scene(24, 40)), *CASES[name])
     expected = pillows(content)
     np.testing.assert_array_equal(jpeg.decode(content), expected)
-    assert read_layout(content).orientation == read_header(content).orientation
-    assert read_layout(content).upright_size == expected.shape[:2]
+    assert read_header(content, strict=True).orientation == read_header(content).orientation
+    assert read_header(content, strict=True).upright_size == expected.shape[:2]
     path = tmp_path / "image.jpg"
     path.write_bytes(content)
     np.testing.assert_array_equal(np.asarray(open_picture(path)), expected)
