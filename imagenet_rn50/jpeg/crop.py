@@ -2,7 +2,7 @@ r"""Restart segments: cutting a JPEG as bytes, so that only what a crop needs is
 
 Huffman-coded data must be decoded from its start, unless restart markers divide it. Between two
 markers stands a segment of a fixed number of MCUs (the smallest coded blocks of all components, 8x8
-to 32x32 px) that depends on no other segment. So a part of the picture can be cut out: keep the
+to 32x32 px) that depends on no other segment. So a part of the image can be cut out: keep the
 segments that it touches, patch the size in the frame header, number the markers anew. What comes
 out is a smaller JPEG for any decoder, and its pixels are those of the whole.
 
@@ -43,7 +43,7 @@ def with_offset_table(jpeg: bytes) -> bytes:
         jpeg: A JPEG; where it has a table already, the table is written anew.
 
     Returns:
-        The same picture with the table, or `jpeg` as it is when it has no restart markers, is
+        The same image with the table, or `jpeg` as it is when it has no restart markers, is
         unusual, or the table would not fit.
 
     Raises:
@@ -81,11 +81,11 @@ class Piece(NamedTuple):
 
 
 def cut(jpeg: bytes, box: Box, *, header: JpegHeader | None = None, factor: int = 1) -> Piece:
-    """Cuts out the least part of a JPEG that shows a box exactly as the whole picture does.
+    """Cuts out the least part of a JPEG that shows a box exactly as the whole image does.
 
     Args:
         jpeg: A JPEG.
-        box: What is needed; inside the picture and not empty.
+        box: What is needed; inside the image and not empty.
         header: What `read_header(jpeg, strict=True)` returned, where it is known already.
         factor: By how much decoding will shrink the piece: 1, 2, 4 or 8.
 
@@ -192,7 +192,7 @@ def _scan_for_starts(jpeg: bytes, header: JpegHeader) -> NDArray[np.int64] | Non
     """Finds the segments by their markers.
 
     Returns:
-        Offset of each segment's first byte, then of the first byte after the picture; (num_segments
+        Offset of each segment's first byte, then of the first byte after the image; (num_segments
         + 1,) int64. None when there are no restart markers, or they are not as they should be.
     """
     if header.mcu is None or header.restart_interval == 0:

@@ -1,4 +1,4 @@
-"""JPEG bytes to pixels: one place hides which library decodes, and how little of a picture it must.
+"""JPEG bytes to pixels: one place hides which library decodes, and how little of an image it must.
 
 simplejpeg (libjpeg-turbo) was the fastest of the well-kept decoders on PyPI; benchmarks/decoders.py
 sets it beside the others.

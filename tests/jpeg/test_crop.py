@@ -205,7 +205,7 @@ def test_arithmetic_coding_is_handed_back_whole():
 
 
 def test_a_table_that_would_not_fit_is_not_written():
-    # Segments of one MCU of the largest possible picture would need more than one APP9 holds.
+    # Segments of one MCU of the largest possible image would need more than one APP9 holds.
     content = pillow_jpeg(
         np.zeros((2000, 2000, 3), np.uint8), subsampling="4:4:4", restart_marker_blocks=1
     )
