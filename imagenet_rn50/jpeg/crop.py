@@ -37,7 +37,7 @@ _MAX_TABLE_ENTRIES = (0xFFFF - 2 - len(TABLE_NAME)) // 2
 
 
 def with_offset_table(jpeg: bytes) -> bytes:
-    """Writes the offsets of the restart segments into a JPEG, for `cut` to find them at once.
+    """Write the offsets of the restart segments into a JPEG, for `cut` to find them at once.
 
     Args:
         jpeg: A JPEG; where it has a table already, the table is written anew.
@@ -47,7 +47,7 @@ def with_offset_table(jpeg: bytes) -> bytes:
         unusual, or the table would not fit.
 
     Raises:
-        ValueError: When the bytes are not a JPEG.
+        ValueError: If the bytes are not a JPEG.
     """
     header = read_header(jpeg, strict=True)
     starts = _scan_for_starts(jpeg, header)
@@ -81,7 +81,7 @@ class Piece(NamedTuple):
 
 
 def cut(jpeg: bytes, box: Box, *, header: JpegHeader | None = None, factor: int = 1) -> Piece:
-    """Cuts out the least part of a JPEG that shows a box exactly as the whole image does.
+    """Cut out the least part of a JPEG that shows a box exactly as the whole image does.
 
     Args:
         jpeg: A JPEG.
@@ -94,7 +94,7 @@ def cut(jpeg: bytes, box: Box, *, header: JpegHeader | None = None, factor: int 
         when anything about it is unusual.
 
     Raises:
-        ValueError: When the bytes are not a JPEG, or the box is not in it.
+        ValueError: If the bytes are not a JPEG, or the box is not in it.
     """
     header = header or read_header(jpeg, strict=True)
     top, left, height, width = box
@@ -124,7 +124,7 @@ def cut(jpeg: bytes, box: Box, *, header: JpegHeader | None = None, factor: int 
 
 
 def suggested_interval(num_columns: int, mcu_width: int) -> int:
-    """Returns how many MCUs a segment should have, for packing.
+    """Return how many MCUs a segment should have, for packing.
 
     Columns can be left out only where segments end with the row, and a segment of about 36 px is
     the best trade between what is decoded in vain and the work and bytes for each segment.
@@ -142,7 +142,7 @@ def suggested_interval(num_columns: int, mcu_width: int) -> int:
 
 
 def _needed(header: JpegHeader, box: Box, factor: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the first and one past the last row, and column, of the MCUs to keep.
+    """Return the first and one past the last row, and column, of the MCUs to keep.
 
     Every kept row must begin and end with a segment. Where the interval divides the MCUs of a row,
     columns can be left out; else whole rows are kept, as many as begin and end with a segment.
@@ -166,7 +166,7 @@ def _needed(header: JpegHeader, box: Box, factor: int) -> tuple[tuple[int, int],
 
 
 def _read_starts(jpeg: bytes, header: JpegHeader) -> NDArray[np.int64] | None:
-    """Returns the segments' starts by the table, as `_scan_for_starts` does; None if it lies."""
+    """Return the segments' starts by the table, as `_scan_for_starts` does; None if it lies."""
     if header.table is None:
         return None
     start, stop = header.table
@@ -189,7 +189,7 @@ def _read_starts(jpeg: bytes, header: JpegHeader) -> NDArray[np.int64] | None:
 
 
 def _scan_for_starts(jpeg: bytes, header: JpegHeader) -> NDArray[np.int64] | None:
-    """Finds the segments by their markers.
+    """Find the segments by their markers.
 
     Returns:
         Offset of each segment's first byte, then of the first byte after the image; (num_segments
@@ -214,20 +214,20 @@ def _scan_for_starts(jpeg: bytes, header: JpegHeader) -> NDArray[np.int64] | Non
 
 
 def _num_segments(header: JpegHeader) -> int:
-    """Returns how many segments there should be."""
+    """Return how many segments there should be."""
     num_rows, num_columns = header.grid
     return -(-num_rows * num_columns // header.restart_interval)
 
 
 def _are_numbered(numbers: NDArray[np.uint8]) -> bool:
-    """Says whether restart markers count from 0 to 7, over and over."""
+    """Return whether restart markers count from 0 to 7, over and over."""
     return len(numbers) < len(_NUMBERS) and bool((numbers == _NUMBERS[: len(numbers)]).all())
 
 
 def _runs(
     header: JpegHeader, rows: tuple[int, int], columns: tuple[int, int]
 ) -> tuple[NDArray[np.int64], int]:
-    """Returns the first segment of each run that is kept, and how many segments a run has."""
+    """Return the first segment of each run that is kept, and how many segments a run has."""
     num_columns, interval = header.grid[1], header.restart_interval
     if columns == (0, num_columns):
         first = rows[0] * num_columns // interval
@@ -239,7 +239,7 @@ def _runs(
 
 
 def _smaller_header(jpeg: bytes, header: JpegHeader, size: tuple[int, int]) -> bytearray:
-    """Returns what decoding needs of the header, with another height and width."""
+    """Return what decoding needs of the header, with another height and width."""
     smaller = bytearray()
     for start, stop in header.required:
         if start < header.size_offset < stop:
@@ -256,7 +256,7 @@ def _join(
     firsts: NDArray[np.int64],
     length: int,
 ) -> bytearray:
-    """Returns a header, the kept segments with their markers numbered anew, and EOI."""
+    """Return a header, the kept segments with their markers numbered anew, and EOI."""
     begins, ends = starts[firsts], starts[firsts + length]
     view = memoryview(jpeg)
     parts: list[bytearray | memoryview] = [smaller_header]

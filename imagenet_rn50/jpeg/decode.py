@@ -27,7 +27,7 @@ _DCT_HEADROOM = 2.25
 
 
 def decode(jpeg: bytes) -> NDArray[np.uint8]:
-    """Decodes a whole JPEG to upright RGB; grayscale becomes three equal channels.
+    """Decode a whole JPEG to upright RGB; grayscale becomes three equal channels.
 
     Args:
         jpeg: A complete JPEG file of one or three components.
@@ -36,7 +36,7 @@ def decode(jpeg: bytes) -> NDArray[np.uint8]:
         (H, W, 3) uint8, turned by its EXIF orientation.
 
     Raises:
-        ValueError: When the bytes are not a JPEG, are damaged, or state too large a size.
+        ValueError: If the bytes are not a JPEG, are damaged, or state too large a size.
     """
     header = read_header(jpeg)
     _require_size(3 * header.height * header.width)
@@ -45,7 +45,7 @@ def decode(jpeg: bytes) -> NDArray[np.uint8]:
 
 
 def central_box(height: int, width: int) -> Box:
-    """Returns the part of an image that is resized where a central crop follows.
+    """Return the part of an image that is resized where a central crop follows.
 
     Resizing the shorter side to R makes the longer one R x ratio, and almost all of that is cropped
     away: 11.8 GB of an image of 1 x 60,000 px. So where the ratio exceeds `MAX_ASPECT_RATIO` by 2,
@@ -68,7 +68,7 @@ def central_box(height: int, width: int) -> Box:
 
 
 def dct_factor(box: Box, size: tuple[int, int]) -> int:
-    """Returns by how much decoding may shrink a box that will be resized to `size`.
+    """Return by how much decoding may shrink a box that will be resized to `size`.
 
     Args:
         box: Top, left, height and width, px.
@@ -88,7 +88,7 @@ def decode_box(
     factor: int = 1,
     header: JpegHeader | None = None,
 ) -> NDArray[np.uint8]:
-    """Decodes a box of a JPEG, and of the rest only what cannot be left out.
+    """Decode a box of a JPEG, and of the rest only what cannot be left out.
 
     Args:
         jpeg: A complete JPEG file of one or three components.
@@ -101,7 +101,7 @@ def decode_box(
         pixels of the whole. It lies in memory that the thread's next call writes over.
 
     Raises:
-        ValueError: When the bytes are not a JPEG, or the needed part is damaged.
+        ValueError: If the bytes are not a JPEG, or the needed part is damaged.
     """
     header = header or read_header(jpeg, strict=True)
     piece, (top, left), (height, width) = cut(jpeg, box, header=header, factor=factor)
@@ -120,7 +120,7 @@ def decode_box(
 
 
 def _require_size(num_bytes: int) -> None:
-    """Refuses to decode what takes too much memory."""
+    """Refuse to decode what takes too much memory."""
     if num_bytes > _MAX_BYTES:
         raise ValueError(f"the image is too large: {num_bytes} bytes of pixels")
 
@@ -129,7 +129,7 @@ _reused = threading.local()
 
 
 def _memory(num_bytes: int) -> NDArray[np.uint8]:
-    """Returns this thread's memory to decode into: fresh memory would cost its page faults."""
+    """Return this thread's memory to decode into: fresh memory would cost its page faults."""
     _require_size(num_bytes)
     memory: NDArray[np.uint8] = getattr(_reused, "memory", np.empty(0, np.uint8))
     if len(memory) < num_bytes:

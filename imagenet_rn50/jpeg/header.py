@@ -97,7 +97,7 @@ def read_header(jpeg: bytes, *, strict: bool = False) -> JpegHeader:
             two frame headers, a size of 0. Required before anything is cut by these offsets.
 
     Raises:
-        JpegError: When the bytes are not a JPEG, end before its first scan, or are damaged.
+        JpegError: If the bytes are not a JPEG, end before its first scan, or are damaged.
     """
     frame: tuple[int, int, int] | None = None  # marker, start and stop of the content
     restart_interval = 0

@@ -20,7 +20,7 @@ from imagenet_rn50.utils.storage import RetryPolicy
 from tests.data.servers import serve
 from tests.support import write_shards
 
-QUICK = RetryPolicy(tries=3, first_pause=0.01, timeout=2)
+QUICK = RetryPolicy(tries=3, initial_backoff=0.01, timeout=2)
 SHARE, TRANSFORM = DistributedBatchSampler(0, 28, 4), EvalTransform(18, 16)
 
 
@@ -38,7 +38,7 @@ def server(source):
 
 
 def opened(server, cache):
-    store = open_shards(server.address, cache=cache, patience=QUICK)
+    store = open_shards(server.address, cache=cache, retry_policy=QUICK)
     return store, Manifest.load(store.folder).split("train")
 
 

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -103,5 +104,6 @@ def test_the_example_in_the_documentation_runs(shards, tmp_path, monkeypatch):
     (tmp_path / "data" / "digits").mkdir(parents=True)
     (tmp_path / "data" / "digits" / "shards").symlink_to(shards)
     monkeypatch.chdir(tmp_path)
-    exec(example[1], names := {"__name__": "example"})
+    names: dict[str, Any] = {}
+    exec(example[1], names)
     assert names["batch"].images.dtype == torch.uint8
