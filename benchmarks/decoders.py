@@ -22,7 +22,7 @@ import torch
 import tyro
 
 from imagenet_rn50.jpeg import decode as jpeg
-from imagenet_rn50.jpeg.header import read_layout
+from imagenet_rn50.jpeg.header import read_header
 
 ROOT = Path(__file__).parents[1]
 
@@ -69,8 +69,8 @@ def _torchcodec(content: bytes) -> Any:
 
 def _ours(content: bytes) -> Any:
     """Simplejpeg into memory that is used again, as loading does."""
-    layout = read_layout(content)
-    return jpeg.decode_box(content, (0, 0, layout.height, layout.width), layout=layout)
+    header = read_header(content, strict=True)
+    return jpeg.decode_box(content, (0, 0, header.height, header.width), header=header)
 
 
 def main() -> None:

@@ -27,9 +27,8 @@ _PIPE_CHILDREN = "/proc/{0}/task/{0}/children"
 
 def ours(folder: str, data: Path, batch: int, workers: int) -> Iterator[Any]:
     """This project's loader."""
-    from imagenet_rn50.data.dataset import DistributedBatchSampler
-    from imagenet_rn50.data.loader import make_loader
-    from imagenet_rn50.data.sampler import ShardShuffleSampler
+    from imagenet_rn50.data.loader import build_loader
+    from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
     from imagenet_rn50.data.transforms import TrainTransform
     from imagenet_rn50.recipe import DataRecipe
     from imagenet_rn50.shards.manifest import TRAIN, Manifest
@@ -38,12 +37,12 @@ def ours(folder: str, data: Path, batch: int, workers: int) -> Iterator[Any]:
     order = ShardShuffleSampler(split.shard_sizes, seed=0, window=32)
     transform = TrainTransform(DataRecipe(), seed=0)
     share = DistributedBatchSampler(0, 10**9, batch)
-    loader = make_loader(data / folder, split, share, transform, order=order, num_workers=workers)
+    loader = build_loader(data / folder, split, share, transform, order=order, num_workers=workers)
     return iter(loader)
 
 
 def _pil_transform(floats: bool) -> Callable[[Any], Any]:
-    """The usual torchvision transform of PIL pictures."""
+    """The usual torchvision transform of PIL images."""
     from torchvision import transforms
 
     crop = [transforms.RandomResizedCrop(_SIZE), transforms.RandomHorizontalFlip()]
@@ -104,8 +103,8 @@ def webdataset(data: Path, batch: int, workers: int) -> Iterator[Any]:
 
 def _transform_rows(transform: Callable[[Any], Any], rows: dict[str, Any]) -> dict[str, Any]:
     """Transforms rows of `datasets`."""
-    pictures = [transform(picture.convert("RGB")) for picture in rows["jpg"]]
-    return {"pictures": pictures, "labels": rows["cls"]}
+    images = [transform(image.convert("RGB")) for image in rows["jpg"]]
+    return {"images": images, "labels": rows["cls"]}
 
 
 def hf_datasets(data: Path, batch: int, workers: int) -> Iterator[Any]:
@@ -165,17 +164,17 @@ def dali(data: Path, batch: int, workers: int) -> Iterator[Any]:
         jpegs, labels = fn.readers.webdataset(
             paths=urls, ext=["jpg", "cls"], random_shuffle=True, initial_fill=1000
         )
-        pictures = fn.decoders.image_random_crop(
+        images = fn.decoders.image_random_crop(
             jpegs, device="cpu", random_area=[0.08, 1.0], random_aspect_ratio=[3 / 4, 4 / 3]
         )
-        pictures = fn.resize(pictures, size=[_SIZE, _SIZE], interp_type=types.INTERP_LINEAR)
-        return fn.flip(pictures, horizontal=fn.random.coin_flip()), labels
+        images = fn.resize(images, size=[_SIZE, _SIZE], interp_type=types.INTERP_LINEAR)
+        return fn.flip(images, horizontal=fn.random.coin_flip()), labels
 
     built = pipeline()
     built.build()
     while True:
-        pictures, _ = built.run()
-        yield pictures.as_array()
+        images, _ = built.run()
+        yield images.as_array()
 
 
 def ffcv(name: str, data: Path, batch: int, workers: int) -> Iterator[Any]:

@@ -3,7 +3,7 @@
     python -m benchmarks.loader_data photos DATA       first, with the project's own environment
     python -m benchmarks.loader_data FORMAT DATA       with the environment of that format's library
 
-The photos are random crops of four pictures that ship with scikit-learn, matplotlib and gradio,
+The photos are random crops of four images that ship with scikit-learn, matplotlib and gradio,
 scaled to the usual sizes of ImageNet and encoded at its usual qualities and subsamplings.
 """
 
@@ -39,11 +39,11 @@ _RESIZED = 500  # px, longer side, of the resized variants
 
 def write_photos(data: Path, count: int) -> None:
     """Writes `count` photos as DATA/folder/<class>/<number>.jpg."""
-    pictures = [_open(package, path) for package, path in _SOURCES]
-    draws = np.random.default_rng(0)
+    images = [_open(package, path) for package, path in _SOURCES]
+    rng = np.random.default_rng(0)
     sizes = []
     for number in range(count):
-        content = _photo(pictures[number % len(pictures)], draws)
+        content = _photo(images[number % len(images)], rng)
         target = data / "folder" / f"{number % NUM_CLASSES:03d}" / f"{number:06d}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content)
@@ -52,30 +52,30 @@ def write_photos(data: Path, count: int) -> None:
 
 
 def _open(package: str, path: str) -> Image.Image:
-    """Opens a picture that ships with a package, without importing the package."""
+    """Opens an image that ships with a package, without importing the package."""
     spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.origin is not None
     return Image.open(Path(spec.origin).parent / path).convert("RGB")
 
 
-def _photo(source: Image.Image, draws: np.random.Generator) -> bytes:
+def _photo(source: Image.Image, rng: np.random.Generator) -> bytes:
     """Returns one JPEG: a random crop, perhaps mirrored, gray in 1% of cases, progressive in 1%."""
-    width, height = _SIZES[draws.choice(len(_SIZES), p=_SIZE_SHARES)]
-    part = draws.uniform(0.7, 1.0) * min(source.width / width, source.height / height)
-    left = draws.uniform(0, source.width - part * width)
-    top = draws.uniform(0, source.height - part * height)
+    width, height = _SIZES[rng.choice(len(_SIZES), p=_SIZE_SHARES)]
+    part = rng.uniform(0.7, 1.0) * min(source.width / width, source.height / height)
+    left = rng.uniform(0, source.width - part * width)
+    top = rng.uniform(0, source.height - part * height)
     box = (left, top, left + part * width, top + part * height)
     photo = source.resize((width, height), Image.Resampling.BICUBIC, box=box)
-    if draws.random() < 0.5:
+    if rng.random() < 0.5:
         photo = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    options: dict[str, Any] = {"quality": int(draws.integers(94, 99))}
-    if draws.random() < 0.01:
+    options: dict[str, Any] = {"quality": int(rng.integers(94, 99))}
+    if rng.random() < 0.01:
         photo = photo.convert("L")
     else:
-        options["subsampling"] = "4:4:4" if draws.random() < 0.36 else "4:2:0"
+        options["subsampling"] = "4:4:4" if rng.random() < 0.36 else "4:2:0"
     buffer = io.BytesIO()
-    photo.save(buffer, format="JPEG", progressive=bool(draws.random() < 0.01), **options)
+    photo.save(buffer, format="JPEG", progressive=bool(rng.random() < 0.01), **options)
     return buffer.getvalue()
 
 
@@ -99,12 +99,12 @@ def _resized(content: bytes) -> Image.Image:
 def with_restarts(content: bytes) -> bytes:
     """Returns a photo as we pack it: restart markers without loss, and the table of offsets."""
     from imagenet_rn50.jpeg.crop import suggested_interval, with_offset_table
-    from imagenet_rn50.jpeg.header import read_layout
+    from imagenet_rn50.jpeg.header import read_header
 
-    layout = read_layout(content)
+    header = read_header(content, strict=True)
     options = []
-    if layout.mcu is not None:
-        interval = suggested_interval(layout.grid[1], layout.mcu[1])
+    if header.mcu is not None:
+        interval = suggested_interval(header.grid[1], header.mcu[1])
         options = ["-restart", f"{interval}B"]
     command = ["jpegtran", "-copy", "none", "-optimize", *options]
     content = subprocess.run(command, input=content, capture_output=True, check=True).stdout

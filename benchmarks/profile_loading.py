@@ -1,4 +1,4 @@
-"""Where the CPU time of a training picture goes, on one core.
+"""Where the CPU time of a training image goes, on one core.
 
     python -m benchmarks.profile_loading --data data/bench-loaders
 
@@ -18,11 +18,11 @@ import simplejpeg
 import torch
 import tyro
 
-from imagenet_rn50.data.dataset import empty_pictures, keep_freed_memory
+from imagenet_rn50.data.dataset import empty_images, keep_freed_memory
 from imagenet_rn50.data.reader import LocalShards, ShardReader
-from imagenet_rn50.data.transforms import augmentation_draws, random_crop_box, resize
+from imagenet_rn50.data.transforms import augmentation_rng, random_crop_box, resize
 from imagenet_rn50.jpeg.crop import cut
-from imagenet_rn50.jpeg.header import read_layout
+from imagenet_rn50.jpeg.header import read_header
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
 
 ROOT = Path(__file__).parents[1]
@@ -42,8 +42,8 @@ class Arguments:
 
 
 def one_round(reader: ShardReader, count: int, epoch: int) -> list[float]:
-    """Returns microseconds a picture of each stage."""
-    out = empty_pictures(1, 224, 224)[0]
+    """Returns microseconds an image of each stage."""
+    out = empty_images(1, 224, 224)[0]
     memory = np.empty(3 * 1000 * 1000, np.uint8)
     spent = np.zeros(len(_STAGES))
     for index in range(count):
@@ -52,12 +52,12 @@ def one_round(reader: ShardReader, count: int, epoch: int) -> list[float]:
         times.append(time.thread_time())
         zlib.crc32(content)
         times.append(time.thread_time())
-        layout = read_layout(content)
+        header = read_header(content, strict=True)
         times.append(time.thread_time())
-        draws = augmentation_draws(0, epoch, index)
-        box = random_crop_box(draws, layout.height, layout.width, (0.08, 1.0), (3 / 4, 4 / 3))
+        rng = augmentation_rng(0, epoch, index)
+        box = random_crop_box(rng, header.height, header.width, (0.08, 1.0), (3 / 4, 4 / 3))
         times.append(time.thread_time())
-        piece = cut(content, box, layout=layout)
+        piece = cut(content, box, header=header)
         times.append(time.thread_time())
         pixels = simplejpeg.decode_jpeg(piece.jpeg, colorspace="RGB", buffer=memory)
         times.append(time.thread_time())
@@ -79,7 +79,7 @@ def main() -> None:
     with ShardReader(LocalShards(folder), split) as reader:
         rounds = [one_round(reader, arguments.images, epoch) for epoch in range(arguments.rounds)]
     medians = [median(stage) for stage in zip(*rounds, strict=True)]
-    lines = [f"{arguments.images} pictures, medians of {arguments.rounds} rounds, CPU time"]
+    lines = [f"{arguments.images} images, medians of {arguments.rounds} rounds, CPU time"]
     lines += [
         f"{name:<16} {us:>6.0f} us  {us / sum(medians):>6.1%}"
         for name, us in zip(_STAGES, medians, strict=True)

@@ -18,9 +18,8 @@ from statistics import median
 
 import numpy as np
 
-from imagenet_rn50.data.dataset import DistributedBatchSampler
-from imagenet_rn50.data.loader import make_loader
-from imagenet_rn50.data.sampler import ShardShuffleSampler
+from imagenet_rn50.data.loader import build_loader
+from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.shards.manifest import Shard, Split
@@ -65,7 +64,7 @@ def first_batch(folder: Path, position: int, workers: int) -> float:
     order = ShardShuffleSampler(split.shard_sizes, seed=0, window=32)
     share = DistributedBatchSampler(position, 2 * position + 10 * _BATCH, _BATCH)
     transform = TrainTransform(DataRecipe(), seed=0)
-    loader = make_loader(folder, split, share, transform, order=order, num_workers=workers)
+    loader = build_loader(folder, split, share, transform, order=order, num_workers=workers)
     next(iter(loader))
     return time.perf_counter() - began
 

@@ -93,7 +93,7 @@ def _batches(case: Case, trainer: Trainer) -> Iterator[DeviceBatch]:
     device, data = trainer.accelerator.device, trainer.recipe.data
     if device.type == "cuda":
         pictures, labels = pictures.pin_memory(), labels.pin_memory()
-    batch = Batch(pictures, labels, labels, labels >= 0)
+    batch = Batch(pictures, labels, labels)
     repeated = on_device(itertools.repeat(batch), device, data.mean, data.std)
     return case.arrange(repeated)
 

@@ -1,4 +1,4 @@
-"""Remote shards, kept in a bounded folder that all ranks and workers of a machine share.
+"""Remote shards, cached in a bounded folder that all ranks and workers of a machine share.
 
     CACHE/
       <hash of the address>/   manifest.json, manifest-*.npz, classes.json
@@ -7,17 +7,14 @@
                                <sha256>.tar.PID.partial, .tar.reserved    while it is downloaded
       evict.lock               held while space is made
 
-A shard is known by its hash, so two data sets never mix, and one that was packed anew is fetched
-anew. One that turns out damaged when it is read is discarded and fetched again. Locks are `flock`s:
-the kernel lets go of them when a process dies, however it dies.
+A shard's name is its hash, so data sets never mix, and a shard that was packed again is downloaded
+again. A shard that is damaged when it is read is discarded and downloaded again. Locks are `flock`:
+the kernel releases them when a process dies, however it dies.
 
-Reading ahead: whole shards, front to back, just before they come into use.
-
-Samples are read at random within a window of shards, which a cold disk serves badly; so a thread
-brings each shard into the page cache (or a remote one onto this machine) before its turn.
-
-The kernel reads only some MB for one piece of advice, however long a range it names. So the advice
-is given in small pieces, which costs next to nothing where the bytes are in memory already.
+`Prefetcher` reads whole shards ahead, front to back. Samples are read at random within a window of
+shards, which is slow on a cold disk; so a thread reads each shard into the page cache (or downloads
+it) before its turn. The kernel reads only a few MB per advice, however long its range, so it
+advises in small pieces, which costs almost nothing if the bytes are in memory already.
 """
 
 from __future__ import annotations
@@ -40,7 +37,7 @@ from imagenet_rn50.shards.manifest import FILE_NAME as MANIFEST_FILE
 from imagenet_rn50.shards.manifest import Shard, Split
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import make_folder, read_json
-from imagenet_rn50.utils.storage import PATIENCE, RemoteFolder, RetryPolicy
+from imagenet_rn50.utils.storage import DEFAULT_RETRY_POLICY, RemoteFolder, RetryPolicy
 
 DEFAULT_LIMIT_BYTES = 100 * 10**9
 _PAUSE = 0.05
@@ -48,10 +45,10 @@ _PAUSE = 0.05
 
 @dataclass(frozen=True)
 class CachedShards:
-    """Shards of a remote folder, fetched when they are needed; the least recently used go first.
+    """Shards of a remote folder, downloaded when needed; the least recently used are evicted first.
 
     Args:
-        remote: Where they stand.
+        remote: The folder.
         cache: Folder on this machine, best on a local NVMe disk.
         limit_bytes: How much space the shards in it may take, those of other data sets included.
     """
@@ -62,7 +59,7 @@ class CachedShards:
 
     @property
     def folder(self) -> Path:
-        """Where the manifest stands, on this machine."""
+        """Local folder of the manifest."""
         return self.cache / hashlib.sha256(self.remote.public.encode()).hexdigest()[:16]
 
     @property
@@ -70,10 +67,10 @@ class CachedShards:
         return self.cache / "shards"
 
     def fetch_manifest(self) -> None:
-        """Downloads the manifest and the classes, so that `folder` can be loaded as if local.
+        """Download the manifest and the classes, so that `folder` can be loaded as if local.
 
         Raises:
-            InputError: When they cannot be had.
+            InputError: If they cannot be downloaded.
         """
         make_folder(self.folder, fix="name another folder with --cache")
         with _locked(self.folder / "manifest.lock"):
@@ -83,10 +80,10 @@ class CachedShards:
             self.remote.download(CLASSES_FILE, self.folder / CLASSES_FILE, is_json=True)
 
     def _columns(self) -> list[tuple[str, str]]:
-        """Returns name and hash of each file that the manifest consists of besides the JSON.
+        """Return name and hash of each file that the manifest consists of besides the JSON.
 
         Raises:
-            InputError: When the JSON is another program's.
+            InputError: If the JSON is not a manifest.
         """
         try:
             splits = read_json(self.folder / MANIFEST_FILE)["splits"].values()
@@ -98,13 +95,13 @@ class CachedShards:
             ) from None
 
     def fetch(self, shard: Shard) -> Path:
-        """Returns the shard's file in the cache, after downloading it where necessary.
+        """Return the shard's file in the cache, downloading it if necessary.
 
         It may be evicted before it is opened; then fetch it again. Once open, it stays readable.
 
         Raises:
-            InputError: When it cannot be had, or is larger than the whole cache may be.
-            FileNotFoundError: When the cache was removed meanwhile; then fetch it again.
+            InputError: If it cannot be downloaded, or exceeds the limit of the cache.
+            FileNotFoundError: If the cache was removed meanwhile; then fetch it again.
         """
         path = self._path(shard)
         try:
@@ -125,7 +122,7 @@ class CachedShards:
         return path
 
     def discard(self, shard: Shard, descriptor: int) -> bool:
-        """Removes a damaged copy, unless another process has replaced it already."""
+        """Remove a damaged copy, unless another process has replaced it already."""
         path = self._path(shard)
         with suppress(FileNotFoundError), _locked(path.with_suffix(".lock")):
             if os.path.samestat(os.fstat(descriptor), path.stat()):
@@ -142,11 +139,11 @@ class CachedShards:
         )
 
     def _path(self, shard: Shard) -> Path:
-        """Returns where a shard stands in the cache."""
+        """Return the path of a shard in the cache."""
         return self._shards / f"{shard.sha256}.tar"
 
     def _download(self, shard: Shard, path: Path) -> None:
-        """Makes space and downloads; the caller holds the shard's lock."""
+        """Make space and downloads; the caller holds the shard's lock."""
         reserved = path.with_name(f"{path.name}.reserved")
         reserved.unlink(missing_ok=True)  # of a process that was killed
         try:
@@ -157,10 +154,10 @@ class CachedShards:
             reserved.unlink(missing_ok=True)
 
     def _make_space(self, shard: Shard, reserved: Path) -> bool:
-        """Evicts shards until this one fits, and reserves its space; says whether it fits.
+        """Evict shards until this one fits and reserve its space; return whether it fits.
 
         Raises:
-            InputError: When it is larger than the whole cache may be.
+            InputError: If it exceeds the limit of the cache.
         """
         if shard.num_bytes > self.limit_bytes:
             raise InputError(
@@ -182,7 +179,7 @@ class CachedShards:
             return True
 
     def _remove_leftovers(self) -> int:
-        """Removes what killed processes left; returns how many bytes all the rest takes."""
+        """Remove what killed processes left; return how many bytes the rest takes."""
         used = sum(_size(path) for path in self._shards.glob("*.tar"))
         for reserved in self._shards.glob("*.reserved"):
             whole = reserved.with_suffix("")
@@ -201,25 +198,26 @@ def open_shards(
     *,
     cache: Path | None = None,
     limit_bytes: int = DEFAULT_LIMIT_BYTES,
-    patience: RetryPolicy = PATIENCE,
+    retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY,
 ) -> ShardStore:
-    """Opens a folder of shards, wherever it is; its manifest can then be loaded from `folder`.
+    """Open a folder of shards, wherever it is; its manifest can then be loaded from `folder`.
 
     Args:
         location: A path, or an address that fsspec understands, such as s3://bucket/imagenet.
         cache: Where remote shards are kept on this machine.
         limit_bytes: How much space they may take there.
-        patience: How long downloads are tried.
+        retry_policy: How often downloads are retried.
 
     Raises:
-        InputError: When a remote manifest cannot be had, or no cache is named for it.
+        InputError: If a remote manifest cannot be downloaded, or no cache is given for it.
     """
     if "://" not in str(location):
         return LocalShards(Path(location))
-    remote = RemoteFolder(str(location), patience)
+    remote = RemoteFolder(str(location), retry_policy)
     if cache is None:
         raise InputError(
-            f"{remote.public} is remote", expected="a folder of this machine to keep shards in"
+            f"{remote.public} is remote",
+            expected="a local folder for the cache of shards",
         )
     shards = CachedShards(remote, cache, limit_bytes)
     shards.fetch_manifest()
@@ -228,7 +226,7 @@ def open_shards(
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock among the processes, and threads, of this machine."""
+    """Hold a lock among the processes, and threads, of this machine."""
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -236,7 +234,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _try_lock(path: Path) -> Iterator[bool]:
-    """Takes a lock where it is free, and says whether it was."""
+    """Take a lock if it is free; yield whether it was."""
     with path.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -247,7 +245,7 @@ def _try_lock(path: Path) -> Iterator[bool]:
 
 
 def _is_there(path: Path) -> bool:
-    """Says whether a shard is in the cache, and marks it as used now."""
+    """Return whether a shard is in the cache, and mark it as used now."""
     try:
         os.utime(path)
     except FileNotFoundError:
@@ -256,7 +254,7 @@ def _is_there(path: Path) -> bool:
 
 
 def _size(path: Path) -> int:
-    """Returns a file's size; 0 when it has just gone."""
+    """Return a file's size; 0 when it has just gone."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -264,7 +262,7 @@ def _size(path: Path) -> int:
 
 
 def _last_use(path: Path) -> float:
-    """Returns when a shard was last fetched; now, when it has just gone."""
+    """Return when a shard was last fetched; now, when it has just gone."""
     try:
         return path.stat().st_mtime
     except FileNotFoundError:
@@ -278,14 +276,14 @@ log = logging.getLogger(__name__)
 
 
 class Prefetcher:
-    """Reads the shards of one loader worker's share of the turns ahead.
+    """Read the shards of one loader worker ahead, in a thread.
 
     Args:
-        store: Where the shards stand.
-        split: What stands in them.
-        order: When their turns come.
+        store: Opens the shards.
+        split: The manifest of the split.
+        order: When each shard is needed.
         worker: This worker, from 0: it reads every `num_workers`-th turn.
-        num_workers: Workers that share the turns.
+        num_workers: Number of workers.
     """
 
     def __init__(
@@ -302,7 +300,7 @@ class Prefetcher:
         self._thread = threading.Thread(target=self._run, name="prefetch", daemon=True)
 
     def advance(self, position: int) -> None:
-        """Says which position of the stream is read now; the first call starts the thread."""
+        """Set the position of the stream that is read now; the first call starts the thread."""
         with self._changed:
             started, self._position = self._position is not None, position
             self._changed.notify()
@@ -310,13 +308,13 @@ class Prefetcher:
             self._thread.start()
 
     def close(self) -> None:
-        """Stops reading ahead, after the piece or the download that is under way."""
+        """Stop reading ahead, after the piece or the download that is under way."""
         with self._changed:
             self._stopped = True
             self._changed.notify()
 
     def _run(self) -> None:
-        """Reads turn after turn, never further ahead than necessary."""
+        """Read turn after turn, never further ahead than necessary."""
         turn = -1
         try:
             while (position := self._next_position(turn)) is not None:
@@ -326,11 +324,11 @@ class Prefetcher:
         except IndexError:  # the last turn is done
             return
         except (InputError, OSError) as error:
-            # Whoever needs the shard meets the same error, and can say for which sample.
+            # The reader that needs the shard meets the same error, and can name the sample.
             log.debug("reading ahead stopped: %s", error)
 
     def _next_position(self, turn: int) -> int | None:
-        """Waits until the turn after `turn` is near; returns the position, or None to stop."""
+        """Wait until the turn after `turn` is near; returns the position, or None to stop."""
         with self._changed:
             while not self._stopped:
                 assert self._position is not None
@@ -346,7 +344,7 @@ class Prefetcher:
         return self._num_workers + _SHARDS_AHEAD
 
     def _read(self, shard: int) -> None:
-        """Brings one shard into memory, or only onto this machine where advice is unknown."""
+        """Read one shard into memory, or only download it if the system has no `posix_fadvise`."""
         descriptor = open_shard(self._store, self._split, shard)
         try:
             if not hasattr(os, "posix_fadvise"):
@@ -360,7 +358,7 @@ class Prefetcher:
 
 
 def least_cache_bytes(split: Split, order: Order, num_workers: int) -> int:
-    """Returns how much space a cache of shards needs, so that none is fetched twice an epoch."""
+    """Return how much space a cache of shards needs, so that none is fetched twice an epoch."""
     in_use = len(order.active_shards(split.num_samples // 2)) + max(num_workers, 1) + _SHARDS_AHEAD
     largest = sorted((shard.num_bytes for shard in split.shards), reverse=True)
     return sum(largest[:in_use])

@@ -1,8 +1,7 @@
-"""Pictures that are files of their own instead of members of shards: test sets as handed out.
+"""Images that are files instead of members of shards: test sets as they are distributed.
 
-The same stages as for shards follow, so that a picture counts alike from either.
-
-Pictures as the users of a model get them: decoded by Pillow, prepared by its own processor.
+The same stages follow as for shards, so both count images alike. `ProcessorTransform` prepares
+images as users of a published model do: decoded by Pillow, prepared by the model's own processor.
 """
 
 from __future__ import annotations
@@ -21,9 +20,10 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 from transformers.image_processing_utils import BaseImageProcessor
 
-from imagenet_rn50.data.dataset import Collate, DecodeAndTransform, DistributedBatchSampler, Sample
+from imagenet_rn50.data.dataset import Collate, DecodeAndTransform, Sample
 from imagenet_rn50.data.loader import Loader
 from imagenet_rn50.data.reader import SampleError
+from imagenet_rn50.data.sampler import DistributedBatchSampler
 from imagenet_rn50.data.transforms import Transform
 from imagenet_rn50.jpeg.decode import central_box
 from imagenet_rn50.jpeg.orientation import orientation_of, upright
@@ -35,53 +35,53 @@ from imagenet_rn50.utils.errors import InputError
 _OPTIONS = PackOptions(restart_blocks=None)
 
 
-def read_picture(root: Path, picture: SourceImage) -> bytes:
-    """Returns a picture as RGB or gray JPEG, repaired as packing does where it is damaged.
+def read_image(root: Path, image: SourceImage) -> bytes:
+    """Return an image as RGB or gray JPEG; if it is damaged, repaired as packing does.
 
-    Its EXIF orientation stays: transforms turn the pixels, which turning the JPEG might change.
+    Its EXIF orientation is kept: transforms turn the pixels, turning the JPEG may change them.
 
     Args:
-        root: The folder that its path begins in.
-        picture: A whole file.
+        root: The folder that its path is relative to.
+        image: A whole file.
 
     Raises:
-        SampleError: When it cannot be read or decoded.
+        SampleError: If it cannot be read or decoded.
     """
-    path = root / picture.path
+    path = root / image.path
     try:
         return repair(path.read_bytes(), _OPTIONS).jpeg
     except (OSError, BadImageError) as error:
-        raise SampleError(f"the picture {path} cannot be used", found=str(error)) from None
+        raise SampleError(f"the image {path} cannot be used", found=str(error)) from None
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """Source stage: yields this worker's pictures in order, as `stages.ReadSamples` does.
+    """Source stage: yield this worker's images in order, as `ReadSamples` does.
 
     Args:
-        root: The folder that paths begin in.
-        images: What is at each position.
-        share: Which positions are this rank's.
+        root: The folder that paths are relative to.
+        images: The image at each position.
+        sampler: Which positions this rank reads.
     """
 
     root: Path
     images: Sequence[SourceImage]
-    share: DistributedBatchSampler
+    sampler: DistributedBatchSampler
 
     def __call__(self) -> Iterator[Sample]:
-        """Yields samples, batch after batch."""
+        """Yield samples, batch after batch."""
         worker = get_worker_info()
         number, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        for start in self.share.starts[number::num_workers]:
-            rows = self.share.count_at(start)
-            for row, picture in enumerate(self.images[start : start + rows]):
+        for start in self.sampler.starts[number::num_workers]:
+            rows = self.sampler.size_at(start)
+            for row, image in enumerate(self.images[start : start + rows]):
                 yield {
-                    "__key__": picture.key,
-                    "jpg": read_picture(self.root, picture),
-                    "cls": picture.label,
+                    "__key__": image.key,
+                    "jpg": read_image(self.root, image),
+                    "cls": image.label,
                     "epoch": 0,
                     "index": start + row,
-                    "place": f"the picture {self.root / picture.path}",
+                    "description": f"the image {self.root / image.path}",
                     "row": row,
                     "rows": rows,
                 }
@@ -90,28 +90,28 @@ class FileSource:
 def make_file_loader(
     root: Path,
     images: Sequence[SourceImage],
-    share: DistributedBatchSampler,
+    sampler: DistributedBatchSampler,
     transform: Transform,
     *,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Loader:
-    """Makes the loader of one rank over files; see `loader.make_loader`."""
+    """Return the loader of one rank over files; see `loader.build_loader`."""
     pipeline = wds.DataPipeline(
-        FileSource(root, images, share), DecodeAndTransform(transform), Collate()
+        FileSource(root, images, sampler), DecodeAndTransform(transform), Collate()
     )
     return Loader(pipeline, num_workers=num_workers, pin_memory=pin_memory)
 
 
-_ANY_PICTURE = Image.new("RGB", (64, 48))
+_ANY_IMAGE = Image.new("RGB", (64, 48))
 
 
 @dataclass(frozen=True)
 class ProcessorTransform:
-    """What `pipeline("image-classification", ...)` does to a picture before the model sees it.
+    """Prepare an image as `pipeline("image-classification", ...)` does.
 
     Args:
-        processor: The one that is shipped with the model.
+        processor: The processor that is published with the model.
         size: Side of its results, px.
     """
 
@@ -121,37 +121,37 @@ class ProcessorTransform:
 
     @classmethod
     def of(cls, processor: BaseImageProcessor) -> ProcessorTransform:
-        """Makes the transform of a processor, whose size it finds out by using it.
+        """Return the transform of a processor, with the size of its results.
 
         Raises:
-            InputError: When its results are not square.
+            InputError: If its results are not square.
         """
-        height, width = processor(_ANY_PICTURE, return_tensors="pt").pixel_values.shape[-2:]
+        height, width = processor(_ANY_IMAGE, return_tensors="pt").pixel_values.shape[-2:]
         if height != width:
             raise InputError(
-                "the model's processor makes pictures that cannot be batched",
+                "the model's processor returns images that cannot be batched",
                 expected="squares of one size",
-                found=f"{height} x {width} px of a picture of {_ANY_PICTURE.size}",
+                found=f"{height} x {width} px for an image of {_ANY_IMAGE.size}",
             )
         return cls(processor, height)
 
     def size_at(self, epoch: int) -> int:
-        """Returns the side of the result, px: the same in every epoch."""
+        """Return the side of the result, px: the same in every epoch."""
         return self.size
 
     def __call__(self, content: bytes, epoch: int, index: int, out: Tensor | None = None) -> Tensor:
-        """Returns the normalised pixels of a picture, turned upright by its EXIF; see `Transform`.
+        """Return the normalised pixels of an image, turned upright by its EXIF; see `Transform`.
 
-        The processor would resize all of a very elongated picture before it crops; so it is given
-        the center alone, see `jpeg.central_box`.
+        The processor would resize all of a very elongated image before it crops, so it gets the
+        center only; see `central_box`.
 
         Raises:
-            ValueError: When Pillow cannot decode it.
+            ValueError: If Pillow cannot decode it.
         """
         try:
-            with Image.open(io.BytesIO(content)) as picture:
-                stored = np.asarray(picture.convert("RGB"))
-                pixels = upright(stored, orientation_of(picture))
+            with Image.open(io.BytesIO(content)) as image:
+                stored = np.asarray(image.convert("RGB"))
+                pixels = upright(stored, orientation_of(image))
         except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(str(error)) from None
         top, left, height, width = central_box(*pixels.shape[:2])

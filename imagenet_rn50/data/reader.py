@@ -1,7 +1,4 @@
-"""Where shards stand: in a folder of this machine, or somewhere they are fetched from first.
-
-Bytes of samples, by offset, from shards that are read ahead of their use.
-"""
+"""Bytes of samples, read by offset from shards that are local or downloaded first."""
 
 from __future__ import annotations
 
@@ -20,46 +17,46 @@ from imagenet_rn50.utils.errors import InputError, RankError
 
 
 class ShardStore(Protocol):
-    """Hands out shards as files."""
+    """Give access to shards as local files."""
 
     @property
     def folder(self) -> Path:
-        """Where the manifest stands, on this machine."""
+        """Local folder of the manifest."""
 
     def fetch(self, shard: Shard) -> Path:
-        """Returns the shard's file, whole, however long it takes to get it here.
+        """Return the shard's file, complete; downloading it may take a while.
 
         Raises:
-            InputError: When it cannot be had.
+            InputError: If it is missing or cannot be downloaded.
         """
 
     def discard(self, shard: Shard, descriptor: int) -> bool:
-        """Discards the damaged copy of a shard that `descriptor` is open on, if it is one.
+        """Discard the damaged copy of a shard that `descriptor` is open on, if it is one.
 
         Returns:
-            Whether `fetch` now gets another copy.
+            Whether `fetch` now returns another copy.
         """
 
     @property
     def repair(self) -> str:
-        """What the user can do about a damaged sample, of which there is no better copy."""
+        """How the user can fix a damaged sample of which there is no better copy."""
 
 
 @dataclass(frozen=True)
 class LocalShards:
-    """Shards beside their manifest in a folder of this machine.
+    """Shards beside their manifest in a local folder.
 
     Args:
-        folder: That folder.
+        folder: The folder.
     """
 
     folder: Path
 
     def fetch(self, shard: Shard) -> Path:
-        """Returns where the shard stands.
+        """Return the path of the shard.
 
         Raises:
-            InputError: When it is not there.
+            InputError: If it is missing.
         """
         path = self.folder / shard.name
         if not path.is_file():
@@ -71,12 +68,12 @@ class LocalShards:
         return path
 
     def discard(self, shard: Shard, descriptor: int) -> bool:
-        """Keeps the shard, for it is the original."""
+        """Keep the shard: it is the original."""
         return False
 
     @property
     def repair(self) -> str:
-        """What the user can do about a damaged sample."""
+        """How the user can fix a damaged sample."""
         return (
             f"python shard_imagenet.py verify --shards {self.folder} names all that is damaged: "
             "copy those shards back"
@@ -94,12 +91,12 @@ class SampleError(RankError):
 
 
 class ShardReader:
-    """Reads single samples out of tar shards without walking the tars.
+    """Read single samples out of tar shards without walking the tars.
 
     Args:
-        store: Where the shards stand.
-        split: Says where each sample stands.
-        max_open: How many shards are kept open.
+        store: Opens the shards.
+        split: The manifest of the split.
+        max_open: How many shards to keep open.
     """
 
     def __init__(
@@ -123,14 +120,14 @@ class ShardReader:
         self.close()
 
     def read(self, index: int) -> bytes:
-        """Returns the JPEG of sample `index`, compared with the manifest's CRC-32 where it has one.
+        """Return the JPEG of sample `index`, checked against the manifest's CRC-32 if it has one.
 
-        A shard that is damaged in a cache is fetched again, once.
+        A shard that is damaged in a cache is downloaded again, once.
 
         Raises:
-            SampleError: When it has changed since the manifest was written, its shard is shorter
+            SampleError: If it has changed since the manifest was written, its shard is shorter
                 than the manifest says, or the disk fails.
-            InputError: When its shard cannot be had.
+            InputError: If its shard cannot be had.
         """
         try:
             return self._read(index)
@@ -142,13 +139,13 @@ class ShardReader:
             if not is_renewed:
                 raise
             first, *_ = str(error).splitlines()
-            log.warning("the cached copy is damaged, and fetched again: %s", first)
+            log.warning("the cached copy is damaged, downloading it again: %s", first)
         self._renewed.add(shard)
         os.close(self._descriptors.pop(shard))
         return self._read(index)
 
     def _read(self, index: int) -> bytes:
-        """Returns the JPEG of sample `index`, from the shard as it is open now."""
+        """Return the JPEG of sample `index`, from the shard as it is open now."""
         shard = self._split.shard_of(index)
         length, offset = int(self._split.lengths[index]), int(self._split.offsets[index])
         descriptor = self._descriptor(shard)
@@ -178,30 +175,30 @@ class ShardReader:
         return jpeg
 
     def describe_sample(self, index: int) -> str:
-        """Returns where a sample stands, for messages: key, shard and offset."""
+        """Describe a sample for messages: key, shard and offset."""
         shard = self._split.shards[self._split.shard_of(index)].name
         return f"sample {self._split.key_of(index)} ({shard}, offset {self._split.offsets[index]})"
 
     def fallback_indices(self, index: int) -> Iterator[int]:
-        """Yields the other samples of the same shard, from the next one on, once around."""
+        """Yield the other samples of the same shard, from the next one on, wrapping around."""
         shard = self._split.shard_of(index)
         start, stop = (int(value) for value in self._split.shard_starts[shard : shard + 2])
         yield from range(index + 1, stop)
         yield from range(start, index)
 
     def close(self) -> None:
-        """Closes all shards."""
+        """Close all shards."""
         while self._descriptors:
             os.close(self._descriptors.popitem()[1])
 
     def _descriptor(self, shard: int) -> int:
-        """Returns an open descriptor of a shard."""
+        """Return an open descriptor of a shard."""
         if shard in self._descriptors:
             self._descriptors.move_to_end(shard)
             return self._descriptors[shard]
         descriptor = open_shard(self._store, self._split, shard)
         if hasattr(os, "posix_fadvise"):
-            # Samples are read at random: what lies around them is the prefetcher's to read.
+            # Samples are read at random; the prefetcher reads what lies around them.
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
         self._descriptors[shard] = descriptor
         if len(self._descriptors) > self._max_open:
@@ -210,12 +207,12 @@ class ShardReader:
 
 
 def open_shard(store: ShardStore, split: Split, shard: int) -> int:
-    """Returns a descriptor of a shard.
+    """Return a descriptor of a shard.
 
     It may be evicted from a cache before it is opened, and the cache may be removed.
 
     Raises:
-        InputError: When it cannot be had.
+        InputError: If it is missing or cannot be downloaded.
     """
     for _ in range(_OPEN_TRIES):
         try:

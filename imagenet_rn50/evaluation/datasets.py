@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.data.cache import open_shards
-from imagenet_rn50.data.dataset import DistributedBatchSampler
-from imagenet_rn50.data.image_folder import make_file_loader, read_picture
-from imagenet_rn50.data.loader import Loader, make_loader
+from imagenet_rn50.data.image_folder import make_file_loader, read_image
+from imagenet_rn50.data.loader import Loader, build_loader
 from imagenet_rn50.data.reader import ShardReader, ShardStore
+from imagenet_rn50.data.sampler import DistributedBatchSampler
 from imagenet_rn50.data.transforms import Transform
 from imagenet_rn50.evaluation.load_model import Subject, require_same_classes, require_same_wnids
 from imagenet_rn50.shards.imagenet1k import complete_splits
@@ -133,7 +133,7 @@ class ShardImages:
         pin_memory: bool,
     ) -> Loader:
         """Makes the loader of one rank."""
-        return make_loader(
+        return build_loader(
             self.store,
             self._manifest.split(self.name),
             share,
@@ -188,7 +188,7 @@ class FolderImages:
 
     def read(self, index: int) -> bytes:
         """Returns a picture as RGB or gray JPEG."""
-        return read_picture(self.root, self.images[index])
+        return read_image(self.root, self.images[index])
 
     def loader(
         self,

@@ -20,10 +20,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from imagenet_rn50.data.dataset import Batch, DistributedBatchSampler
+from imagenet_rn50.data.dataset import Batch
 from imagenet_rn50.data.image_folder import ProcessorTransform
-from imagenet_rn50.data.loader import make_loader, on_device
+from imagenet_rn50.data.loader import build_loader, on_device
 from imagenet_rn50.data.reader import ShardStore
+from imagenet_rn50.data.sampler import DistributedBatchSampler
 from imagenet_rn50.data.transforms import EvalTransform, Transform
 from imagenet_rn50.evaluation.datasets import ImageSet
 from imagenet_rn50.evaluation.load_model import Subject
@@ -72,7 +73,7 @@ def validate(
     Returns:
         The accuracy over the whole split, equal on all ranks.
     """
-    loader = make_loader(
+    loader = build_loader(
         shards,
         split,
         DistributedBatchSampler(

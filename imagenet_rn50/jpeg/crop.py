@@ -2,8 +2,8 @@ r"""Restart segments: cutting a JPEG as bytes, so that only what a crop needs is
 
 Huffman-coded data must be decoded from its start, unless restart markers divide it. Between two
 markers stands a segment of a fixed number of MCUs (the smallest coded blocks of all components, 8x8
-to 32x32 px) that depends on no other segment. So a part of the picture can be cut out: keep the
-segments that it touches, patch the size in the frame layout, number the markers anew. What comes
+to 32x32 px) that depends on no other segment. So a part of the image can be cut out: keep the
+segments that it touches, patch the size in the frame header, number the markers anew. What comes
 out is a smaller JPEG for any decoder, and its pixels are those of the whole.
 
 Where the segments begin is found by scanning for markers, or told by a table of their offsets that
@@ -25,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from imagenet_rn50.jpeg.header import APP0, APP9, EOI, RST0, TABLE_NAME, Layout, read_layout
+from imagenet_rn50.jpeg.header import APP0, APP9, EOI, RST0, TABLE_NAME, JpegHeader, read_header
 
 Box = tuple[int, int, int, int]
 """Top, left, height, width, in px."""
@@ -37,20 +37,20 @@ _MAX_TABLE_ENTRIES = (0xFFFF - 2 - len(TABLE_NAME)) // 2
 
 
 def with_offset_table(jpeg: bytes) -> bytes:
-    """Writes the offsets of the restart segments into a JPEG, for `cut` to find them at once.
+    """Write the offsets of the restart segments into a JPEG, for `cut` to find them at once.
 
     Args:
         jpeg: A JPEG; where it has a table already, the table is written anew.
 
     Returns:
-        The same picture with the table, or `jpeg` as it is when it has no restart markers, is
+        The same image with the table, or `jpeg` as it is when it has no restart markers, is
         unusual, or the table would not fit.
 
     Raises:
-        ValueError: When the bytes are not a JPEG.
+        ValueError: If the bytes are not a JPEG.
     """
-    layout = read_layout(jpeg)
-    starts = _scan_for_starts(jpeg, layout)
+    header = read_header(jpeg, strict=True)
+    starts = _scan_for_starts(jpeg, header)
     if starts is None:
         return jpeg
     lengths = np.diff(starts)
@@ -58,11 +58,11 @@ def with_offset_table(jpeg: bytes) -> bytes:
         return jpeg
     content = TABLE_NAME + lengths.astype(">u2").tobytes()
     table = struct.pack(">BBH", 0xFF, APP9, len(content) + 2) + content
-    if layout.table is not None:
-        old_start, old_stop = layout.table[0] - len(TABLE_NAME) - 4, layout.table[1]
+    if header.table is not None:
+        old_start, old_stop = header.table[0] - len(TABLE_NAME) - 4, header.table[1]
         return jpeg[:old_start] + table + jpeg[old_stop:]
     # JFIF's APP0 must come first.
-    at = layout.kept[1][1] if jpeg[3] == APP0 else 2
+    at = header.required[1][1] if jpeg[3] == APP0 else 2
     return jpeg[:at] + table + jpeg[at:]
 
 
@@ -80,13 +80,13 @@ class Piece(NamedTuple):
     size: tuple[int, int]
 
 
-def cut(jpeg: bytes, box: Box, *, layout: Layout | None = None, factor: int = 1) -> Piece:
-    """Cuts out the least part of a JPEG that shows a box exactly as the whole picture does.
+def cut(jpeg: bytes, box: Box, *, header: JpegHeader | None = None, factor: int = 1) -> Piece:
+    """Cut out the least part of a JPEG that shows a box exactly as the whole image does.
 
     Args:
         jpeg: A JPEG.
-        box: What is needed; inside the picture and not empty.
-        layout: What `read_layout(jpeg)` returned, where it is known already.
+        box: What is needed; inside the image and not empty.
+        header: What `read_header(jpeg, strict=True)` returned, where it is known already.
         factor: By how much decoding will shrink the piece: 1, 2, 4 or 8.
 
     Returns:
@@ -94,37 +94,37 @@ def cut(jpeg: bytes, box: Box, *, layout: Layout | None = None, factor: int = 1)
         when anything about it is unusual.
 
     Raises:
-        ValueError: When the bytes are not a JPEG, or the box is not in it.
+        ValueError: If the bytes are not a JPEG, or the box is not in it.
     """
-    layout = layout or read_layout(jpeg)
+    header = header or read_header(jpeg, strict=True)
     top, left, height, width = box
-    if not (0 <= top < top + height <= layout.height and 0 <= left < left + width <= layout.width):
-        raise ValueError(f"box {box} is not inside {layout.height} x {layout.width} px")
-    whole = Piece(jpeg, (top, left), (layout.height, layout.width))
-    if layout.mcu is None or layout.interval == 0:
+    if not (0 <= top < top + height <= header.height and 0 <= left < left + width <= header.width):
+        raise ValueError(f"box {box} is not inside {header.height} x {header.width} px")
+    whole = Piece(jpeg, (top, left), (header.height, header.width))
+    if header.mcu is None or header.restart_interval == 0:
         return whole
-    rows, columns = _needed(layout, box, factor)
-    if (rows[1] - rows[0], columns[1] - columns[0]) == layout.grid:
+    rows, columns = _needed(header, box, factor)
+    if (rows[1] - rows[0], columns[1] - columns[0]) == header.grid:
         return whole
-    starts = _read_starts(jpeg, layout)
+    starts = _read_starts(jpeg, header)
     if starts is None:
-        starts = _scan_for_starts(jpeg, layout)
+        starts = _scan_for_starts(jpeg, header)
     if starts is None:
         return whole
-    mcu_height, mcu_width = layout.mcu
+    mcu_height, mcu_width = header.mcu
     at = (rows[0] * mcu_height, columns[0] * mcu_width)
     size = (
-        min(rows[1] * mcu_height, layout.height) - at[0],
-        min(columns[1] * mcu_width, layout.width) - at[1],
+        min(rows[1] * mcu_height, header.height) - at[0],
+        min(columns[1] * mcu_width, header.width) - at[1],
     )
     smaller = _join(
-        _smaller_header(jpeg, layout, size), jpeg, starts, *_runs(layout, rows, columns)
+        _smaller_header(jpeg, header, size), jpeg, starts, *_runs(header, rows, columns)
     )
     return Piece(smaller, (top - at[0], left - at[1]), size)
 
 
 def suggested_interval(num_columns: int, mcu_width: int) -> int:
-    """Returns how many MCUs a segment should have, for packing.
+    """Return how many MCUs a segment should have, for packing.
 
     Columns can be left out only where segments end with the row, and a segment of about 36 px is
     the best trade between what is decoded in vain and the work and bytes for each segment.
@@ -141,14 +141,14 @@ def suggested_interval(num_columns: int, mcu_width: int) -> int:
     return near if near * mcu_width >= _LEAST_SEGMENT_PX else num_columns
 
 
-def _needed(layout: Layout, box: Box, factor: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the first and one past the last row, and column, of the MCUs to keep.
+def _needed(header: JpegHeader, box: Box, factor: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the first and one past the last row, and column, of the MCUs to keep.
 
     Every kept row must begin and end with a segment. Where the interval divides the MCUs of a row,
     columns can be left out; else whole rows are kept, as many as begin and end with a segment.
     """
-    assert layout.mcu is not None
-    num_columns, interval = layout.grid[1], layout.interval
+    assert header.mcu is not None
+    num_columns, interval = header.grid[1], header.restart_interval
     aligned = num_columns % interval == 0
     steps = (
         1 if aligned else interval // gcd(num_columns, interval),
@@ -157,26 +157,26 @@ def _needed(layout: Layout, box: Box, factor: int) -> tuple[tuple[int, int], tup
     ranges = []
     for axis in (0, 1):
         step = steps[axis]
-        unit = layout.mcu[axis] * step
-        margin = layout.margin[axis] * factor
+        unit = header.mcu[axis] * step
+        margin = header.margin[axis] * factor
         first = max(box[axis] - margin, 0) // unit
         stop = -(-(box[axis] + box[axis + 2] + margin) // unit)
-        ranges.append((first * step, min(stop * step, layout.grid[axis])))
+        ranges.append((first * step, min(stop * step, header.grid[axis])))
     return ranges[0], ranges[1]
 
 
-def _read_starts(jpeg: bytes, layout: Layout) -> NDArray[np.int64] | None:
-    """Returns the segments' starts by the table, as `_scan_for_starts` does; None if it lies."""
-    if layout.table is None:
+def _read_starts(jpeg: bytes, header: JpegHeader) -> NDArray[np.int64] | None:
+    """Return the segments' starts by the table, as `_scan_for_starts` does; None if it lies."""
+    if header.table is None:
         return None
-    start, stop = layout.table
-    num_segments = _num_segments(layout)
+    start, stop = header.table
+    num_segments = _num_segments(header)
     if stop - start != 2 * num_segments:
         return None
     starts = np.empty(num_segments + 1, np.int64)
-    starts[0] = layout.scan
+    starts[0] = header.scan
     np.cumsum(np.frombuffer(jpeg, ">u2", num_segments, start), out=starts[1:])
-    starts[1:] += layout.scan
+    starts[1:] += header.scan
     end = int(starts[-1])
     if end > len(jpeg) or jpeg[end - 2 : end] != b"\xff\xd9":
         return None
@@ -188,16 +188,16 @@ def _read_starts(jpeg: bytes, layout: Layout) -> NDArray[np.int64] | None:
     return None
 
 
-def _scan_for_starts(jpeg: bytes, layout: Layout) -> NDArray[np.int64] | None:
-    """Finds the segments by their markers.
+def _scan_for_starts(jpeg: bytes, header: JpegHeader) -> NDArray[np.int64] | None:
+    """Find the segments by their markers.
 
     Returns:
-        Offset of each segment's first byte, then of the first byte after the picture; (num_segments
+        Offset of each segment's first byte, then of the first byte after the image; (num_segments
         + 1,) int64. None when there are no restart markers, or they are not as they should be.
     """
-    if layout.mcu is None or layout.interval == 0:
+    if header.mcu is None or header.restart_interval == 0:
         return None
-    coded = np.frombuffer(jpeg, np.uint8, offset=layout.scan)
+    coded = np.frombuffer(jpeg, np.uint8, offset=header.scan)
     escapes = np.flatnonzero(coded[:-1] == 0xFF)
     codes = coded[escapes + 1]
     markers = np.flatnonzero(codes != 0)
@@ -205,30 +205,30 @@ def _scan_for_starts(jpeg: bytes, layout: Layout) -> NDArray[np.int64] | None:
     if len(others) == 0 or codes[markers[others[0]]] != EOI:
         return None
     markers = markers[: others[0] + 1]
-    if len(markers) != _num_segments(layout) or not _are_numbered(codes[markers[:-1]]):
+    if len(markers) != _num_segments(header) or not _are_numbered(codes[markers[:-1]]):
         return None
     starts = np.empty(len(markers) + 1, np.int64)
-    starts[0] = layout.scan
-    starts[1:] = escapes[markers] + (layout.scan + 2)
+    starts[0] = header.scan
+    starts[1:] = escapes[markers] + (header.scan + 2)
     return starts
 
 
-def _num_segments(layout: Layout) -> int:
-    """Returns how many segments there should be."""
-    num_rows, num_columns = layout.grid
-    return -(-num_rows * num_columns // layout.interval)
+def _num_segments(header: JpegHeader) -> int:
+    """Return how many segments there should be."""
+    num_rows, num_columns = header.grid
+    return -(-num_rows * num_columns // header.restart_interval)
 
 
 def _are_numbered(numbers: NDArray[np.uint8]) -> bool:
-    """Says whether restart markers count from 0 to 7, over and over."""
+    """Return whether restart markers count from 0 to 7, over and over."""
     return len(numbers) < len(_NUMBERS) and bool((numbers == _NUMBERS[: len(numbers)]).all())
 
 
 def _runs(
-    layout: Layout, rows: tuple[int, int], columns: tuple[int, int]
+    header: JpegHeader, rows: tuple[int, int], columns: tuple[int, int]
 ) -> tuple[NDArray[np.int64], int]:
-    """Returns the first segment of each run that is kept, and how many segments a run has."""
-    num_columns, interval = layout.grid[1], layout.interval
+    """Return the first segment of each run that is kept, and how many segments a run has."""
+    num_columns, interval = header.grid[1], header.restart_interval
     if columns == (0, num_columns):
         first = rows[0] * num_columns // interval
         last = -(-rows[1] * num_columns // interval)
@@ -238,12 +238,12 @@ def _runs(
     return firsts, (columns[1] - columns[0]) // interval
 
 
-def _smaller_header(jpeg: bytes, layout: Layout, size: tuple[int, int]) -> bytearray:
-    """Returns what decoding needs of the layout, with another height and width."""
+def _smaller_header(jpeg: bytes, header: JpegHeader, size: tuple[int, int]) -> bytearray:
+    """Return what decoding needs of the header, with another height and width."""
     smaller = bytearray()
-    for start, stop in layout.kept:
-        if start < layout.size_at < stop:
-            size_at = len(smaller) + layout.size_at - start
+    for start, stop in header.required:
+        if start < header.size_offset < stop:
+            size_at = len(smaller) + header.size_offset - start
         smaller += jpeg[start:stop]
     struct.pack_into(">HH", smaller, size_at, *size)
     return smaller
@@ -256,7 +256,7 @@ def _join(
     firsts: NDArray[np.int64],
     length: int,
 ) -> bytearray:
-    """Returns a layout, the kept segments with their markers numbered anew, and EOI."""
+    """Return a header, the kept segments with their markers numbered anew, and EOI."""
     begins, ends = starts[firsts], starts[firsts + length]
     view = memoryview(jpeg)
     parts: list[bytearray | memoryview] = [smaller_header]

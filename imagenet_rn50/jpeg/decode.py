@@ -1,4 +1,4 @@
-"""JPEG bytes to pixels: one place hides which library decodes, and how little of a picture it must.
+"""JPEG bytes to pixels: one place hides which library decodes, and how little of an image it must.
 
 simplejpeg (libjpeg-turbo) was the fastest of the well-kept decoders on PyPI; benchmarks/decoders.py
 sets it beside the others.
@@ -13,7 +13,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from imagenet_rn50.jpeg.crop import Box, cut
-from imagenet_rn50.jpeg.header import Layout, read_header, read_layout
+from imagenet_rn50.jpeg.header import JpegHeader, read_header
 from imagenet_rn50.jpeg.orientation import upright
 
 _MAX_BYTES = 3 * 179_000_000  # beyond what Pillow decodes: a bomb, or damaged
@@ -27,7 +27,7 @@ _DCT_HEADROOM = 2.25
 
 
 def decode(jpeg: bytes) -> NDArray[np.uint8]:
-    """Decodes a whole JPEG to upright RGB; grayscale becomes three equal channels.
+    """Decode a whole JPEG to upright RGB; grayscale becomes three equal channels.
 
     Args:
         jpeg: A complete JPEG file of one or three components.
@@ -36,7 +36,7 @@ def decode(jpeg: bytes) -> NDArray[np.uint8]:
         (H, W, 3) uint8, turned by its EXIF orientation.
 
     Raises:
-        ValueError: When the bytes are not a JPEG, are damaged, or state too large a size.
+        ValueError: If the bytes are not a JPEG, are damaged, or state too large a size.
     """
     header = read_header(jpeg)
     _require_size(3 * header.height * header.width)
@@ -45,7 +45,7 @@ def decode(jpeg: bytes) -> NDArray[np.uint8]:
 
 
 def central_box(height: int, width: int) -> Box:
-    """Returns the part of an image that is resized where a central crop follows.
+    """Return the part of an image that is resized where a central crop follows.
 
     Resizing the shorter side to R makes the longer one R x ratio, and almost all of that is cropped
     away: 11.8 GB of an image of 1 x 60,000 px. So where the ratio exceeds `MAX_ASPECT_RATIO` by 2,
@@ -68,7 +68,7 @@ def central_box(height: int, width: int) -> Box:
 
 
 def dct_factor(box: Box, size: tuple[int, int]) -> int:
-    """Returns by how much decoding may shrink a box that will be resized to `size`.
+    """Return by how much decoding may shrink a box that will be resized to `size`.
 
     Args:
         box: Top, left, height and width, px.
@@ -86,25 +86,25 @@ def decode_box(
     box: Box,
     *,
     factor: int = 1,
-    layout: Layout | None = None,
+    header: JpegHeader | None = None,
 ) -> NDArray[np.uint8]:
-    """Decodes a box of a JPEG, and of the rest only what cannot be left out.
+    """Decode a box of a JPEG, and of the rest only what cannot be left out.
 
     Args:
         jpeg: A complete JPEG file of one or three components.
         box: Top, left, height and width in the stored image, px; all multiples of `factor`.
         factor: Shrink by 1, 2, 4 or 8 while decoding, which saves most of an inverse DCT.
-        layout: What `read_layout(jpeg)` returned, where it is known already.
+        header: What `read_header(jpeg, strict=True)` returned, where it is known already.
 
     Returns:
         (height / factor, width / factor, 3) uint8 as stored, not turned; with factor 1, the very
         pixels of the whole. It lies in memory that the thread's next call writes over.
 
     Raises:
-        ValueError: When the bytes are not a JPEG, or the needed part is damaged.
+        ValueError: If the bytes are not a JPEG, or the needed part is damaged.
     """
-    layout = layout or read_layout(jpeg)
-    piece, (top, left), (height, width) = cut(jpeg, box, layout=layout, factor=factor)
+    header = header or read_header(jpeg, strict=True)
+    piece, (top, left), (height, width) = cut(jpeg, box, header=header, factor=factor)
     height, width = -(-height // factor), -(-width // factor)
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
         piece,
@@ -120,7 +120,7 @@ def decode_box(
 
 
 def _require_size(num_bytes: int) -> None:
-    """Refuses to decode what takes too much memory."""
+    """Refuse to decode what takes too much memory."""
     if num_bytes > _MAX_BYTES:
         raise ValueError(f"the image is too large: {num_bytes} bytes of pixels")
 
@@ -129,7 +129,7 @@ _reused = threading.local()
 
 
 def _memory(num_bytes: int) -> NDArray[np.uint8]:
-    """Returns this thread's memory to decode into: fresh memory would cost its page faults."""
+    """Return this thread's memory to decode into: fresh memory would cost its page faults."""
     _require_size(num_bytes)
     memory: NDArray[np.uint8] = getattr(_reused, "memory", np.empty(0, np.uint8))
     if len(memory) < num_bytes:

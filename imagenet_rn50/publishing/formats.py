@@ -19,9 +19,9 @@ from torchvision.models import resnet50
 from transformers import BaseImageProcessor, ResNetConfig, ResNetForImageClassification
 from transformers.utils import logging
 
-from imagenet_rn50.data.dataset import DistributedBatchSampler
-from imagenet_rn50.data.loader import make_loader, on_device
+from imagenet_rn50.data.loader import build_loader, on_device
 from imagenet_rn50.data.reader import ShardStore
+from imagenet_rn50.data.sampler import DistributedBatchSampler
 from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.model import load_exported, logits_of, save_tensors, to_torchvision
 from imagenet_rn50.pretrained_config import VARIANT
@@ -266,7 +266,7 @@ def compare_on_shards(
     """
     split = Manifest.load(shards.folder).split(VALIDATION)
     num_images = min(_SAMPLE, split.num_samples)
-    loader = make_loader(
+    loader = build_loader(
         shards,
         split,
         DistributedBatchSampler(start=0, stop=num_images, batch=32, rank=0, world_size=1),

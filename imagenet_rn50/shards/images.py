@@ -24,7 +24,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from imagenet_rn50.jpeg.crop import suggested_interval, with_offset_table
-from imagenet_rn50.jpeg.header import JpegError, JpegHeader, is_jpeg, read_header, read_layout
+from imagenet_rn50.jpeg.header import JpegError, JpegHeader, is_jpeg, read_header
 from imagenet_rn50.jpeg.orientation import orientation_of, upright
 from imagenet_rn50.shards.formats import describe, open_image, to_rgb
 from imagenet_rn50.shards.plan import PackOptions
@@ -182,7 +182,7 @@ def repair(raw: bytes, options: PackOptions) -> Prepared:
     if header.color_space in {"cmyk", "ycck"}:
         return _rewritten(raw, options, header.color_space.upper())
     try:
-        read_layout(raw)  # as the loader will, which is stricter than decoders are
+        read_header(raw, strict=True)  # as the loader will, which is stricter than decoders are
     except ValueError as error:
         return _rewritten(raw, options, str(error))
     if options.check == "decode":
@@ -391,5 +391,5 @@ def _with_restart_markers(prepared: Prepared, blocks: RestartBlocks) -> Prepared
 
 def _suited(jpeg: bytes) -> int:
     """Return the number of MCUs between markers with which the loader can leave out most."""
-    layout = read_layout(jpeg)
-    return 1 if layout.mcu is None else suggested_interval(layout.grid[1], layout.mcu[1])
+    header = read_header(jpeg, strict=True)
+    return 1 if header.mcu is None else suggested_interval(header.grid[1], header.mcu[1])

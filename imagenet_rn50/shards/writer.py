@@ -55,6 +55,7 @@ from imagenet_rn50.utils.files import (
     write_text,
 )
 from imagenet_rn50.utils.logging import progress_bar
+from imagenet_rn50.utils.private_apis import terminate_workers
 from imagenet_rn50.utils.signals import children_without_signals
 
 FOLDER = ".packing"
@@ -470,8 +471,7 @@ def _in_processes(
             fix="run the same command again with fewer --workers",
         ) from None
     except BaseException:
-        for process in list(executor._processes.values()):
-            process.terminate()
+        terminate_workers(executor)
         raise
     finally:
         executor.shutdown(cancel_futures=True)

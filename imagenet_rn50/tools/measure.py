@@ -27,9 +27,8 @@ from torch import Tensor, distributed, nn
 from torch.multiprocessing.spawn import spawn
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.data.dataset import DistributedBatchSampler
-from imagenet_rn50.data.loader import Loader, make_loader
-from imagenet_rn50.data.sampler import ShardShuffleSampler
+from imagenet_rn50.data.loader import Loader, build_loader
+from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform, normalise
 from imagenet_rn50.model import build_model, logits_of
 from imagenet_rn50.recipe import Recipe
@@ -38,6 +37,7 @@ from imagenet_rn50.shards.manifest import Split
 from imagenet_rn50.tools.system_info import available_memory
 from imagenet_rn50.training.losses import training_loss
 from imagenet_rn50.training.optim import build_optimizer
+from imagenet_rn50.utils.private_apis import base_of
 
 _BUFFER_BYTES = 8 << 20
 _ENOUGH_BYTES = 64 << 20  # a read of less does not tell much about a volume
@@ -202,7 +202,7 @@ def _images_per_second(
 ) -> float:
     """Return the images/s of a new loader."""
     batch = min(_LOADER_BATCH, recipe.micro_batch)
-    loader = make_loader(
+    loader = build_loader(
         folder,
         split,
         DistributedBatchSampler(start=0, stop=_EPOCHS * split.num_samples, batch=batch),
@@ -300,7 +300,7 @@ def activation_bytes(step: Callable[[], None]) -> int:
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor if tensor._base is None else tensor._base, nn.Parameter):
+        if not isinstance(base_of(tensor), nn.Parameter):
             storage = tensor.untyped_storage()
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor

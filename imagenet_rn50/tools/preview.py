@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from imagenet_rn50.data.dataset import Batch, DistributedBatchSampler
-from imagenet_rn50.data.loader import make_loader
-from imagenet_rn50.data.sampler import ShardShuffleSampler
+from imagenet_rn50.data.dataset import Batch
+from imagenet_rn50.data.loader import build_loader
+from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform, TrainTransform
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
@@ -59,10 +59,10 @@ def preview(
             samples.shard_sizes, seed=recipe.seed, window=recipe.data.shuffle_window
         )
         transform = TrainTransform(recipe.data, recipe.seed)
-        loader = make_loader(shards, samples, share, transform, order=order)
+        loader = build_loader(shards, samples, share, transform, order=order)
     elif share.stop <= samples.num_samples:
         evaluation = EvalTransform(recipe.data.eval_resize, recipe.data.eval_size)
-        loader = make_loader(shards, samples, share, evaluation)
+        loader = build_loader(shards, samples, share, evaluation)
     else:
         raise InputError(
             f"{split} ends before picture {share.stop - 1}",

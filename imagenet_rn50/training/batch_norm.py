@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from imagenet_rn50.evaluation.evaluate import Reduce
+from imagenet_rn50.utils.private_apis import foreach_copy_
 
 
 class RunningStatistics:
@@ -88,4 +89,4 @@ class RunningStatistics:
     def _write(self, values: Tensor) -> None:
         """Set all statistics, in one launch on a GPU."""
         buffers = self._buffers()
-        torch._foreach_copy_(buffers, torch.split(values, [b.numel() for b in buffers]))
+        foreach_copy_(buffers, torch.split(values, [b.numel() for b in buffers]))

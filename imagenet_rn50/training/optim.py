@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from imagenet_rn50.recipe import OptimizerRecipe
+from imagenet_rn50.utils.private_apis import foreach_copy_
 
 _NUM_UPDATES = "n_averaged"
 
@@ -86,11 +87,11 @@ class Ema:
         averages, counters = _floats_and_integers(self.model)
         weights, counts = _floats_and_integers(model)
         if self._num_updates == 0:
-            torch._foreach_copy_(averages, weights)
+            foreach_copy_(averages, weights)
         else:
             torch._foreach_lerp_(averages, weights, 1 - self._decay)
         if counters:
-            torch._foreach_copy_(counters, counts)
+            foreach_copy_(counters, counts)
         self._num_updates += 1
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, str]]:

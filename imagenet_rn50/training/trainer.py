@@ -26,10 +26,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.data.dataset import DistributedBatchSampler, OnCorrupt
-from imagenet_rn50.data.loader import DeviceBatch, Loader, make_loader, on_device
+from imagenet_rn50.data.dataset import OnCorrupt
+from imagenet_rn50.data.loader import DeviceBatch, Loader, build_loader, on_device
 from imagenet_rn50.data.reader import SampleError, ShardStore
-from imagenet_rn50.data.sampler import ShardShuffleSampler
+from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.evaluation.evaluate import validate
 from imagenet_rn50.evaluation.metrics import Accuracy
@@ -225,7 +225,7 @@ class Trainer:
         order = ShardShuffleSampler(
             self.train_split.shard_sizes, seed=recipe.seed, window=recipe.data.shuffle_window
         )
-        return make_loader(
+        return build_loader(
             self.shards,
             self.train_split,
             share,

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 from imagenet_rn50.utils.errors import InputError, RankError
-from imagenet_rn50.utils.storage import public_word
+from imagenet_rn50.utils.storage import redact
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Ask a trainer to save and to end; SIGHUP, which says that the terminal is gone, unless nohup."""
@@ -219,7 +219,7 @@ def typed_command(without: str | None = None) -> str:
 
 def shown(words: list[str]) -> str:
     """Returns a command as a person would type it, but for what is secret in addresses."""
-    public = [public_word(word) for word in words]
+    public = [redact(word) for word in words]
     return shlex.join(public) + ("" if public == words else "  # address shortened")
 
 

@@ -27,13 +27,13 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
 
 
 def redact_url(location: str) -> str:
-    """Returns a location without what may be secret: user, password, query and fragment."""
+    """Return an address without its secrets: user, password, query and fragment."""
     parts = urlsplit(location)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def public_word(word: str) -> str:
-    """Returns a word of a command line, the address in it as it may be shown.
+def redact(word: str) -> str:
+    """Return a word of a command line without the secrets of an address in it.
 
     Args:
         word: `--shards`, `s3://bucket/shards`, `--shards=https://host/shards?signature`, ...
@@ -136,10 +136,10 @@ class TransferError(Exception):
 
 
 def open_to_read(address: str, scheme: str, timeout: float) -> Any:
-    """Opens a remote file for streaming.
+    """Open a remote file for streaming.
 
     Raises:
-        InputError: When fsspec does not know the scheme, or lacks a package for it.
+        InputError: If fsspec does not know the scheme, or lacks a package for it.
     """
     storage = filesystem(scheme, timeout, os.getpid())
     storage.invalidate_cache()
@@ -152,7 +152,7 @@ def open_to_read(address: str, scheme: str, timeout: float) -> Any:
 
 @cache
 def filesystem(scheme: str, timeout: float, process: int) -> Any:
-    """Returns this process's own file system.
+    """Return this process's own file system.
 
     One of the parent's does not work after a fork; it must not even be freed there, for that would
     wait for a thread that the fork left behind. Being cached, it never is.
@@ -173,7 +173,7 @@ def filesystem(scheme: str, timeout: float, process: int) -> Any:
 
 
 def _settings(scheme: str, timeout: float) -> dict[str, Any]:
-    """Returns the settings that make a file system give up on a silent server."""
+    """Return the settings that make a file system give up on a silent server."""
     if scheme in _WEB:
         import aiohttp
 
@@ -186,7 +186,7 @@ def _settings(scheme: str, timeout: float) -> dict[str, Any]:
 
 
 def transfer_error(error: BaseException, scheme: str) -> TransferError:
-    """Returns what an error of a storage means.
+    """Return what an error of a storage means.
 
     Args:
         error: What fsspec raised; the libraries' own errors are its causes.
@@ -219,7 +219,7 @@ def transfer_error(error: BaseException, scheme: str) -> TransferError:
 
 
 def _without_answer(error: BaseException, names: set[str], scheme: str) -> TransferError:
-    """Returns what an error means that no server sent."""
+    """Return what an error means that no server sent."""
     reach = _REACH.get(scheme, _ANY_REACH)
     for which, found, is_final in _KINDS:
         if which & names:
@@ -233,7 +233,7 @@ def _without_answer(error: BaseException, names: set[str], scheme: str) -> Trans
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and what it was raised from, the outermost first."""
+    """Yield an error and what it was raised from, the outermost first."""
     link: BaseException | None = error
     while link is not None:
         yield link
@@ -241,7 +241,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _answer(chain: list[BaseException]) -> tuple[int, str, Any]:
-    """Returns status, S3's error code and headers of the server's answer; 0, "", {} without one."""
+    """Return status, S3's error code and headers of the server's answer; 0, "", {} without one."""
     for link in chain:
         response = getattr(link, "response", None)
         if isinstance(response, dict):  # botocore
@@ -260,7 +260,7 @@ def _answer(chain: list[BaseException]) -> tuple[int, str, Any]:
 
 
 def _retry_after(headers: Any) -> float:
-    """Returns how many seconds a server asks to wait, which it says as a number or as a date."""
+    """Return how many seconds a server asks to wait, which it says as a number or as a date."""
     value = str(headers.get("retry-after") or "")
     with suppress(ValueError):
         return max(0.0, float(value))
@@ -290,33 +290,33 @@ class MissingFileError(UnusableFileError):
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How long a transfer is tried.
+    """How often and how long to retry a transfer.
 
     Args:
-        tries: How often in all.
-        first_pause: Seconds before the second try; twice as long before each one after it.
-        longest_pause: Seconds that no pause exceeds.
+        tries: Number of tries in all.
+        initial_backoff: Seconds before the second try; they double before each further one.
+        max_backoff: Longest backoff, seconds.
         timeout: Seconds without a byte after which a try has failed.
-        total_pause: Seconds that all pauses of one transfer may take together; what a server asks
-            to wait beyond that is not waited for.
+        max_total_backoff: Longest sum of all waits of one transfer, seconds. If a server asks for
+            more, the transfer fails.
     """
 
     tries: int = 6
-    first_pause: float = 0.5
-    longest_pause: float = 30.0
+    initial_backoff: float = 0.5
+    max_backoff: float = 30.0
     timeout: float = 30.0
-    total_pause: float = 300.0
+    max_total_backoff: float = 300.0
 
-    def pause_before(self, attempt: int) -> float:
-        """Returns how long to wait before try number `attempt`, from 1.
+    def backoff(self, attempt: int) -> float:
+        """Return the seconds to wait after try number `attempt`, from 1.
 
-        Half of it is random, so that many readers do not come back all at once.
+        Half of it is random, so that many readers do not retry all at once.
         """
-        longest: float = min(self.first_pause * 2 ** (attempt - 1), self.longest_pause)
+        longest: float = min(self.initial_backoff * 2 ** (attempt - 1), self.max_backoff)
         return longest * random.uniform(0.5, 1.0)
 
 
-PATIENCE = RetryPolicy()
+DEFAULT_RETRY_POLICY = RetryPolicy()
 
 
 @dataclass(frozen=True)
@@ -325,17 +325,17 @@ class RemoteFolder:
 
     Args:
         location: Its address.
-        patience: How long transfers are tried.
+        retry_policy: How often transfers are retried.
     """
 
     location: str
-    patience: RetryPolicy = PATIENCE
+    retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY
 
     def __post_init__(self) -> None:
-        """Refuses what is no address.
+        """Check the address.
 
         Raises:
-            InputError: When it names no host or bucket.
+            InputError: If it has no host or bucket.
         """
         scheme = self.location.partition("://")[0]
         try:
@@ -344,7 +344,7 @@ class RemoteFolder:
             is_address = False
         if not is_address and scheme not in _WITHOUT_HOST:
             raise InputError(
-                f"the address {scheme}://... names no host or bucket",
+                f"the address {scheme}://... has no host or bucket",
                 expected=f"{scheme}://HOST_OR_BUCKET/FOLDER",
             )
 
@@ -353,7 +353,7 @@ class RemoteFolder:
 
     @property
     def public(self) -> str:
-        """The address without what may be secret: user, password, query and fragment."""
+        """The address without its secrets: user, password, query and fragment."""
         return redact_url(self.location)
 
     def download(
@@ -365,20 +365,20 @@ class RemoteFolder:
         sha256: str | None = None,
         is_json: bool = False,
     ) -> None:
-        """Downloads a file, whole or not at all: it appears under `target` once it is checked.
+        """Download a file, whole or not at all: `target` appears once it is verified.
 
         Args:
             name: Name of the file in the folder.
-            target: Where it shall stand. Another process must not download to it meanwhile.
-            num_bytes: How long it must be.
-            sha256: What its hash must be.
+            target: The path to write. No other process may download to it meanwhile.
+            num_bytes: Its expected size.
+            sha256: Its expected hash.
             is_json: Whether it must be JSON, which shows that a file of unknown length is whole.
 
         Raises:
-            MissingFileError: When it is not there.
-            UnusableFileError: When in the last of all tries it is not what it must be.
-            InputError: When it may not be read, or fails in every try, or the disk is full.
-            FileNotFoundError: When the folder of `target` was removed meanwhile.
+            MissingFileError: If the storage has no such file.
+            UnusableFileError: If size, hash or JSON are wrong in the last try.
+            InputError: If access is denied, every try fails, or the disk is full.
+            FileNotFoundError: If the folder of `target` was removed meanwhile.
         """
         temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
 
@@ -392,11 +392,11 @@ class RemoteFolder:
             elif is_json and not _is_json(temporary):
                 problem = f"{size} bytes that are no JSON"
             if problem:
-                fix = "see what the address gives; upload the file again, and what names its hash"
+                fix = "check the file at the address; upload it and the file with its hash again"
                 raise TransferError(problem, fix=fix, is_unusable=True)
 
         try:
-            self._persist(get, name, "downloaded")
+            self._retry(get, name, "downloaded")
             temporary.replace(target)
             sync_folder(target.parent)
         except FileNotFoundError:
@@ -407,14 +407,14 @@ class RemoteFolder:
             temporary.unlink(missing_ok=True)
 
     def upload(self, source: Path, name: str) -> None:
-        """Brings a file there; it appears under its name only when it is whole.
+        """Upload a file; its name appears only when it is complete.
 
         Args:
             source: The file.
-            name: Its name in the folder; names of folders may stand before it.
+            name: Its path in the folder.
 
         Raises:
-            InputError: When it may not be written, or fails in every try.
+            InputError: If access is denied, or every try fails.
         """
         size = source.stat().st_size
 
@@ -429,96 +429,98 @@ class RemoteFolder:
             if (there := storage.info(address)["size"]) != size:
                 raise TransferError(f"{there} bytes instead of {size}")
 
-        self._patiently(put, name, "written")
+        self._run(put, name, "uploaded")
 
     def remove(self, name: str) -> None:
-        """Removes a file, if it is there.
+        """Remove a file, if it is there.
 
         Raises:
-            InputError: When it may not be removed, or that fails in every try.
+            InputError: If access is denied, or every try fails.
         """
 
         def remove(storage: Any, address: str) -> None:
             with suppress(FileNotFoundError):
                 storage.rm_file(address)
 
-        self._patiently(remove, name, "removed")
+        self._run(remove, name, "removed")
 
     def names(self, folder: str) -> list[str]:
-        """Returns the names of all files under a folder in this one, from there on.
+        """Return the paths of all files under a subfolder, relative to it.
 
         Raises:
-            InputError: When they may not be listed, or that fails in every try.
+            InputError: If access is denied, or every try fails.
         """
+        from fsspec.core import strip_protocol
+
         found: list[str] = []
 
         def find(storage: Any, address: str) -> None:
             storage.invalidate_cache()
-            top = storage._strip_protocol(address).rstrip("/") + "/"
+            top = strip_protocol(address).rstrip("/") + "/"
             found[:] = [path.removeprefix(top) for path in storage.find(address)]
 
-        self._patiently(find, folder, "listed")
+        self._run(find, folder, "listed")
         return found
 
-    def _patiently(self, action: Callable[[Any, str], None], name: str, done: str) -> None:
-        """Tries to do something with a file, or a folder.
+    def _run(self, action: Callable[[Any, str], None], name: str, done: str) -> None:
+        """Run `action` on a file or folder, with retries.
 
         Raises:
-            InputError: When that is not allowed, or fails in every try.
+            InputError: If access is denied, or every try fails.
         """
 
         def act() -> None:
             try:
-                storage = filesystem(self._scheme, self.patience.timeout, os.getpid())
+                storage = filesystem(self._scheme, self.retry_policy.timeout, os.getpid())
                 action(storage, self._address(name))
             except (InputError, TransferError):
                 raise
             except Exception as error:  # every storage has its own errors
                 raise transfer_error(error, self._scheme) from None
 
-        self._persist(act, name, done)
+        self._retry(act, name, done)
 
-    def _persist(self, action: Callable[[], None], name: str, done: str) -> None:
-        """Does something, again and again while it fails and another try may help.
+    def _retry(self, action: Callable[[], None], name: str, done: str) -> None:
+        """Run `action` until it succeeds, or until retrying cannot help.
 
         Raises:
-            InputError: When none does.
+            InputError: If it never succeeds.
         """
         where = f"{self.public}/{name}"
         began, paused = time.monotonic(), 0.0
-        for attempt in range(1, self.patience.tries + 1):
+        for attempt in range(1, self.retry_policy.tries + 1):
             try:
                 return action()
             except TransferError as error:
                 failure = error
             if failure.is_final:
                 raise _final_error(failure, where, done)
-            pause = max(failure.retry_after, self.patience.pause_before(attempt))
-            if paused + pause > self.patience.total_pause:
+            pause = max(failure.retry_after, self.retry_policy.backoff(attempt))
+            if paused + pause > self.retry_policy.max_total_backoff:
                 break
             log.warning("%s: %s (try %d)", where, failure.found, attempt)
-            if attempt < self.patience.tries:
+            if attempt < self.retry_policy.tries:
                 time.sleep(pause)
                 paused += pause
         seconds = time.monotonic() - began
         found = f"{failure.found}, in the last of {attempt} tries within {seconds:.0f} s"
-        if failure.retry_after > self.patience.total_pause - paused:
+        if failure.retry_after > self.retry_policy.max_total_backoff - paused:
             found += f"; the server asks to wait for {failure.retry_after:.0f} s"
         kind = UnusableFileError if failure.is_unusable else RankError
         raise kind(f"{where} cannot be {done}", found=found, fix=failure.fix)
 
     @property
     def _scheme(self) -> str:
-        """What fsspec knows the storage by; a path is a file's."""
+        """The scheme that fsspec knows the storage by; `file` for a path."""
         return urlsplit(self.location).scheme or "file"
 
     def _address(self, name: str) -> str:
-        """Returns the address of a file in the folder."""
+        """Return the address of a file in the folder."""
         parts = urlsplit(self.location)
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
     def _stream(self, name: str, temporary: Path) -> tuple[int, str]:
-        """Writes the file to `temporary`; returns its size and hash."""
+        """Write the file to `temporary`; returns its size and hash."""
         digest, size = hashlib.sha256(), 0
         with temporary.open("wb") as file, closing(self._chunks(name)) as chunks:
             for chunk in chunks:
@@ -530,12 +532,12 @@ class RemoteFolder:
         return size, digest.hexdigest()
 
     def _chunks(self, name: str) -> Generator[bytes, None, None]:
-        """Yields the bytes of a file.
+        """Yield the bytes of a file.
 
         Raises:
-            TransferError: When they do not come.
+            TransferError: If a try fails.
         """
-        address, timeout = self._address(name), self.patience.timeout
+        address, timeout = self._address(name), self.retry_policy.timeout
         began, size = time.monotonic(), 0
         try:
             with open_to_read(address, self._scheme, timeout) as source:
@@ -552,7 +554,7 @@ class RemoteFolder:
 
 
 def _final_error(failure: TransferError, where: str, done: str) -> InputError:
-    """Returns what is said of a failure that another try cannot help."""
+    """Return the message for a failure that a retry cannot fix."""
     if failure.is_missing and done == "downloaded":
         return MissingFileError(f"there is no {where}", found=failure.found, fix=failure.fix)
     problem = "may not be read" if failure.is_denied else "cannot be downloaded"
@@ -562,7 +564,7 @@ def _final_error(failure: TransferError, where: str, done: str) -> InputError:
 
 
 def _local_error(error: OSError, folder: Path) -> InputError:
-    """Returns what is said of a download that this machine cannot keep."""
+    """Return the message for a download that cannot be written on this machine."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return InputError(
             f"no space is left for {folder}",
@@ -572,7 +574,7 @@ def _local_error(error: OSError, folder: Path) -> InputError:
 
 
 def _is_json(path: Path) -> bool:
-    """Says whether a file is JSON from its first byte to its last."""
+    """Return whether a file is complete, valid JSON."""
     try:
         json.loads(path.read_bytes())
     except (ValueError, RecursionError):

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagenet_rn50.data.transforms import TrainTransform, augment, augmentation_draws
+from imagenet_rn50.data.transforms import TrainTransform, augment, augmentation_rng
 from imagenet_rn50.recipe import DataRecipe
 from tests.support import jpeg_bytes
 
@@ -37,18 +37,18 @@ def test_another_epoch_augments_another_way():
 
 
 def test_the_global_generator_goes_on_as_if_nothing_had_been_drawn():
-    picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    augment(picture, STRONG, augmentation_draws(0, 0, 0))
+    augment(image, STRONG, augmentation_rng(0, 0, 0))
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_an_erased_box_is_as_good_as_zero_for_the_model():
     data = DataRecipe(train_size=32, eval_size=32, erasing=1.0)
-    picture = torch.full((3, 32, 32), 255, dtype=torch.uint8)
-    erased = augment(picture, data, augmentation_draws(0, 0, 0))
+    image = torch.full((3, 32, 32), 255, dtype=torch.uint8)
+    erased = augment(image, data, augmentation_rng(0, 0, 0))
     (changed,) = (erased != 255).all(0).nonzero().T.tolist()[:1]
     assert changed
     for channel, mean in zip(erased, data.mean, strict=True):
@@ -56,30 +56,30 @@ def test_an_erased_box_is_as_good_as_zero_for_the_model():
 
 
 def randaugmented(**settings):
-    """A noisy picture, and what RandAugment makes of it for 200 samples."""
+    """A noisy image, and what RandAugment makes of it for 200 samples."""
     torch.manual_seed(0)
-    picture = torch.randint(0, 200, (3, 16, 16), dtype=torch.uint8)
+    image = torch.randint(0, 200, (3, 16, 16), dtype=torch.uint8)
     data = DataRecipe(auto_augment="randaugment", **settings)
-    return picture, [augment(picture, data, augmentation_draws(0, 0, k)) for k in range(200)]
+    return image, [augment(image, data, augmentation_rng(0, 0, k)) for k in range(200)]
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.5, 1.0])
 def test_randaugment_takes_each_of_two_operations_with_its_probability(probability):
-    """Of 14 operations one does nothing, so 1 - (1 - 13 / 14 p)^2 of the pictures change."""
-    picture, augmented = randaugmented(randaugment_probability=probability)
-    changed = sum(not torch.equal(one, picture) for one in augmented) / len(augmented)
+    """Of 14 operations one does nothing, so 1 - (1 - 13 / 14 p)^2 of the images change."""
+    image, augmented = randaugmented(randaugment_probability=probability)
+    changed = sum(not torch.equal(one, image) for one in augmented) / len(augmented)
     assert changed == pytest.approx(1 - (1 - 13 / 14 * probability) ** 2, abs=0.08)
 
 
 def test_randaugment_changes_pictures_the_more_the_higher_its_magnitude():
     changes = []
     for magnitude in (0, 9, 18, 30):
-        picture, augmented = randaugmented(randaugment_magnitude=magnitude)
-        changes.append(sum((a.float() - picture.float()).abs().mean().item() for a in augmented))
+        image, augmented = randaugmented(randaugment_magnitude=magnitude)
+        changes.append(sum((a.float() - image.float()).abs().mean().item() for a in augmented))
     assert changes == sorted(changes)
     assert changes[0] < 0.2 * changes[1]
 
 
 def test_without_augmentations_the_picture_itself_comes_back():
-    picture = torch.zeros(3, 32, 32, dtype=torch.uint8)
-    assert augment(picture, DataRecipe(), augmentation_draws(0, 0, 0)) is picture
+    image = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    assert augment(image, DataRecipe(), augmentation_rng(0, 0, 0)) is image

@@ -10,15 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagenet_rn50.data import dataset as stages
-from imagenet_rn50.data.dataset import (
-    FILLER,
-    Collate,
-    DecodeAndTransform,
-    DistributedBatchSampler,
-    ReadSamples,
-)
+from imagenet_rn50.data.dataset import Collate, DecodeAndTransform, ReadSamples
 from imagenet_rn50.data.reader import LocalShards
-from imagenet_rn50.data.sampler import SequentialSampler, ShardShuffleSampler
+from imagenet_rn50.data.sampler import (
+    DistributedBatchSampler,
+    SequentialSampler,
+    ShardShuffleSampler,
+)
 from imagenet_rn50.shards.manifest import Shard, Split
 
 sizes_of_shards = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(sum)
@@ -60,7 +58,7 @@ class FakeReader:
 
 
 class FakeTransform:
-    """Paints a picture with numbers that depend on what a transform may depend on."""
+    """Paints an image with numbers that depend on what a transform may depend on."""
 
     dtype = torch.uint8
 
@@ -73,10 +71,6 @@ class FakeTransform:
         return out.copy_(torch.from_numpy(draws))
 
 
-def empty_images(count, height, width, dtype=torch.uint8):
-    return torch.empty(count, height, width, 3, dtype=dtype).permute(0, 3, 1, 2)
-
-
 def batches_of_rank(split, order, share, num_workers):
     """What a DataLoader of `num_workers` workers yields: one batch of each in turn."""
     workers = []
@@ -84,7 +78,7 @@ def batches_of_rank(split, order, share, num_workers):
         info = SimpleNamespace(id=number, num_workers=num_workers) if num_workers else None
         with (
             mock.patch.object(stages, "get_worker_info", return_value=info),
-            mock.patch.object(stages, "empty_pictures", empty_images),
+            mock.patch.object(stages, "new_shared_storage", torch.UntypedStorage),
             mock.patch.object(stages, "keep_freed_memory"),
             mock.patch.object(stages, "Prefetcher"),
             mock.patch.object(stages, "ShardReader", FakeReader),
@@ -99,13 +93,13 @@ def batches_of_rank(split, order, share, num_workers):
     return batches
 
 
-def stream(split, order, *, start, stop, batch, world_size, num_workers, equal=False):
+def stream(split, order, *, start, stop, batch, world_size, num_workers):
     """The batches of all ranks, in the order of a global step."""
     ranks = [
         batches_of_rank(
             split,
             order,
-            DistributedBatchSampler(start, stop, batch, rank, world_size, equal=equal),
+            DistributedBatchSampler(start, stop, batch, rank, world_size),
             num_workers,
         )
         for rank in range(world_size)
@@ -116,8 +110,8 @@ def stream(split, order, *, start, stop, batch, world_size, num_workers, equal=F
 
 def joined(batches):
     if not batches:
-        return torch.empty(0), torch.empty(0), torch.empty(0), torch.empty(0)
-    return tuple(torch.cat([batch[field] for batch in batches]) for field in range(4))
+        return torch.empty(0), torch.empty(0), torch.empty(0)
+    return tuple(torch.cat([batch[field] for batch in batches]) for field in range(3))
 
 
 @settings(max_examples=40, deadline=None)
@@ -135,7 +129,7 @@ def test_every_epoch_shows_every_sample_once_on_any_layout(
 ):
     split, n = split_of(sizes), sum(sizes)
     order = ShardShuffleSampler(split.shard_sizes, seed=seed, window=window)
-    _, labels, indices, mask = joined(
+    _, labels, indices = joined(
         stream(
             split,
             order,
@@ -146,7 +140,6 @@ def test_every_epoch_shows_every_sample_once_on_any_layout(
             num_workers=num_workers,
         )
     )
-    assert mask.all()
     for epoch in range(epochs):
         assert sorted(indices[epoch * n : (epoch + 1) * n].tolist()) == list(range(n))
     assert torch.equal(labels, indices % 5)
@@ -190,7 +183,7 @@ def test_stopping_anywhere_and_going_on_with_another_layout_changes_nothing(
 
 @settings(max_examples=40, deadline=None)
 @given(sizes=sizes_of_shards, batch=batch_sizes, world_size=world_sizes, num_workers=worker_counts)
-def test_evaluation_counts_every_sample_once_in_equal_batches_on_every_rank(
+def test_evaluation_counts_every_sample_once_and_shares_batches_evenly(
     sizes, batch, world_size, num_workers
 ):
     split, n = split_of(sizes), sum(sizes)
@@ -198,14 +191,13 @@ def test_evaluation_counts_every_sample_once_in_equal_batches_on_every_rank(
         batches_of_rank(
             split,
             SequentialSampler(split.shard_sizes),
-            DistributedBatchSampler(0, n, batch, rank, world_size, equal=True),
+            DistributedBatchSampler(0, n, batch, rank, world_size),
             num_workers,
         )
         for rank in range(world_size)
     ]
-    assert len({len(batches) for batches in ranks}) == 1
-    assert {len(batch_.mask) for batches in ranks for batch_ in batches} == {batch}
-    _, labels, indices, mask = joined([batch_ for batches in ranks for batch_ in batches])
-    assert sorted(indices[mask].tolist()) == list(range(n))
-    assert (indices[~mask] == FILLER).all()
-    assert (labels[~mask] == FILLER).all()
+    counts = [len(batches) for batches in ranks]
+    assert max(counts) - min(counts) <= 1
+    _, labels, indices = joined([batch_ for batches in ranks for batch_ in batches])
+    assert sorted(indices.tolist()) == list(range(n))
+    assert torch.equal(labels, indices % 5)

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 
-from imagenet_rn50.data.dataset import DecodeAndTransform, DistributedBatchSampler
-from imagenet_rn50.data.loader import make_loader
-from imagenet_rn50.data.sampler import ShardShuffleSampler
+from imagenet_rn50.data.dataset import DecodeAndTransform
+from imagenet_rn50.data.loader import build_loader
+from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.utils.errors import InputError, RankError
 from tests.support import jpeg_bytes, write_shards
@@ -18,7 +18,7 @@ def test_a_shard_that_ends_early_is_named_with_the_sample(tmp_path):
     path = tmp_path / "tiny-train-0.tar"
     path.write_bytes(path.read_bytes()[:2000])
     share = DistributedBatchSampler(start=0, stop=3, batch=3)
-    loader = make_loader(tmp_path, manifest.splits["train"], share, EvalTransform(18, 16))
+    loader = build_loader(tmp_path, manifest.splits["train"], share, EvalTransform(18, 16))
     with pytest.raises(InputError, match="ends within sample sample_00001 "):
         list(loader)
 
@@ -37,7 +37,7 @@ def damaged(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_a_damaged_picture_is_named_with_shard_and_offset(damaged, num_workers):
     folder, split = damaged
-    loader = make_loader(
+    loader = build_loader(
         folder,
         split,
         DistributedBatchSampler(0, 12, 3),
@@ -66,7 +66,7 @@ def test_who_meets_no_jpeg_in_a_whole_shard_is_not_sent_to_verify_it(start, is_c
         "epoch": 0,
         "row": 0,
         "rows": 1,
-        "place": "it",
+        "description": "it",
     }
     with pytest.raises(InputError, match=rf"it cannot be decoded(.|\n)*fix: .*{fix}"):
         list(DecodeAndTransform(EvalTransform(18, 16))(iter([sample])))
@@ -78,7 +78,7 @@ def test_a_substitute_is_the_next_good_sample_of_the_shard_with_its_own_label(
 ):
     folder, split = damaged
     transform = EvalTransform(18, 16)
-    loader = make_loader(
+    loader = build_loader(
         folder,
         split,
         DistributedBatchSampler(0, 12, 5),
@@ -90,9 +90,9 @@ def test_a_substitute_is_the_next_good_sample_of_the_shard_with_its_own_label(
     indices = torch.cat([batch.indices for batch in batches])
     assert indices.tolist() == [0, 3, 3, 3, 4, 0, 6, 7, 8, 9, 10, 11]
     assert torch.equal(torch.cat([batch.labels for batch in batches]), indices % 3)
-    pictures = torch.cat([batch.images for batch in batches])
-    assert torch.equal(pictures[1], transform(jpeg_bytes(3), 0, 3))
-    assert torch.equal(pictures[5], transform(jpeg_bytes(0), 0, 0))
+    images = torch.cat([batch.images for batch in batches])
+    assert torch.equal(images[1], transform(jpeg_bytes(3), 0, 3))
+    assert torch.equal(images[5], transform(jpeg_bytes(0), 0, 0))
     assert loader.stats().substitutions == 3
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
     assert "sample_00005" in caplog.text
@@ -103,7 +103,7 @@ def test_a_shard_that_ends_early_can_be_substituted_as_well(tmp_path):
     split = write_shards(tmp_path, train=[3], validation=[1]).splits["train"]
     path = tmp_path / "tiny-train-0.tar"
     path.write_bytes(path.read_bytes()[: split.offsets[1] + 10])
-    loader = make_loader(
+    loader = build_loader(
         tmp_path,
         split,
         DistributedBatchSampler(0, 3, 3),
@@ -116,7 +116,7 @@ def test_a_shard_that_ends_early_can_be_substituted_as_well(tmp_path):
 
 def test_more_substitutions_than_allowed_stop_the_run(damaged):
     folder, split = damaged
-    loader = make_loader(
+    loader = build_loader(
         folder,
         split,
         DistributedBatchSampler(0, 12, 3),
@@ -133,7 +133,7 @@ def test_a_damaged_sample_that_every_epoch_meets_counts_once(damaged):
     order = ShardShuffleSampler(split.shard_sizes, seed=3, window=2)
     num_epochs = 5
     for allowed in (3, 2):
-        loader = make_loader(
+        loader = build_loader(
             folder,
             split,
             DistributedBatchSampler(0, 12 * num_epochs, 4),
@@ -157,7 +157,7 @@ def test_a_missing_shard_is_told_by_the_rank_that_needs_it(damaged, num_workers)
     folder, split = damaged
     (folder / "tiny-train-1.tar").unlink()
     share = DistributedBatchSampler(6, 12, 3)
-    loader = make_loader(folder, split, share, EvalTransform(18, 16), num_workers=num_workers)
+    loader = build_loader(folder, split, share, EvalTransform(18, 16), num_workers=num_workers)
     with pytest.raises(RankError, match="there is no shard"):
         list(loader)
 
@@ -165,7 +165,7 @@ def test_a_missing_shard_is_told_by_the_rank_that_needs_it(damaged, num_workers)
 def test_a_missing_shard_stops_even_where_samples_are_substituted(damaged):
     folder, split = damaged
     (folder / "tiny-train-1.tar").unlink()
-    loader = make_loader(
+    loader = build_loader(
         folder,
         split,
         DistributedBatchSampler(0, 12, 3),

@@ -16,11 +16,11 @@ def batches(pin=False):
     generator = torch.Generator().manual_seed(0)
     made = []
     for size in (4, 4, 3):
-        pictures = torch.randint(0, 256, (size, 3, 8, 8), dtype=torch.uint8, generator=generator)
+        images = torch.randint(0, 256, (size, 3, 8, 8), dtype=torch.uint8, generator=generator)
         labels = torch.arange(size)
         if pin:
-            pictures, labels = pictures.pin_memory(), labels.pin_memory()
-        made.append(Batch(pictures, labels, labels, labels >= 0))
+            images, labels = images.pin_memory(), labels.pin_memory()
+        made.append(Batch(images, labels, labels))
     return made
 
 
@@ -49,11 +49,11 @@ def test_mean_and_deviation_are_brought_to_a_device_once():
     with torch.inference_mode():  # as evaluation does, before training or after it
         normalise(made[0].images, DATA.mean, DATA.std)
     with Operators() as launched:
-        pictures = normalise(made[1].images, DATA.mean, DATA.std)
+        images = normalise(made[1].images, DATA.mean, DATA.std)
     assert launched.names == ["_to_copy", "mul_", "add_"]
-    torch.testing.assert_close(pictures, expected(made[1]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(images, expected(made[1]), rtol=1e-5, atol=1e-5)
     weight = torch.ones(3, 1, 1, requires_grad=True)
-    (pictures * weight).sum().backward()  # an inference tensor would not do
+    (images * weight).sum().backward()  # an inference tensor would not do
 
 
 @pytest.mark.gpu

@@ -5,9 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from imagenet_rn50.data.dataset import DistributedBatchSampler
-from imagenet_rn50.data.loader import make_loader
-from imagenet_rn50.data.sampler import ShardShuffleSampler
+from imagenet_rn50.data.loader import build_loader
+from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform, TrainTransform
 from imagenet_rn50.model import build_processor
 from imagenet_rn50.recipe import DataRecipe
@@ -32,13 +31,13 @@ def training_batches(shards, *, rank=0, world_size=1, num_workers=0, start=0, st
     )
     order = ShardShuffleSampler(train.shard_sizes, seed=3, window=2)
     transform = TrainTransform(DATA, seed=3)
-    return list(make_loader(folder, train, share, transform, order=order, num_workers=num_workers))
+    return list(build_loader(folder, train, share, transform, order=order, num_workers=num_workers))
 
 
 def assert_equal_batches(left, right):
     assert len(left) == len(right)
     for one, other in zip(left, right, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one[:4], other[:4], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one[:3], other[:3], strict=True))
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3])
@@ -84,31 +83,22 @@ def test_evaluation_reads_every_sample_once_in_the_order_of_the_shards(shards, n
     folder, splits = shards
     share = DistributedBatchSampler(start=0, stop=11, batch=4)
     transform = EvalTransform(resize=18, size=16)
-    loader = make_loader(folder, splits["validation"], share, transform, num_workers=num_workers)
+    loader = build_loader(folder, splits["validation"], share, transform, num_workers=num_workers)
     assert torch.cat([batch.indices for batch in loader]).tolist() == list(range(11))
 
 
 @pytest.mark.parametrize(("height", "width"), [(24, 32), (33, 24), (20, 20), (19, 61), (47, 18)])
 def test_evaluation_pixels_equal_those_of_the_shipped_processor(tmp_path, height, width):
     content = jpeg_bytes(5, height, width)
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(content)
     ours = EvalTransform(resize=18, size=16)(content, 0, 0)
     processor = build_processor(DATA)
-    with Image.open(path) as picture:
+    with Image.open(path) as image:
         theirs = processor(
-            picture, do_normalize=False, do_rescale=False, return_tensors="pt"
+            image, do_normalize=False, do_rescale=False, return_tensors="pt"
         ).pixel_values[0]
     np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
-
-
-def test_equal_shares_complete_the_last_batches_with_fillers(shards):
-    folder, splits = shards
-    share = DistributedBatchSampler(0, 11, 4, rank=1, world_size=2, equal=True)
-    first, second = make_loader(folder, splits["validation"], share, EvalTransform(18, 16))
-    assert first.mask.tolist() == [True] * 4
-    assert second.mask.tolist() == [False] * 4
-    assert not second.images.any()
 
 
 def test_a_stage_of_the_users_may_change_pictures(shards):
@@ -116,34 +106,34 @@ def test_a_stage_of_the_users_may_change_pictures(shards):
 
     def shrink(samples):
         for sample in samples:
-            yield sample | {"picture": sample["picture"][:, ::2, ::2]}
+            yield sample | {"image": sample["image"][:, ::2, ::2]}
 
     transform = EvalTransform(18, 16)
     arguments = (folder, splits["validation"], DistributedBatchSampler(0, 4, 4), transform)
-    (plain,) = make_loader(*arguments)
-    (shrunk,) = make_loader(*arguments, stages=[shrink])
+    (plain,) = build_loader(*arguments)
+    (shrunk,) = build_loader(*arguments, stages=[shrink])
     assert torch.equal(shrunk.images, plain.images[:, :, ::2, ::2])
 
 
 def test_the_loader_says_how_fast_it_was_and_how_long_it_was_waited_for(shards):
     folder, splits = shards
-    loader = make_loader(
+    loader = build_loader(
         folder, splits["validation"], DistributedBatchSampler(0, 11, 4), EvalTransform(18, 16)
     )
     for _ in loader:
         time.sleep(0.02)
-    rates = loader.stats()
-    assert rates.images == 11
-    assert rates.seconds >= 0.06
-    assert 0 < rates.waiting_share < 1
-    assert rates.images_per_s == pytest.approx(11 / rates.seconds)
+    stats = loader.stats()
+    assert stats.images == 11
+    assert stats.seconds >= 0.06
+    assert 0 < stats.waited_seconds < stats.seconds
+    assert stats.images_per_s == pytest.approx(11 / stats.seconds)
     assert loader.stats().images == 0
 
 
 def test_workers_live_on_for_the_next_pass(shards):
     folder, splits = shards
     share = DistributedBatchSampler(0, 11, 4)
-    loader = make_loader(folder, splits["validation"], share, EvalTransform(18, 16), num_workers=1)
+    loader = build_loader(folder, splits["validation"], share, EvalTransform(18, 16), num_workers=1)
     processes = set()
     for _ in range(2):
         assert torch.cat([batch.indices for batch in loader]).tolist() == list(range(11))
@@ -153,7 +143,7 @@ def test_workers_live_on_for_the_next_pass(shards):
 
 def test_a_pass_that_was_left_halfway_does_not_disturb_the_next(shards):
     folder, splits = shards
-    loader = make_loader(
+    loader = build_loader(
         folder,
         splits["validation"],
         DistributedBatchSampler(0, 11, 2),

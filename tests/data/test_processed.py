@@ -15,7 +15,7 @@ from tests.pictures import scene
 pytestmark = pytest.mark.numeric
 
 PROCESSOR = build_processor(DataRecipe(eval_resize=36, eval_size=32))
-TURNED = 6  # EXIF: the picture lies on its side
+TURNED = 6  # EXIF: the image lies on its side
 
 
 def jpeg_with_orientation(orientation):
@@ -29,7 +29,7 @@ def jpeg_with_orientation(orientation):
 @pytest.mark.parametrize("orientation", [1, TURNED])
 def test_pixels_are_those_that_a_pipeline_gives_the_model(tmp_path, orientation):
     content = jpeg_with_orientation(orientation)
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(content)
     theirs = PROCESSOR(load_image(str(path)), return_tensors="pt").pixel_values[0]
     transform = ProcessorTransform.of(PROCESSOR)
@@ -46,8 +46,8 @@ def test_what_pillow_cannot_decode_is_a_value_error():
 
 
 def test_a_processor_whose_pictures_differ_in_shape_is_refused():
-    def processor(picture, return_tensors):
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    def processor(image, return_tensors):
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
         return type("Features", (), {"pixel_values": pixels})
 
     with pytest.raises(InputError, match="cannot be batched"):

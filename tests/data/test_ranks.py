@@ -7,9 +7,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch.multiprocessing.spawn import start_processes
 
-from imagenet_rn50.data.dataset import DistributedBatchSampler
-from imagenet_rn50.data.loader import make_loader
-from imagenet_rn50.data.sampler import ShardShuffleSampler
+from imagenet_rn50.data.loader import build_loader
+from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.shards.manifest import Manifest
 from tests.support import free_ports, write_shards
@@ -23,7 +22,7 @@ def indices_of(shards, start, stop, rank, world_size, num_workers):
     order = ShardShuffleSampler(train.shard_sizes, seed=SEED, window=2)
     share = DistributedBatchSampler(start, stop, BATCH, rank, world_size)
     transform = EvalTransform(18, 16)
-    loader = make_loader(shards, train, share, transform, order=order, num_workers=num_workers)
+    loader = build_loader(shards, train, share, transform, order=order, num_workers=num_workers)
     return [batch.indices.tolist() for batch in loader]
 
 

@@ -24,7 +24,7 @@ from imagenet_rn50.utils.storage import (
 from tests.data.servers import Quiet, serve
 from tests.support import free_ports, write_shards
 
-QUICK = RetryPolicy(tries=3, first_pause=0.01, timeout=1)
+QUICK = RetryPolicy(tries=3, initial_backoff=0.01, timeout=1)
 FILES = ("manifest.json", "manifest-train.npz", "classes.json", "tiny-train-0.tar")
 
 
@@ -48,8 +48,8 @@ def pauses(monkeypatch):
     return recorded
 
 
-def read_all(location, split, cache, patience=QUICK):
-    store = open_shards(location, cache=cache, patience=patience)
+def read_all(location, split, cache, retry_policy=QUICK):
+    store = open_shards(location, cache=cache, retry_policy=retry_policy)
     return [store.fetch(shard) for shard in split.shards]
 
 
@@ -207,16 +207,16 @@ def test_a_certificate_that_nobody_signed_is_named_at_once(untrusted, source, tm
 
 def test_bytes_that_trickle_for_ever_are_given_up(source, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "_LEAST_BYTES_PER_S", 10**9)
-    patience = RetryPolicy(tries=2, first_pause=0.01, timeout=0)
+    retry_policy = RetryPolicy(tries=2, initial_backoff=0.01, timeout=0)
     (tmp_path / "file").write_bytes(bytes(100))
-    folder = RemoteFolder(f"file://{tmp_path}", patience)
+    folder = RemoteFolder(f"file://{tmp_path}", retry_policy)
     with pytest.raises(InputError, match="100 bytes in 0 s, in the last of 2 tries"):
         folder.download("file", tmp_path / "target")
 
 
 @pytest.mark.parametrize("address", ["http://host:99999/x", "s3://", "http:///x", "https://[::1/x"])
 def test_an_address_that_is_none_is_not_tried_again(source, tmp_path, pauses, address):
-    with pytest.raises(InputError, match=r"cannot be downloaded|names no host or bucket"):
+    with pytest.raises(InputError, match=r"cannot be downloaded|has no host or bucket"):
         read_all(address, source[1], tmp_path)
     assert not pauses
 

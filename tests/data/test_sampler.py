@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagenet_rn50.data.sampler import ShardShuffleSampler, batch_starts, epoch_order
+from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler, epoch_order
 
 sizes_of_shards = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(sum)
 seeds = st.integers(0, 2**63 - 1)
@@ -43,7 +43,7 @@ def test_ranks_and_workers_take_turns_over_the_same_batches(
     stop = start + length
     seen = {}
     for rank in range(world_size):
-        starts = batch_starts(start, stop, batch, rank, world_size)
+        starts = DistributedBatchSampler(start, stop, batch, rank, world_size).starts
         for turn, first in enumerate(starts):
             assert first in starts[turn % num_workers :: num_workers]
             seen[turn * world_size + rank] = first

@@ -9,18 +9,17 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional
 
-from imagenet_rn50.data.dataset import DistributedBatchSampler
-from imagenet_rn50.data.loader import make_loader
-from imagenet_rn50.data.sampler import ShardShuffleSampler
+from imagenet_rn50.data.loader import build_loader
+from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import (
     EvalTransform,
     TrainTransform,
-    augmentation_draws,
+    augmentation_rng,
     resize,
 )
 from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.jpeg.crop import with_offset_table
-from imagenet_rn50.jpeg.header import read_layout
+from imagenet_rn50.jpeg.header import read_header
 from imagenet_rn50.recipe import DataRecipe
 from tests.pictures import pillow_jpeg, scene
 from tests.support import write_shards
@@ -48,12 +47,12 @@ def differences(size: int, num_crops: int) -> dict[int, list[float]]:
     transform = TrainTransform(DataRecipe(train_size=size, flip=0.0), seed=1)
     for index, content in enumerate(photos()):
         for epoch in range(num_crops):
-            draws = augmentation_draws(1, epoch, index)
-            layout = read_layout(content)
-            (top, left, height, width), factor = transform.draw_box(draws, layout, size)
-            picture = Image.open(io.BytesIO(content)).convert("RGB")
+            rng = augmentation_rng(1, epoch, index)
+            header = read_header(content, strict=True)
+            (top, left, height, width), factor = transform.draw_box(rng, header, size)
+            image = Image.open(io.BytesIO(content)).convert("RGB")
             box = (left, top, left + width, top + height)
-            theirs = picture.crop(box).resize((size, size), Image.Resampling.BILINEAR)
+            theirs = image.crop(box).resize((size, size), Image.Resampling.BILINEAR)
             ours = transform(content, epoch, index).permute(1, 2, 0).numpy()
             difference = np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).mean()
             found.setdefault(factor, []).append(difference)
@@ -73,8 +72,8 @@ def test_crops_that_are_shrunk_while_decoding_differ_by_less_than_half_a_level()
 
 def test_resizing_equals_torchvisions():
     pixels = scene(90, 120)
-    picture = torch.from_numpy(pixels).permute(2, 0, 1)
-    expected = functional.resize(picture, [40, 50], antialias=True)
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    expected = functional.resize(image, [40, 50], antialias=True)
     assert torch.equal(resize(pixels, (40, 50)), expected)
     assert torch.equal(resize(pixels, (40, 50), flip=True), expected.flip(-1))
     out = torch.empty(40, 50, 3, dtype=torch.uint8).permute(2, 0, 1)
@@ -85,8 +84,8 @@ def test_resizing_equals_torchvisions():
 @pytest.mark.parametrize("size", [(40, 50), (97, 31), (200, 260)])
 def test_resizing_is_within_one_level_of_exact_arithmetic_on_any_processor(size):
     pixels = scene(90, 120)
-    picture = torch.from_numpy(pixels).permute(2, 0, 1)[None].double()
-    exact = torch.nn.functional.interpolate(picture, size, mode="bilinear", antialias=True)[0]
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].double()
+    exact = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)[0]
     assert (resize(pixels, size).int() - exact.round().int()).abs().max() <= 1
 
 
@@ -103,10 +102,10 @@ def test_markers_and_table_change_no_pixel_of_a_training_picture():
 
 @pytest.mark.parametrize("transform", [TrainTransform(DataRecipe(), 0), EvalTransform(256, 224)])
 def test_gray_pictures_become_three_equal_channels(transform):
-    picture = transform(pillow_jpeg(scene(300, 260)[:, :, 0], restart_marker_blocks=3), 0, 0)
-    assert picture.shape == (3, 224, 224)
-    assert torch.equal(picture[0], picture[1])
-    assert torch.equal(picture[0], picture[2])
+    image = transform(pillow_jpeg(scene(300, 260)[:, :, 0], restart_marker_blocks=3), 0, 0)
+    assert image.shape == (3, 224, 224)
+    assert torch.equal(image[0], image[1])
+    assert torch.equal(image[0], image[2])
 
 
 def test_the_factor_leaves_enough_for_resizing():
@@ -131,7 +130,7 @@ def test_a_batch_across_two_epochs_has_the_size_of_its_first_sample(tmp_path):
     split = manifest.splits["train"]
     order = ShardShuffleSampler(split.shard_sizes, seed=0, window=1)
     share = DistributedBatchSampler(start=0, stop=14, batch=4)
-    batches = make_loader(tmp_path, split, share, TrainTransform(data, 0), order=order)
+    batches = build_loader(tmp_path, split, share, TrainTransform(data, 0), order=order)
     assert [tuple(batch.images.shape) for batch in batches] == [
         (4, 3, 32, 32),
         (4, 3, 32, 32),

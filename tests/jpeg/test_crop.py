@@ -13,7 +13,7 @@ from PIL import Image
 from imagenet_rn50.jpeg import crop as restart
 from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.jpeg.crop import cut, suggested_interval, with_offset_table
-from imagenet_rn50.jpeg.header import APP9, TABLE_NAME, read_layout
+from imagenet_rn50.jpeg.header import APP9, TABLE_NAME, read_header
 from tests.pictures import jpegtran, pillow_jpeg, scene, turbo_jpeg
 
 pytestmark = pytest.mark.numeric
@@ -36,7 +36,7 @@ def boxes(draw, height, width):
 
 
 def table_of(content):
-    table = read_layout(content).table
+    table = read_header(content, strict=True).table
     assert table is not None
     return table
 
@@ -205,7 +205,7 @@ def test_arithmetic_coding_is_handed_back_whole():
 
 
 def test_a_table_that_would_not_fit_is_not_written():
-    # Segments of one MCU of the largest possible picture would need more than one APP9 holds.
+    # Segments of one MCU of the largest possible image would need more than one APP9 holds.
     content = pillow_jpeg(
         np.zeros((2000, 2000, 3), np.uint8), subsampling="4:4:4", restart_marker_blocks=1
     )
@@ -251,15 +251,15 @@ def test_hostile_bytes_raise_value_error_or_give_a_picture(data, subsampling, ta
 def test_bytes_that_are_no_jpeg_raise_value_error(content):
     for start in (b"", b"\xff\xd8", b"\xff\xd8\xff\xc0\x00\x11\x08"):
         with pytest.raises(ValueError, match="JPEG"):
-            read_layout(start + content)
+            read_header(start + content, strict=True)
 
 
 @pytest.mark.parametrize("sizes", [(0, 10), (10, 0)])
 def test_a_header_without_a_size_is_refused(sizes):
     content = bytearray(coded())
-    struct.pack_into(">HH", content, read_layout(bytes(content)).size_at, *sizes)
+    struct.pack_into(">HH", content, read_header(bytes(content), strict=True).size_offset, *sizes)
     with pytest.raises(ValueError, match="states no size"):
-        read_layout(bytes(content))
+        read_header(bytes(content), strict=True)
 
 
 @pytest.mark.parametrize(

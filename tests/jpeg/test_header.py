@@ -39,7 +39,7 @@ def test_the_header_says_what_the_picture_was_made_with(
     assert header.color_space == COLOUR_SPACES[mode]
     assert header.progressive == progressive
     assert header.restart_interval == blocks
-    assert content[header.scan : header.scan + 2] == b"\xff\xda"
+    assert content[header.sos : header.sos + 2] == b"\xff\xda"
     assert (header.exif is not None) == with_exif
 
 
@@ -66,7 +66,7 @@ def test_adobe_transform_2_is_ycck():
 @given(length=st.integers(0, 600))
 def test_a_jpeg_that_ends_before_its_scan_is_refused_and_never_crashes(length):
     content = jpeg()
-    scan = read_header(content).scan
+    scan = read_header(content).sos
     with pytest.raises(JpegError):
         read_header(content[: min(length, scan)])
 
@@ -80,7 +80,7 @@ def test_whatever_the_bytes_the_reader_returns_or_refuses(flips):
         header = read_header(bytes(content))
     except JpegError:
         return
-    assert 0 < header.scan < len(content)
+    assert 0 < header.sos < len(content)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8", b"\xff\xd8\xff\xd9"])

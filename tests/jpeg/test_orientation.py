@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.image_utils import load_image
 
-from imagenet_rn50.data.image_folder import ProcessorTransform, read_picture
+from imagenet_rn50.data.image_folder import ProcessorTransform, read_image
 from imagenet_rn50.data.transforms import (
     EvalTransform,
     TrainTransform,
-    augmentation_draws,
+    augmentation_rng,
     random_crop_box,
     resize,
 )
 from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.jpeg.crop import with_offset_table
-from imagenet_rn50.jpeg.header import read_header, read_layout
+from imagenet_rn50.jpeg.header import read_header
 from imagenet_rn50.jpeg.orientation import upright
 from imagenet_rn50.model import build_processor
 from imagenet_rn50.recipe import DataRecipe
@@ -96,7 +96,7 @@ def test_all_who_open_an_image_see_the_same_pixels(tmp_path, monkeypatch, orient
     theirs = PROCESSOR(image, return_tensors="pt").pixel_values[0]
     assert torch.equal(ProcessorTransform.of(PROCESSOR)(content, 0, 0), theirs)
     plain = PROCESSOR(image, do_rescale=False, do_normalize=False, return_tensors="pt")
-    evaluated = read_picture(tmp_path, SourceImage("image", 0, "image.jpg", 0, len(content)))
+    evaluated = read_image(tmp_path, SourceImage("image", 0, "image.jpg", 0, len(content)))
     assert torch.equal(EvalTransform(36, 32)(evaluated, 0, 0), plain.pixel_values[0])
 
 
@@ -108,14 +108,14 @@ def test_training_crops_the_upright_image_from_the_segments_of_the_stored_one(or
     whole = pillows(content)
     transform = TrainTransform(DATA, seed=1)
     for index in range(8):
-        draws = augmentation_draws(1, 0, index)
+        rng = augmentation_rng(1, 0, index)
         top, left, height, width = random_crop_box(
-            draws, whole.shape[0], whole.shape[1], DATA.crop_scale, DATA.crop_ratio
+            rng, whole.shape[0], whole.shape[1], DATA.crop_scale, DATA.crop_ratio
         )
         if jpeg.dct_factor((top, left, height, width), (32, 32)) > 1:
             continue
         crop = whole[top : top + height, left : left + width]
-        expected = resize(crop, (32, 32), flip=draws.random() < DATA.flip)
+        expected = resize(crop, (32, 32), flip=rng.random() < DATA.flip)
         assert torch.equal(transform(content, 0, index), expected)
 
 
@@ -124,8 +124,8 @@ def test_a_crop_that_is_shrunk_while_decoding_is_turned_too(orientation):
     content = tagged(pillow_jpeg(scene(401, 603)), exif(orientation))
     stored = np.asarray(Image.open(io.BytesIO(content)))
     transform = TrainTransform(DataRecipe(train_size=16, flip=0.0), seed=2)
-    draws = augmentation_draws(2, 0, 0)
-    box, factor = transform.draw_box(draws, read_layout(content), 16)
+    rng = augmentation_rng(2, 0, 0)
+    box, factor = transform.draw_box(rng, read_header(content, strict=True), 16)
     assert factor > 1
     assert all(value % factor == 0 for value in box)
     top, left, height, width = box
@@ -169,8 +169,8 @@ def test_odd_and_damaged_metadata_turns_an_image_as_pillow_does(tmp_path, name):
     content = tagged(pillow_jpeg(scene(24, 40)), *CASES[name])
     expected = pillows(content)
     np.testing.assert_array_equal(jpeg.decode(content), expected)
-    assert read_layout(content).orientation == read_header(content).orientation
-    assert read_layout(content).upright_size == expected.shape[:2]
+    assert read_header(content, strict=True).orientation == read_header(content).orientation
+    assert read_header(content, strict=True).upright_size == expected.shape[:2]
     path = tmp_path / "image.jpg"
     path.write_bytes(content)
     np.testing.assert_array_equal(np.asarray(open_picture(path)), expected)
@@ -180,11 +180,11 @@ def test_odd_and_damaged_metadata_turns_an_image_as_pillow_does(tmp_path, name):
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), order=st.sampled_from("<>"), orientation=st.integers(1, 8))
 def test_any_damage_to_exif_turns_an_image_as_pillow_does(seed, order, orientation):
-    draws = random.Random(seed)
+    rng = random.Random(seed)
     damaged = bytearray(exif(orientation, order))
-    for _ in range(draws.randrange(4)):
-        damaged[draws.randrange(6, len(damaged))] = draws.randrange(256)
-    damaged = damaged[: draws.choice([len(damaged), draws.randrange(len(damaged))])]
+    for _ in range(rng.randrange(4)):
+        damaged[rng.randrange(6, len(damaged))] = rng.randrange(256)
+    damaged = damaged[: rng.choice([len(damaged), rng.randrange(len(damaged))])]
     content = tagged(pillow_jpeg(scene(8, 16)), bytes(damaged))
     np.testing.assert_array_equal(jpeg.decode(content), pillows(content))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from imagenet_rn50.jpeg.crop import with_offset_table
-from imagenet_rn50.jpeg.header import read_header, read_layout
+from imagenet_rn50.jpeg.header import read_header
 from imagenet_rn50.shards import images as jpegtran
 from imagenet_rn50.shards.images import (
     MAX_PIXELS,
@@ -81,9 +81,9 @@ def test_restart_markers_do_not_change_one_pixel(
 def test_markers_set_by_themselves_divide_every_row_and_are_listed(size, progressive, options):
     raw = jpeg(size=size, progressive=progressive)
     prepared = prepare(raw, options)
-    layout = read_layout(prepared.jpeg)
-    assert layout.grid[1] % layout.interval == 0
-    assert layout.table is not None
+    header = read_header(prepared.jpeg, strict=True)
+    assert header.grid[1] % header.restart_interval == 0
+    assert header.table is not None
     assert with_offset_table(prepared.jpeg) == prepared.jpeg
     if options is AUTO:
         np.testing.assert_array_equal(pixels(prepared.jpeg), pixels(raw))
@@ -155,7 +155,7 @@ def test_a_header_that_the_loader_would_refuse_is_written_anew(check):
     at = 2 + 2 + int.from_bytes(raw[4:6])  # behind the first segment
     prepared = prepare(raw[:at] + b"\0\0" + raw[at:], PackOptions(check=check, restart_blocks=4))
     assert prepared.changes == ("the JPEG is damaged at byte 20: written anew at quality 95",)
-    assert read_layout(prepared.jpeg).interval == 4
+    assert read_header(prepared.jpeg, strict=True).restart_interval == 4
     assert np.abs(pixels(prepared.jpeg) - pixels(raw)).mean() < 2
 
 

@@ -43,7 +43,7 @@ def test_a_step_a_save_and_a_validation_ask_nothing_that_mps_lacks(
     with torch.device(DEVICE):
         trainer = Trainer(recipe, shards, tmp_path / "run", accelerator, create=False)
     pictures, labels = torch.zeros(4, 3, 32, 32, dtype=torch.uint8), torch.arange(4) % 3
-    batches = [Batch(pictures, labels, labels, labels >= 0)] * recipe.accumulation(1)
+    batches = [Batch(pictures, labels, labels)] * recipe.accumulation(1)
     mean, std = recipe.data.mean, recipe.data.std
     trainer.train_step(on_device(batches, DEVICE, mean, std), 0.1, position=0)
     line = trainer.meter.compute_and_reset(trainer.all_reduce_sum)

@@ -48,7 +48,7 @@ class Broken(RemoteFolder):
 
 
 def remote(folder, kind=RemoteFolder):
-    run = RemoteRun(kind(str(folder), RetryPolicy(tries=2, first_pause=0.01)))
+    run = RemoteRun(kind(str(folder), RetryPolicy(tries=2, initial_backoff=0.01)))
     run.latest()
     return run
 

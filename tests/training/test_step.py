@@ -43,7 +43,7 @@ def test_a_step_equals_a_plain_step_on_torchvisions_resnet_50(
     parts = list(zip(pictures.chunk(accumulation), labels.chunk(accumulation), strict=True))
 
     batches = on_device(
-        [Batch(x, y, y, y >= 0) for x, y in parts],
+        [Batch(x, y, y) for x, y in parts],
         accelerator.device,
         recipe.data.mean,
         recipe.data.std,
