@@ -270,7 +270,7 @@ def evaluate(asked: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) -> Non
         )
     if asked.out:
         require_own_folder(asked.out)
-    with joined_ranks() as ranks:
+    with joined_ranks() as state:
         subject = open_subject(asked.model, asked.checkpoint, asked.weights)
         target, known = open_target(
             subject,
@@ -281,20 +281,19 @@ def evaluate(asked: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) -> Non
             classes=asked.classes,
             cache=asked.cache,
         )
-        if target.not_counted and ranks.is_first:
+        if target.not_counted and state.is_main_process:
             first, num_files = target.not_counted[0], sum(e.num_files for e in target.not_counted)
             logger.info(f"not counted: {num_files:,} files, such as {first.path}: {first.reason}")
         evaluation = evaluate_model(
             subject,
             target,
-            ranks=ranks,
             transform=asked.transform,
             flip=asked.flip,
             batch=asked.batch,
             num_workers=asked.workers,
             real=read_real(asked.real, target, len(subject.labels)) if asked.real else None,
         )
-        if ranks.is_first:
+        if state.is_main_process:
             logger.info(results_table(evaluation.results, num_classes_counted(subject, target)))
             if asked.out:
                 write_evaluation(asked.out, subject, target, evaluation, known)

@@ -65,10 +65,10 @@ class ImageSet(Protocol):
         """What identifies it, for metrics.json."""
 
     def key_of(self, index: int) -> str:
-        """Returns the name of a picture."""
+        """Return the name of a picture."""
 
     def read(self, index: int) -> bytes:
-        """Returns a picture, a JPEG."""
+        """Return a picture, a JPEG."""
 
     def loader(
         self,
@@ -77,7 +77,7 @@ class ImageSet(Protocol):
         num_workers: int,
         pin_memory: bool,
     ) -> Loader:
-        """Makes the loader of one rank; `Batch.indices` are positions in `labels`."""
+        """Make the loader of one rank; `Batch.indices` are positions in `labels`."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +117,11 @@ class ShardImages:
         }
 
     def key_of(self, index: int) -> str:
-        """Returns a sample's key."""
+        """Return a sample's key."""
         return self._manifest.split(self.name).key_of(index)
 
     def read(self, index: int) -> bytes:
-        """Returns a sample's JPEG."""
+        """Return a sample's JPEG."""
         with ShardReader(self.store, self._manifest.split(self.name)) as reader:
             return reader.read(index)
 
@@ -132,7 +132,7 @@ class ShardImages:
         num_workers: int,
         pin_memory: bool,
     ) -> Loader:
-        """Makes the loader of one rank."""
+        """Make the loader of one rank."""
         return make_loader(
             self.store,
             self._manifest.split(self.name),
@@ -183,11 +183,11 @@ class FolderImages:
         }
 
     def key_of(self, index: int) -> str:
-        """Returns a picture's path below the folder."""
+        """Return a picture's path below the folder."""
         return self.images[index].path
 
     def read(self, index: int) -> bytes:
-        """Returns a picture as RGB or gray JPEG."""
+        """Return a picture as RGB or gray JPEG."""
         return read_picture(self.root, self.images[index])
 
     def loader(
@@ -197,7 +197,7 @@ class FolderImages:
         num_workers: int,
         pin_memory: bool,
     ) -> Loader:
-        """Makes the loader of one rank."""
+        """Make the loader of one rank."""
         return make_file_loader(
             self.root,
             self.images,
@@ -211,7 +211,7 @@ class FolderImages:
 def read_folder(
     root: Path, num_classes: int, classes: Classes | None, layout: Layout | None = None
 ) -> FolderImages:
-    """Lists a test set of files.
+    """List a test set of files.
 
     Args:
         root: The folder of the class folders.
@@ -247,7 +247,7 @@ def read_folder(
 
 
 def _scan(root: Path) -> Scan:
-    """Lists the class folders, and says of files beside them why they do not count."""
+    """List the class folders, and says of files beside them why they do not count."""
     if not root.is_dir():
         raise InputError(f"there is no folder {root}", expected="one folder a class")
     found = scan(root, root, "test")
@@ -256,7 +256,7 @@ def _scan(root: Path) -> Scan:
 
 
 def _detect(root: Path, folders: list[str]) -> str:
-    """Finds out how a test set is laid out."""
+    """Find out how a test set is laid out."""
     if folders and all(name.isdecimal() for name in folders):
         return _NUMBERED
     if folders and all(WNID.fullmatch(name) for name in folders):
@@ -271,7 +271,7 @@ def _detect(root: Path, folders: list[str]) -> str:
 
 
 def _numbered(root: Path, folders: list[str], num_classes: int) -> dict[str, int]:
-    """Returns the class index by folder name, where that is a number."""
+    """Return the class index by folder name, where that is a number."""
     label_of = {name: int(name) for name in folders if name.isdecimal()}
     if sorted(label_of.values()) != list(range(num_classes)) or len(label_of) != len(folders):
         others = [name for name in folders if not name.isdecimal() or int(name) >= num_classes]
@@ -286,7 +286,7 @@ def _numbered(root: Path, folders: list[str], num_classes: int) -> dict[str, int
 def _by_wnid(
     root: Path, folders: list[str], classes: Classes | None, num_classes: int, *, complete: bool
 ) -> dict[str, int]:
-    """Returns the class index by folder name, where that is a wnid."""
+    """Return the class index by folder name, where that is a wnid."""
     if classes is None:
         raise InputError(
             f"the folders of {root} are named by wnid, and the model does not say its classes'",
@@ -312,7 +312,7 @@ _KEY = re.compile(r"ILSVRC2012_val_(\d{8})(?!\d)")
 
 
 def read_real(path: Path, images: ImageSet, num_classes: int) -> list[frozenset[int]]:
-    """Reads the reassessed labels of a set.
+    """Read the reassessed labels of a set.
 
     Args:
         path: `real.json`.
@@ -349,7 +349,7 @@ def read_real(path: Path, images: ImageSet, num_classes: int) -> list[frozenset[
 
 
 def _is_list_of_classes(value: Any, num_classes: int) -> bool:
-    """Says whether a value is a list of lists of class indices."""
+    """Return whether a value is a list of lists of class indices."""
     known = range(num_classes)
     return isinstance(value, list) and all(
         isinstance(entry, list) and all(isinstance(c, int) and c in known for c in entry)
@@ -358,7 +358,7 @@ def _is_list_of_classes(value: Any, num_classes: int) -> bool:
 
 
 def _number_of(key: str) -> int:
-    """Returns the number in the name of a validation image, from 1."""
+    """Return the number in the name of a validation image, from 1."""
     match = _KEY.search(key)
     if match is None or int(match[1]) < 1:
         raise InputError(
@@ -390,7 +390,7 @@ def open_target(
     classes: Path | None = None,
     cache: Path | None = None,
 ) -> Target:
-    """Opens the images that a command names.
+    """Open the images that a command names.
 
     Args:
         subject: The model.

@@ -70,7 +70,7 @@ class Subject:
 
 
 def open_subject(model: str, which: Which = "best", weights: Weights = "auto") -> Subject:
-    """Loads the model of a run folder, an exported folder or the Hub.
+    """Load the model of a run folder, an exported folder or the Hub.
 
     Args:
         model: A folder, or a Hub id: `microsoft/resnet-50`, or `user/name@revision`.
@@ -113,7 +113,7 @@ def open_subject(model: str, which: Which = "best", weights: Weights = "auto") -
 
 
 def _of_run(path: Path, which: Which, weights: Weights) -> Subject:
-    """Loads the model of a run, as training's evaluation sees it."""
+    """Load the model of a run, as training's evaluation sees it."""
     run = RunDir(path)
     recipe, classes = run.recipe(), run.classes()
     choice = choose(run, which, weights)
@@ -135,7 +135,7 @@ def _of_run(path: Path, which: Which, weights: Weights) -> Subject:
 
 
 def network_of(run: RunDir, choice: Choice) -> ResNetForImageClassification:
-    """Builds the network of a run, with weights that were chosen.
+    """Build the network of a run, with weights that were chosen.
 
     Raises:
         InputError: When they do not fit the recipe and the classes that stand beside them.
@@ -154,7 +154,7 @@ def network_of(run: RunDir, choice: Choice) -> ResNetForImageClassification:
 
 
 def _exported(path: Path, name: str) -> Subject:
-    """Loads an exported folder as anybody would."""
+    """Load an exported folder as anybody would."""
     missing = [file for file in _EXPORTED if not (path / file).is_file()]
     if missing:
         weights = (file.name for file in path.glob("*") if file.suffix in _OTHER_WEIGHTS)
@@ -179,13 +179,13 @@ def _exported(path: Path, name: str) -> Subject:
 
 
 def _labels_of(network: PreTrainedModel) -> tuple[str, ...]:
-    """Returns the model's names in the order of class indices."""
+    """Return the model's names in the order of class indices."""
     names = {int(index): str(name) for index, name in (network.config.id2label or {}).items()}
     return tuple(names[index] for index in sorted(names))
 
 
 def _data_of(processor: BaseImageProcessor) -> DataRecipe | None:
-    """Returns a processor's settings as training states them; None where training has no such."""
+    """Return a processor's settings as training states them; None where training has no such."""
     settings = processor.to_dict()
     resize = (settings.get("size") or {}).get("shortest_edge")
     crop = settings.get("crop_size") or {}
@@ -211,7 +211,7 @@ _NAMELESS = re.compile(r"LABEL_\d+|\d+")
 
 
 def require_same_classes(model: str, labels: Sequence[str], where: str, classes: Classes) -> None:
-    """Stops where a model's classes are not those of the data.
+    """Raise where a model's classes are not those of the data.
 
     Args:
         model: The model, for the message.
@@ -273,5 +273,5 @@ def require_same_wnids(one: str, classes: Classes, other: str, others: Classes) 
 
 
 def first_name(label: str) -> str:
-    """Returns the first of a class's names, without a wnid in parentheses that may follow it."""
+    """Return the first of a class's names, without a wnid in parentheses that may follow it."""
     return label.partition(",")[0].partition(" (")[0].strip()

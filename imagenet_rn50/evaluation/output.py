@@ -36,7 +36,7 @@ _PACKAGES = ("torch", "transformers", "torchvision", "pillow", "simplejpeg")
 
 
 def require_own_folder(out: Path) -> None:
-    """Makes sure that an evaluation's files do not come among those of a model, which are pushed.
+    """Check that an evaluation's files do not come among those of a model, which are pushed.
 
     Raises:
         InputError: When a model stands there, it is no folder, or it cannot be written.
@@ -53,7 +53,7 @@ def require_own_folder(out: Path) -> None:
 def write_evaluation(
     out: Path, subject: Subject, images: ImageSet, evaluation: Evaluation, classes: Classes | None
 ) -> None:
-    """Writes the files of an evaluation; what stood there of an earlier one is replaced.
+    """Write the files of an evaluation; what stood there of an earlier one is replaced.
 
     Args:
         out: The folder.
@@ -72,7 +72,7 @@ def write_evaluation(
 
 
 def metrics_of(subject: Subject, images: ImageSet, evaluation: Evaluation) -> dict[str, Any]:
-    """Returns what stands in metrics.json."""
+    """Return what stands in metrics.json."""
     return {
         "schema": SCHEMA,
         "model": subject.name,
@@ -90,12 +90,12 @@ def metrics_of(subject: Subject, images: ImageSet, evaluation: Evaluation) -> di
 
 
 def num_classes_counted(subject: Subject, images: ImageSet) -> int:
-    """Returns how many classes could be named: those of a test set, where it has only some."""
+    """Return how many classes could be named: those of a test set, where it has only some."""
     return len(subject.labels) if images.subset is None else len(images.subset)
 
 
 def results_table(results: tuple[Result, ...], num_classes: int) -> str:
-    """Returns the results as people read them in a terminal, a line a row.
+    """Return the results as people read them in a terminal, a line a row.
 
     Args:
         results: The rows.
@@ -123,7 +123,7 @@ def results_table(results: tuple[Result, ...], num_classes: int) -> str:
 
 
 def _per_class(subject: Subject, counted: list[ClassCount], classes: Classes | None) -> str:
-    """Returns per_class.csv; accuracies are parts in [0, 1]."""
+    """Return per_class.csv; accuracies are parts in [0, 1]."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(
@@ -141,6 +141,6 @@ def _per_class(subject: Subject, counted: list[ClassCount], classes: Classes | N
 
 
 def _versions() -> dict[str, str]:
-    """Returns the versions of what computes a result."""
+    """Return the versions of what computes a result."""
     ours = {"imagenet_rn50": __version__, "python": platform.python_version()}
     return ours | {package: version(package) for package in _PACKAGES}

@@ -47,7 +47,7 @@ class Plot(NamedTuple):
 
 
 def reliability_plot(calibration: Calibration) -> Plot:
-    """Draws accuracy over confidence, bin by bin, and how many images are in each bin."""
+    """Draw accuracy over confidence, bin by bin, and how many images are in each bin."""
 
     def draw(figure: Figure) -> None:
         num_bins = len(calibration.num_images)
@@ -75,7 +75,7 @@ def reliability_plot(calibration: Calibration) -> Plot:
 
 
 def class_plot(accuracies: NDArray[np.float64]) -> Plot:
-    """Draws how many classes have which top-1 accuracy.
+    """Draw how many classes have which top-1 accuracy.
 
     Args:
         accuracies: Top-1 of each class, in [0, 1]; (C,) float64.
@@ -94,7 +94,7 @@ def class_plot(accuracies: NDArray[np.float64]) -> Plot:
 
 
 def _drawn(draw: Callable[[Figure], None]) -> Plot:
-    """Draws the same for both pages."""
+    """Draw the same for both pages."""
     pngs = []
     for name, page in ((_LIGHT, "#ffffff"), (_DARK, _DARK_PAGE)):
         with rc_context(), style.context(name):
@@ -155,7 +155,7 @@ def render_report(
     counted: list[ClassCount],
     metrics: dict[str, Any],
 ) -> str:
-    """Returns the page.
+    """Return the page.
 
     Args:
         subject: The model.
@@ -203,7 +203,7 @@ def render_report(
 
 
 def _shown(row: ClassCount, labels: tuple[str, ...]) -> ShownClass:
-    """Returns a class as tables show it."""
+    """Return a class as tables show it."""
     return ShownClass(
         label=labels[row.label],
         num_images=row.num_images,
@@ -215,7 +215,7 @@ def _shown(row: ClassCount, labels: tuple[str, ...]) -> ShownClass:
 
 
 def _mistakes(images: ImageSet, evaluation: Evaluation, labels: tuple[str, ...]) -> list[Mistake]:
-    """Returns the mistakes of which the model was most confident."""
+    """Return the mistakes of which the model was most confident."""
     records = evaluation.records
     wrong = np.flatnonzero(records.top[:, 0] != images.labels)
     order = np.argsort(-records.confidence[wrong], kind="stable")
@@ -237,7 +237,7 @@ def _mistakes(images: ImageSet, evaluation: Evaluation, labels: tuple[str, ...])
 
 
 def _thumbnail(content: bytes) -> tuple[bytes, int, int]:
-    """Returns a picture small enough to be put into the page, with its size in px."""
+    """Return a picture small enough to be put into the page, with its size in px."""
     with Image.open(io.BytesIO(content)) as picture:
         small = picture.convert("RGB")
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
@@ -247,5 +247,5 @@ def _thumbnail(content: bytes) -> tuple[bytes, int, int]:
 
 
 def _base64(content: bytes) -> str:
-    """Returns bytes as a data URL holds them."""
+    """Return bytes as a data URL holds them."""
     return base64.b64encode(content).decode("ascii")

@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
 
 def wilson(hits: int, num_images: int) -> Interval:
-    """Returns the 95% score interval of a proportion (Wilson 1927).
+    """Return the 95% score interval of a proportion (Wilson 1927).
 
     With p = hits / n and z = 1.96:  (p + z^2/2n  -+  z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
     Unlike p -+ z sqrt(p(1-p)/n) it stays in [0, 1] and is not empty where p is 0 or 1.
@@ -72,7 +72,7 @@ class Calibration:
 def calibration(
     confidence: NDArray[np.float64], right: NDArray[np.bool_], num_bins: int = NUM_BINS
 ) -> Calibration:
-    """Sorts images into bins by confidence.
+    """Sort images into bins by confidence.
 
     Args:
         confidence: Probability of the first class named, in [0, 1]; (n,) float64.
@@ -119,7 +119,7 @@ class Confusion(NamedTuple):
 
 
 def class_counts(labels: NDArray[np.int64], top: NDArray[np.int64]) -> list[ClassCount]:
-    """Counts each class that has images, in the order of their indices.
+    """Count each class that has images, in the order of their indices.
 
     Args:
         labels: True classes; (n,) int64.
@@ -147,7 +147,7 @@ def class_counts(labels: NDArray[np.int64], top: NDArray[np.int64]) -> list[Clas
 
 
 def confusions(labels: NDArray[np.int64], named: NDArray[np.int64], limit: int) -> list[Confusion]:
-    """Returns the most frequent confusions, most frequent first, then by class index.
+    """Return the most frequent confusions, most frequent first, then by class index.
 
     Args:
         labels: True classes; (n,) int64.

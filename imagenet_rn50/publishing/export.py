@@ -84,7 +84,7 @@ def export(
     weights: Weights = "auto",
     wanted: Wanted = Wanted(),
 ) -> None:
-    """Writes a model of a run as others load it, and loads it back to compare.
+    """Write a model of a run as others load it, and loads it back to compare.
 
     Args:
         run: The run folder.
@@ -111,7 +111,7 @@ def convert(
     arch: str | None = None,
     wanted: Wanted = Wanted(),
 ) -> None:
-    """Writes weights of others as an exported folder: torchvision's, timm's, or of the Hub.
+    """Write weights of others as an exported folder: torchvision's, timm's, or of the Hub.
 
     Args:
         weights: As `read_pretrained` takes them.
@@ -134,7 +134,7 @@ def convert(
 
 
 def _write(source: Source, out: Path, wanted: Wanted) -> None:
-    """Writes an export under a temporary name, checks it, and gives it its name."""
+    """Write an export under a temporary name, checks it, and gives it its name."""
     require_format(source.model, source.processor, wanted.form, wanted.dtype)
     if wanted.shards:
         where = wanted.shards.folder
@@ -158,7 +158,7 @@ def _write(source: Source, out: Path, wanted: Wanted) -> None:
 
 
 def _require_replaceable(out: Path) -> None:
-    """Makes sure that nothing but an earlier export would be replaced.
+    """Check that nothing but an earlier export would be replaced.
 
     Raises:
         InputError: When something else stands there, or nothing can be written there.
@@ -183,7 +183,7 @@ def _require_replaceable(out: Path) -> None:
 
 
 def _fill(source: Source, folder: Path, wanted: Wanted) -> str:
-    """Writes all files of an export and checks them.
+    """Write all files of an export and checks them.
 
     Returns:
         What was found, for the last line that is said.
@@ -222,7 +222,7 @@ def _reference(source: Source) -> str:
 
 
 def _copy_evidence(source: Source, folder: Path) -> None:
-    """Copies what the card's numbers come from.
+    """Copy what the card's numbers come from.
 
     Raises:
         InputError: When a file is missing.
@@ -246,7 +246,7 @@ def _copy_evidence(source: Source, folder: Path) -> None:
 
 
 def _check_evaluation(folder: Path, weights: str, *, insist: bool) -> None:
-    """Makes sure that metrics.json speaks of these very weights.
+    """Check that metrics.json speaks of these very weights.
 
     Args:
         folder: Where it was copied to, if there is one.

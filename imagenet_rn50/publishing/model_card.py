@@ -53,7 +53,7 @@ _NEXT = " \\\n    "  # a command goes on in the next line
 
 
 def reproduction(evidence: Evidence, facts: Facts) -> str:
-    """Returns what is needed, and the commands that lead here.
+    """Return what is needed, and the commands that lead here.
 
     Args:
         evidence: What stands beside the card.
@@ -101,7 +101,7 @@ def _weights_of_others(evidence: Evidence) -> str:
 
 
 def _training_commands(evidence: Evidence) -> list[str]:
-    """Returns the commands that pack and train."""
+    """Return the commands that pack and train."""
     began = " --init-from WEIGHTS" if evidence.init_from() is not None else ""
     return [
         packing_command(evidence),
@@ -111,7 +111,7 @@ def _training_commands(evidence: Evidence) -> list[str]:
 
 
 def _evaluation(evidence: Evidence) -> str:
-    """Returns the command that made metrics.json."""
+    """Return the command that made metrics.json."""
     data = evidence.value(Place(EVALUATION, "dataset"))
     rows = evidence.value(Place(EVALUATION, "results"))
     command = "python -m imagenet_rn50 evaluate --model MODEL --out EVALUATION"
@@ -155,7 +155,7 @@ class Facts:
 
 
 def metadata(evidence: Evidence, facts: Facts) -> ModelCardData:
-    """Returns what the Hub reads.
+    """Return what the Hub reads.
 
     Args:
         evidence: Where the results stand.
@@ -189,7 +189,7 @@ def metadata(evidence: Evidence, facts: Facts) -> ModelCardData:
 
 
 def has_top5(evidence: Evidence, file: str) -> bool:
-    """Says whether the top-5 in a file says anything: naming five classes may name them all."""
+    """Return whether the top-5 in a file says anything: naming five classes may name them all."""
     num_classes = len(evidence.value(Place(CONFIG, "id2label")))
     if file == EVALUATION:  # a test set may have only some of the classes
         with suppress(InputError):
@@ -198,12 +198,12 @@ def has_top5(evidence: Evidence, file: str) -> bool:
 
 
 def _metrics(evidence: Evidence, file: str) -> tuple[tuple[str, str], ...]:
-    """Returns names and keys of the figures in a file that say something."""
+    """Return names and keys of the figures in a file that say something."""
     return _METRICS if has_top5(evidence, file) else _METRICS[:1]
 
 
 def _scores(evidence: Evidence, facts: Facts) -> Iterator[tuple[str, str | None, str, str, Place]]:
-    """Yields data, its name on the Hub if any, split, metric and place of each result.
+    """Yield data, its name on the Hub if any, split, metric and place of each result.
 
     Of every set of pictures the Hub takes one figure, so it is the one that people will get:
     through the published processor, not averaged with mirror images. Where nothing was evaluated,
@@ -231,12 +231,12 @@ def _scores(evidence: Evidence, facts: Facts) -> Iterator[tuple[str, str | None,
 
 
 def _without_claim(data: str, is_imagenet1k: bool) -> str:
-    """Returns the name of a data set that was not shown to be what it is called."""
+    """Return the name of a data set that was not shown to be what it is called."""
     return f"{UNVERIFIED_PREFIX}{data}" if is_name(data) and not is_imagenet1k else data
 
 
 def evaluations(evidence: Evidence) -> list[dict[str, Any]]:
-    """Returns the results of metrics.json, where there is one."""
+    """Return the results of metrics.json, where there is one."""
     if not evidence.has(EVALUATION):
         return []
     results: list[dict[str, Any]] = evidence.value(Place(EVALUATION, "results"))
@@ -258,7 +258,7 @@ _CURVES = ("accuracy", "loss", "learning_rate")
 
 
 def model_card(folder: Path, facts: Facts) -> str:
-    """Returns the README.md of an exported model.
+    """Return the README.md of an exported model.
 
     Args:
         folder: Where the export is written: weights, configuration and evidence stand there.
@@ -312,7 +312,7 @@ def _what(evidence: Evidence, facts: Facts) -> str:
 
 
 def _results(evidence: Evidence, facts: Facts) -> str:
-    """Returns the table of what was measured here."""
+    """Return the table of what was measured here."""
     rows = [
         "| data | top-1 (95% interval) | top-5 (95% interval) | images | source |\n"
         "|---|---:|---:|---:|---|\n"
@@ -355,7 +355,7 @@ def _data(evidence: Evidence, result: dict[str, Any]) -> str:
 
 
 def _published(evidence: Evidence) -> str:
-    """Returns the table of other ResNet-50s, beside a model of ImageNet-1k."""
+    """Return the table of other ResNet-50s, beside a model of ImageNet-1k."""
     if not evidence.is_imagenet1k():
         return ""
     head = "| published ResNet-50s on ImageNet-1k's validation set | top-1 | top-5 | source |\n"
@@ -373,7 +373,7 @@ def _published(evidence: Evidence) -> str:
 
 
 def _training(evidence: Evidence, facts: Facts) -> str:
-    """Returns the resolved recipe, and on what and for how long it ran."""
+    """Return the resolved recipe, and on what and for how long it ran."""
     if facts.choice is None:
         return "Not here; see the original."
     recipe = (evidence.folder / RECIPE).read_text(encoding="utf-8")
@@ -385,7 +385,7 @@ def _training(evidence: Evidence, facts: Facts) -> str:
 
 
 def _circumstances(evidence: Evidence, choice: Choice) -> Iterator[list[str]]:
-    """Yields hardware, software, time and cost as far as metrics.jsonl knows them."""
+    """Yield hardware, software, time and cost as far as metrics.jsonl knows them."""
     starts = evidence.lines(START)
     machines: dict[tuple[Any, ...], int] = {}
     for number, record in starts:
@@ -423,7 +423,7 @@ def _circumstances(evidence: Evidence, choice: Choice) -> Iterator[list[str]]:
 
 
 def _cited(evidence: Evidence, line: int, fields: dict[str, str]) -> Iterator[list[str]]:
-    """Yields a row for each field of a line of metrics.jsonl."""
+    """Yield a row for each field of a line of metrics.jsonl."""
     for field, name in fields.items():
         place = Place(METRICS, field, line)
         spec = ".2f" if isinstance(evidence.value(place), float) else ""
@@ -431,14 +431,14 @@ def _cited(evidence: Evidence, line: int, fields: dict[str, str]) -> Iterator[li
 
 
 def _curves(folder: Path) -> str:
-    """Returns the pictures of the curves that were copied."""
+    """Return the pictures of the curves that were copied."""
     names = [name for name in _CURVES if (folder / "plots" / f"{name}.png").is_file()]
     lines = [f"![{name.replace('_', ' ')} over epochs](plots/{name}.png)\n" for name in names]
     return "\n" + "".join(lines) if lines else ""
 
 
 def _with_interval(evidence: Evidence, field: str) -> str:
-    """Returns a fraction and its interval, as percent."""
+    """Return a fraction and its interval, as percent."""
     value, low, high = (
         _percent(evidence, Place(EVALUATION, name))
         for name in (field, f"{field}_low", f"{field}_high")
@@ -447,10 +447,10 @@ def _with_interval(evidence: Evidence, field: str) -> str:
 
 
 def _percent(evidence: Evidence, place: Place) -> str:
-    """Cites a fraction as percent, with the digits that keep it from looking like all or none."""
+    """Cite a fraction as percent, with the digits that keep it from looking like all or none."""
     return evidence.cite(place, percent_spec(evidence.value(place)))
 
 
 def _row(cells: list[str]) -> str:
-    """Returns a line of a table."""
+    """Return a line of a table."""
     return "| " + " | ".join(cells) + " |\n"

@@ -56,12 +56,12 @@ class Place:
     line: int | None = None
 
     def mark(self) -> str:
-        """Returns the comment that follows a number from here; nobody sees it on the page."""
+        """Return the comment that follows a number from here; nobody sees it on the page."""
         line = f":{self.line}" if self.line else ""
         return f"<!--{self.file}{line} {self.field}-->"
 
     def in_words(self) -> str:
-        """Returns what the readers of the card see of it, in the same line as the number."""
+        """Return what the readers of the card see of it, in the same line as the number."""
         if self.file == METRICS:
             return f"{METRICS} line {self.line}" if self.line else f"{METRICS}, all lines"
         if self.file == PUBLISHED:
@@ -81,7 +81,7 @@ to the name of the pictures' data set."""
 
 
 def marks(text: str) -> list[tuple[Place, int, int]]:
-    """Returns the places that a line of a card names, and where their comments begin and end."""
+    """Return the places that a line of a card names, and where their comments begin and end."""
     return [
         (Place(m[1], m[3], int(m[2]) if m[2] else None), m.start(), m.end())
         for m in _MARK.finditer(text)
@@ -100,11 +100,11 @@ class Evidence:
     _read: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def has(self, file: str) -> bool:
-        """Says whether there is such a file."""
+        """Return whether there is such a file."""
         return (self.folder / file).is_file()
 
     def value(self, place: Place) -> Any:
-        """Returns what stands at a place.
+        """Return what stands at a place.
 
         Raises:
             InputError: When there is no such place.
@@ -125,7 +125,7 @@ class Evidence:
         return content
 
     def cite(self, place: Place, spec: str = "") -> str:
-        """Returns a value, formatted, with the mark that says where it comes from.
+        """Return a value, formatted, with the mark that says where it comes from.
 
         Args:
             place: Where it stands; of a table, its length is meant.
@@ -156,27 +156,27 @@ class Evidence:
         return self.cite(place) + doubt * is_claim
 
     def _known(self, place: Place, default: Any) -> Any:
-        """Returns what stands at a place; the default where nobody recorded it."""
+        """Return what stands at a place; the default where nobody recorded it."""
         try:
             return self.value(place)
         except InputError:
             return default
 
     def init_from(self) -> int | None:
-        """Returns the line that says whose weights training began with; None for fresh ones."""
+        """Return the line that says whose weights training began with; None for fresh ones."""
         return next((n for n, record in self.lines(START) if "init_from" in record), None)
 
     def summary(self) -> dict[str, Any]:
-        """Returns the figures about all lines of metrics.jsonl."""
+        """Return the figures about all lines of metrics.jsonl."""
         return summary(self._content(METRICS))
 
     def lines(self, kind: str) -> list[tuple[int, dict[str, Any]]]:
-        """Returns the lines of one kind in metrics.jsonl, with their numbers, from 1."""
+        """Return the lines of one kind in metrics.jsonl, with their numbers, from 1."""
         records = self._content(METRICS) if self.has(METRICS) else []
         return [(n, record) for n, record in enumerate(records, start=1) if record["kind"] == kind]
 
     def _content(self, file: str) -> Any:
-        """Returns what a file holds, read once.
+        """Return what a file holds, read once.
 
         Raises:
             InputError: When there is no such file, or it is damaged.
@@ -191,7 +191,7 @@ class Evidence:
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns figures about all lines of a metrics.jsonl.
+    """Return figures about all lines of a metrics.jsonl.
 
     Args:
         records: Its lines.
@@ -234,7 +234,7 @@ _NEXT = " \\\n    "  # a command goes on in the next line
 
 
 def packing_command(evidence: Evidence) -> str:
-    """Returns the command that makes such shards, or the manifest of shards that others packed."""
+    """Return the command that makes such shards, or the manifest of shards that others packed."""
     dataset, *words = packing_words(evidence)
     if _options(evidence).get("indexed"):
         return f"python shard_imagenet.py index --shards SHARDS {dataset}"
@@ -243,7 +243,7 @@ def packing_command(evidence: Evidence) -> str:
 
 
 def packing_words(evidence: Evidence) -> list[str]:
-    """Returns the options that differ from pack's own, each with its value; the data set first."""
+    """Return the options that differ from pack's own, each with its value; the data set first."""
     options = _options(evidence)
     changed = {
         name: options[name]
@@ -256,7 +256,7 @@ def packing_words(evidence: Evidence) -> list[str]:
 
 
 def packing_remark(evidence: Evidence) -> str:
-    """Returns what else is to be known before packing, to end a sentence with; maybe nothing."""
+    """Return what else is to be known before packing, to end a sentence with; maybe nothing."""
     options = _options(evidence)
     if not options:
         return ".\nWith which options they were packed is not recorded"
@@ -267,7 +267,7 @@ def packing_remark(evidence: Evidence) -> str:
 
 
 def _word(name: str, value: Any) -> str:
-    """Returns an option as the command takes it."""
+    """Return an option as the command takes it."""
     flag = "--" + name.replace("_", "-")
     if value is True:
         return flag
@@ -275,7 +275,7 @@ def _word(name: str, value: Any) -> str:
 
 
 def _options(evidence: Evidence) -> dict[str, Any]:
-    """Returns the manifest's options; none where the run was begun before they were recorded."""
+    """Return the manifest's options; none where the run was begun before they were recorded."""
     try:
         options = evidence.value(Place(SHARDS, "options"))
     except InputError:
@@ -292,7 +292,7 @@ _FRONT_MATTER = re.compile(r"\A---\n(.*?\n)---\n", re.S)
 
 
 def untraced(folder: Path) -> list[str]:
-    """Finds the numbers of a card that no evidence bears out.
+    """Find the numbers of a card that no evidence bears out.
 
     Args:
         folder: An exported folder: the card, and its evidence beside it.
@@ -325,7 +325,7 @@ def untraced(folder: Path) -> list[str]:
 
 
 def _parts(path: Path) -> tuple[str, dict[str, Any], str]:
-    """Returns a card's front matter, as it stands and as it is read, and its text.
+    """Return a card's front matter, as it stands and as it is read, and its text.
 
     Raises:
         InputError: When it is not a card.
@@ -340,14 +340,14 @@ def _parts(path: Path) -> tuple[str, dict[str, Any], str]:
 
 
 def place_arguments(place: Place) -> dict[str, Any]:
-    """Returns what names a place in the arguments of a metric of the metadata."""
+    """Return what names a place in the arguments of a metric of the metadata."""
     return {"source": place.in_words(), "file": place.file, "field": place.field} | (
         {"line": place.line} if place.line else {}
     )
 
 
 def _in_line(line: str, evidence: Evidence) -> Iterator[str]:
-    """Yields what is wrong with the numbers in a line of the text."""
+    """Yield what is wrong with the numbers in a line of the text."""
     rest = line
     for place, start, end in marks(line):
         before = line[:start]
@@ -367,7 +367,7 @@ def _in_line(line: str, evidence: Evidence) -> Iterator[str]:
 
 
 def _borne_out(before: str, place: Place, evidence: Evidence) -> tuple[int, str | None]:
-    """Compares what stands before a mark with its place.
+    """Compare what stands before a mark with its place.
 
     Returns:
         How many characters belong to the value, and what is wrong, if anything.
@@ -391,7 +391,7 @@ def _borne_out(before: str, place: Place, evidence: Evidence) -> tuple[int, str 
 
 
 def _like(shown: str, value: float) -> str:
-    """Returns a value written as `shown` is: as percent or not, with as many decimals."""
+    """Return a value written as `shown` is: as percent or not, with as many decimals."""
     bare = shown.rstrip("%")
     comma = "," if "," in bare else ""
     decimals = len(bare.partition(".")[2])
@@ -402,7 +402,7 @@ def _like(shown: str, value: float) -> str:
 
 
 def _in_metadata(metadata: dict[str, Any], evidence: Evidence, title: str) -> Iterator[str]:
-    """Yields what is wrong with the numbers in the metadata."""
+    """Yield what is wrong with the numbers in the metadata."""
     known = [str(evidence.value(p)) for p in (TRAINED_ON, EVALUATED_ON) if evidence.has(p.file)]
     known += [UNVERIFIED_PREFIX + name for name in known]
     known += [name + REAL_SUFFIX for name in known]
@@ -424,7 +424,7 @@ def _in_metadata(metadata: dict[str, Any], evidence: Evidence, title: str) -> It
 
 
 def _in_metric(metric: dict[str, Any], evidence: Evidence) -> Iterator[str]:
-    """Yields what is wrong with one metric of the metadata."""
+    """Yield what is wrong with one metric of the metadata."""
     arguments = metric.get("args") or {}
     try:
         place = Place(arguments["file"], arguments["field"], arguments.get("line"))
@@ -440,13 +440,13 @@ def _in_metric(metric: dict[str, Any], evidence: Evidence) -> Iterator[str]:
 
 
 def _bare_numbers(text: str) -> Iterator[str]:
-    """Yields the numbers in a text that no mark vouches for."""
+    """Yield the numbers in a text that no mark vouches for."""
     for found in _NUMBER.finditer(_NAMES.sub(" ", _LINK_TARGET.sub("]", text))):
         yield f"{found[0]} has no source"
 
 
 def _leaves(node: Any) -> Iterator[str]:
-    """Yields all keys and scalars of a YAML document as text."""
+    """Yield all keys and scalars of a YAML document as text."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield str(key)
@@ -459,7 +459,7 @@ def _leaves(node: Any) -> Iterator[str]:
 
 
 def _without_recipe(body: str, evidence: Evidence) -> str:
-    """Blanks the verbatim copy of recipe.yaml, keeping the count of lines."""
+    """Blank the verbatim copy of recipe.yaml, keeping the count of lines."""
     if not evidence.has(RECIPE):
         return body
     block = f"```yaml\n{(evidence.folder / RECIPE).read_text(encoding='utf-8')}```"
@@ -467,5 +467,5 @@ def _without_recipe(body: str, evidence: Evidence) -> str:
 
 
 def _blank(text: str, start: int, end: int) -> str:
-    """Replaces a part of a text by as many blanks."""
+    """Replace a part of a text by as many blanks."""
     return text[:start] + " " * (end - start) + text[end:]

@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from torch.multiprocessing.spawn import start_processes
@@ -13,7 +14,7 @@ from imagenet_rn50.cli import EvaluateArguments
 from imagenet_rn50.cli import evaluate as command
 from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.evaluation.datasets import ShardImages
-from imagenet_rn50.evaluation.evaluate import Ranks, evaluate, joined_ranks
+from imagenet_rn50.evaluation.evaluate import evaluate, joined_ranks
 from imagenet_rn50.evaluation.load_model import open_subject
 from imagenet_rn50.evaluation.output import metrics_of
 from imagenet_rn50.evaluation.records import Records, rows_of
@@ -28,7 +29,6 @@ pytestmark = pytest.mark.numeric
 
 NUM_CLASSES = 9
 SIZES = [7, 1, 0, 12, 3]  # 23 images: no multiple of any batch below
-ALONE = Ranks(torch.device("cpu"))
 # The shorter side of the images is not resized: it would round differently on another processor.
 DATA = DataRecipe(train_size=16, eval_size=16, eval_resize=24)
 
@@ -76,7 +76,7 @@ def matches(row, logits, labels):
 def test_counts_equal_a_brute_force_reference_through_both_transforms_and_flipped(folder):
     images = images_in(folder / "shards")
     subject = open_subject(str(folder / "model"))
-    evaluation = evaluate(subject, images, ranks=ALONE, flip=True, batch=5)
+    evaluation = evaluate(subject, images, flip=True, batch=5)
     plain = brute_force_logits(subject.network, images)
     averaged = (plain + brute_force_logits(subject.network, images, mirrored=True)) / 2
     rows = metrics_of(subject, images, evaluation)["results"]
@@ -106,19 +106,21 @@ def on_rank(rank, folder, ports):
     for world_size, port in zip((3, 2, 2), ports[:3], strict=True):
         if rank >= world_size:
             continue
-        os.environ |= {"WORLD_SIZE": str(world_size), "RANK": str(rank)}
+        AcceleratorState._reset_state(True)
+        os.environ |= {"WORLD_SIZE": str(world_size), "RANK": str(rank), "OMP_NUM_THREADS": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         is_last = port == ports[2]
         images = images_in(folder / ("damaged" if is_last else "shards"))
-        with joined_ranks() as ranks:
+        with joined_ranks():
             try:
-                evaluation = evaluate(subject, images, ranks=ranks, batch=5, num_workers=rank % 2)
+                evaluation = evaluate(subject, images, batch=5, num_workers=rank % 2)
                 answer = metrics_of(subject, images, evaluation)["results"]
             except InputError as error:
                 answer = str(error)
         name = "damaged" if is_last else str(world_size)
         (folder / f"{name}-{rank}.json").write_text(json.dumps(answer), encoding="utf-8")
     if rank < 2:
+        AcceleratorState._reset_state(True)
         os.environ["MASTER_PORT"] = str(ports[3])
         shards, out = str(folder / "shards"), folder / f"told-{rank}"
         model = str(folder / "model")
@@ -131,7 +133,7 @@ def test_two_and_three_ranks_count_what_one_counts_and_all_raise_what_one_meets(
     # Forked as loader workers are: what is imported already need not be imported three times.
     start_processes(on_rank, (folder, ports), nprocs=3, start_method="fork")
     images, subject = images_in(folder / "shards"), open_subject(str(folder / "model"))
-    alone = evaluate(subject, images, ranks=ALONE, batch=5)
+    alone = evaluate(subject, images, batch=5)
     expected = metrics_of(subject, images, alone)["results"]
     assert [row["num_images"] for row in expected] == [sum(SIZES)] * 2
     for world_size in (2, 3):
@@ -165,18 +167,18 @@ def test_a_model_that_diverged_is_named(folder):
     with torch.no_grad():
         subject.network.get_parameter("classifier.1.bias").fill_(float("nan"))
     with pytest.raises(InputError, match="not finite"):
-        evaluate(subject, images_in(folder / "shards"), ranks=ALONE)
+        evaluate(subject, images_in(folder / "shards"))
 
 
 def test_a_split_without_images_is_named(folder, tmp_path):
     label_shards(tmp_path / "empty", [0], NUM_CLASSES)
     with pytest.raises(InputError, match="validation holds no images"):
-        evaluate(open_subject(str(folder / "model")), images_in(tmp_path / "empty"), ranks=ALONE)
+        evaluate(open_subject(str(folder / "model")), images_in(tmp_path / "empty"))
 
 
 def test_one_transform_can_be_asked_for(folder):
     subject = open_subject(str(folder / "model"))
     images = images_in(folder / "shards")
     for name in ("training", "processor"):
-        evaluation = evaluate(subject, images, ranks=ALONE, transform=name)
+        evaluation = evaluate(subject, images, transform=name)
         assert [row.transform for row in evaluation.results] == [name]

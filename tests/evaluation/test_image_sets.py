@@ -12,13 +12,12 @@ from PIL import Image
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.evaluation.datasets import ShardImages, open_target, read_folder, read_real
-from imagenet_rn50.evaluation.evaluate import Ranks, evaluate
+from imagenet_rn50.evaluation.evaluate import evaluate
 from imagenet_rn50.utils.errors import InputError
 from tests.evaluation.models import classes_of, label_shards, painted_subject, picture_of
 
 NUM_CLASSES = 12
 CLASSES = classes_of(NUM_CLASSES)
-ALONE = Ranks(torch.device("cpu"))
 
 
 def write_set(root, answers_of, name_of):
@@ -32,7 +31,7 @@ def write_set(root, answers_of, name_of):
 
 
 def rows_of(images, **options):
-    evaluation = evaluate(painted_subject(NUM_CLASSES), images, ranks=ALONE, batch=4, **options)
+    evaluation = evaluate(painted_subject(NUM_CLASSES), images, batch=4, **options)
     return evaluation.results
 
 
@@ -57,7 +56,7 @@ def test_a_set_of_some_classes_lets_only_these_be_named(tmp_path, layout):
     images = read_folder(root, NUM_CLASSES, CLASSES, layout)
     assert images.subset is not None
     assert images.subset.tolist() == [2, 5, 9]
-    evaluation = evaluate(painted_subject(NUM_CLASSES), images, ranks=ALONE, batch=4)
+    evaluation = evaluate(painted_subject(NUM_CLASSES), images, batch=4)
     for row in evaluation.results:
         assert (row.num_images, row.hits1, row.hits5) == (6, 5, 6)
     assert evaluation.records.top.tolist()[-2:] == [[9, 5, 2], [5, 2, 9]]

@@ -7,13 +7,12 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-import torch
 from datasets import Dataset, Features, Image, Value
 
 from imagenet_rn50.__main__ import main
 from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.evaluation.datasets import ShardImages, read_folder
-from imagenet_rn50.evaluation.evaluate import Ranks, evaluate
+from imagenet_rn50.evaluation.evaluate import evaluate
 from imagenet_rn50.evaluation.load_model import open_subject
 from imagenet_rn50.evaluation.output import (
     metrics_of,
@@ -33,7 +32,6 @@ from tests.evaluation.models import (
 )
 
 NUM_CLASSES = 8
-ALONE = Ranks(torch.device("cpu"))
 
 
 class Page(HTMLParser):
@@ -114,7 +112,7 @@ def report(tmp_path):
     (tmp_path / "set" / classes.wnids[3] / "wrong.JPEG").write_bytes(picture_of(6))
     subject = painted_subject(NUM_CLASSES, classes)
     images = read_folder(tmp_path / "set", NUM_CLASSES, classes)
-    evaluation = evaluate(subject, images, ranks=ALONE)
+    evaluation = evaluate(subject, images)
     write_evaluation(tmp_path / "out", subject, images, evaluation, classes)
     return (tmp_path / "out" / "report.html").read_text(encoding="utf-8"), metrics_of(
         subject, images, evaluation
@@ -162,7 +160,7 @@ def test_a_model_without_mistakes_has_a_report(tmp_path):
         (tmp_path / "set" / str(label) / "0.JPEG").write_bytes(picture_of(label))
     subject = painted_subject(NUM_CLASSES)
     images = read_folder(tmp_path / "set", NUM_CLASSES, None)
-    evaluation = evaluate(subject, images, ranks=ALONE, transform="training")
+    evaluation = evaluate(subject, images, transform="training")
     write_evaluation(tmp_path, subject, images, evaluation, None)
     assert "every image was right" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
@@ -181,7 +179,7 @@ def test_the_evaluators_workflow_counts_what_the_command_counts(tmp_path):
     shards = label_shards(tmp_path / "shards", [9, 8], NUM_CLASSES)
     images = ShardImages(LocalShards(shards), "validation")
     subject = open_subject(str(tmp_path / "model"))
-    rows = evaluate(subject, images, ranks=ALONE, transform="processor").results
+    rows = evaluate(subject, images, transform="processor").results
     assert 0 < rows[0].top1 < 1
 
     paths = [tmp_path / f"{index}.jpg" for index in range(17)]
@@ -208,7 +206,7 @@ def evaluated_pictures(tmp_path, labels, num_classes):
         (folder / f"{number}.JPEG").write_bytes(picture_of(shown))
     subject = painted_subject(num_classes, classes)
     images = read_folder(tmp_path / "set", num_classes, classes)
-    evaluation = evaluate(subject, images, ranks=ALONE)
+    evaluation = evaluate(subject, images)
     write_evaluation(tmp_path / "out", subject, images, evaluation, classes)
     page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text
     counted = num_classes_counted(subject, images)

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.evaluation.datasets import ShardImages, open_target
-from imagenet_rn50.evaluation.evaluate import Ranks, evaluate
+from imagenet_rn50.evaluation.evaluate import evaluate
 from imagenet_rn50.evaluation.load_model import open_subject, require_same_classes
 from imagenet_rn50.model import load_exported, weights_digest
 from imagenet_rn50.pretrained import read_pretrained
@@ -112,7 +112,7 @@ def test_weights_of_half_precision_are_evaluated_in_full(model, shards):
     export_model(model, random_model(NUM_CLASSES).half())
     subject, images = open_subject(str(model)), ShardImages(LocalShards(shards), "validation")
     assert {tensor.dtype for tensor in subject.network.parameters()} == {torch.float32}
-    assert evaluate(subject, images, ranks=Ranks(torch.device("cpu"))).results[0].num_images == 4
+    assert evaluate(subject, images).results[0].num_images == 4
 
 
 HOSTILE = """
@@ -272,11 +272,10 @@ def test_a_processor_that_training_cannot_imitate_is_used_alone(model, shards, s
     path = model / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings), encoding="utf-8")
     subject, images = open_subject(str(model)), ShardImages(LocalShards(shards), "validation")
-    ranks = Ranks(torch.device("cpu"))
-    rows = evaluate(subject, images, ranks=ranks).results
+    rows = evaluate(subject, images).results
     assert [row.transform for row in rows] == ["processor"]
     with pytest.raises(InputError, match="--transform processor"):
-        evaluate(subject, images, ranks=ranks, transform="training")
+        evaluate(subject, images, transform="training")
 
 
 def test_the_classes_beside_an_exported_model_are_found(model):
