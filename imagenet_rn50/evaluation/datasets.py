@@ -1,16 +1,13 @@
-"""The labelled pictures that are counted over: a split of shards, or a test set of files.
+"""Labelled images to evaluate on: a split of shards, or a test set of files.
 
-Test sets come as one folder a class. ImageNet-V2 names them by class index, "0" to "999", which
-must be read as numbers: sorted as text, class 10 would come before class 2. ImageNet-A, -R and
--Sketch name them by wnid. -A and -R have 200 of the 1,000 classes, and count as their authors
-count: all other logits are left out, so that a model cannot name a class that is not in the set.
+Test sets have one folder per class. ImageNet-V2 names them by class index, "0" to "999", which must
+be read as numbers: sorted as text, class 10 would come before class 2. ImageNet-A, -R and -Sketch
+name them by wnid. -A and -R have 200 of the 1,000 classes; as in their authors' code, all other
+logits are dropped, so that a model cannot predict a class outside the set.
 
-ImageNet-ReaL: reassessed labels of ImageNet's validation images (Beyer et al. 2020).
-
-`real.json` lists the classes that fit each image, in the order of the files' names, from
-ILSVRC2012_val_00000001 on. Naming any of them is right; images with an empty list do not count.
-
-Which images a command names, and whether the model can be counted over them.
+ImageNet-ReaL has reassessed labels of ImageNet's validation images (Beyer et al. 2020). `real.json`
+lists the classes that fit each image, in the order of the file names, from ILSVRC2012_val_00000001
+on. Any of them is right; images with an empty list do not count.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +29,7 @@ from imagenet_rn50.data.image_folder import make_file_loader, read_picture
 from imagenet_rn50.data.loader import Loader, make_loader
 from imagenet_rn50.data.reader import ShardReader, ShardStore
 from imagenet_rn50.data.transforms import Transform
-from imagenet_rn50.evaluation.load_model import Subject, require_same_classes, require_same_wnids
+from imagenet_rn50.evaluation.load_model import LoadedModel, check_classes, check_wnids
 from imagenet_rn50.shards.imagenet1k import complete_splits
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.sources.base import Picture, Unpacked
@@ -368,20 +365,8 @@ def _number_of(key: str) -> int:
     return int(match[1])
 
 
-class Target(NamedTuple):
-    """What is counted over.
-
-    Attributes:
-        images: The labelled pictures.
-        classes: The classes with their wnids, where they are known.
-    """
-
-    images: ShardImages | FolderImages
-    classes: Classes | None
-
-
-def open_target(
-    subject: Subject,
+def open_images(
+    loaded: LoadedModel,
     shards: str | None,
     folder: Path | None,
     *,
@@ -389,17 +374,20 @@ def open_target(
     layout: Layout | None = None,
     classes: Path | None = None,
     cache: Path | None = None,
-) -> Target:
+) -> tuple[ShardImages | FolderImages, Classes | None]:
     """Open the images that a command names.
 
     Args:
-        subject: The model.
+        loaded: The model.
         shards: Folder or address of shards; beside `folder` they only give the classes.
         folder: A test set of files.
         split: Which split of the shards.
         layout: How the folder is laid out; None to find out.
         classes: Lists the model's classes, as `Classes.read` takes it.
-        cache: Folder of this machine to keep remote shards in.
+        cache: Local folder to cache remote shards in.
+
+    Returns:
+        The labelled images, and the classes with their wnids where they are known.
 
     Raises:
         InputError: When neither is named, or the classes are not the model's.
@@ -407,16 +395,16 @@ def open_target(
     store = None if shards is None else open_shards(shards, cache=cache)
     lists = [] if classes is None else [(str(classes), Classes.read(classes))]
     lists += [] if store is None else [(str(shards), Classes.load(store.folder))]
-    lists += [] if subject.classes is None else [(subject.name, subject.classes)]
+    lists += [] if loaded.classes is None else [(loaded.name, loaded.classes)]
     known = lists[0][1] if lists else None
     for where, listed in lists:
-        require_same_classes(subject.name, subject.labels, where, listed)
-        require_same_wnids(*lists[0], where, listed)
+        check_classes(loaded.name, loaded.labels, where, listed)
+        check_wnids(*lists[0], where, listed)
     if folder is not None:
-        return Target(read_folder(folder, len(subject.labels), known, layout), known)
+        return read_folder(folder, len(loaded.labels), known, layout), known
     if store is None:
         raise InputError(
             "there is nothing to evaluate on",
             expected="--shards SHARDS, or --images DIR for ImageNet-V2, -A, -R or -Sketch",
         )
-    return Target(ShardImages(store, split), known)
+    return ShardImages(store, split), known

@@ -25,9 +25,9 @@ from imagenet_rn50.data.loader import DeviceBatch, Loader, make_loader, on_devic
 from imagenet_rn50.data.reader import ShardStore
 from imagenet_rn50.data.transforms import EvalTransform, Transform
 from imagenet_rn50.evaluation.datasets import ImageSet
-from imagenet_rn50.evaluation.load_model import Subject
+from imagenet_rn50.evaluation.load_model import LoadedModel
 from imagenet_rn50.evaluation.metrics import TOP_K, Accuracy, accuracy_of, count, widest_float
-from imagenet_rn50.evaluation.records import Records, Result, result_of, rows_of
+from imagenet_rn50.evaluation.predictions import Predictions, Result, result_of, rows_of
 from imagenet_rn50.model import logits_of
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.shards.manifest import Split
@@ -167,15 +167,15 @@ class Evaluation:
 
     Args:
         results: One row for each way of counting; the first is the one that details speak of.
-        records: What the model said of each image, in that first row.
+        predictions: What the model said of each image, in that first row.
     """
 
     results: tuple[Result, ...]
-    records: Records
+    predictions: Predictions
 
 
 def evaluate(
-    subject: Subject,
+    loaded: LoadedModel,
     images: ImageSet,
     *,
     transform: TransformName = "both",
@@ -187,7 +187,7 @@ def evaluate(
     """Evaluate a model; every rank calls it, and all get the same.
 
     Args:
-        subject: The model.
+        loaded: The model.
         images: What to count over.
         transform: What prepares the pictures: training's evaluation transform, the processor that
             is shipped with the model, or one after the other.
@@ -204,48 +204,48 @@ def evaluate(
         raise InputError(f"{images.name} holds no images", expected="one or more to count over")
     # That of `joined_ranks` where it was called; else this process is alone.
     state = PartialState(cpu=not torch.cuda.is_available())
-    subject.network.to(state.device)
-    truths = [(images.name, images.labels)] + ([("real", real)] if real is not None else [])
+    loaded.network.to(state.device)
+    targets = [(images.name, images.labels)] + ([("real", real)] if real is not None else [])
     results: list[Result] = []
-    passes: list[Records] = []
-    for name, prepare in _transforms(subject, transform).items():
+    passes: list[Predictions] = []
+    for name, prepare in _transforms(loaded, transform).items():
         bar = progress_bar(
             total=len(images.labels), description=name, enabled=state.is_main_process
         )
         with bar:
             tables = _pass(
-                subject, images, prepare, state, bar, flip=flip, batch=batch, workers=num_workers
+                loaded, images, prepare, state, bar, flip=flip, batch=batch, workers=num_workers
             )
         for is_averaged, table in zip((False, True), tables, strict=False):
-            passes.append(Records.of(table))
+            passes.append(Predictions.of(table))
             results += [
-                result_of(what, name, flip=is_averaged, records=passes[-1], truths=truth)
-                for what, truth in truths
+                result_of(what, name, flip=is_averaged, predictions=passes[-1], targets=truth)
+                for what, truth in targets
             ]
     results.sort(key=lambda row: row.name != images.name)  # stable: ReaL's rows come last
     return Evaluation(tuple(results), passes[0])
 
 
-def _transforms(subject: Subject, wanted: TransformName) -> dict[str, Transform]:
+def _transforms(loaded: LoadedModel, wanted: TransformName) -> dict[str, Transform]:
     """Return what prepares the pictures, by name."""
     found: dict[str, Transform] = {}
-    if subject.data is not None:
-        found["training"] = EvalTransform(subject.data.eval_resize, subject.data.eval_size)
-    found["processor"] = ProcessorTransform.of(subject.processor)
+    if loaded.data is not None:
+        found["training"] = EvalTransform(loaded.data.eval_resize, loaded.data.eval_size)
+    found["processor"] = ProcessorTransform.of(loaded.processor)
     if wanted == "both":
         return found
     if wanted not in found:
         raise InputError(
-            f"training's transform cannot do what the processor of {subject.name} does",
+            f"training's transform cannot do what the processor of {loaded.name} does",
             expected="shortest side resized bilinearly, then a central square, normalised",
-            found=type(subject.processor).__name__,
+            found=type(loaded.processor).__name__,
             fix="give --transform processor",
         )
     return {wanted: found[wanted]}
 
 
 def _pass(
-    subject: Subject,
+    loaded: LoadedModel,
     images: ImageSet,
     transform: Transform,
     state: PartialState,
@@ -262,13 +262,13 @@ def _pass(
         image; complete on every rank.
     """
     num_images = len(images.labels)
-    network, device = subject.network, state.device
+    network, device = loaded.network, state.device
     sampler = DistributedBatchSampler(
         0, num_images, batch, state.process_index, state.num_processes
     )
     loader = images.loader(sampler, transform, workers, device.type == "cuda")
     subset = None if images.subset is None else torch.from_numpy(images.subset).to(device)
-    num_named = min(TOP_K, len(subject.labels) if subset is None else len(subset))
+    num_named = min(TOP_K, len(loaded.labels) if subset is None else len(subset))
     table = torch.zeros(1 + flip, num_images, 3 + num_named, dtype=torch.float64)
 
     def record(moved: DeviceBatch, logits: Tensor) -> None:
@@ -283,7 +283,7 @@ def _pass(
         bar.update(min(len(moved.labels) * state.num_processes, num_images - bar.n))
 
     error = None
-    data = subject.data or DataRecipe()  # a processor's floats are already normalized
+    data = loaded.data or DataRecipe()  # a processor's floats are already normalized
     try:
         run_batches(network, loader, data, device, record)
     except InputError as caught:

@@ -1,12 +1,11 @@
-"""The model that is evaluated: of a run, of an exported folder, or of the Hub.
+"""Load the model to evaluate, from a run directory, an exported folder or the Hub.
 
 Nothing that is loaded is executed: weights are safetensors, and a model's own code is not run.
 
-Whether a model and the data speak of the same classes, in the same order.
-
-Names of ImageNet's classes differ from model to model ("tench, Tinca tinca" or "tench"), so only
-the first of a class's names is compared, and only a contradiction is an error: a label that is the
-name of another class, or labels of which none is known.
+`check_classes` compares a model's classes with those of the data. Names of ImageNet's classes
+differ from model to model ("tench, Tinca tinca" or "tench"), so only the first name of a class is
+compared, and only a contradiction is an error: a label that names another class, or labels of which
+none is known.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _STEPS = ("resize", "center_crop", "rescale", "normalize")
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedModel:
     """A model, ready to be evaluated.
 
     Args:
@@ -69,7 +68,7 @@ class Subject:
     checkpoint: dict[str, Any]
 
 
-def open_subject(model: str, which: Which = "best", weights: Weights = "auto") -> Subject:
+def load_model(model: str, which: Which = "best", weights: Weights = "auto") -> LoadedModel:
     """Load the model of a run folder, an exported folder or the Hub.
 
     Args:
@@ -96,28 +95,28 @@ def open_subject(model: str, which: Which = "best", weights: Weights = "auto") -
             fix=f"python -m imagenet_rn50 export --from {model} --out DIR, and evaluate DIR",
         )
     if is_run:
-        subject = _of_run(path, which, weights)
+        loaded = _of_run(path, which, weights)
     elif path.is_dir():
-        subject = _exported(path, model)
+        loaded = _exported(path, model)
     elif is_hub_id(model):
         folder = fetch(model, [*_EXPORTED, CLASSES_FILE])
-        subject = replace(_exported(folder, model), checkpoint={"hub_commit": folder.name})
+        loaded = replace(_exported(folder, model), checkpoint={"hub_commit": folder.name})
     else:
         raise InputError(
             f"there is no model {model}",
             expected="a run folder, an exported folder, or a Hub id like microsoft/resnet-50",
             found="no such folder",
         )
-    identity = subject.checkpoint | {"weights_sha256": weights_digest(subject.network)}
-    return replace(subject, checkpoint=identity)
+    identity = loaded.checkpoint | {"weights_sha256": weights_digest(loaded.network)}
+    return replace(loaded, checkpoint=identity)
 
 
-def _of_run(path: Path, which: Which, weights: Weights) -> Subject:
+def _of_run(path: Path, which: Which, weights: Weights) -> LoadedModel:
     """Load the model of a run, as training's evaluation sees it."""
     run = RunDir(path)
     recipe, classes = run.recipe(), run.classes()
     choice = choose(run, which, weights)
-    return Subject(
+    return LoadedModel(
         name=str(path),
         network=network_of(run, choice),
         labels=classes.labels,
@@ -153,7 +152,7 @@ def network_of(run: RunDir, choice: Choice) -> ResNetForImageClassification:
     return network
 
 
-def _exported(path: Path, name: str) -> Subject:
+def _exported(path: Path, name: str) -> LoadedModel:
     """Load an exported folder as anybody would."""
     missing = [file for file in _EXPORTED if not (path / file).is_file()]
     if missing:
@@ -167,7 +166,7 @@ def _exported(path: Path, name: str) -> Subject:
         )
     network = load_whole(path, name)
     processor = load_processor(path)
-    return Subject(
+    return LoadedModel(
         name=name,
         network=network,
         labels=_labels_of(network),
@@ -210,7 +209,7 @@ def _data_of(processor: BaseImageProcessor) -> DataRecipe | None:
 _NAMELESS = re.compile(r"LABEL_\d+|\d+")
 
 
-def require_same_classes(model: str, labels: Sequence[str], where: str, classes: Classes) -> None:
+def check_classes(model: str, labels: Sequence[str], where: str, classes: Classes) -> None:
     """Raise where a model's classes are not those of the data.
 
     Args:
@@ -249,7 +248,7 @@ def require_same_classes(model: str, labels: Sequence[str], where: str, classes:
     )
 
 
-def require_same_wnids(one: str, classes: Classes, other: str, others: Classes) -> None:
+def check_wnids(one: str, classes: Classes, other: str, others: Classes) -> None:
     """Stop where two lists of classes give one index two wnids.
 
     Args:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.reader import ShardStore
-from imagenet_rn50.evaluation.load_model import require_same_classes
+from imagenet_rn50.evaluation.load_model import check_classes
 from imagenet_rn50.model import weights_digest
 from imagenet_rn50.pretrained import Kind
 from imagenet_rn50.publishing.formats import (
@@ -139,7 +139,7 @@ def _write(source: Source, out: Path, wanted: Wanted) -> None:
     if wanted.shards:
         where = wanted.shards.folder
         labels = list((source.model.config.id2label or {}).values())
-        require_same_classes("the model", labels, str(where), Classes.load(where))
+        check_classes("the model", labels, str(where), Classes.load(where))
     _require_replaceable(out)
     size = sum(tensor.nbytes for tensor in source.model.state_dict().values())
     require_free_space(out, size, "the exported model")

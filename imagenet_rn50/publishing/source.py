@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BaseImageProcessor, ResNetForImageClassification
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.evaluation.load_model import network_of, require_same_classes
+from imagenet_rn50.evaluation.load_model import check_classes, network_of
 from imagenet_rn50.model import build_processor, name_classes, processor_of
 from imagenet_rn50.pretrained import Kind, Pretrained, read_pretrained
 from imagenet_rn50.pretrained_config import ASSUMED
@@ -174,7 +174,7 @@ def _labels(pretrained: Pretrained, classes: Classes | None) -> list[str]:
     labels = pretrained.labels()
     if classes is not None:
         if labels is not None:
-            require_same_classes(pretrained.name, labels, "--classes", classes)
+            check_classes(pretrained.name, labels, "--classes", classes)
         return list(classes.labels)
     if labels is not None:
         return labels
