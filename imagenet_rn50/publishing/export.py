@@ -38,8 +38,8 @@ from imagenet_rn50.publishing.layout import (
     ORIGIN,
     is_of_export,
 )
-from imagenet_rn50.publishing.model_card import Facts, model_card
-from imagenet_rn50.publishing.provenance import untraced
+from imagenet_rn50.publishing.model_card import CardInfo, model_card
+from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.publishing.snippets import Format
 from imagenet_rn50.publishing.source import Source, source_of_run, source_of_weights
 from imagenet_rn50.runs.checkpoint import Weights, Which
@@ -197,9 +197,9 @@ def _fill(source: Source, folder: Path, wanted: Wanted) -> str:
     source.processor.save_pretrained(folder)
     _copy_evidence(source, folder)
     _check_evaluation(folder, weights_digest(written.float()), insist=wanted.metrics is not None)
-    facts = Facts(source.name, wanted.form, wanted.dtype, source.choice)
-    write_text(folder / CARD, model_card(folder, facts))
-    if problems := untraced(folder):
+    info = CardInfo(source.name, wanted.form, wanted.dtype, source.choice)
+    write_text(folder / CARD, model_card(folder, info))
+    if problems := unsourced_numbers(folder):
         raise RuntimeError("the card has numbers without a source: " + "; ".join(problems))
 
     allowed = tolerance(wanted.form, wanted.dtype)

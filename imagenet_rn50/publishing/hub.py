@@ -36,7 +36,7 @@ from imagenet_rn50.publishing.layout import (
     TRANSFORMERS_WEIGHTS,
     WEIGHTS,
 )
-from imagenet_rn50.publishing.provenance import untraced
+from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.publishing.snippets import FROM_HERE, HERE
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.logging import logger
@@ -138,7 +138,7 @@ def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
     for hub_id in filter(None, (target.model, target.space)):
         _require_id(hub_id)
     _require_exported(folder, for_space=target.space is not None)
-    for problem in untraced(folder):
+    for problem in unsourced_numbers(folder):
         logger.info(f"mind the card: {problem}")
     with tempfile.TemporaryDirectory(prefix="push-") as temporary:
         model, space = Path(temporary, "model"), Path(temporary, "space")
