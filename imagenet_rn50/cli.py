@@ -255,10 +255,10 @@ def evaluate(asked: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) -> Non
     Args:
         asked: What to count, of which model, over which images.
     """
-    from imagenet_rn50.evaluation.datasets import open_target, read_real
+    from imagenet_rn50.evaluation.datasets import open_images, read_real
     from imagenet_rn50.evaluation.evaluate import evaluate as evaluate_model
     from imagenet_rn50.evaluation.evaluate import joined_ranks
-    from imagenet_rn50.evaluation.load_model import open_subject
+    from imagenet_rn50.evaluation.load_model import load_model
     from imagenet_rn50.evaluation.output import (
         num_classes_counted,
         require_own_folder,
@@ -274,10 +274,10 @@ def evaluate(asked: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) -> Non
         )
     if asked.out:
         require_own_folder(asked.out)
-    with joined_ranks() as ranks:
-        subject = open_subject(asked.model, asked.checkpoint, asked.weights)
-        target, known = open_target(
-            subject,
+    with joined_ranks() as state:
+        loaded = load_model(asked.model, asked.checkpoint, asked.weights)
+        images, known = open_images(
+            loaded,
             asked.shards,
             asked.images,
             split=asked.split,
@@ -285,23 +285,22 @@ def evaluate(asked: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) -> Non
             classes=asked.classes,
             cache=asked.cache,
         )
-        if target.not_counted and ranks.is_first:
-            first, num_files = target.not_counted[0], sum(e.num_files for e in target.not_counted)
+        if images.not_counted and state.is_main_process:
+            first, num_files = images.not_counted[0], sum(e.num_files for e in images.not_counted)
             logger.info(f"not counted: {num_files:,} files, such as {first.path}: {first.reason}")
         evaluation = evaluate_model(
-            subject,
-            target,
-            ranks=ranks,
+            loaded,
+            images,
             transform=asked.transform,
             flip=asked.flip,
             batch=asked.batch,
             num_workers=asked.workers,
-            real=read_real(asked.real, target, len(subject.labels)) if asked.real else None,
+            real=read_real(asked.real, images, len(loaded.labels)) if asked.real else None,
         )
-        if ranks.is_first:
-            logger.info(results_table(evaluation.results, num_classes_counted(subject, target)))
+        if state.is_main_process:
+            logger.info(results_table(evaluation.results, num_classes_counted(loaded, images)))
             if asked.out:
-                write_evaluation(asked.out, subject, target, evaluation, known)
+                write_evaluation(asked.out, loaded, images, evaluation, known)
                 logger.info(f"wrote {asked.out}: metrics.json, per_class.csv, report.html")
 
 

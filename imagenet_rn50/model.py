@@ -46,7 +46,7 @@ _TO_TORCHVISION = (
 
 
 def build_model(recipe: ModelRecipe, classes: Classes) -> ResNetForImageClassification:
-    """Builds a freshly initialised model from torch's current random state.
+    """Build a freshly initialised model from torch's current random state.
 
     Args:
         recipe: Shape of the network.
@@ -62,7 +62,7 @@ def build_model(recipe: ModelRecipe, classes: Classes) -> ResNetForImageClassifi
 def build_labelled(
     recipe: ModelRecipe, labels: Sequence[str], variant: Mapping[str, Any] | None = None
 ) -> ResNetForImageClassification:
-    """Builds a model as `build_model` does, for classes of which only names are known.
+    """Build a model as `build_model` does, for classes of which only names are known.
 
     Args:
         recipe: Shape of the network.
@@ -94,7 +94,7 @@ def name_classes(config: ResNetConfig, labels: Sequence[str]) -> None:
 
 
 def build_processor(data: DataRecipe) -> BitImageProcessor:
-    """Builds the processor that prepares pictures as evaluation does."""
+    """Build the processor that prepares pictures as evaluation does."""
     return processor_of(data.eval_resize, data.eval_size, data.mean, data.std, _BILINEAR)
 
 
@@ -121,7 +121,7 @@ def processor_of(
 
 
 def load_exported(folder: Path) -> PreTrainedModel:
-    """Loads an exported folder as anybody would, in evaluation mode and float32."""
+    """Load an exported folder as anybody would, in evaluation mode and float32."""
     logging.disable_progress_bar()  # it is read in a moment
     model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False
@@ -172,7 +172,7 @@ def load_whole(path: Path, name: str) -> PreTrainedModel:
 
 
 def load_processor(folder: Path) -> BaseImageProcessor:
-    """Loads the processor beside a model; Python that lies there is not run.
+    """Load the processor beside a model; Python that lies there is not run.
 
     Raises:
         InputError: When it is damaged, or is none without such Python.
@@ -192,7 +192,7 @@ def load_processor(folder: Path) -> BaseImageProcessor:
 
 
 def logits_of(model: nn.Module, pictures: Tensor) -> Tensor:
-    """Runs the model on normalised pictures.
+    """Run the model on normalised pictures.
 
     Args:
         model: The model, or a wrapper around it.
@@ -206,7 +206,7 @@ def logits_of(model: nn.Module, pictures: Tensor) -> Tensor:
 
 
 def weights_digest(network: nn.Module) -> str:
-    """Returns a SHA-256 over names, types, shapes and values of all weights and buffers.
+    """Return a SHA-256 over names, types, shapes and values of all weights and buffers.
 
     Equal for a checkpoint and for what was exported from it, whose files differ.
     """
@@ -233,7 +233,7 @@ def save_tensors(
 
 
 def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Renames a state dict of transformers' ResNet to torchvision's; the tensors are the same.
+    """Rename a state dict of transformers' ResNet to torchvision's; the tensors are the same.
 
     Args:
         state: From a `ResNetForImageClassification` of the same depths.
@@ -245,7 +245,7 @@ def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_torchvision(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
-    """Renames a state dict of torchvision's or timm's ResNet to transformers' names.
+    """Rename a state dict of torchvision's or timm's ResNet to transformers' names.
 
     Args:
         state: Under torchvision's names; timm uses the same.
@@ -259,7 +259,7 @@ def from_torchvision(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[
 
 
 def _torchvision_name(name: str) -> str:
-    """Returns torchvision's name of a parameter or buffer of transformers' ResNet."""
+    """Return torchvision's name of a parameter or buffer of transformers' ResNet."""
     for pattern, replacement in _TO_TORCHVISION:
         name = re.sub(pattern, replacement, name)
     branch = re.fullmatch(r"(layer\d+)\.(\d+)\.layer\.(\d+)\.(conv|bn)\.(.+)", name)
@@ -275,7 +275,7 @@ def _torchvision_name(name: str) -> str:
 
 
 def _last_norms(model: nn.Module) -> list[nn.Module]:
-    """Returns the norm that ends each residual branch."""
+    """Return the norm that ends each residual branch."""
     blocks = (ResNetBasicLayer, ResNetBottleNeckLayer)
     branches = [m.layer[-1] for m in model.modules() if isinstance(m, blocks)]
     return [branch.get_submodule("normalization") for branch in branches]

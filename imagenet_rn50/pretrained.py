@@ -101,7 +101,7 @@ class Pretrained:
         return len(self.state[_HEAD[0]])
 
     def labels(self) -> list[str] | None:
-        """Returns the names of the classes that its configuration gives, if it does.
+        """Return the names of the classes that its configuration gives, if it does.
 
         Raises:
             InputError: When it is no configuration, or does not count the classes from 0.
@@ -125,7 +125,7 @@ class Pretrained:
         return [str(labels[index]) for index in ids]
 
     def shape(self) -> ModelRecipe:
-        """Returns the shape of the ResNet whose weights these are."""
+        """Return the shape of the ResNet whose weights these are."""
         depths: list[int] = []
         while f"layer{len(depths) + 1}.0.conv1.weight" in self.state:
             stage = f"layer{len(depths) + 1}."
@@ -190,7 +190,7 @@ def read_pretrained(
     arch: str | None = None,
     option: str = "--weights",
 ) -> Pretrained:
-    """Reads weights from a file, an exported folder or the Hub.
+    """Read weights from a file, an exported folder or the Hub.
 
     Args:
         source: A .safetensors file, a .pth file of tensors, a folder with such a file in it, or a
@@ -223,7 +223,7 @@ def read_pretrained(
 
 
 def is_hub_id(text: str) -> bool:
-    """Says whether a text names a model of the Hub, and no file or folder that is not there.
+    """Return whether a text names a model of the Hub, and no file or folder that is not there.
 
     A mistyped path shall be called one, and not be asked of the Hub.
     """
@@ -235,7 +235,7 @@ def is_hub_id(text: str) -> bool:
 
 
 def fetch(hub_id: str, wanted: Sequence[str]) -> Path:
-    """Fetches files of a model on the Hub, into its cache.
+    """Fetch files of a model on the Hub, into its cache.
 
     Args:
         hub_id: user/name, or user/name@revision.
@@ -304,7 +304,7 @@ def take_weights(
 def _require_shapes(
     name: str, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], kept: set[str]
 ) -> None:
-    """Compares names and shapes; what the model may keep need not be there.
+    """Compare names and shapes; what the model may keep need not be there.
 
     Raises:
         InputError: Naming the first differences.
@@ -354,7 +354,7 @@ def _require_same_function(ours: nn.Module, theirs: nn.Module, declared: Declare
 def _named(
     name: str, file: Path, folder: Path | None, weights: Kind | None, arch: str | None, option: str
 ) -> Pretrained:
-    """Reads a file of weights and gives its tensors torchvision's names.
+    """Read a file of weights and gives its tensors torchvision's names.
 
     Raises:
         InputError: When it does not hold the tensors of a ResNet.
@@ -403,7 +403,7 @@ def _require_numbers(file: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def _tensors(weights: Path) -> Any:
-    """Reads what a file of weights holds; nothing in it is run.
+    """Read what a file of weights holds; nothing in it is run.
 
     Raises:
         InputError: When it is damaged, of an unknown kind, or holds more than tensors.
@@ -517,7 +517,7 @@ def _entry(prefix: str) -> str:
 
 
 def _weights_in(folder: Path, weights: Kind | None, option: str) -> Path:
-    """Returns the one file of weights in a folder, or of a checkpoint the one that is chosen.
+    """Return the one file of weights in a folder, or of a checkpoint the one that is chosen.
 
     Raises:
         InputError: When there is none, or more than one.

@@ -1,16 +1,13 @@
-"""The labelled pictures that are counted over: a split of shards, or a test set of files.
+"""Labelled images to evaluate on: a split of shards, or a test set of files.
 
-Test sets come as one folder a class. ImageNet-V2 names them by class index, "0" to "999", which
-must be read as numbers: sorted as text, class 10 would come before class 2. ImageNet-A, -R and
--Sketch name them by wnid. -A and -R have 200 of the 1,000 classes, and count as their authors
-count: all other logits are left out, so that a model cannot name a class that is not in the set.
+Test sets have one folder per class. ImageNet-V2 names them by class index, "0" to "999", which must
+be read as numbers: sorted as text, class 10 would come before class 2. ImageNet-A, -R and -Sketch
+name them by wnid. -A and -R have 200 of the 1,000 classes; as in their authors' code, all other
+logits are dropped, so that a model cannot predict a class outside the set.
 
-ImageNet-ReaL: reassessed labels of ImageNet's validation images (Beyer et al. 2020).
-
-`real.json` lists the classes that fit each image, in the order of the files' names, from
-ILSVRC2012_val_00000001 on. Naming any of them is right; images with an empty list do not count.
-
-Which images a command names, and whether the model can be counted over them.
+ImageNet-ReaL has reassessed labels of ImageNet's validation images (Beyer et al. 2020). `real.json`
+lists the classes that fit each image, in the order of the file names, from ILSVRC2012_val_00000001
+on. Any of them is right; images with an empty list do not count.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +29,7 @@ from imagenet_rn50.data.loader import Loader, build_loader
 from imagenet_rn50.data.reader import ShardReader, ShardStore
 from imagenet_rn50.data.sampler import DistributedBatchSampler
 from imagenet_rn50.data.transforms import Transform
-from imagenet_rn50.evaluation.load_model import Subject, require_same_classes, require_same_wnids
+from imagenet_rn50.evaluation.load_model import LoadedModel, check_classes, check_wnids
 from imagenet_rn50.shards.imagenet1k import complete_splits
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.sources.base import SourceImage, Unpacked
@@ -65,10 +62,10 @@ class ImageSet(Protocol):
         """What identifies it, for metrics.json."""
 
     def key_of(self, index: int) -> str:
-        """Returns the name of a picture."""
+        """Return the name of a picture."""
 
     def read(self, index: int) -> bytes:
-        """Returns a picture, a JPEG."""
+        """Return a picture, a JPEG."""
 
     def loader(
         self,
@@ -77,7 +74,7 @@ class ImageSet(Protocol):
         num_workers: int,
         pin_memory: bool,
     ) -> Loader:
-        """Makes the loader of one rank; `Batch.indices` are positions in `labels`."""
+        """Make the loader of one rank; `Batch.indices` are positions in `labels`."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +114,11 @@ class ShardImages:
         }
 
     def key_of(self, index: int) -> str:
-        """Returns a sample's key."""
+        """Return a sample's key."""
         return self._manifest.split(self.name).key_of(index)
 
     def read(self, index: int) -> bytes:
-        """Returns a sample's JPEG."""
+        """Return a sample's JPEG."""
         with ShardReader(self.store, self._manifest.split(self.name)) as reader:
             return reader.read(index)
 
@@ -132,7 +129,7 @@ class ShardImages:
         num_workers: int,
         pin_memory: bool,
     ) -> Loader:
-        """Makes the loader of one rank."""
+        """Make the loader of one rank."""
         return build_loader(
             self.store,
             self._manifest.split(self.name),
@@ -183,11 +180,11 @@ class FolderImages:
         }
 
     def key_of(self, index: int) -> str:
-        """Returns a picture's path below the folder."""
+        """Return a picture's path below the folder."""
         return self.images[index].path
 
     def read(self, index: int) -> bytes:
-        """Returns a picture as RGB or gray JPEG."""
+        """Return a picture as RGB or gray JPEG."""
         return read_image(self.root, self.images[index])
 
     def loader(
@@ -197,7 +194,7 @@ class FolderImages:
         num_workers: int,
         pin_memory: bool,
     ) -> Loader:
-        """Makes the loader of one rank."""
+        """Make the loader of one rank."""
         return make_file_loader(
             self.root,
             self.images,
@@ -211,7 +208,7 @@ class FolderImages:
 def read_folder(
     root: Path, num_classes: int, classes: Classes | None, layout: Layout | None = None
 ) -> FolderImages:
-    """Lists a test set of files.
+    """List a test set of files.
 
     Args:
         root: The folder of the class folders.
@@ -247,7 +244,7 @@ def read_folder(
 
 
 def _scan(root: Path) -> Scan:
-    """Lists the class folders, and says of files beside them why they do not count."""
+    """List the class folders, and says of files beside them why they do not count."""
     if not root.is_dir():
         raise InputError(f"there is no folder {root}", expected="one folder a class")
     found = scan(root, root, "test")
@@ -256,7 +253,7 @@ def _scan(root: Path) -> Scan:
 
 
 def _detect(root: Path, folders: list[str]) -> str:
-    """Finds out how a test set is laid out."""
+    """Find out how a test set is laid out."""
     if folders and all(name.isdecimal() for name in folders):
         return _NUMBERED
     if folders and all(WNID.fullmatch(name) for name in folders):
@@ -271,7 +268,7 @@ def _detect(root: Path, folders: list[str]) -> str:
 
 
 def _numbered(root: Path, folders: list[str], num_classes: int) -> dict[str, int]:
-    """Returns the class index by folder name, where that is a number."""
+    """Return the class index by folder name, where that is a number."""
     label_of = {name: int(name) for name in folders if name.isdecimal()}
     if sorted(label_of.values()) != list(range(num_classes)) or len(label_of) != len(folders):
         others = [name for name in folders if not name.isdecimal() or int(name) >= num_classes]
@@ -286,7 +283,7 @@ def _numbered(root: Path, folders: list[str], num_classes: int) -> dict[str, int
 def _by_wnid(
     root: Path, folders: list[str], classes: Classes | None, num_classes: int, *, complete: bool
 ) -> dict[str, int]:
-    """Returns the class index by folder name, where that is a wnid."""
+    """Return the class index by folder name, where that is a wnid."""
     if classes is None:
         raise InputError(
             f"the folders of {root} are named by wnid, and the model does not say its classes'",
@@ -312,7 +309,7 @@ _KEY = re.compile(r"ILSVRC2012_val_(\d{8})(?!\d)")
 
 
 def read_real(path: Path, images: ImageSet, num_classes: int) -> list[frozenset[int]]:
-    """Reads the reassessed labels of a set.
+    """Read the reassessed labels of a set.
 
     Args:
         path: `real.json`.
@@ -349,7 +346,7 @@ def read_real(path: Path, images: ImageSet, num_classes: int) -> list[frozenset[
 
 
 def _is_list_of_classes(value: Any, num_classes: int) -> bool:
-    """Says whether a value is a list of lists of class indices."""
+    """Return whether a value is a list of lists of class indices."""
     known = range(num_classes)
     return isinstance(value, list) and all(
         isinstance(entry, list) and all(isinstance(c, int) and c in known for c in entry)
@@ -358,7 +355,7 @@ def _is_list_of_classes(value: Any, num_classes: int) -> bool:
 
 
 def _number_of(key: str) -> int:
-    """Returns the number in the name of a validation image, from 1."""
+    """Return the number in the name of a validation image, from 1."""
     match = _KEY.search(key)
     if match is None or int(match[1]) < 1:
         raise InputError(
@@ -368,20 +365,8 @@ def _number_of(key: str) -> int:
     return int(match[1])
 
 
-class Target(NamedTuple):
-    """What is counted over.
-
-    Attributes:
-        images: The labelled pictures.
-        classes: The classes with their wnids, where they are known.
-    """
-
-    images: ShardImages | FolderImages
-    classes: Classes | None
-
-
-def open_target(
-    subject: Subject,
+def open_images(
+    loaded: LoadedModel,
     shards: str | None,
     folder: Path | None,
     *,
@@ -389,17 +374,20 @@ def open_target(
     layout: Layout | None = None,
     classes: Path | None = None,
     cache: Path | None = None,
-) -> Target:
-    """Opens the images that a command names.
+) -> tuple[ShardImages | FolderImages, Classes | None]:
+    """Open the images that a command names.
 
     Args:
-        subject: The model.
+        loaded: The model.
         shards: Folder or address of shards; beside `folder` they only give the classes.
         folder: A test set of files.
         split: Which split of the shards.
         layout: How the folder is laid out; None to find out.
         classes: Lists the model's classes, as `Classes.read` takes it.
-        cache: Folder of this machine to keep remote shards in.
+        cache: Local folder to cache remote shards in.
+
+    Returns:
+        The labelled images, and the classes with their wnids where they are known.
 
     Raises:
         InputError: When neither is named, or the classes are not the model's.
@@ -407,16 +395,16 @@ def open_target(
     store = None if shards is None else open_shards(shards, cache=cache)
     lists = [] if classes is None else [(str(classes), Classes.read(classes))]
     lists += [] if store is None else [(str(shards), Classes.load(store.folder))]
-    lists += [] if subject.classes is None else [(subject.name, subject.classes)]
+    lists += [] if loaded.classes is None else [(loaded.name, loaded.classes)]
     known = lists[0][1] if lists else None
     for where, listed in lists:
-        require_same_classes(subject.name, subject.labels, where, listed)
-        require_same_wnids(*lists[0], where, listed)
+        check_classes(loaded.name, loaded.labels, where, listed)
+        check_wnids(*lists[0], where, listed)
     if folder is not None:
-        return Target(read_folder(folder, len(subject.labels), known, layout), known)
+        return read_folder(folder, len(loaded.labels), known, layout), known
     if store is None:
         raise InputError(
             "there is nothing to evaluate on",
             expected="--shards SHARDS, or --images DIR for ImageNet-V2, -A, -R or -Sketch",
         )
-    return Target(ShardImages(store, split), known)
+    return ShardImages(store, split), known

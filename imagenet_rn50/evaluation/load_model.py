@@ -1,12 +1,11 @@
-"""The model that is evaluated: of a run, of an exported folder, or of the Hub.
+"""Load the model to evaluate, from a run directory, an exported folder or the Hub.
 
 Nothing that is loaded is executed: weights are safetensors, and a model's own code is not run.
 
-Whether a model and the data speak of the same classes, in the same order.
-
-Names of ImageNet's classes differ from model to model ("tench, Tinca tinca" or "tench"), so only
-the first of a class's names is compared, and only a contradiction is an error: a label that is the
-name of another class, or labels of which none is known.
+`check_classes` compares a model's classes with those of the data. Names of ImageNet's classes
+differ from model to model ("tench, Tinca tinca" or "tench"), so only the first name of a class is
+compared, and only a contradiction is an error: a label that names another class, or labels of which
+none is known.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ _STEPS = ("resize", "center_crop", "rescale", "normalize")
 
 
 @dataclass(frozen=True)
-class Subject:
+class LoadedModel:
     """A model, ready to be evaluated.
 
     Args:
@@ -69,8 +68,8 @@ class Subject:
     checkpoint: dict[str, Any]
 
 
-def open_subject(model: str, which: Which = "best", weights: Weights = "auto") -> Subject:
-    """Loads the model of a run folder, an exported folder or the Hub.
+def load_model(model: str, which: Which = "best", weights: Weights = "auto") -> LoadedModel:
+    """Load the model of a run folder, an exported folder or the Hub.
 
     Args:
         model: A folder, or a Hub id: `microsoft/resnet-50`, or `user/name@revision`.
@@ -96,28 +95,28 @@ def open_subject(model: str, which: Which = "best", weights: Weights = "auto") -
             fix=f"python -m imagenet_rn50 export --from {model} --out DIR, and evaluate DIR",
         )
     if is_run:
-        subject = _of_run(path, which, weights)
+        loaded = _of_run(path, which, weights)
     elif path.is_dir():
-        subject = _exported(path, model)
+        loaded = _exported(path, model)
     elif is_hub_id(model):
         folder = fetch(model, [*_EXPORTED, CLASSES_FILE])
-        subject = replace(_exported(folder, model), checkpoint={"hub_commit": folder.name})
+        loaded = replace(_exported(folder, model), checkpoint={"hub_commit": folder.name})
     else:
         raise InputError(
             f"there is no model {model}",
             expected="a run folder, an exported folder, or a Hub id like microsoft/resnet-50",
             found="no such folder",
         )
-    identity = subject.checkpoint | {"weights_sha256": weights_digest(subject.network)}
-    return replace(subject, checkpoint=identity)
+    identity = loaded.checkpoint | {"weights_sha256": weights_digest(loaded.network)}
+    return replace(loaded, checkpoint=identity)
 
 
-def _of_run(path: Path, which: Which, weights: Weights) -> Subject:
-    """Loads the model of a run, as training's evaluation sees it."""
+def _of_run(path: Path, which: Which, weights: Weights) -> LoadedModel:
+    """Load the model of a run, as training's evaluation sees it."""
     run = RunDir(path)
     recipe, classes = run.recipe(), run.classes()
     choice = choose(run, which, weights)
-    return Subject(
+    return LoadedModel(
         name=str(path),
         network=network_of(run, choice),
         labels=classes.labels,
@@ -135,7 +134,7 @@ def _of_run(path: Path, which: Which, weights: Weights) -> Subject:
 
 
 def network_of(run: RunDir, choice: Choice) -> ResNetForImageClassification:
-    """Builds the network of a run, with weights that were chosen.
+    """Build the network of a run, with weights that were chosen.
 
     Raises:
         InputError: When they do not fit the recipe and the classes that stand beside them.
@@ -153,8 +152,8 @@ def network_of(run: RunDir, choice: Choice) -> ResNetForImageClassification:
     return network
 
 
-def _exported(path: Path, name: str) -> Subject:
-    """Loads an exported folder as anybody would."""
+def _exported(path: Path, name: str) -> LoadedModel:
+    """Load an exported folder as anybody would."""
     missing = [file for file in _EXPORTED if not (path / file).is_file()]
     if missing:
         weights = (file.name for file in path.glob("*") if file.suffix in _OTHER_WEIGHTS)
@@ -167,7 +166,7 @@ def _exported(path: Path, name: str) -> Subject:
         )
     network = load_whole(path, name)
     processor = load_processor(path)
-    return Subject(
+    return LoadedModel(
         name=name,
         network=network,
         labels=_labels_of(network),
@@ -179,13 +178,13 @@ def _exported(path: Path, name: str) -> Subject:
 
 
 def _labels_of(network: PreTrainedModel) -> tuple[str, ...]:
-    """Returns the model's names in the order of class indices."""
+    """Return the model's names in the order of class indices."""
     names = {int(index): str(name) for index, name in (network.config.id2label or {}).items()}
     return tuple(names[index] for index in sorted(names))
 
 
 def _data_of(processor: BaseImageProcessor) -> DataRecipe | None:
-    """Returns a processor's settings as training states them; None where training has no such."""
+    """Return a processor's settings as training states them; None where training has no such."""
     settings = processor.to_dict()
     resize = (settings.get("size") or {}).get("shortest_edge")
     crop = settings.get("crop_size") or {}
@@ -210,8 +209,8 @@ def _data_of(processor: BaseImageProcessor) -> DataRecipe | None:
 _NAMELESS = re.compile(r"LABEL_\d+|\d+")
 
 
-def require_same_classes(model: str, labels: Sequence[str], where: str, classes: Classes) -> None:
-    """Stops where a model's classes are not those of the data.
+def check_classes(model: str, labels: Sequence[str], where: str, classes: Classes) -> None:
+    """Raise where a model's classes are not those of the data.
 
     Args:
         model: The model, for the message.
@@ -249,7 +248,7 @@ def require_same_classes(model: str, labels: Sequence[str], where: str, classes:
     )
 
 
-def require_same_wnids(one: str, classes: Classes, other: str, others: Classes) -> None:
+def check_wnids(one: str, classes: Classes, other: str, others: Classes) -> None:
     """Stop where two lists of classes give one index two wnids.
 
     Args:
@@ -273,5 +272,5 @@ def require_same_wnids(one: str, classes: Classes, other: str, others: Classes) 
 
 
 def first_name(label: str) -> str:
-    """Returns the first of a class's names, without a wnid in parentheses that may follow it."""
+    """Return the first of a class's names, without a wnid in parentheses that may follow it."""
     return label.partition(",")[0].partition(" (")[0].strip()

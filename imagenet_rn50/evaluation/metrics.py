@@ -33,18 +33,18 @@ class Accuracy:
     num_images: int
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the fields, in order, for a metrics file."""
+        """Return the fields, in order, for a metrics file."""
         return dict(vars(self))
 
     def describe(self, num_classes: int) -> str:
-        """Returns a line for people; top-5 is left out where naming five classes names all."""
+        """Return a line for people; top-5 is left out where naming five classes names all."""
         top5 = f", top-5 {percent(self.top5)}" if num_classes > TOP_K else ""
         images = counted(self.num_images, "image")
         return f"top-1 {percent(self.top1)}{top5}, loss {self.loss:.4f} on {images}"
 
 
 def top_classes(logits: Tensor) -> Tensor:
-    """Returns the most likely classes of each image, best first.
+    """Return the most likely classes of each image, best first.
 
     Args:
         logits: (B, C) float.
@@ -66,7 +66,7 @@ def widest_float(device: torch.device) -> torch.dtype:
 
 
 def count(logits: Tensor, labels: Tensor) -> Tensor:
-    """Counts one batch, on the device where it is.
+    """Count one batch, on the device where it is.
 
     Args:
         logits: (B, C) float.
@@ -90,7 +90,7 @@ def count(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def accuracy_of(counts: Tensor, expected_images: int) -> Accuracy:
-    """Divides summed counts, once.
+    """Divide summed counts, once.
 
     Args:
         counts: Sum of `count` over all batches of all ranks; (4,) float.

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: metrics.json, per_class.csv, report.html, and a table to read.
+"""Write an evaluation: metrics.json, per_class.csv, report.html, and a table for the terminal.
 
 OUT/
   metrics.json      every row of results; see docs/evaluation.md for each field
@@ -20,9 +20,9 @@ from imagenet_rn50 import __version__
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.evaluation.datasets import ImageSet
 from imagenet_rn50.evaluation.evaluate import Evaluation
-from imagenet_rn50.evaluation.load_model import Subject
+from imagenet_rn50.evaluation.load_model import LoadedModel
 from imagenet_rn50.evaluation.metrics import TOP_K
-from imagenet_rn50.evaluation.records import Result
+from imagenet_rn50.evaluation.predictions import Result
 from imagenet_rn50.evaluation.report import render_report
 from imagenet_rn50.evaluation.statistics import NUM_BINS, ClassCount, class_counts, wilson
 from imagenet_rn50.utils.errors import InputError
@@ -36,7 +36,7 @@ _PACKAGES = ("torch", "transformers", "torchvision", "pillow", "simplejpeg")
 
 
 def require_own_folder(out: Path) -> None:
-    """Makes sure that an evaluation's files do not come among those of a model, which are pushed.
+    """Check that an evaluation's files do not come among those of a model, which are pushed.
 
     Raises:
         InputError: When a model stands there, it is no folder, or it cannot be written.
@@ -51,36 +51,40 @@ def require_own_folder(out: Path) -> None:
 
 
 def write_evaluation(
-    out: Path, subject: Subject, images: ImageSet, evaluation: Evaluation, classes: Classes | None
+    out: Path,
+    loaded: LoadedModel,
+    images: ImageSet,
+    evaluation: Evaluation,
+    classes: Classes | None,
 ) -> None:
-    """Writes the files of an evaluation; what stood there of an earlier one is replaced.
+    """Write the files of an evaluation; what stood there of an earlier one is replaced.
 
     Args:
         out: The folder.
-        subject: The model.
+        loaded: The model.
         images: What was counted over.
         evaluation: What came of it.
         classes: Give per_class.csv its wnids, where they are known.
     """
-    metrics = metrics_of(subject, images, evaluation)
-    counted = class_counts(images.labels, evaluation.records.top)
-    page = render_report(subject, images, evaluation, counted, metrics)
+    metrics = metrics_of(loaded, images, evaluation)
+    counted = class_counts(images.labels, evaluation.predictions.top)
+    page = render_report(loaded, images, evaluation, counted, metrics)
     out.mkdir(parents=True, exist_ok=True)
-    write_text(out / PER_CLASS, _per_class(subject, counted, classes))
+    write_text(out / PER_CLASS, _per_class(loaded, counted, classes))
     write_text(out / REPORT, page)
     write_json(out / METRICS, metrics)  # last: where it is, the rest is
 
 
-def metrics_of(subject: Subject, images: ImageSet, evaluation: Evaluation) -> dict[str, Any]:
-    """Returns what stands in metrics.json."""
+def metrics_of(loaded: LoadedModel, images: ImageSet, evaluation: Evaluation) -> dict[str, Any]:
+    """Return what stands in metrics.json."""
     return {
         "schema": SCHEMA,
-        "model": subject.name,
-        "checkpoint": subject.checkpoint,
+        "model": loaded.name,
+        "checkpoint": loaded.checkpoint,
         "dataset": images.description,
         "split": images.description["split"],
-        "num_classes": len(subject.labels),
-        "num_classes_counted": num_classes_counted(subject, images),
+        "num_classes": len(loaded.labels),
+        "num_classes_counted": num_classes_counted(loaded, images),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "interval": "Wilson score, 95%",
         "ece_bins": NUM_BINS,
@@ -89,13 +93,13 @@ def metrics_of(subject: Subject, images: ImageSet, evaluation: Evaluation) -> di
     }
 
 
-def num_classes_counted(subject: Subject, images: ImageSet) -> int:
-    """Returns how many classes could be named: those of a test set, where it has only some."""
-    return len(subject.labels) if images.subset is None else len(images.subset)
+def num_classes_counted(loaded: LoadedModel, images: ImageSet) -> int:
+    """Return how many classes could be named: those of a test set, where it has only some."""
+    return len(loaded.labels) if images.subset is None else len(images.subset)
 
 
 def results_table(results: tuple[Result, ...], num_classes: int) -> str:
-    """Returns the results as people read them in a terminal, a line a row.
+    """Return the results as people read them in a terminal, a line a row.
 
     Args:
         results: The rows.
@@ -122,25 +126,28 @@ def results_table(results: tuple[Result, ...], num_classes: int) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _per_class(subject: Subject, counted: list[ClassCount], classes: Classes | None) -> str:
-    """Returns per_class.csv; accuracies are parts in [0, 1]."""
+def _per_class(loaded: LoadedModel, counted: list[ClassCount], classes: Classes | None) -> str:
+    """Return per_class.csv; accuracies are parts in [0, 1]."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(
         ["index", "wnid", "label", "num_images", "top1", "top1_low", "top1_high", "top5"]
-        + ["taken_for", "taken_for_label", "times"]
+        + ["most_confused_with", "most_confused_with_label", "count"]
     )
     for row in counted:
         writer.writerow(
-            [row.label, classes.wnids[row.label] if classes else "", subject.labels[row.label]]
+            [row.label, classes.wnids[row.label] if classes else "", loaded.labels[row.label]]
             + [row.num_images, row.top1 / row.num_images, *wilson(row.top1, row.num_images)]
-            + [row.top5 / row.num_images, row.taken_for]
-            + ["" if row.taken_for is None else subject.labels[row.taken_for], row.times]
+            + [row.top5 / row.num_images, row.most_confused_with]
+            + [
+                "" if row.most_confused_with is None else loaded.labels[row.most_confused_with],
+                row.count,
+            ]
         )
     return buffer.getvalue()
 
 
 def _versions() -> dict[str, str]:
-    """Returns the versions of what computes a result."""
+    """Return the versions of what computes a result."""
     ours = {"imagenet_rn50": __version__, "python": platform.python_version()}
     return ours | {package: version(package) for package in _PACKAGES}

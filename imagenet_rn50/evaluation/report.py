@@ -1,7 +1,4 @@
-"""The plots of an evaluation report, each as PNG for a light and for a dark page.
-
-report.html: an evaluation to look at, in one file that needs no other and no network.
-"""
+"""Render report.html: one file, without external resources, with plots for light and dark pages."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from PIL import Image
 
 from imagenet_rn50.evaluation.datasets import ImageSet
 from imagenet_rn50.evaluation.evaluate import Evaluation
-from imagenet_rn50.evaluation.load_model import Subject
+from imagenet_rn50.evaluation.load_model import LoadedModel
 from imagenet_rn50.evaluation.metrics import TOP_K
 from imagenet_rn50.evaluation.statistics import (
     NUM_BINS,
@@ -47,7 +44,7 @@ class Plot(NamedTuple):
 
 
 def reliability_plot(calibration: Calibration) -> Plot:
-    """Draws accuracy over confidence, bin by bin, and how many images are in each bin."""
+    """Draw accuracy over confidence, bin by bin, and how many images are in each bin."""
 
     def draw(figure: Figure) -> None:
         num_bins = len(calibration.num_images)
@@ -75,7 +72,7 @@ def reliability_plot(calibration: Calibration) -> Plot:
 
 
 def class_plot(accuracies: NDArray[np.float64]) -> Plot:
-    """Draws how many classes have which top-1 accuracy.
+    """Draw how many classes have which top-1 accuracy.
 
     Args:
         accuracies: Top-1 of each class, in [0, 1]; (C,) float64.
@@ -94,7 +91,7 @@ def class_plot(accuracies: NDArray[np.float64]) -> Plot:
 
 
 def _drawn(draw: Callable[[Figure], None]) -> Plot:
-    """Draws the same for both pages."""
+    """Draw the same for both pages."""
     pngs = []
     for name, page in ((_LIGHT, "#ffffff"), (_DARK, _DARK_PAGE)):
         with rc_context(), style.context(name):
@@ -114,15 +111,16 @@ _THUMBNAIL = 224  # px
 _THUMBNAIL_QUALITY = 80
 
 
-class ShownClass(NamedTuple):
+@dataclass(frozen=True)
+class ShownClass:
     """A row of the tables of best and worst classes."""
 
     label: str
     num_images: int
     top1: float
     interval: Interval
-    taken_for: str
-    times: int
+    most_confused_with: str
+    count: int
 
 
 @dataclass(frozen=True)
@@ -134,7 +132,7 @@ class Mistake:
         picture: A JPEG.
         width: In px.
         height: In px.
-        truth: Its class.
+        target: Its class.
         named: What the model took it for.
         confidence: How sure it was, in [0, 1].
     """
@@ -143,28 +141,28 @@ class Mistake:
     picture: bytes
     width: int
     height: int
-    truth: str
+    target: str
     named: str
     confidence: float
 
 
 def render_report(
-    subject: Subject,
+    loaded: LoadedModel,
     images: ImageSet,
     evaluation: Evaluation,
     counted: list[ClassCount],
     metrics: dict[str, Any],
 ) -> str:
-    """Returns the page.
+    """Return the page.
 
     Args:
-        subject: The model.
+        loaded: The model.
         images: What was counted over.
         evaluation: What came of it.
         counted: How each class fared.
         metrics: What stands in metrics.json.
     """
-    first, records, labels = evaluation.results[0], evaluation.records, subject.labels
+    first, predictions, labels = evaluation.results[0], evaluation.predictions, loaded.labels
     ranked = sorted(counted, key=lambda row: (row.top1 / row.num_images, row.label))
     num_shown = min(_NUM_CLASSES_SHOWN, (len(ranked) + 1) // 2)
     accuracies = np.array([row.top1 / row.num_images for row in counted])
@@ -194,31 +192,31 @@ def render_report(
         worst=[_shown(row, labels) for row in ranked[:num_shown]],
         best=[_shown(row, labels) for row in ranked[::-1][:num_shown]],
         pairs=[
-            (labels[pair.truth], labels[pair.named], pair.times)
-            for pair in confusions(images.labels, records.top[:, 0], _NUM_PAIRS)
+            (labels[pair.target], labels[pair.named], pair.count)
+            for pair in confusions(images.labels, predictions.top[:, 0], _NUM_PAIRS)
         ],
         mistakes=_mistakes(images, evaluation, labels),
-        num_wrong=first.num_images - first.hits1,
+        num_wrong=first.num_images - first.correct_top1,
     )
 
 
 def _shown(row: ClassCount, labels: tuple[str, ...]) -> ShownClass:
-    """Returns a class as tables show it."""
+    """Return a class as tables show it."""
     return ShownClass(
         label=labels[row.label],
         num_images=row.num_images,
         top1=row.top1 / row.num_images,
         interval=wilson(row.top1, row.num_images),
-        taken_for="" if row.taken_for is None else labels[row.taken_for],
-        times=row.times,
+        most_confused_with="" if row.most_confused_with is None else labels[row.most_confused_with],
+        count=row.count,
     )
 
 
 def _mistakes(images: ImageSet, evaluation: Evaluation, labels: tuple[str, ...]) -> list[Mistake]:
-    """Returns the mistakes of which the model was most confident."""
-    records = evaluation.records
-    wrong = np.flatnonzero(records.top[:, 0] != images.labels)
-    order = np.argsort(-records.confidence[wrong], kind="stable")
+    """Return the mistakes of which the model was most confident."""
+    predictions = evaluation.predictions
+    wrong = np.flatnonzero(predictions.top[:, 0] != images.labels)
+    order = np.argsort(-predictions.confidence[wrong], kind="stable")
     shown = []
     for index in wrong[order][:_NUM_MISTAKES].tolist():
         picture, width, height = _thumbnail(images.read(index))
@@ -228,16 +226,16 @@ def _mistakes(images: ImageSet, evaluation: Evaluation, labels: tuple[str, ...])
                 picture=picture,
                 width=width,
                 height=height,
-                truth=labels[images.labels[index]],
-                named=labels[records.top[index, 0]],
-                confidence=float(records.confidence[index]),
+                target=labels[images.labels[index]],
+                named=labels[predictions.top[index, 0]],
+                confidence=float(predictions.confidence[index]),
             )
         )
     return shown
 
 
 def _thumbnail(content: bytes) -> tuple[bytes, int, int]:
-    """Returns a picture small enough to be put into the page, with its size in px."""
+    """Return a picture small enough to be put into the page, with its size in px."""
     with Image.open(io.BytesIO(content)) as picture:
         small = picture.convert("RGB")
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
@@ -247,5 +245,5 @@ def _thumbnail(content: bytes) -> tuple[bytes, int, int]:
 
 
 def _base64(content: bytes) -> str:
-    """Returns bytes as a data URL holds them."""
+    """Return bytes as a data URL holds them."""
     return base64.b64encode(content).decode("ascii")

@@ -1,7 +1,6 @@
-"""What is said about an accuracy besides its value: how sure it is, where it fails, calibration.
+"""Statistics of an accuracy: its confidence interval, calibration, and the classes that fail.
 
-Everything here is computed from what is kept of each image: its true class, the classes that the
-model named, and how confident it was.
+Everything is computed from what `predictions` keeps of each image.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ class Interval(NamedTuple):
 
 
 def wilson(hits: int, num_images: int) -> Interval:
-    """Returns the 95% score interval of a proportion (Wilson 1927).
+    """Return the 95% score interval of a proportion (Wilson 1927).
 
     With p = hits / n and z = 1.96:  (p + z^2/2n  -+  z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
     Unlike p -+ z sqrt(p(1-p)/n) it stays in [0, 1] and is not empty where p is 0 or 1.
@@ -72,7 +71,7 @@ class Calibration:
 def calibration(
     confidence: NDArray[np.float64], right: NDArray[np.bool_], num_bins: int = NUM_BINS
 ) -> Calibration:
-    """Sorts images into bins by confidence.
+    """Sort images into bins by confidence.
 
     Args:
         confidence: Probability of the first class named, in [0, 1]; (n,) float64.
@@ -90,36 +89,38 @@ def calibration(
     )
 
 
-class ClassCount(NamedTuple):
-    """How one class fared.
+@dataclass(frozen=True)
+class ClassCount:
+    """The predictions for the images of one class.
 
     Attributes:
         label: Class index.
         num_images: Images of the class.
-        top1: How many of them were right at first.
-        top5: How many were right among the first five.
-        taken_for: The other class that they were most often taken for; None where all were right.
-        times: How often that was.
+        top1: How many of them the top-1 prediction got right.
+        top5: How many of them the top-5 predictions contain.
+        most_confused_with: The class most often predicted instead; None if all were right.
+        count: How often it was.
     """
 
     label: int
     num_images: int
     top1: int
     top5: int
-    taken_for: int | None
-    times: int
+    most_confused_with: int | None
+    count: int
 
 
-class Confusion(NamedTuple):
-    """How many images of class `truth` were taken for class `named`."""
+@dataclass(frozen=True)
+class Confusion:
+    """How many images of class `target` were predicted as class `named`."""
 
-    truth: int
+    target: int
     named: int
-    times: int
+    count: int
 
 
 def class_counts(labels: NDArray[np.int64], top: NDArray[np.int64]) -> list[ClassCount]:
-    """Counts each class that has images, in the order of their indices.
+    """Count each class that has images, in the order of their indices.
 
     Args:
         labels: True classes; (n,) int64.
@@ -131,23 +132,23 @@ def class_counts(labels: NDArray[np.int64], top: NDArray[np.int64]) -> list[Clas
     counted = []
     for label, rows in zip(present.tolist(), np.split(order, starts[1:]), strict=True):
         wrong = top[rows, 0][~hits[rows, 0]]
-        others, times = np.unique(wrong, return_counts=True)
-        most = int(times.argmax()) if len(wrong) else None
+        others, count = np.unique(wrong, return_counts=True)
+        most = int(count.argmax()) if len(wrong) else None
         counted.append(
             ClassCount(
                 label=label,
                 num_images=len(rows),
                 top1=int(hits[rows, 0].sum()),
                 top5=int(hits[rows].any(1).sum()),
-                taken_for=None if most is None else int(others[most]),
-                times=0 if most is None else int(times[most]),
+                most_confused_with=None if most is None else int(others[most]),
+                count=0 if most is None else int(count[most]),
             )
         )
     return counted
 
 
 def confusions(labels: NDArray[np.int64], named: NDArray[np.int64], limit: int) -> list[Confusion]:
-    """Returns the most frequent confusions, most frequent first, then by class index.
+    """Return the most frequent confusions, most frequent first, then by class index.
 
     Args:
         labels: True classes; (n,) int64.
@@ -156,8 +157,8 @@ def confusions(labels: NDArray[np.int64], named: NDArray[np.int64], limit: int) 
     """
     wrong = named != labels
     pairs = np.stack([labels[wrong], named[wrong]], axis=1)
-    distinct, times = np.unique(pairs, axis=0, return_counts=True)
-    order = np.argsort(-times, kind="stable")[:limit]
+    distinct, count = np.unique(pairs, axis=0, return_counts=True)
+    order = np.argsort(-count, kind="stable")[:limit]
     return [
-        Confusion(int(distinct[row, 0]), int(distinct[row, 1]), int(times[row])) for row in order
+        Confusion(int(distinct[row, 0]), int(distinct[row, 1]), int(count[row])) for row in order
     ]

@@ -48,8 +48,8 @@ class TopKAccuracy(evaluate.Metric):  # type: ignore[misc]
     ) -> dict[str, Any]:
         num_images = len(references)
         named = [p if isinstance(p, list) else [p] for p in predictions]
-        truths = [{*r} if isinstance(r, list) else {r} for r in references]
-        pairs = list(zip(named, truths, strict=True))
+        targets = [{*r} if isinstance(r, list) else {r} for r in references]
+        pairs = list(zip(named, targets, strict=True))
         top1 = sum(classes[0] in truth for classes, truth in pairs) / num_images
         if not isinstance(predictions[0], list):
             return {"top1": top1, "num_images": num_images}

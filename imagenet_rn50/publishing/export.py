@@ -17,7 +17,7 @@ from pathlib import Path
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.reader import ShardStore
-from imagenet_rn50.evaluation.load_model import require_same_classes
+from imagenet_rn50.evaluation.load_model import check_classes
 from imagenet_rn50.model import weights_digest
 from imagenet_rn50.pretrained import Kind
 from imagenet_rn50.publishing.formats import (
@@ -38,8 +38,8 @@ from imagenet_rn50.publishing.layout import (
     ORIGIN,
     is_of_export,
 )
-from imagenet_rn50.publishing.model_card import Facts, model_card
-from imagenet_rn50.publishing.provenance import untraced
+from imagenet_rn50.publishing.model_card import CardInfo, model_card
+from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.publishing.snippets import Format
 from imagenet_rn50.publishing.source import Source, source_of_run, source_of_weights
 from imagenet_rn50.runs.checkpoint import Weights, Which
@@ -84,7 +84,7 @@ def export(
     weights: Weights = "auto",
     wanted: Wanted = Wanted(),
 ) -> None:
-    """Writes a model of a run as others load it, and loads it back to compare.
+    """Write a model of a run as others load it, and loads it back to compare.
 
     Args:
         run: The run folder.
@@ -111,7 +111,7 @@ def convert(
     arch: str | None = None,
     wanted: Wanted = Wanted(),
 ) -> None:
-    """Writes weights of others as an exported folder: torchvision's, timm's, or of the Hub.
+    """Write weights of others as an exported folder: torchvision's, timm's, or of the Hub.
 
     Args:
         weights: As `read_pretrained` takes them.
@@ -134,12 +134,12 @@ def convert(
 
 
 def _write(source: Source, out: Path, wanted: Wanted) -> None:
-    """Writes an export under a temporary name, checks it, and gives it its name."""
+    """Write an export under a temporary name, checks it, and gives it its name."""
     require_format(source.model, source.processor, wanted.form, wanted.dtype)
     if wanted.shards:
         where = wanted.shards.folder
         labels = list((source.model.config.id2label or {}).values())
-        require_same_classes("the model", labels, str(where), Classes.load(where))
+        check_classes("the model", labels, str(where), Classes.load(where))
     _require_replaceable(out)
     size = sum(tensor.nbytes for tensor in source.model.state_dict().values())
     require_free_space(out, size, "the exported model")
@@ -158,7 +158,7 @@ def _write(source: Source, out: Path, wanted: Wanted) -> None:
 
 
 def _require_replaceable(out: Path) -> None:
-    """Makes sure that nothing but an earlier export would be replaced.
+    """Check that nothing but an earlier export would be replaced.
 
     Raises:
         InputError: When something else stands there, or nothing can be written there.
@@ -183,7 +183,7 @@ def _require_replaceable(out: Path) -> None:
 
 
 def _fill(source: Source, folder: Path, wanted: Wanted) -> str:
-    """Writes all files of an export and checks them.
+    """Write all files of an export and checks them.
 
     Returns:
         What was found, for the last line that is said.
@@ -197,9 +197,9 @@ def _fill(source: Source, folder: Path, wanted: Wanted) -> str:
     source.processor.save_pretrained(folder)
     _copy_evidence(source, folder)
     _check_evaluation(folder, weights_digest(written.float()), insist=wanted.metrics is not None)
-    facts = Facts(source.name, wanted.form, wanted.dtype, source.choice)
-    write_text(folder / CARD, model_card(folder, facts))
-    if problems := untraced(folder):
+    info = CardInfo(source.name, wanted.form, wanted.dtype, source.choice)
+    write_text(folder / CARD, model_card(folder, info))
+    if problems := unsourced_numbers(folder):
         raise RuntimeError("the card has numbers without a source: " + "; ".join(problems))
 
     allowed = tolerance(wanted.form, wanted.dtype)
@@ -222,7 +222,7 @@ def _reference(source: Source) -> str:
 
 
 def _copy_evidence(source: Source, folder: Path) -> None:
-    """Copies what the card's numbers come from.
+    """Copy what the card's numbers come from.
 
     Raises:
         InputError: When a file is missing.
@@ -246,7 +246,7 @@ def _copy_evidence(source: Source, folder: Path) -> None:
 
 
 def _check_evaluation(folder: Path, weights: str, *, insist: bool) -> None:
-    """Makes sure that metrics.json speaks of these very weights.
+    """Check that metrics.json speaks of these very weights.
 
     Args:
         folder: Where it was copied to, if there is one.

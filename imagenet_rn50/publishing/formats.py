@@ -48,7 +48,7 @@ _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 def require_format(
     model: ResNetForImageClassification, processor: BaseImageProcessor, form: Format, dtype: Dtype
 ) -> None:
-    """Makes sure that a model can be written in a format, before anything is.
+    """Check that a model can be written in a format, before anything is.
 
     Raises:
         InputError: When it cannot: another architecture, another type, packages that are missing.
@@ -105,7 +105,7 @@ def _require_plain(config: ResNetConfig, processor: BaseImageProcessor) -> None:
 
 
 def write_model(model: ResNetForImageClassification, folder: Path, form: Format) -> Logits:
-    """Writes configuration and weights, and loads them back.
+    """Write configuration and weights, and loads them back.
 
     Args:
         model: From `converted`.
@@ -131,7 +131,7 @@ def _write_transformers(model: ResNetForImageClassification, folder: Path) -> Lo
 
 
 def _write_torchvision(model: ResNetForImageClassification, folder: Path) -> Logits:
-    """Writes torchvision's state dict, as safetensors: a .pth is a pickle, which can run code."""
+    """Write torchvision's state dict, as safetensors: a .pth is a pickle, which can run code."""
     model.config.save_pretrained(folder)
     state = to_torchvision(model.state_dict())
     save_tensors(folder / TORCHVISION_WEIGHTS, state)
@@ -142,7 +142,7 @@ def _write_torchvision(model: ResNetForImageClassification, folder: Path) -> Log
 
 
 def _write_onnx(model: ResNetForImageClassification, folder: Path) -> Logits:
-    """Writes an ONNX graph for any number of pictures of any size."""
+    """Write an ONNX graph for any number of pictures of any size."""
     import onnxruntime
 
     model.config.save_pretrained(folder)
@@ -167,7 +167,7 @@ def _write_onnx(model: ResNetForImageClassification, folder: Path) -> Logits:
 
 
 def _require_same(written: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
-    """Compares weights bit by bit.
+    """Compare weights bit by bit.
 
     Raises:
         RuntimeError: When something was lost on the way.
@@ -190,7 +190,7 @@ class _LogitsOnly(nn.Module):
 
 
 def converted(model: ResNetForImageClassification, dtype: Dtype) -> ResNetForImageClassification:
-    """Returns a copy with floating values of a type; counters stay integers.
+    """Return a copy with floating values of a type; counters stay integers.
 
     Raises:
         InputError: When a value is too large for it.
@@ -208,7 +208,7 @@ _BATCHES = (1, 4)  # an exported graph must take more sizes than the one it was 
 
 
 def tolerance(form: Format, dtype: Dtype) -> float:
-    """Returns how far logits may differ, as a part of the largest one.
+    """Return how far logits may differ, as a part of the largest one.
 
     Returns:
         1e-5 where the same numbers are computed with, though by kernels that torch may choose
@@ -222,7 +222,7 @@ def tolerance(form: Format, dtype: Dtype) -> float:
 
 @torch.inference_mode()
 def compare_logits(model: nn.Module, exported: Logits, size: int, allowed: float) -> float:
-    """Compares logits on random pictures, in batches of several sizes.
+    """Compare logits on random pictures, in batches of several sizes.
 
     Args:
         model: What was trained, in evaluation mode.
@@ -248,7 +248,7 @@ def compare_logits(model: nn.Module, exported: Logits, size: int, allowed: float
 def compare_on_shards(
     model: nn.Module, exported: Logits, shards: ShardStore, data: DataRecipe, allowed: float
 ) -> tuple[int, int]:
-    """Compares logits and first classes, on the first images of the validation split.
+    """Compare logits and first classes, on the first images of the validation split.
 
     Args:
         model: What was trained, in evaluation mode.
@@ -284,7 +284,7 @@ def compare_on_shards(
 
 
 def _same_first(ours: Tensor, theirs: Tensor, allowed: float) -> int:
-    """Returns for how many pictures the same class comes first.
+    """Return for how many pictures the same class comes first.
 
     Raises:
         RuntimeError: When another one does, and not for being as good as equal.
@@ -299,7 +299,7 @@ def _same_first(ours: Tensor, theirs: Tensor, allowed: float) -> int:
 
 
 def _difference(ours: Tensor, theirs: Tensor, allowed: float) -> float:
-    """Returns the largest difference, as a part of the largest logit.
+    """Return the largest difference, as a part of the largest logit.
 
     Raises:
         RuntimeError: When it is more than is allowed.

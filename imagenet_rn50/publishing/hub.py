@@ -36,7 +36,7 @@ from imagenet_rn50.publishing.layout import (
     TRANSFORMERS_WEIGHTS,
     WEIGHTS,
 )
-from imagenet_rn50.publishing.provenance import untraced
+from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.publishing.snippets import FROM_HERE, HERE
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.logging import logger
@@ -124,7 +124,7 @@ class Target:
 
 
 def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
-    """Pushes an exported model, and the Space that shows it.
+    """Push an exported model, and the Space that shows it.
 
     Args:
         folder: Exported folder.
@@ -138,7 +138,7 @@ def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
     for hub_id in filter(None, (target.model, target.space)):
         _require_id(hub_id)
     _require_exported(folder, for_space=target.space is not None)
-    for problem in untraced(folder):
+    for problem in unsourced_numbers(folder):
         logger.info(f"mind the card: {problem}")
     with tempfile.TemporaryDirectory(prefix="push-") as temporary:
         model, space = Path(temporary, "model"), Path(temporary, "space")
@@ -176,7 +176,7 @@ def _list(stage: Path, repository: str, *, private: bool) -> None:
 
 
 def _size(num_bytes: int) -> str:
-    """Returns a size for people."""
+    """Return a size for people."""
     return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
 
 
@@ -214,7 +214,7 @@ def _upload(api: HfApi, stage: Path, hub_id: str, kind: str, *, private: bool) -
 
 
 def _token() -> str:
-    """Returns the token of the person who pushes.
+    """Return the token of the person who pushes.
 
     Raises:
         InputError: When there is none, or it cannot be one.
@@ -275,7 +275,7 @@ def _require_no_token(stage: Path, token: str) -> None:
 
 
 def _holds(path: Path, token: bytes) -> bool:
-    """Says whether a file holds a token, wherever it stands."""
+    """Return whether a file holds a token, wherever it stands."""
     with path.open("rb") as file:
         end = b""  # what a token that goes on in the next chunk could begin in
         while chunk := file.read(_CHUNK_BYTES):

@@ -33,7 +33,7 @@ REPLACED = (*WEIGHTS, METRICS, EVALUATION, RECIPE, SHARDS, ORIGIN, CLASSES)
 
 
 def is_of_export(name: str) -> bool:
-    """Says whether a file of an exported folder, by its path there, is one that belongs there."""
+    """Return whether a file of an exported folder, by its path there, is one that belongs there."""
     folder, _, _ = name.rpartition("/")
     if folder:
         return (folder == PLOTS and name.endswith(".png")) or folder == EXAMPLES

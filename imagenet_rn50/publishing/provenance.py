@@ -1,13 +1,12 @@
-"""Where a number in a card comes from: a file that is published beside it, and a place in it.
+"""Provenance of a card's numbers: each comes from a field of a file beside the card (contract 8).
 
-The packing that a run's shards came from, as a command, by what shards.json says of it.
+A `FieldRef` names a file and a field in it. `SourceFiles` reads those files and cites their values
+for `model_card`; `unsourced_numbers` reads a finished card and checks each number against its file.
 
-Checks a card: every number in it stands in a file beside it, where the card says (contract 8).
-
-A number is whatever begins with a digit, and a percentage or decimal that clings to a letter, too;
-outside the title, the targets of links, the names in `_NAMES`, and a verbatim copy of recipe.yaml.
-In the text it must be followed by the mark of its place, and its line must name that place in
-words; in the metadata it must be a result whose arguments name the place.
+A number is whatever begins with a digit, and a percentage or decimal that follows a letter; outside
+the title, link targets, the names in `_NAMES`, and a verbatim copy of recipe.yaml. In the text it
+must be followed by the comment of its `FieldRef`, and its line must name the source in words. In
+the metadata it must be a result whose arguments name the field.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ _MARK = re.compile(r"<!--([\w.-]+?)(?::(\d+))? ([\w.-]+)-->")
 
 
 @dataclass(frozen=True)
-class Place:
+class FieldRef:
     """A value in a file.
 
     Args:
@@ -56,12 +55,12 @@ class Place:
     line: int | None = None
 
     def mark(self) -> str:
-        """Returns the comment that follows a number from here; nobody sees it on the page."""
+        """Return the comment that follows a number from here; nobody sees it on the page."""
         line = f":{self.line}" if self.line else ""
         return f"<!--{self.file}{line} {self.field}-->"
 
-    def in_words(self) -> str:
-        """Returns what the readers of the card see of it, in the same line as the number."""
+    def describe(self) -> str:
+        """Return what the readers of the card see of it, in the same line as the number."""
         if self.file == METRICS:
             return f"{METRICS} line {self.line}" if self.line else f"{METRICS}, all lines"
         if self.file == PUBLISHED:
@@ -71,8 +70,8 @@ class Place:
         return self.file
 
 
-TRAINED_ON = Place(SHARDS, "dataset")
-EVALUATED_ON = Place(EVALUATION, "dataset.name")
+TRAINED_ON = FieldRef(SHARDS, "dataset")
+EVALUATED_ON = FieldRef(EVALUATION, "dataset.name")
 UNVERIFIED_PREFIX = "unverified-"
 """What the card's metadata puts before ImageNet-1k's name where the data was not shown to be it."""
 REAL, REAL_SUFFIX = "real", "-real"
@@ -80,16 +79,16 @@ REAL, REAL_SUFFIX = "real", "-real"
 to the name of the pictures' data set."""
 
 
-def marks(text: str) -> list[tuple[Place, int, int]]:
-    """Returns the places that a line of a card names, and where their comments begin and end."""
+def find_refs(text: str) -> list[tuple[FieldRef, int, int]]:
+    """Return the refs that a line of a card names, and where their comments begin and end."""
     return [
-        (Place(m[1], m[3], int(m[2]) if m[2] else None), m.start(), m.end())
+        (FieldRef(m[1], m[3], int(m[2]) if m[2] else None), m.start(), m.end())
         for m in _MARK.finditer(text)
     ]
 
 
 @dataclass(frozen=True)
-class Evidence:
+class SourceFiles:
     """The files that a card's numbers come from.
 
     Args:
@@ -100,48 +99,48 @@ class Evidence:
     _read: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def has(self, file: str) -> bool:
-        """Says whether there is such a file."""
+        """Return whether there is such a file."""
         return (self.folder / file).is_file()
 
-    def value(self, place: Place) -> Any:
-        """Returns what stands at a place.
+    def value(self, ref: FieldRef) -> Any:
+        """Return what stands at a ref.
 
         Raises:
-            InputError: When there is no such place.
+            InputError: When there is no such ref.
         """
-        content = self._content(place.file)
-        if place.file == METRICS:
-            if place.line is None:
+        content = self._content(ref.file)
+        if ref.file == METRICS:
+            if ref.line is None:
                 content = summary(content)
-            elif not 1 <= place.line <= len(content):
-                raise InputError(f"{place.file} has no line {place.line}")
+            elif not 1 <= ref.line <= len(content):
+                raise InputError(f"{ref.file} has no line {ref.line}")
             else:
-                content = content[place.line - 1]
-        for key in place.field.split("."):
+                content = content[ref.line - 1]
+        for key in ref.field.split("."):
             try:
                 content = content[int(key) if isinstance(content, list) else key]
             except (KeyError, IndexError, ValueError, TypeError):
-                raise InputError(f"{place.in_words()} has no {place.field}") from None
+                raise InputError(f"{ref.describe()} has no {ref.field}") from None
         return content
 
-    def cite(self, place: Place, spec: str = "") -> str:
-        """Returns a value, formatted, with the mark that says where it comes from.
+    def cite(self, ref: FieldRef, spec: str = "") -> str:
+        """Return a value, formatted, with the mark that says where it comes from.
 
         Args:
-            place: Where it stands; of a table, its length is meant.
+            ref: Where it stands; of a table, its length is meant.
             spec: How to format it, as in an f-string.
         """
-        value = self.value(place)
+        value = self.value(ref)
         shown = len(value) if isinstance(value, dict | list) else value
-        return f"{shown:{spec}}{place.mark()}"
+        return f"{shown:{spec}}{ref.mark()}"
 
     def trained_on_imagenet1k(self, split: str = "train") -> bool:
         """Return whether a split of the shards of the training was shown to be ImageNet-1k's."""
-        return split in self._known(Place(SHARDS, "imagenet1k_splits"), [])
+        return split in self._known(FieldRef(SHARDS, "imagenet1k_splits"), [])
 
     def evaluated_on_imagenet1k(self) -> bool:
         """Return whether what was evaluated on was shown to be ImageNet-1k's."""
-        return self._known(Place(EVALUATION, "dataset.is_imagenet1k"), False) is True
+        return self._known(FieldRef(EVALUATION, "dataset.is_imagenet1k"), False) is True
 
     def is_imagenet1k(self) -> bool:
         """Return whether the data of the training, or else of the evaluation, was shown to be."""
@@ -149,34 +148,34 @@ class Evidence:
             return self.trained_on_imagenet1k()
         return self.evaluated_on_imagenet1k()
 
-    def cite_data(self, place: Place, is_imagenet1k: bool) -> str:
+    def cite_data(self, ref: FieldRef, is_imagenet1k: bool) -> str:
         """Return the name of a data set as `cite` does, without the claim that it may be."""
         doubt = " (not shown to be ImageNet-1k)"
-        is_claim = is_name(str(self.value(place))) and not is_imagenet1k
-        return self.cite(place) + doubt * is_claim
+        is_claim = is_name(str(self.value(ref))) and not is_imagenet1k
+        return self.cite(ref) + doubt * is_claim
 
-    def _known(self, place: Place, default: Any) -> Any:
-        """Returns what stands at a place; the default where nobody recorded it."""
+    def _known(self, ref: FieldRef, default: Any) -> Any:
+        """Return what stands at a ref; the default where nobody recorded it."""
         try:
-            return self.value(place)
+            return self.value(ref)
         except InputError:
             return default
 
     def init_from(self) -> int | None:
-        """Returns the line that says whose weights training began with; None for fresh ones."""
+        """Return the line that says whose weights training began with; None for fresh ones."""
         return next((n for n, record in self.lines(START) if "init_from" in record), None)
 
     def summary(self) -> dict[str, Any]:
-        """Returns the figures about all lines of metrics.jsonl."""
+        """Return the figures about all lines of metrics.jsonl."""
         return summary(self._content(METRICS))
 
     def lines(self, kind: str) -> list[tuple[int, dict[str, Any]]]:
-        """Returns the lines of one kind in metrics.jsonl, with their numbers, from 1."""
+        """Return the lines of one kind in metrics.jsonl, with their numbers, from 1."""
         records = self._content(METRICS) if self.has(METRICS) else []
         return [(n, record) for n, record in enumerate(records, start=1) if record["kind"] == kind]
 
     def _content(self, file: str) -> Any:
-        """Returns what a file holds, read once.
+        """Return what a file holds, read once.
 
         Raises:
             InputError: When there is no such file, or it is damaged.
@@ -185,13 +184,13 @@ class Evidence:
             reader = _READERS.get(file)
             path = (Path(__file__).parent if file == PUBLISHED else self.folder) / file
             if reader is None or not path.is_file():
-                raise InputError(f"there is no evidence {file} beside the card")
+                raise InputError(f"there is no files {file} beside the card")
             self._read[file] = reader(read_text(path), str(path))
         return self._read[file]
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Returns figures about all lines of a metrics.jsonl.
+    """Return figures about all lines of a metrics.jsonl.
 
     Args:
         records: Its lines.
@@ -233,31 +232,31 @@ _DEFAULTS = PackOptions(restart_blocks="auto").as_dict()
 _NEXT = " \\\n    "  # a command goes on in the next line
 
 
-def packing_command(evidence: Evidence) -> str:
-    """Returns the command that makes such shards, or the manifest of shards that others packed."""
-    dataset, *words = packing_words(evidence)
-    if _options(evidence).get("indexed"):
+def pack_command(files: SourceFiles) -> str:
+    """Return the command that makes such shards, or the manifest of shards that others packed."""
+    dataset, *words = pack_options(files)
+    if _options(files).get("indexed"):
         return f"python shard_imagenet.py index --shards SHARDS {dataset}"
     command = f"python shard_imagenet.py pack --source SOURCE --out SHARDS {dataset}"
     return command + (_NEXT + " ".join(words) if words else "")
 
 
-def packing_words(evidence: Evidence) -> list[str]:
-    """Returns the options that differ from pack's own, each with its value; the data set first."""
-    options = _options(evidence)
+def pack_options(files: SourceFiles) -> list[str]:
+    """Return the options that differ from pack's own, each with its value; the data set first."""
+    options = _options(files)
     changed = {
         name: options[name]
         for name, default in _DEFAULTS.items()
         if name != "dataset" and name in options and options[name] != default
     }
-    return [f"--dataset {shlex.quote(str(evidence.value(TRAINED_ON)))}"] + [
-        _word(name, value) for name, value in changed.items()
+    return [f"--dataset {shlex.quote(str(files.value(TRAINED_ON)))}"] + [
+        _as_option(name, value) for name, value in changed.items()
     ]
 
 
-def packing_remark(evidence: Evidence) -> str:
-    """Returns what else is to be known before packing, to end a sentence with; maybe nothing."""
-    options = _options(evidence)
+def pack_note(files: SourceFiles) -> str:
+    """Return what else is to be known before packing, to end a sentence with; maybe nothing."""
+    options = _options(files)
     if not options:
         return ".\nWith which options they were packed is not recorded"
     if options.get("indexed"):
@@ -266,18 +265,18 @@ def packing_remark(evidence: Evidence) -> str:
     return layout + (", and packing needs `jpegtran`" if options.get("restart_blocks") else "")
 
 
-def _word(name: str, value: Any) -> str:
-    """Returns an option as the command takes it."""
+def _as_option(name: str, value: Any) -> str:
+    """Return an option as the command takes it."""
     flag = "--" + name.replace("_", "-")
     if value is True:
         return flag
     return f"{flag} {'none' if value is None else shlex.quote(str(value))}"
 
 
-def _options(evidence: Evidence) -> dict[str, Any]:
-    """Returns the manifest's options; none where the run was begun before they were recorded."""
+def _options(files: SourceFiles) -> dict[str, Any]:
+    """Return the manifest's options; none where the run was begun before they were recorded."""
     try:
-        options = evidence.value(Place(SHARDS, "options"))
+        options = files.value(FieldRef(SHARDS, "options"))
     except InputError:
         return {}
     return options if isinstance(options, dict) else {}
@@ -291,11 +290,11 @@ _TITLE = re.compile(r"\s*# (.+)\n")
 _FRONT_MATTER = re.compile(r"\A---\n(.*?\n)---\n", re.S)
 
 
-def untraced(folder: Path) -> list[str]:
-    """Finds the numbers of a card that no evidence bears out.
+def unsourced_numbers(folder: Path) -> list[str]:
+    """Find the numbers of a card that have no source, or another value there.
 
     Args:
-        folder: An exported folder: the card, and its evidence beside it.
+        folder: An exported folder: the card and the files beside it.
 
     Returns:
         One sentence for each, naming line and number; none where the card holds.
@@ -306,26 +305,26 @@ def untraced(folder: Path) -> list[str]:
     path = folder / CARD
     if not path.is_file():
         raise InputError(f"{folder} has no card", expected=f"a {CARD}")
-    evidence, (front, metadata, body) = Evidence(folder), _parts(path)
+    files, (front, metadata, body) = SourceFiles(folder), _parts(path)
     name = ""
     if title := _TITLE.match(body):
         name, body = title[1], "\n" * title[0].count("\n") + body[title.end() :]
     try:
-        problems = list(_in_metadata(metadata, evidence, name))
+        problems = list(_in_metadata(metadata, files, name))
     except (AttributeError, TypeError) as error:
         raise InputError(
             f"the metadata of {path} are laid out in no way that is known",
             expected="model-index: a list of models with a list of results",
             found=str(error),
         ) from None
-    body = "\n" * front.count("\n") + _without_recipe(body, evidence)
+    body = "\n" * front.count("\n") + _without_recipe(body, files)
     for number, line in enumerate(body.split("\n"), start=1):
-        problems += [f"line {number}: {problem}" for problem in _in_line(line, evidence)]
+        problems += [f"line {number}: {problem}" for problem in _in_line(line, files)]
     return problems
 
 
 def _parts(path: Path) -> tuple[str, dict[str, Any], str]:
-    """Returns a card's front matter, as it stands and as it is read, and its text.
+    """Return a card's front matter, as it stands and as it is read, and its text.
 
     Raises:
         InputError: When it is not a card.
@@ -339,59 +338,59 @@ def _parts(path: Path) -> tuple[str, dict[str, Any], str]:
     return front[0], metadata, text[front.end() :]
 
 
-def place_arguments(place: Place) -> dict[str, Any]:
-    """Returns what names a place in the arguments of a metric of the metadata."""
-    return {"source": place.in_words(), "file": place.file, "field": place.field} | (
-        {"line": place.line} if place.line else {}
+def ref_arguments(ref: FieldRef) -> dict[str, Any]:
+    """Return what names a ref in the arguments of a metric of the metadata."""
+    return {"source": ref.describe(), "file": ref.file, "field": ref.field} | (
+        {"line": ref.line} if ref.line else {}
     )
 
 
-def _in_line(line: str, evidence: Evidence) -> Iterator[str]:
-    """Yields what is wrong with the numbers in a line of the text."""
+def _in_line(line: str, files: SourceFiles) -> Iterator[str]:
+    """Yield what is wrong with the numbers in a line of the text."""
     rest = line
-    for place, start, end in marks(line):
+    for ref, start, end in find_refs(line):
         before = line[:start]
-        length, problem = _borne_out(before, place, evidence)
+        length, problem = _check_value(before, ref, files)
         if problem:
             yield problem
-        if place.in_words() not in line:
-            yield f"a number from {place.in_words()}, which the line does not name"
+        if ref.describe() not in line:
+            yield f"a number from {ref.describe()}, which the line does not name"
         # Blanked, so that what follows stays where it was.
         rest = _blank(rest, start - length, end)
-    for words in sorted((place.in_words() for place, _, _ in marks(line)), key=len, reverse=True):
+    for words in sorted((ref.describe() for ref, _, _ in find_refs(line)), key=len, reverse=True):
         rest = rest.replace(words, " ")
-    if evidence.has(TRAINED_ON.file):  # in a command there is no place for a mark
-        for words in packing_words(evidence):
+    if files.has(TRAINED_ON.file):  # in a command there is no ref for a mark
+        for words in pack_options(files):
             rest = re.sub(rf"{re.escape(words)}(?!\S)", " ", rest)
     yield from _bare_numbers(rest)
 
 
-def _borne_out(before: str, place: Place, evidence: Evidence) -> tuple[int, str | None]:
-    """Compares what stands before a mark with its place.
+def _check_value(before: str, ref: FieldRef, files: SourceFiles) -> tuple[int, str | None]:
+    """Compare what stands before a mark with its ref.
 
     Returns:
         How many characters belong to the value, and what is wrong, if anything.
     """
     try:
-        value = evidence.value(place)
+        value = files.value(ref)
     except InputError as error:
         return 0, str(error)
     if isinstance(value, str):
         fits = before.endswith(value)
-        return (len(value), None) if fits else (0, f"{place.in_words()} has {value!r}")
+        return (len(value), None) if fits else (0, f"{ref.describe()} has {value!r}")
     if isinstance(value, dict | list):
         value = len(value)
     shown = _SHOWN.search(before)
     if shown is None or not isinstance(value, int | float):
-        return 0, f"no number before the mark of {place.in_words()}"
+        return 0, f"no number before the mark of {ref.describe()}"
     if shown[0] != _like(shown[0], value):
-        wrong = f"{shown[0]}, but {place.in_words()} has {place.field} = {value}"
+        wrong = f"{shown[0]}, but {ref.describe()} has {ref.field} = {value}"
         return len(shown[0]), wrong
     return len(shown[0]), None
 
 
 def _like(shown: str, value: float) -> str:
-    """Returns a value written as `shown` is: as percent or not, with as many decimals."""
+    """Return a value written as `shown` is: as percent or not, with as many decimals."""
     bare = shown.rstrip("%")
     comma = "," if "," in bare else ""
     decimals = len(bare.partition(".")[2])
@@ -401,9 +400,9 @@ def _like(shown: str, value: float) -> str:
     return f"{value:{comma}.{decimals}{percent}}"
 
 
-def _in_metadata(metadata: dict[str, Any], evidence: Evidence, title: str) -> Iterator[str]:
-    """Yields what is wrong with the numbers in the metadata."""
-    known = [str(evidence.value(p)) for p in (TRAINED_ON, EVALUATED_ON) if evidence.has(p.file)]
+def _in_metadata(metadata: dict[str, Any], files: SourceFiles, title: str) -> Iterator[str]:
+    """Yield what is wrong with the numbers in the metadata."""
+    known = [str(files.value(p)) for p in (TRAINED_ON, EVALUATED_ON) if files.has(p.file)]
     known += [UNVERIFIED_PREFIX + name for name in known]
     known += [name + REAL_SUFFIX for name in known]
     if metadata.get("model_name") == title:
@@ -415,7 +414,7 @@ def _in_metadata(metadata: dict[str, Any], evidence: Evidence, title: str) -> It
             data = result.get("dataset", {})
             result["dataset"] = {k: v for k, v in data.items() if v not in known}
             for metric in result.get("metrics", []):
-                yield from _in_metric(metric, evidence)
+                yield from _in_metric(metric, files)
                 metric.pop("args", None)
                 metric.pop("value", None)
     for leaf in _leaves(metadata):
@@ -423,30 +422,30 @@ def _in_metadata(metadata: dict[str, Any], evidence: Evidence, title: str) -> It
             yield f"metadata: {problem}"
 
 
-def _in_metric(metric: dict[str, Any], evidence: Evidence) -> Iterator[str]:
-    """Yields what is wrong with one metric of the metadata."""
+def _in_metric(metric: dict[str, Any], files: SourceFiles) -> Iterator[str]:
+    """Yield what is wrong with one metric of the metadata."""
     arguments = metric.get("args") or {}
     try:
-        place = Place(arguments["file"], arguments["field"], arguments.get("line"))
-        value = evidence.value(place)
+        ref = FieldRef(arguments["file"], arguments["field"], arguments.get("line"))
+        value = files.value(ref)
     except (KeyError, TypeError):
         yield f"metadata: {metric.get('value')} has no source"
         return
     except InputError as error:
         yield f"metadata: {error}"
         return
-    if value != metric.get("value") or arguments != place_arguments(place):
-        yield f"metadata: {metric.get('value')}, but {place.in_words()} has {place.field} = {value}"
+    if value != metric.get("value") or arguments != ref_arguments(ref):
+        yield f"metadata: {metric.get('value')}, but {ref.describe()} has {ref.field} = {value}"
 
 
 def _bare_numbers(text: str) -> Iterator[str]:
-    """Yields the numbers in a text that no mark vouches for."""
+    """Yield the numbers in a text that no mark vouches for."""
     for found in _NUMBER.finditer(_NAMES.sub(" ", _LINK_TARGET.sub("]", text))):
         yield f"{found[0]} has no source"
 
 
 def _leaves(node: Any) -> Iterator[str]:
-    """Yields all keys and scalars of a YAML document as text."""
+    """Yield all keys and scalars of a YAML document as text."""
     if isinstance(node, dict):
         for key, value in node.items():
             yield str(key)
@@ -458,14 +457,14 @@ def _leaves(node: Any) -> Iterator[str]:
         yield str(node)
 
 
-def _without_recipe(body: str, evidence: Evidence) -> str:
-    """Blanks the verbatim copy of recipe.yaml, keeping the count of lines."""
-    if not evidence.has(RECIPE):
+def _without_recipe(body: str, files: SourceFiles) -> str:
+    """Blank the verbatim copy of recipe.yaml, keeping the count of lines."""
+    if not files.has(RECIPE):
         return body
-    block = f"```yaml\n{(evidence.folder / RECIPE).read_text(encoding='utf-8')}```"
+    block = f"```yaml\n{(files.folder / RECIPE).read_text(encoding='utf-8')}```"
     return body.replace(block, "\n" * block.count("\n"))
 
 
 def _blank(text: str, start: int, end: int) -> str:
-    """Replaces a part of a text by as many blanks."""
+    """Replace a part of a text by as many blanks."""
     return text[:start] + " " * (end - start) + text[end:]

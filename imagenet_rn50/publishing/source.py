@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BaseImageProcessor, ResNetForImageClassification
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.evaluation.load_model import network_of, require_same_classes
+from imagenet_rn50.evaluation.load_model import check_classes, network_of
 from imagenet_rn50.model import build_processor, name_classes, processor_of
 from imagenet_rn50.pretrained import Kind, Pretrained, read_pretrained
 from imagenet_rn50.pretrained_config import ASSUMED
@@ -58,7 +58,7 @@ class Source:
 
 
 def source_of_run(run: Path, which: Which, weights: Weights, metrics: Path | None) -> Source:
-    """Returns the chosen weights of a run.
+    """Return the chosen weights of a run.
 
     Args:
         run: The run folder.
@@ -101,7 +101,7 @@ def source_of_weights(
     kind: Kind | None = None,
     arch: str | None = None,
 ) -> Source:
-    """Returns weights of others.
+    """Return weights of others.
 
     Args:
         weights: As `read_pretrained` takes them.
@@ -144,7 +144,7 @@ def source_of_weights(
 
 
 def data_of(processor: Any) -> DataRecipe:
-    """Returns sizes and normalisation as a processor states them.
+    """Return sizes and normalisation as a processor states them.
 
     Raises:
         InputError: When it does something else than resize, crop and normalise.
@@ -166,7 +166,7 @@ def data_of(processor: Any) -> DataRecipe:
 
 
 def _labels(pretrained: Pretrained, classes: Classes | None) -> list[str]:
-    """Returns one name a class.
+    """Return one name a class.
 
     Raises:
         InputError: When nobody says what the classes are, or `classes` contradicts the weights.
@@ -174,7 +174,7 @@ def _labels(pretrained: Pretrained, classes: Classes | None) -> list[str]:
     labels = pretrained.labels()
     if classes is not None:
         if labels is not None:
-            require_same_classes(pretrained.name, labels, "--classes", classes)
+            check_classes(pretrained.name, labels, "--classes", classes)
         return list(classes.labels)
     if labels is not None:
         return labels
@@ -192,7 +192,7 @@ def _labels(pretrained: Pretrained, classes: Classes | None) -> list[str]:
 
 
 def _processor(pretrained: Pretrained, sizes: Mapping[str, int]) -> BaseImageProcessor:
-    """Returns what prepares pictures for a model.
+    """Return what prepares pictures for a model.
 
     Raises:
         InputError: When its folder should say and does not.
@@ -245,7 +245,7 @@ def _changed(processor: BaseImageProcessor, settings: Mapping[str, Any]) -> Base
 
 
 def _resized(processor: Any, sizes: Mapping[str, int]) -> BaseImageProcessor:
-    """Returns a processor with other sizes; whatever else it does stays.
+    """Return a processor with other sizes; whatever else it does stays.
 
     Raises:
         InputError: When it has no such sizes, and not both were given.
@@ -264,7 +264,7 @@ def _resized(processor: Any, sizes: Mapping[str, int]) -> BaseImageProcessor:
 
 
 def _with_sizes(data: DataRecipe, changes: Mapping[str, Any]) -> DataRecipe:
-    """Returns settings with changes, validated again.
+    """Return settings with changes, validated again.
 
     Raises:
         InputError: When they do not go together.

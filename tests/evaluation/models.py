@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.evaluation.load_model import Subject
+from imagenet_rn50.evaluation.load_model import LoadedModel
 from imagenet_rn50.model import build_model, build_processor
 from imagenet_rn50.recipe import DataRecipe, ModelRecipe, Recipe
 from imagenet_rn50.runs import metrics
@@ -105,10 +105,10 @@ class Painted(torch.nn.Module):
         return SimpleNamespace(logits=-distance)
 
 
-def painted_subject(num_classes, classes=None):
+def painted_model(num_classes, classes=None):
     """The `Painted` model, ready to be evaluated."""
     classes = classes or classes_of(num_classes)
-    return Subject(
+    return LoadedModel(
         name="painted",
         network=Painted(num_classes),
         labels=classes.labels,

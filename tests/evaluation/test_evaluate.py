@@ -5,6 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 from sklearn.metrics import confusion_matrix, top_k_accuracy_score
 from torch.multiprocessing.spawn import start_processes
@@ -13,10 +14,10 @@ from imagenet_rn50.cli import EvaluateArguments
 from imagenet_rn50.cli import evaluate as command
 from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.evaluation.datasets import ShardImages
-from imagenet_rn50.evaluation.evaluate import Ranks, evaluate, joined_ranks
-from imagenet_rn50.evaluation.load_model import open_subject
+from imagenet_rn50.evaluation.evaluate import evaluate, joined_ranks
+from imagenet_rn50.evaluation.load_model import load_model
 from imagenet_rn50.evaluation.output import metrics_of
-from imagenet_rn50.evaluation.records import Records, rows_of
+from imagenet_rn50.evaluation.predictions import Predictions, rows_of
 from imagenet_rn50.evaluation.statistics import class_counts
 from imagenet_rn50.model import build_processor, logits_of
 from imagenet_rn50.recipe import DataRecipe
@@ -28,7 +29,6 @@ pytestmark = pytest.mark.numeric
 
 NUM_CLASSES = 9
 SIZES = [7, 1, 0, 12, 3]  # 23 images: no multiple of any batch below
-ALONE = Ranks(torch.device("cpu"))
 # The shorter side of the images is not resized: it would round differently on another processor.
 DATA = DataRecipe(train_size=16, eval_size=16, eval_resize=24)
 
@@ -75,11 +75,11 @@ def matches(row, logits, labels):
 
 def test_counts_equal_a_brute_force_reference_through_both_transforms_and_flipped(folder):
     images = images_in(folder / "shards")
-    subject = open_subject(str(folder / "model"))
-    evaluation = evaluate(subject, images, ranks=ALONE, flip=True, batch=5)
-    plain = brute_force_logits(subject.network, images)
-    averaged = (plain + brute_force_logits(subject.network, images, mirrored=True)) / 2
-    rows = metrics_of(subject, images, evaluation)["results"]
+    loaded = load_model(str(folder / "model"))
+    evaluation = evaluate(loaded, images, flip=True, batch=5)
+    plain = brute_force_logits(loaded.network, images)
+    averaged = (plain + brute_force_logits(loaded.network, images, mirrored=True)) / 2
+    rows = metrics_of(loaded, images, evaluation)["results"]
     assert [(row["transform"], row["flip"]) for row in rows] == [
         ("training", False),
         ("training", True),
@@ -92,7 +92,7 @@ def test_counts_equal_a_brute_force_reference_through_both_transforms_and_flippe
     assert rows[0]["top1"] not in {0.0, 1.0}
 
     matrix = confusion_matrix(images.labels, plain.argmax(1), labels=range(NUM_CLASSES))
-    counted = class_counts(images.labels, evaluation.records.top)
+    counted = class_counts(images.labels, evaluation.predictions.top)
     assert [row.top1 for row in counted] == [matrix[row.label, row.label] for row in counted]
 
 
@@ -102,23 +102,25 @@ def on_rank(rank, folder, ports):
     At last two of them are told to by the command, as under a launcher.
     """
     torch.set_num_threads(1)
-    subject = open_subject(str(folder / "model"))
+    loaded = load_model(str(folder / "model"))
     for world_size, port in zip((3, 2, 2), ports[:3], strict=True):
         if rank >= world_size:
             continue
-        os.environ |= {"WORLD_SIZE": str(world_size), "RANK": str(rank)}
+        AcceleratorState._reset_state(True)
+        os.environ |= {"WORLD_SIZE": str(world_size), "RANK": str(rank), "OMP_NUM_THREADS": "1"}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         is_last = port == ports[2]
         images = images_in(folder / ("damaged" if is_last else "shards"))
-        with joined_ranks() as ranks:
+        with joined_ranks():
             try:
-                evaluation = evaluate(subject, images, ranks=ranks, batch=5, num_workers=rank % 2)
-                answer = metrics_of(subject, images, evaluation)["results"]
+                evaluation = evaluate(loaded, images, batch=5, num_workers=rank % 2)
+                answer = metrics_of(loaded, images, evaluation)["results"]
             except InputError as error:
                 answer = str(error)
         name = "damaged" if is_last else str(world_size)
         (folder / f"{name}-{rank}.json").write_text(json.dumps(answer), encoding="utf-8")
     if rank < 2:
+        AcceleratorState._reset_state(True)
         os.environ["MASTER_PORT"] = str(ports[3])
         shards, out = str(folder / "shards"), folder / f"told-{rank}"
         model = str(folder / "model")
@@ -130,9 +132,9 @@ def test_two_and_three_ranks_count_what_one_counts_and_all_raise_what_one_meets(
     ports = free_ports(4)
     # Forked as loader workers are: what is imported already need not be imported three times.
     start_processes(on_rank, (folder, ports), nprocs=3, start_method="fork")
-    images, subject = images_in(folder / "shards"), open_subject(str(folder / "model"))
-    alone = evaluate(subject, images, ranks=ALONE, batch=5)
-    expected = metrics_of(subject, images, alone)["results"]
+    images, loaded = images_in(folder / "shards"), load_model(str(folder / "model"))
+    alone = evaluate(loaded, images, batch=5)
+    expected = metrics_of(loaded, images, alone)["results"]
     assert [row["num_images"] for row in expected] == [sum(SIZES)] * 2
     for world_size in (2, 3):
         for rank in range(world_size):
@@ -152,31 +154,31 @@ def table_of(num_images):
 
 def test_an_image_that_was_counted_twice_or_never_is_an_error():
     table = table_of(6)
-    assert len(Records.of(table).top) == 6
+    assert len(Predictions.of(table).top) == 6
     for times in (0, 2):
         wrong = table.clone()
         wrong[4] *= times
         with pytest.raises(RuntimeError, match=f"image 4 was counted {times} times"):
-            Records.of(wrong)
+            Predictions.of(wrong)
 
 
 def test_a_model_that_diverged_is_named(folder):
-    subject = open_subject(str(folder / "model"))
+    loaded = load_model(str(folder / "model"))
     with torch.no_grad():
-        subject.network.get_parameter("classifier.1.bias").fill_(float("nan"))
+        loaded.network.get_parameter("classifier.1.bias").fill_(float("nan"))
     with pytest.raises(InputError, match="not finite"):
-        evaluate(subject, images_in(folder / "shards"), ranks=ALONE)
+        evaluate(loaded, images_in(folder / "shards"))
 
 
 def test_a_split_without_images_is_named(folder, tmp_path):
     label_shards(tmp_path / "empty", [0], NUM_CLASSES)
     with pytest.raises(InputError, match="validation holds no images"):
-        evaluate(open_subject(str(folder / "model")), images_in(tmp_path / "empty"), ranks=ALONE)
+        evaluate(load_model(str(folder / "model")), images_in(tmp_path / "empty"))
 
 
 def test_one_transform_can_be_asked_for(folder):
-    subject = open_subject(str(folder / "model"))
+    loaded = load_model(str(folder / "model"))
     images = images_in(folder / "shards")
     for name in ("training", "processor"):
-        evaluation = evaluate(subject, images, ranks=ALONE, transform=name)
+        evaluation = evaluate(loaded, images, transform=name)
         assert [row.transform for row in evaluation.results] == [name]

@@ -11,14 +11,13 @@ from PIL import Image
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.reader import LocalShards
-from imagenet_rn50.evaluation.datasets import ShardImages, open_target, read_folder, read_real
-from imagenet_rn50.evaluation.evaluate import Ranks, evaluate
+from imagenet_rn50.evaluation.datasets import ShardImages, open_images, read_folder, read_real
+from imagenet_rn50.evaluation.evaluate import evaluate
 from imagenet_rn50.utils.errors import InputError
-from tests.evaluation.models import classes_of, label_shards, painted_subject, picture_of
+from tests.evaluation.models import classes_of, label_shards, painted_model, picture_of
 
 NUM_CLASSES = 12
 CLASSES = classes_of(NUM_CLASSES)
-ALONE = Ranks(torch.device("cpu"))
 
 
 def write_set(root, answers_of, name_of):
@@ -32,7 +31,7 @@ def write_set(root, answers_of, name_of):
 
 
 def rows_of(images, **options):
-    evaluation = evaluate(painted_subject(NUM_CLASSES), images, ranks=ALONE, batch=4, **options)
+    evaluation = evaluate(painted_model(NUM_CLASSES), images, batch=4, **options)
     return evaluation.results
 
 
@@ -46,8 +45,8 @@ def test_numbered_folders_are_class_indices_and_not_ranks_of_sorted_text(tmp_pat
     images = read_folder(write_set(tmp_path, answers, str), NUM_CLASSES, None, layout)
     assert images.labels.tolist() == [label for label in range(NUM_CLASSES) for _ in range(2)]
     for row in rows_of(images):
-        assert (row.num_images, row.hits1) == (24, 23)
-        assert row.hits5 == 23  # of picture 2, the five nearest classes do not reach 10
+        assert (row.num_images, row.correct_top1) == (24, 23)
+        assert row.correct_top5 == 23  # of picture 2, the five nearest classes do not reach 10
 
 
 @pytest.mark.parametrize("layout", [None, "imagenet-a", "imagenet-r"])
@@ -57,12 +56,14 @@ def test_a_set_of_some_classes_lets_only_these_be_named(tmp_path, layout):
     images = read_folder(root, NUM_CLASSES, CLASSES, layout)
     assert images.subset is not None
     assert images.subset.tolist() == [2, 5, 9]
-    evaluation = evaluate(painted_subject(NUM_CLASSES), images, ranks=ALONE, batch=4)
+    evaluation = evaluate(painted_model(NUM_CLASSES), images, batch=4)
     for row in evaluation.results:
-        assert (row.num_images, row.hits1, row.hits5) == (6, 5, 6)
-    assert evaluation.records.top.tolist()[-2:] == [[9, 5, 2], [5, 2, 9]]
+        assert (row.num_images, row.correct_top1, row.correct_top5) == (6, 5, 6)
+    assert evaluation.predictions.top.tolist()[-2:] == [[9, 5, 2], [5, 2, 9]]
     logits = -(torch.tensor([2.0, 5.0, 9.0]) - 9 - 0.25).abs()  # of the picture painted 9
-    assert evaluation.records.confidence[4] == pytest.approx(float(logits.softmax(0)[2]), abs=0.02)
+    assert evaluation.predictions.confidence[4] == pytest.approx(
+        float(logits.softmax(0)[2]), abs=0.02
+    )
 
 
 @pytest.mark.parametrize("layout", [None, "imagenet-sketch"])
@@ -72,7 +73,7 @@ def test_a_set_of_all_classes_by_wnid_restricts_nothing(tmp_path, layout):
     images = read_folder(root, NUM_CLASSES, CLASSES, layout)
     assert images.subset is None
     for row in rows_of(images):
-        assert (row.num_images, row.hits1, row.hits5) == (12, 11, 12)
+        assert (row.num_images, row.correct_top1, row.correct_top5) == (12, 11, 12)
 
 
 def test_a_picture_that_is_a_png_or_cmyk_counts_like_any_other(tmp_path):
@@ -82,7 +83,7 @@ def test_a_picture_that_is_a_png_or_cmyk_counts_like_any_other(tmp_path):
         picture.save(root / str(label) / "0.JPEG", format=kind)
     (root / "README.txt").write_text("not a picture", encoding="utf-8")
     for row in rows_of(read_folder(root, NUM_CLASSES, None)):
-        assert (row.num_images, row.hits1) == (12, 12)
+        assert (row.num_images, row.correct_top1) == (12, 12)
 
 
 def test_images_of_any_name_format_and_depth_count_and_what_is_no_image_is_told(tmp_path):
@@ -97,7 +98,7 @@ def test_images_of_any_name_format_and_depth_count_and_what_is_no_image_is_told(
     (root / "__MACOSX" / "._x").write_bytes(b"x")
     images = read_folder(root, NUM_CLASSES, None)
     for row in rows_of(images):
-        assert (row.num_images, row.hits1) == (18, 18)
+        assert (row.num_images, row.correct_top1) == (18, 18)
     assert [entry.path for entry in images.not_counted] == ["8/.DS_Store", "__MACOSX/", "LICENSE"]
     assert images.description["files_not_counted"] == 3
 
@@ -145,17 +146,17 @@ def test_a_folder_that_is_no_such_set_is_refused(tmp_path, names, layout, proble
 
 def test_wnids_need_classes_and_classes_come_from_the_model_the_shards_or_a_file(tmp_path):
     root = write_set(tmp_path / "set", {2: [2], 5: [5]}, by_wnid)
-    nameless = painted_subject(NUM_CLASSES)
+    nameless = painted_model(NUM_CLASSES)
     nameless = type(nameless)(**{**vars(nameless), "classes": None})
     with pytest.raises(InputError, match="does not say its classes"):
-        open_target(nameless, None, root)
+        open_images(nameless, None, root)
     mapping = tmp_path / "LOC_synset_mapping.txt"
     lines = (f"{w} {name}\n" for w, name in zip(CLASSES.wnids, CLASSES.names, strict=True))
     mapping.write_text("".join(lines), encoding="utf-8")
     shards = label_shards(tmp_path / "shards", [3], NUM_CLASSES)
     renamed = shutil.copy(shards / "classes.json", tmp_path / "names.txt")
-    for subject, location, classes in (
-        (painted_subject(NUM_CLASSES), None, None),
+    for loaded, location, classes in (
+        (painted_model(NUM_CLASSES), None, None),
         (nameless, None, mapping),
         (nameless, None, shards),
         (nameless, None, shards / "classes.json"),
@@ -163,12 +164,12 @@ def test_wnids_need_classes_and_classes_come_from_the_model_the_shards_or_a_file
         (nameless, str(shards), None),
         (nameless, str(shards), mapping),
     ):
-        target = open_target(subject, location, root, classes=classes)
-        assert target.images.labels.tolist() == [2, 5]
+        images, _ = open_images(loaded, location, root, classes=classes)
+        assert images.labels.tolist() == [2, 5]
     with pytest.raises(InputError, match="there is no file"):
-        open_target(nameless, None, root, classes=tmp_path / "nothing.txt")
+        open_images(nameless, None, root, classes=tmp_path / "nothing.txt")
     with pytest.raises(InputError, match="nothing to evaluate on"):
-        open_target(nameless, None, None)
+        open_images(nameless, None, None)
 
 
 def numbered_keys(numbers):
@@ -212,9 +213,9 @@ def test_any_fitting_class_is_right_and_images_without_any_do_not_count(tmp_path
     rows = rows_of(images, real=real, flip=True)
     assert [row.name for row in rows] == ["set"] * 4 + ["real"] * 4
     for row in rows[:4]:
-        assert (row.num_images, row.hits1, row.hits5) == (12, 12, 12)
+        assert (row.num_images, row.correct_top1, row.correct_top5) == (12, 12, 12)
     for row in rows[4:]:
-        assert (row.num_images, row.hits1, row.hits5) == (10, 8, 9)
+        assert (row.num_images, row.correct_top1, row.correct_top5) == (10, 8, 9)
         assert row.loss is None
         assert row.calibration.num_images.sum() == 10
 
@@ -222,16 +223,16 @@ def test_any_fitting_class_is_right_and_images_without_any_do_not_count(tmp_path
 @pytest.mark.parametrize("given", ["the model", "--classes"])
 def test_lists_of_classes_that_give_an_index_two_wnids_are_refused(tmp_path, given):
     others = Classes((*CLASSES.wnids[:-1], "n99999999"), CLASSES.names)
-    subject = painted_subject(NUM_CLASSES)
+    loaded = painted_model(NUM_CLASSES)
     shards = label_shards(tmp_path / "shards", [3], NUM_CLASSES)
     path = None
     if given == "the model":
-        subject = replace(subject, classes=others)
+        loaded = replace(loaded, classes=others)
     else:
         others.save(tmp_path)
         path = tmp_path / "classes.json"
     with pytest.raises(InputError, match="class 11 to be") as caught:
-        open_target(subject, str(shards), None, classes=path)
+        open_images(loaded, str(shards), None, classes=path)
     assert CLASSES.wnids[-1] in str(caught.value)
     assert "n99999999" in str(caught.value)
 

@@ -7,14 +7,13 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-import torch
 from datasets import Dataset, Features, Image, Value
 
 from imagenet_rn50.__main__ import main
 from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.evaluation.datasets import ShardImages, read_folder
-from imagenet_rn50.evaluation.evaluate import Ranks, evaluate
-from imagenet_rn50.evaluation.load_model import open_subject
+from imagenet_rn50.evaluation.evaluate import evaluate
+from imagenet_rn50.evaluation.load_model import load_model
 from imagenet_rn50.evaluation.output import (
     metrics_of,
     num_classes_counted,
@@ -26,14 +25,13 @@ from tests.evaluation.models import (
     classes_of,
     export_model,
     label_shards,
-    painted_subject,
+    painted_model,
     picture_of,
     random_model,
     write_run,
 )
 
 NUM_CLASSES = 8
-ALONE = Ranks(torch.device("cpu"))
 
 
 class Page(HTMLParser):
@@ -112,12 +110,12 @@ def report(tmp_path):
         folder.mkdir(parents=True)
         (folder / "right.JPEG").write_bytes(picture_of(label))
     (tmp_path / "set" / classes.wnids[3] / "wrong.JPEG").write_bytes(picture_of(6))
-    subject = painted_subject(NUM_CLASSES, classes)
+    loaded = painted_model(NUM_CLASSES, classes)
     images = read_folder(tmp_path / "set", NUM_CLASSES, classes)
-    evaluation = evaluate(subject, images, ranks=ALONE)
-    write_evaluation(tmp_path / "out", subject, images, evaluation, classes)
+    evaluation = evaluate(loaded, images)
+    write_evaluation(tmp_path / "out", loaded, images, evaluation, classes)
     return (tmp_path / "out" / "report.html").read_text(encoding="utf-8"), metrics_of(
-        subject, images, evaluation
+        loaded, images, evaluation
     )
 
 
@@ -160,10 +158,10 @@ def test_a_model_without_mistakes_has_a_report(tmp_path):
     for label in range(NUM_CLASSES):
         (tmp_path / "set" / str(label)).mkdir(parents=True)
         (tmp_path / "set" / str(label) / "0.JPEG").write_bytes(picture_of(label))
-    subject = painted_subject(NUM_CLASSES)
+    loaded = painted_model(NUM_CLASSES)
     images = read_folder(tmp_path / "set", NUM_CLASSES, None)
-    evaluation = evaluate(subject, images, ranks=ALONE, transform="training")
-    write_evaluation(tmp_path, subject, images, evaluation, None)
+    evaluation = evaluate(loaded, images, transform="training")
+    write_evaluation(tmp_path, loaded, images, evaluation, None)
     assert "every image was right" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -180,8 +178,8 @@ def test_the_evaluators_workflow_counts_what_the_command_counts(tmp_path):
     export_model(tmp_path / "model", random_model(NUM_CLASSES))
     shards = label_shards(tmp_path / "shards", [9, 8], NUM_CLASSES)
     images = ShardImages(LocalShards(shards), "validation")
-    subject = open_subject(str(tmp_path / "model"))
-    rows = evaluate(subject, images, ranks=ALONE, transform="processor").results
+    loaded = load_model(str(tmp_path / "model"))
+    rows = evaluate(loaded, images, transform="processor").results
     assert 0 < rows[0].top1 < 1
 
     paths = [tmp_path / f"{index}.jpg" for index in range(17)]
@@ -193,7 +191,7 @@ def test_the_evaluators_workflow_counts_what_the_command_counts(tmp_path):
         model_or_pipeline=str(tmp_path / "model"),
         data=Dataset.from_dict(columns, features=features),
         metric=hugging_face.load("imagenet_rn50/evaluation/topk_accuracy.py"),
-        label_mapping={name: index for index, name in enumerate(subject.labels)},
+        label_mapping={name: index for index, name in enumerate(loaded.labels)},
     )
     assert measured["top1"] == rows[0].top1
     assert measured["num_images"] == 17
@@ -206,12 +204,12 @@ def evaluated_pictures(tmp_path, labels, num_classes):
         folder = tmp_path / "set" / classes.wnids[truth]
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.JPEG").write_bytes(picture_of(shown))
-    subject = painted_subject(num_classes, classes)
+    loaded = painted_model(num_classes, classes)
     images = read_folder(tmp_path / "set", num_classes, classes)
-    evaluation = evaluate(subject, images, ranks=ALONE)
-    write_evaluation(tmp_path / "out", subject, images, evaluation, classes)
+    evaluation = evaluate(loaded, images)
+    write_evaluation(tmp_path / "out", loaded, images, evaluation, classes)
     page = Page((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text
-    counted = num_classes_counted(subject, images)
+    counted = num_classes_counted(loaded, images)
     return " ".join(page.split()), results_table(evaluation.results, counted)
 
 

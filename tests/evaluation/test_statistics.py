@@ -71,13 +71,13 @@ def test_classes_and_confusions_are_those_of_sklearns_matrix(data, num_classes, 
         assert row.num_images == matrix[row.label].sum()
         assert row.top1 == matrix[row.label, row.label]
         assert row.top5 == (top[labels == row.label] == row.label).any(1).sum()
-        assert row.times == off_diagonal[row.label].max()
-        if row.taken_for is not None:
-            assert off_diagonal[row.label, row.taken_for] == row.times
+        assert row.count == off_diagonal[row.label].max()
+        if row.most_confused_with is not None:
+            assert off_diagonal[row.label, row.most_confused_with] == row.count
 
     pairs = confusions(labels, top[:, 0], limit=100)
-    assert {(p.truth, p.named): p.times for p in pairs} == {
+    assert {(p.target, p.named): p.count for p in pairs} == {
         (int(t), int(n)): int(off_diagonal[t, n]) for t, n in np.argwhere(off_diagonal)
     }
-    assert [p.times for p in pairs] == sorted((p.times for p in pairs), reverse=True)
+    assert [p.count for p in pairs] == sorted((p.count for p in pairs), reverse=True)
     assert confusions(labels, top[:, 0], limit=2) == pairs[:2]

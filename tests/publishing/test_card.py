@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from imagenet_rn50.model import build_model, to_torchvision
 from imagenet_rn50.publishing import provenance as evidence
 from imagenet_rn50.publishing.export import Wanted, convert, export
-from imagenet_rn50.publishing.provenance import untraced
+from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.recipe import ModelRecipe
 from imagenet_rn50.utils.errors import InputError
 from tests.commands import ROOT, check, commands_in
@@ -70,8 +70,8 @@ def test_the_hub_reads_the_metadata(imagenet_export):
 
 def test_every_card_that_is_written_passes(imagenet_export, run, tmp_path):
     export(run.path, tmp_path / "out")
-    assert untraced(imagenet_export) == []
-    assert untraced(tmp_path / "out") == []
+    assert unsourced_numbers(imagenet_export) == []
+    assert unsourced_numbers(tmp_path / "out") == []
     card = ModelCard.load(tmp_path / "out" / "README.md").data
     assert card.license == "apache-2.0"
     # Of three classes, naming five names the right one always.
@@ -111,7 +111,7 @@ def test_what_was_measured_is_credited_to_the_data_that_it_was_measured_on(
     assert found == set(credited)
     assert data.datasets is None  # it was trained on others
     assert row in visible(path.read_text(encoding="utf-8"))
-    assert untraced(tmp_path / "out") == []
+    assert unsourced_numbers(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("splits", [None, [], ["validation"]])
@@ -130,7 +130,7 @@ def test_a_run_over_data_that_is_only_called_imagenet1k_claims_nothing(tmp_path,
     assert "trained on imagenet1k (not shown to be ImageNet-1k)" in visible(card.text)
     assert "published ResNet-50s" not in card.text
     assert "no commercial use" not in card.text
-    assert untraced(tmp_path / "out") == []
+    assert unsourced_numbers(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize("name", ["imagenet1k", "ILSVRC-2012"])
@@ -144,7 +144,7 @@ def test_an_evaluation_over_images_that_are_only_called_imagenet1k_claims_nothin
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert {r.dataset_type for r in card.data.eval_results} == {f"unverified-{name}"}
     assert f"| {name} (not shown to be ImageNet-1k), validation" in visible(card.text)
-    assert untraced(tmp_path / "out") == []
+    assert unsourced_numbers(tmp_path / "out") == []
 
 
 def test_weights_of_others_that_were_evaluated_on_imagenet_have_its_limits(tmp_path):
@@ -267,7 +267,7 @@ def test_the_cost_stands_in_the_card_where_every_process_knew_its_price(
         file.write(json.dumps(line) + "\n")
     export(run.path, tmp_path / "out")
     assert row in visible((tmp_path / "out" / "README.md").read_text())
-    assert untraced(tmp_path / "out") == []
+    assert unsourced_numbers(tmp_path / "out") == []
 
 
 @pytest.mark.parametrize(
@@ -279,4 +279,4 @@ def test_a_card_rounds_no_accuracy_to_all_or_nothing(tmp_path, shards, top1, sho
     export(run.path, tmp_path / "out")
     text = visible((tmp_path / "out" / "README.md").read_text())
     assert f"validation while training | {shown} |" in text
-    assert untraced(tmp_path / "out") == []
+    assert unsourced_numbers(tmp_path / "out") == []

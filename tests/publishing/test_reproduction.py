@@ -10,7 +10,7 @@ import pytest
 
 import shard_imagenet
 from imagenet_rn50.publishing.export import export
-from imagenet_rn50.publishing.provenance import untraced
+from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.plan import PackOptions
 from tests.commands import check, commands_in
@@ -41,7 +41,7 @@ def test_packing_by_the_command_of_the_card_gives_its_fingerprint(tmp_path, monk
     source, shards = write_kaggle(tmp_path / "source"), tmp_path / "shards"
     shard(f"python shard_imagenet.py pack --source {source} --out {shards} {options}", monkeypatch)
     card = exported(tmp_path, shards, Manifest.load(shards).dataset)
-    assert untraced(card.parent) == []
+    assert unsourced_numbers(card.parent) == []
     [line] = [command.text for command in commands_in(card) if " pack " in command.text]
     line = line.replace("SOURCE", str(source)).replace("SHARDS", str(tmp_path / "again"))
     shard(line, monkeypatch)
@@ -96,4 +96,4 @@ def test_another_number_in_the_command_is_found(tmp_path, monkeypatch):
     shard(f"python shard_imagenet.py pack --source {source} --out {shards} {OPTIONS}", monkeypatch)
     card = exported(tmp_path, shards, "imagenet1k")
     card.write_text(card.read_text(encoding="utf-8").replace("--seed 7", "--seed 71"))
-    assert any("71 has no source" in problem for problem in untraced(card.parent))
+    assert any("71 has no source" in problem for problem in unsourced_numbers(card.parent))

@@ -10,9 +10,9 @@ from transformers import AutoConfig, AutoImageProcessor
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.reader import LocalShards
-from imagenet_rn50.evaluation.datasets import ShardImages, open_target
-from imagenet_rn50.evaluation.evaluate import Ranks, evaluate
-from imagenet_rn50.evaluation.load_model import open_subject, require_same_classes
+from imagenet_rn50.evaluation.datasets import ShardImages, open_images
+from imagenet_rn50.evaluation.evaluate import evaluate
+from imagenet_rn50.evaluation.load_model import check_classes, load_model
 from imagenet_rn50.model import load_exported, weights_digest
 from imagenet_rn50.pretrained import read_pretrained
 from imagenet_rn50.publishing.export import convert
@@ -55,9 +55,9 @@ def digest_of(seed):
 )
 def test_a_run_offers_best_and_last_raw_and_averaged(tmp_path, shards, ema, which, weights, seed):
     run = write_run(tmp_path / "run", shards, NUM_CLASSES, ema=ema)
-    subject = open_subject(str(run), which, weights)
-    assert weights_digest(subject.network) == digest_of(seed)
-    assert subject.checkpoint == {
+    loaded = load_model(str(run), which, weights)
+    assert weights_digest(loaded.network) == digest_of(seed)
+    assert loaded.checkpoint == {
         "name": f"samples-{24 if which == 'best' else 48:09d}",
         "which": which,
         "weights": "ema" if seed % 2 else "raw",
@@ -70,10 +70,10 @@ def test_a_run_offers_best_and_last_raw_and_averaged(tmp_path, shards, ema, whic
 def test_a_run_without_averages_or_checkpoints_says_so(tmp_path, shards):
     run = write_run(tmp_path / "run", shards, NUM_CLASSES)
     with pytest.raises(InputError, match="holds no averaged weights"):
-        open_subject(str(run), weights="ema")
+        load_model(str(run), weights="ema")
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(InputError, match="holds no checkpoint"):
-        open_subject(str(run))
+        load_model(str(run))
 
 
 def test_a_damaged_checkpoint_is_refused_and_no_other_taken_instead(tmp_path, shards):
@@ -81,13 +81,13 @@ def test_a_damaged_checkpoint_is_refused_and_no_other_taken_instead(tmp_path, sh
     weights = run / "checkpoints" / "samples-000000048" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
     with pytest.raises(InputError, match=r"the last checkpoint, .*, is not whole"):
-        open_subject(str(run), "last")
-    assert open_subject(str(run), "best").checkpoint["samples_seen"] == 24
+        load_model(str(run), "last")
+    assert load_model(str(run), "best").checkpoint["samples_seen"] == 24
 
 
 def test_a_checkpoint_and_its_export_have_the_same_digest_and_other_weights_another(model):
     network = random_model(NUM_CLASSES)
-    assert open_subject(str(model)).checkpoint == {"weights_sha256": weights_digest(network)}
+    assert load_model(str(model)).checkpoint == {"weights_sha256": weights_digest(network)}
     with torch.no_grad():
         network.classifier[1].bias[2] += 1e-6
     assert weights_digest(network) != digest_of(0)
@@ -97,7 +97,7 @@ def test_a_checkpoint_and_its_export_have_the_same_digest_and_other_weights_anot
 def test_an_exported_folder_that_lacks_a_file_is_named_with_it(model, name):
     (model / name).unlink()
     with pytest.raises(InputError, match=f"found:    no {name}"):
-        open_subject(str(model))
+        load_model(str(model))
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "preprocessor_config.json"])
@@ -105,14 +105,14 @@ def test_an_exported_folder_with_a_damaged_file_cannot_be_loaded(model, name):
     content = (model / name).read_bytes()
     (model / name).write_bytes(content[: len(content) // 2])
     with pytest.raises(InputError, match="cannot be loaded"):
-        open_subject(str(model))
+        load_model(str(model))
 
 
 def test_weights_of_half_precision_are_evaluated_in_full(model, shards):
     export_model(model, random_model(NUM_CLASSES).half())
-    subject, images = open_subject(str(model)), ShardImages(LocalShards(shards), "validation")
-    assert {tensor.dtype for tensor in subject.network.parameters()} == {torch.float32}
-    assert evaluate(subject, images, ranks=Ranks(torch.device("cpu"))).results[0].num_images == 4
+    loaded, images = load_model(str(model)), ShardImages(LocalShards(shards), "validation")
+    assert {tensor.dtype for tensor in loaded.network.parameters()} == {torch.float32}
+    assert evaluate(loaded, images).results[0].num_images == 4
 
 
 HOSTILE = """
@@ -142,7 +142,7 @@ def test_python_beside_a_model_is_not_run_whatever_the_terminal_answers(
     monkeypatch.setattr("builtins.input", lambda question: "y")
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
     with pytest.raises(InputError, match="cannot be loaded"):
-        open_subject(str(model))
+        load_model(str(model))
     with pytest.raises((InputError, ValueError)):
         load_exported(model) if file == "config.json" else convert(str(model), tmp_path / "out")
     assert not trace.exists()
@@ -159,7 +159,7 @@ def test_a_configuration_of_other_sizes_than_the_weights_is_named_with_both(mode
     with pytest.raises(
         InputError, match=r"expected: .* of \(5,.*\n  found:    one of \(6,"
     ) as caught:
-        open_subject(str(model))
+        load_model(str(model))
     assert "ignore_mismatched_sizes" not in str(caught.value)
 
 
@@ -168,29 +168,29 @@ def test_weights_that_do_not_fill_the_model_are_refused(model):
     state.pop("classifier.1.bias")
     save_file(state, model / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"such as classifier\.1\.bias"):
-        open_subject(str(model))
+        load_model(str(model))
 
 
 @pytest.mark.parametrize("name", ["nothing", "no/such/folder/here", "tests/nothing", "a/b.pth"])
 def test_a_model_that_is_nowhere_is_named_and_not_asked_of_the_hub(tmp_path, monkeypatch, name):
     monkeypatch.setattr("huggingface_hub.snapshot_download", None)
     with pytest.raises(InputError, match="there is no model"):
-        open_subject(name)
+        load_model(name)
     with pytest.raises(InputError, match="there are no weights"):
         read_pretrained(name)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no run"):
-        open_subject(str(tmp_path / "empty"))
+        load_model(str(tmp_path / "empty"))
 
 
 def test_a_file_of_weights_or_another_format_says_what_to_do_with_it(model, tmp_path):
     with pytest.raises(InputError, match=r"fix: .* export --from .*model\.safetensors --out DIR"):
-        open_subject(str(model / "model.safetensors"))
+        load_model(str(model / "model.safetensors"))
     (model / "model.safetensors").rename(model / "resnet50.safetensors")
     with pytest.raises(
         InputError, match=r"no model\.safetensors, but resnet50\.safetensors\n"
     ) as c:
-        open_subject(str(model))
+        load_model(str(model))
     assert "--format transformers" in str(c.value)
 
 
@@ -198,7 +198,7 @@ def test_a_run_whose_classes_are_of_another_number_is_refused(tmp_path, shards):
     run = write_run(tmp_path / "run", shards, NUM_CLASSES)
     classes_of(NUM_CLASSES - 1).save(run)
     with pytest.raises(InputError, match="does not fit the recipe and the classes beside it"):
-        open_subject(str(run))
+        load_model(str(run))
 
 
 def test_a_model_of_the_hub_is_loaded_from_its_cache(model, tmp_path, monkeypatch):
@@ -211,16 +211,16 @@ def test_a_model_of_the_hub_is_loaded_from_its_cache(model, tmp_path, monkeypatc
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for name in ("someone/some-model", f"someone/some-model@{commit}"):
         expected = {"hub_commit": commit, "weights_sha256": digest_of(0)}
-        assert open_subject(name).checkpoint == expected
+        assert load_model(name).checkpoint == expected
     with pytest.raises(InputError, match="there is no folder someone/nothing, and the Hub"):
-        open_subject("someone/nothing")
+        load_model("someone/nothing")
 
 
 def test_a_model_of_another_number_of_classes_is_refused(shards, tmp_path):
     export_model(tmp_path / "other", random_model(NUM_CLASSES + 1))
-    subject = open_subject(str(tmp_path / "other"))
+    loaded = load_model(str(tmp_path / "other"))
     with pytest.raises(InputError, match="expected: a model of 6 classes") as caught:
-        open_target(subject, str(shards), None)
+        open_images(loaded, str(shards), None)
     assert "found:    one of 7" in str(caught.value)
 
 
@@ -230,7 +230,7 @@ def test_a_model_whose_labels_are_in_another_order_is_refused(model, shards):
     names["1"], names["4"] = names["4"], names["1"]
     (model / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(InputError, match="or not in their order") as caught:
-        open_target(open_subject(str(model)), str(shards), None)
+        open_images(load_model(str(model)), str(shards), None)
     assert "expected: class 1 to be n00000010 'name1'" in str(caught.value)
 
 
@@ -248,21 +248,21 @@ KAGGLE = Classes(("n01440764", "n02012849", "n03126707"), ("tench, Tinca tinca",
     ],
 )
 def test_labels_may_be_worded_differently(labels):
-    require_same_classes("model", labels, "shards", KAGGLE)
+    check_classes("model", labels, "shards", KAGGLE)
 
 
 @pytest.mark.parametrize("labels", [("cat", "dog", "bird"), ("crane", "tench", "x")])
 def test_labels_of_other_classes_are_refused(labels):
     with pytest.raises(InputError, match="are not those of shards"):
-        require_same_classes("model", labels, "shards", KAGGLE)
+        check_classes("model", labels, "shards", KAGGLE)
 
 
 def test_shards_without_names_take_any_model():
     nameless = Classes(KAGGLE.wnids, KAGGLE.wnids)
-    require_same_classes("model", ("tench", "crane", "crane"), "shards", nameless)
-    require_same_classes("model", nameless.wnids, "shards", nameless)
+    check_classes("model", ("tench", "crane", "crane"), "shards", nameless)
+    check_classes("model", nameless.wnids, "shards", nameless)
     with pytest.raises(InputError, match="are not those of"):
-        require_same_classes("model", nameless.wnids[::-1], "shards", nameless)
+        check_classes("model", nameless.wnids[::-1], "shards", nameless)
 
 
 @pytest.mark.parametrize(
@@ -271,21 +271,20 @@ def test_shards_without_names_take_any_model():
 def test_a_processor_that_training_cannot_imitate_is_used_alone(model, shards, settings):
     path = model / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | settings), encoding="utf-8")
-    subject, images = open_subject(str(model)), ShardImages(LocalShards(shards), "validation")
-    ranks = Ranks(torch.device("cpu"))
-    rows = evaluate(subject, images, ranks=ranks).results
+    loaded, images = load_model(str(model)), ShardImages(LocalShards(shards), "validation")
+    rows = evaluate(loaded, images).results
     assert [row.transform for row in rows] == ["processor"]
     with pytest.raises(InputError, match="--transform processor"):
-        evaluate(subject, images, ranks=ranks, transform="training")
+        evaluate(loaded, images, transform="training")
 
 
 def test_the_classes_beside_an_exported_model_are_found(model):
-    assert open_subject(str(model)).classes is None
+    assert load_model(str(model)).classes is None
     classes_of(NUM_CLASSES).save(model)
-    assert open_subject(str(model)).classes == classes_of(NUM_CLASSES)
+    assert load_model(str(model)).classes == classes_of(NUM_CLASSES)
 
 
 @pytest.mark.parametrize(("which", "weights"), [("last", "auto"), ("best", "raw")])
 def test_an_exported_folder_offers_no_choice_of_weights(model, which, weights):
     with pytest.raises(InputError, match="--weights"):
-        open_subject(str(model), which, weights)
+        load_model(str(model), which, weights)

@@ -3,7 +3,7 @@
 import pytest
 
 from imagenet_rn50.publishing.export import export
-from imagenet_rn50.publishing.provenance import untraced
+from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.utils.errors import InputError
 
 PLANTED = {
@@ -45,14 +45,14 @@ def test_a_planted_number_is_found(card, what):
     text = card.read_text(encoding="utf-8")
     assert before in text
     card.write_text(text.replace(before, after, 1), encoding="utf-8")
-    assert untraced(card.parent) != []
+    assert unsourced_numbers(card.parent) != []
 
 
 def test_names_and_links_are_no_numbers(card):
     text = card.read_text(encoding="utf-8")
     names = "See [the paper](https://arxiv.org/abs/1512.03385): ResNet-50 on ImageNet-1k, top-1.\n"
     card.write_text(text.replace("## Limits and bias\n", f"## Limits and bias\n\n{names}", 1))
-    assert untraced(card.parent) == []
+    assert unsourced_numbers(card.parent) == []
 
 
 def test_what_cannot_be_traced_is_not_exported(run, tmp_path, monkeypatch):
@@ -70,4 +70,4 @@ def test_what_cannot_be_traced_is_not_exported(run, tmp_path, monkeypatch):
 def test_a_card_that_is_none_is_named(card, content):
     card.write_bytes(content)
     with pytest.raises(InputError, match=r"README\.md"):
-        untraced(card.parent)
+        unsourced_numbers(card.parent)

@@ -1,17 +1,14 @@
-"""What is kept of each image: enough for every figure of a report, and never all logits.
+"""Predictions of a model: what is kept of each image, and a row of results counted from it.
 
-A table has one row an image, whose first column counts how often the image was seen. Ranks fill in
-the rows of the images that they saw and leave zeros elsewhere; the tables of all ranks add up to
-the whole, in which every image must have been seen once (contract 4).
-
-One row of results: a set of images, seen through one transform, counted.
+All figures of a report come from the five predicted classes, the confidence and the loss of each
+image; logits are not kept. Each rank fills in the rows of its images in a table and leaves zeros
+elsewhere. The tables of all ranks are summed, and each image must have been seen once (contract 4).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import Any, Self
 
 import numpy as np
@@ -27,7 +24,7 @@ _SEEN, _LOSS, _CONFIDENCE, _TOP = 0, 1, 2, 3
 
 
 def rows_of(logits: Tensor, labels: Tensor, subset: Tensor | None = None) -> Tensor:
-    """Makes the rows of one batch, on the device where it is.
+    """Make the rows of one batch, on the device where it is.
 
     Args:
         logits: (B, C) float.
@@ -50,12 +47,12 @@ def rows_of(logits: Tensor, labels: Tensor, subset: Tensor | None = None) -> Ten
 
 
 @dataclass(frozen=True)
-class Records:
-    """What a model said of each image of a set, in the order of the set.
+class Predictions:
+    """A model's predictions for the images of a set, in the order of the set.
 
     Args:
-        top: Classes that it named, best first; (n, k) int64, k up to 5.
-        confidence: Probability that it gave the first of them, in [0, 1]; (n,) float64.
+        top: Predicted classes, best first; (n, k) int64, k up to 5.
+        confidence: Probability of the first of them, in [0, 1]; (n,) float64.
         loss: Cross-entropy, nats; (n,) float64.
     """
 
@@ -65,7 +62,7 @@ class Records:
 
     @classmethod
     def of(cls, table: Tensor) -> Self:
-        """Reads the table that all ranks filled in together.
+        """Read the table that all ranks filled in together.
 
         Args:
             table: (n, 3 + k) float64.
@@ -79,14 +76,14 @@ class Records:
         if (seen != 1).any():
             wrong = np.flatnonzero(seen != 1)
             raise RuntimeError(f"image {wrong[0]} was counted {seen[wrong[0]]:.0f} times, not once")
-        records = cls(rows[:, _TOP:].astype(np.int64), rows[:, _CONFIDENCE], rows[:, _LOSS])
-        if not np.isfinite(records.confidence).all():
+        predictions = cls(rows[:, _TOP:].astype(np.int64), rows[:, _CONFIDENCE], rows[:, _LOSS])
+        if not np.isfinite(predictions.confidence).all():
             raise InputError(
                 "the model's logits are not finite",
-                found=f"nan or inf on {(~np.isfinite(records.confidence)).sum()} images",
+                found=f"nan or inf on {(~np.isfinite(predictions.confidence)).sum()} images",
                 fix="evaluate a checkpoint from before the run diverged",
             )
-        return records
+        return predictions
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,8 @@ class Result:
         transform: What prepared the pictures: `training` or `processor`.
         flip: Whether logits were averaged with those of the mirrored picture.
         num_images: Number of images counted.
-        hits1: For how many the first class named was right.
-        hits5: For how many one of the first five was right.
+        correct_top1: Images whose top-1 prediction was right.
+        correct_top5: Images with a right class among the top 5.
         loss: Mean cross-entropy, nats; None where several classes may be right.
         calibration: How confidence and accuracy agree.
     """
@@ -108,33 +105,33 @@ class Result:
     transform: str
     flip: bool
     num_images: int
-    hits1: int
-    hits5: int
+    correct_top1: int
+    correct_top5: int
     loss: float | None
     calibration: Calibration
 
     @property
     def top1(self) -> float:
         """Part of the images that was right at first, in [0, 1]."""
-        return self.hits1 / self.num_images
+        return self.correct_top1 / self.num_images
 
     @property
     def top5(self) -> float:
         """Part of the images that was right among the first five, in [0, 1]."""
-        return self.hits5 / self.num_images
+        return self.correct_top5 / self.num_images
 
     @property
     def top1_interval(self) -> Interval:
         """95% interval of `top1`."""
-        return wilson(self.hits1, self.num_images)
+        return wilson(self.correct_top1, self.num_images)
 
     @property
     def top5_interval(self) -> Interval:
         """95% interval of `top5`."""
-        return wilson(self.hits5, self.num_images)
+        return wilson(self.correct_top5, self.num_images)
 
     def as_dict(self) -> dict[str, Any]:
-        """Returns the row for metrics.json."""
+        """Return the row for metrics.json."""
         (low1, high1), (low5, high5) = self.top1_interval, self.top5_interval
         return {
             "name": self.name,
@@ -157,52 +154,35 @@ def result_of(
     transform: str,
     *,
     flip: bool,
-    records: Records,
-    truths: NDArray[np.int64] | Sequence[frozenset[int]],
+    predictions: Predictions,
+    targets: NDArray[np.int64] | Sequence[frozenset[int]],
 ) -> Result:
-    """Counts what was right, and lets the `evaluate` metric count it a second time.
+    """Count the correct predictions.
 
     Args:
         name: What is counted.
         transform: What prepared the pictures.
         flip: Whether logits were averaged with those of the mirrored picture.
-        records: What the model said of each image.
-        truths: The true class of each image, (n,) int64; or the classes that are true of each,
+        predictions: What the model said of each image.
+        targets: The true class of each image, (n,) int64; or the classes that are true of each,
             where images with none are left out.
-
-    Raises:
-        RuntimeError: When the two ways of counting disagree.
     """
-    top, confidence, loss = records.top, records.confidence, float(records.loss.mean())
-    if isinstance(truths, np.ndarray):
-        hits, references, mean_loss = top == truths[:, None], truths.tolist(), loss
+    top, confidence, loss = predictions.top, predictions.confidence, float(predictions.loss.mean())
+    if isinstance(targets, np.ndarray):
+        hits, mean_loss = top == targets[:, None], loss
     else:
-        counted = np.array([bool(fitting) for fitting in truths])
+        counted = np.array([bool(fitting) for fitting in targets])
         top, confidence, mean_loss = top[counted], confidence[counted], None
-        fitting_classes = [fitting for fitting in truths if fitting]
-        references = [sorted(fitting) for fitting in fitting_classes]
+        fitting_classes = [fitting for fitting in targets if fitting]
         pairs = zip(top.tolist(), fitting_classes, strict=True)
         hits = np.array([[c in fitting for c in named] for named, fitting in pairs])
-    result = Result(
+    return Result(
         name=name,
         transform=transform,
         flip=flip,
         num_images=len(top),
-        hits1=int(hits[:, 0].sum()),
-        hits5=int(hits.any(1).sum()),
+        correct_top1=int(hits[:, 0].sum()),
+        correct_top5=int(hits.any(1).sum()),
         loss=mean_loss,
         calibration=calibration(confidence, hits[:, 0]),
     )
-    measured = _measured(top.tolist(), references)
-    if any(getattr(result, key) != value for key, value in measured.items()):
-        raise RuntimeError(f"counted {result.as_dict()}, but the metric says {measured}")
-    return result
-
-
-def _measured(predictions: list[list[int]], references: list[int] | list[list[int]]) -> Any:
-    """Returns what our metric says; `evaluate` takes seconds to import, so only here."""
-    from imagenet_rn50.evaluation.topk_accuracy import TopKAccuracy
-
-    with TemporaryDirectory() as folder:  # it makes one in any case; a home may be read-only
-        metric = TopKAccuracy(keep_in_memory=True, cache_dir=folder)
-        return metric.compute(predictions=predictions, references=references)
