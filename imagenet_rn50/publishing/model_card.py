@@ -42,7 +42,7 @@ from imagenet_rn50.publishing.provenance import (
     place_arguments,
 )
 from imagenet_rn50.publishing.snippets import IMAGENET_LIMITS, LIMITS, LOADING, SNIPPETS, Format
-from imagenet_rn50.runs.checkpoint import Choice
+from imagenet_rn50.runs.checkpoint import SelectedWeights
 from imagenet_rn50.runs.metrics import START
 from imagenet_rn50.shards.imagenet1k import HUB_NAME, is_name
 from imagenet_rn50.utils.errors import InputError
@@ -151,7 +151,7 @@ class Facts:
     name: str
     form: Format
     dtype: str
-    choice: Choice | None
+    choice: SelectedWeights | None
 
 
 def metadata(evidence: Evidence, facts: Facts) -> ModelCardData:
@@ -384,7 +384,7 @@ def _training(evidence: Evidence, facts: Facts) -> str:
     )
 
 
-def _circumstances(evidence: Evidence, choice: Choice) -> Iterator[list[str]]:
+def _circumstances(evidence: Evidence, choice: SelectedWeights) -> Iterator[list[str]]:
     """Yields hardware, software, time and cost as far as metrics.jsonl knows them."""
     starts = evidence.lines(START)
     machines: dict[tuple[Any, ...], int] = {}

@@ -24,7 +24,7 @@ from pathlib import Path
 from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.recipe import Recipe, load_recipe
-from imagenet_rn50.runs.compatibility import SHARDS, changes_of_recipe, refuse
+from imagenet_rn50.runs.compatibility import SHARDS, changes_of_recipe, check_compatible
 from imagenet_rn50.shards.imagenet1k import complete_splits
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.utils.errors import InputError
@@ -103,7 +103,7 @@ class RunDir:
                     fix="name another folder with --run",
                 )
             return
-        refuse(
+        check_compatible(
             changes_of_recipe(self.recipe(), recipe),
             allowed,
             subject=f"{self.path} already holds the run of another recipe",
