@@ -96,7 +96,7 @@ def _fetch(
             expected="an address without one, for a run that begins anew",
             fix="name another address with --sync",
         )
-    subject = f"{public} already holds the run of another recipe"
+    subject = f"{public} already holds a run of another recipe"
     changes = changes_of_recipe(remote.recipe(files), recipe)
     check_compatible(changes, config.allow_change, subject=subject)
     names = {file.checkpoint for file in files if file.checkpoint}
