@@ -35,7 +35,7 @@ from imagenet_rn50.model import (
 )
 from imagenet_rn50.pretrained import fetch, is_hub_id
 from imagenet_rn50.recipe import DataRecipe
-from imagenet_rn50.runs.checkpoint import Choice, Weights, Which, choose
+from imagenet_rn50.runs.checkpoint import SelectedWeights, Weights, Which, select_checkpoint
 from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.utils.errors import InputError
 
@@ -115,7 +115,7 @@ def _of_run(path: Path, which: Which, weights: Weights) -> LoadedModel:
     """Load the model of a run, as training's evaluation sees it."""
     run = RunDir(path)
     recipe, classes = run.recipe(), run.classes()
-    choice = choose(run, which, weights)
+    choice = select_checkpoint(run, which, weights)
     return LoadedModel(
         name=str(path),
         network=network_of(run, choice),
@@ -133,7 +133,7 @@ def _of_run(path: Path, which: Which, weights: Weights) -> LoadedModel:
     )
 
 
-def network_of(run: RunDir, choice: Choice) -> ResNetForImageClassification:
+def network_of(run: RunDir, choice: SelectedWeights) -> ResNetForImageClassification:
     """Build the network of a run, with weights that were chosen.
 
     Raises:

@@ -39,7 +39,7 @@ from imagenet_rn50.publishing.provenance import (
     ref_arguments,
 )
 from imagenet_rn50.publishing.snippets import IMAGENET_LIMITS, LIMITS, LOADING, SNIPPETS, Format
-from imagenet_rn50.runs.checkpoint import Choice
+from imagenet_rn50.runs.checkpoint import SelectedWeights
 from imagenet_rn50.runs.metrics import START
 from imagenet_rn50.shards.imagenet1k import HUB_NAME, is_name
 from imagenet_rn50.utils.errors import InputError
@@ -148,7 +148,7 @@ class CardInfo:
     name: str
     form: Format
     dtype: str
-    choice: Choice | None
+    choice: SelectedWeights | None
 
 
 def metadata(files: SourceFiles, info: CardInfo) -> ModelCardData:
@@ -383,7 +383,7 @@ def _training(files: SourceFiles, info: CardInfo) -> str:
     )
 
 
-def _circumstances(files: SourceFiles, choice: Choice) -> Iterator[list[str]]:
+def _circumstances(files: SourceFiles, choice: SelectedWeights) -> Iterator[list[str]]:
     """Yield hardware, software, time and cost as far as metrics.jsonl knows them."""
     starts = files.lines(START)
     machines: dict[tuple[Any, ...], int] = {}

@@ -17,7 +17,7 @@ from imagenet_rn50.pretrained import Kind, Pretrained, read_pretrained
 from imagenet_rn50.pretrained_config import ASSUMED
 from imagenet_rn50.publishing.layout import EVALUATION, METRICS, PROCESSOR, RECIPE, SHARDS
 from imagenet_rn50.recipe import DataRecipe, parse_recipe
-from imagenet_rn50.runs.checkpoint import Choice, Weights, Which, choose
+from imagenet_rn50.runs.checkpoint import SelectedWeights, Weights, Which, select_checkpoint
 from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.shards.imagenet1k import NUM_CLASSES
 from imagenet_rn50.utils.errors import InputError
@@ -52,7 +52,7 @@ class Source:
     data: DataRecipe
     evidence: dict[str, Path]
     classes: Classes | None
-    choice: Choice | None = None
+    choice: SelectedWeights | None = None
     origin: Pretrained | None = None
     reference: nn.Module | None = None
 
@@ -71,7 +71,7 @@ def source_of_run(run: Path, which: Which, weights: Weights, metrics: Path | Non
     """
     folder = RunDir(run)
     recipe = folder.recipe()
-    choice = choose(folder, which, weights)
+    choice = select_checkpoint(folder, which, weights)
     logger.info(f"exporting {choice}")
     files = {name: run / name for name in (METRICS, RECIPE, SHARDS)}
     files |= {f"plots/{path.name}": path for path in sorted((run / "plots").glob("*.png"))}

@@ -291,7 +291,7 @@ _PREFIX = {"raw": "", "ema": "ema_"}  # of the keys in a validation line
 
 
 @dataclass(frozen=True)
-class Choice:
+class SelectedWeights:
     """Weights of a run.
 
     Attributes:
@@ -329,7 +329,7 @@ class Choice:
         return f"{told}: top-1 {self.top1:.2%} in line {self.line} of {FILE_NAME}"
 
 
-def choose(run: RunDir, which: Which, weights: Weights) -> Choice:
+def select_checkpoint(run: RunDir, which: Which, weights: Weights) -> SelectedWeights:
     """Chooses weights of a run by what metrics.jsonl says of them.
 
     Training passes over a damaged checkpoint; here, where its figures are quoted, no other will do.
@@ -370,7 +370,7 @@ def choose(run: RunDir, which: Which, weights: Weights) -> Choice:
     folder, kind, line, top1 = max(
         candidates, key=lambda c: (-1.0, samples_of(c[0])) if c[3] is None else (c[3], 0)
     )
-    return Choice(_whole(folder, which), which, kind, line, top1)
+    return SelectedWeights(_whole(folder, which), which, kind, line, top1)
 
 
 def _whole(folder: Path, which: Which) -> Checkpoint:

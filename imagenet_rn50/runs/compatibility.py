@@ -71,7 +71,7 @@ def check_names(allowed: tuple[str, ...]) -> None:
             )
 
 
-def refuse(changes: list[Change], allowed: tuple[str, ...], *, subject: str) -> None:
+def check_compatible(changes: list[Change], allowed: tuple[str, ...], *, subject: str) -> None:
     """Refuses changes that nobody asked for.
 
     Args:

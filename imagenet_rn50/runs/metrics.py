@@ -8,7 +8,7 @@ Each line is one JSON object with a `kind` and the `samples_seen` and `epoch` th
     train        since the last such line: mean loss, num_images, images_per_second, seconds, and
                  data_wait, the part of them spent waiting for the loader; learning rate, lr;
                  substitutions, this rank's damaged samples that others stood in for, if any;
-                 samples_hash, of all sample indices that the run has seen, each at its position;
+                 sample_hash, of all sample indices that the run has seen, each at its position;
                  skipped_steps, whose fp16 gradients overflowed, if any; gpu_gib, on a GPU
     validation   top1 and top5 in [0, 1], loss, num_images, seconds, is_best; the same with ema_
                  in front for averaged weights, where the recipe keeps them

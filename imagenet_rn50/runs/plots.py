@@ -1,6 +1,6 @@
-"""Figures: one size and one way into a PNG file for everything that is drawn.
+"""logs.md and the plots of a run, made from metrics.jsonl alone; and the style of every figure.
 
-What people look at: logs.md and plots, made from metrics.jsonl alone (contract 8).
+matplotlib takes a second to import, so it is imported when something is drawn.
 """
 
 from __future__ import annotations
@@ -8,55 +8,56 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from imagenet_rn50.runs.metrics import TRAIN, VALIDATION, read_metrics, score
 from imagenet_rn50.utils.files import write_bytes, write_text
 from imagenet_rn50.utils.formatting import counted, percent, rate_text
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 _SIZE_INCHES = (7.0, 4.0)
 _DPI = 120
 
+_BEFORE_EMA = ("epoch", "train loss", "val loss", "top-1", "top-5")
+_EMA = ("EMA top-1", "EMA top-5")
+_AFTER_EMA = ("lr", "images/s", "waiting for data")
+_COST = ("USD spent", "USD to come")
+
+_HARDLY = 0.05  # of the time; waiting less than that hardly slows a run down
+
 
 def new_figure() -> Figure:
-    """Returns an empty figure; it belongs to no window system."""
+    """Return an empty figure that needs no display."""
+    from matplotlib.figure import Figure
+
     return Figure(figsize=_SIZE_INCHES, dpi=_DPI, layout="constrained")
 
 
 def png_of(figure: Figure) -> bytes:
-    """Returns a figure as PNG."""
+    """Return a figure as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG, whole or not at all."""
+    """Write a figure as PNG, atomically."""
     write_bytes(path, png_of(figure))
 
 
-_BEFORE_EMA = ("epoch", "train loss", "val loss", "top-1", "top-5")
-_EMA = ("EMA top-1", "EMA top-5")
-_AFTER_EMA = ("lr", "images/s", "waiting for data")
-
-_COST = ("USD spent", "USD to come")
-
-_HARDLY = 0.05  # part of the time; waiting less than that hardly slows a run down
-
-
 def write_logs(run: Path) -> None:
-    """Brings logs.md up to what metrics.jsonl says."""
+    """Write logs.md from metrics.jsonl."""
     write_text(run / "logs.md", logs_markdown(run))
 
 
 def logs_markdown(run: Path) -> str:
-    """Returns the log that a person reads: one line an epoch.
+    """Return the log as a Markdown table, one line per epoch.
 
-    Where the recipe keeps averaged weights (EMA), or a price is known, they have columns of
-    their own.
+    Averaged weights (EMA) and cost have columns of their own, if the run has them.
     """
     rows, train, validations = [], [], read_metrics(run, VALIDATION)
     averaged = any("ema_top1" in record for record in validations)
@@ -79,14 +80,13 @@ def logs_markdown(run: Path) -> str:
 
 
 def _line(cells: Iterable[str]) -> str:
-    """Returns a line of a Markdown table."""
     return "| " + " | ".join(cells) + " |\n"
 
 
 def _row(
     validation: dict[str, Any], train: list[dict[str, Any]], *, averaged: bool, has_price: bool
 ) -> str:
-    """Returns one epoch's line, from its validation and the training records that led there."""
+    """Return the line of one epoch, from its validation and training records."""
     cells = [f"{validation['epoch']:.2f}", "", f"{validation['loss']:.4f}"]
     keys = ("top1", "top5", *(("ema_top1", "ema_top5") if averaged else ()))
     cells += [percent(validation[key]) if key in validation else "" for key in keys]
@@ -104,28 +104,30 @@ def _row(
 
 
 def bottleneck(run: Path) -> str:
-    """Says in a sentence what held the run up, with its figure."""
+    """Return a sentence that names the bottleneck of the run, with its speed."""
     train = read_metrics(run, TRAIN)
     seconds = sum(record["seconds"] for record in train)
-    if not train:  # begun with another run's last checkpoint, which was only to be evaluated
-        return "nothing was trained here: no speed to tell of"
+    if not train:  # resumed from another run's last checkpoint, only to evaluate it
+        return "no step was trained in this run: no speed to report"
     waited = sum(record["data_wait"] * record["seconds"] for record in train) / seconds
     rate = sum(record["num_images"] for record in train) / seconds
-    told = f"{rate_text(rate)} images/s; {percent(waited, 0)} of the time waiting for data: "
+    text = f"{rate_text(rate)} images/s; {percent(waited, 0)} of the time waiting for data: "
     if waited > 1 / 2:
-        return f"{told}the loader held it up"
+        return f"{text}the loader is the bottleneck"
     if waited < _HARDLY:
-        return f"{told}compute held it up"
-    # Without the waiting, the same images take the rest of the time.
+        return f"{text}compute is the bottleneck"
+    # Without waiting, the same images would take the rest of the time.
     most = rate_text(rate / (1 - waited))
-    return f"{told}compute held it up, and a faster loader would give at most {most} images/s"
+    return (
+        f"{text}compute is the bottleneck, and a faster loader would give at most {most} images/s"
+    )
 
 
 def draw_plots(run: Path) -> list[Path]:
-    """Draws loss, accuracy, learning rate and speed into `run`/plots.
+    """Plot loss, accuracy, learning rate and speed into `run`/plots.
 
     Args:
-        run: The run folder, with a metrics.jsonl.
+        run: The run directory, with a metrics.jsonl.
 
     Returns:
         The PNG files.
@@ -158,7 +160,7 @@ def _draw(
     unit: str,
     curves: list[tuple[str, list[dict[str, Any]], str, float]],
 ) -> Path:
-    """Draws curves over epochs: (name, records, key, factor) each."""
+    """Plot curves over epochs: (name, records, key, factor) each."""
     figure = new_figure()
     axes = figure.add_subplot()
     for name, records, key, factor in curves:

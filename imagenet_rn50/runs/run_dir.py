@@ -1,21 +1,18 @@
-"""The run folder: everything that one run leaves behind, and the guard against mixing two runs.
+"""The run directory: all files of one run, and the check that no two runs share one.
 
 RUN/
-  recipe.yaml           the recipe as resolved, defaults included
-  shards.json           which shards: name, fingerprint, how they were packed, and
-                        which of their splits are ImageNet-1k's
-  classes.json          the classes, so that a model can be exported without the shards
-  metrics.jsonl         the truth; see journal
-  logs.md  plots/       made from it
-  tensorboard/          what Accelerate's tracker wrote
-  checkpoints/          see checkpoint
+  recipe.yaml       the resolved recipe, defaults included
+  shards.json       the shards: name and fingerprint, how they were packed, and
+                    which of their splits are ImageNet-1k's
+  classes.json      the classes, so that a model can be exported without the shards
+  metrics.jsonl     all metrics; see metrics.py
+  logs.md  plots/   made from metrics.jsonl
+  tensorboard/      written by Accelerate's tracker
+  checkpoints/      see checkpoint.py
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,89 +21,82 @@ from pathlib import Path
 from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.recipe import Recipe, load_recipe
-from imagenet_rn50.runs.compatibility import SHARDS, changes_of_recipe, refuse
+from imagenet_rn50.runs.compatibility import SHARDS, changes_of_recipe, check_compatible
 from imagenet_rn50.shards.imagenet1k import complete_splits
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import (
     TEMPORARY_SUFFIX,
+    lock_file,
     make_folder,
     read_json,
     write_json,
     write_text,
 )
-from imagenet_rn50.utils.logging import logger
 
 RECIPE = "recipe.yaml"
 SHARDS_FILE = "shards.json"
-_WAIT_FOR_LOCK_S = 60
-
-
-def _is_foreign(path: Path) -> bool:
-    """Says whether a file makes a folder something else than one that a run may begin in."""
-    is_unfinished = path.name in {SHARDS_FILE, CLASSES_FILE} or path.name.endswith(TEMPORARY_SUFFIX)
-    is_before = path.name.startswith("lr_finder.")  # which one looks for before the run
-    return not is_unfinished and not is_before
+_LOCK_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """A folder that holds one run.
+    """The directory of one run.
 
     Args:
-        path: Where it is.
+        path: Its path.
     """
 
     path: Path
 
     @property
     def checkpoints(self) -> Path:
-        """Folder of the checkpoints."""
+        """Directory of the checkpoints."""
         return self.path / "checkpoints"
 
     def recipe(self) -> Recipe:
-        """Returns the recipe of the run.
+        """Return the recipe of the run.
 
         Raises:
-            InputError: When the folder does not hold a run.
+            InputError: If the directory does not hold a run.
         """
         if not (self.path / RECIPE).is_file():
             raise InputError(
                 f"{self.path} holds no run",
-                expected=f"a folder with {RECIPE}, made by train_accelerate.py",
-                found="no such file" if self.path.is_dir() else "no such folder",
+                expected=f"a run directory with {RECIPE}, made by train_accelerate.py",
+                found="no such file" if self.path.is_dir() else "no such directory",
             )
         return load_recipe(str(self.path / RECIPE))
 
     def classes(self) -> Classes:
-        """Returns the classes that the run's model tells apart."""
+        """Return the classes of the run's model."""
         return Classes.load(self.path)
 
     def check(self, recipe: Recipe, shards: Path, allowed: tuple[str, ...] = ()) -> None:
-        """Makes sure that a run of `recipe` over `shards` may begin or go on here; writes nothing.
+        """Check that a run of `recipe` over `shards` may start or resume here; write nothing.
 
         Args:
             recipe: Hyperparameters.
             shards: Folder of the shards' manifest.
-            allowed: What may have changed, as --allow-change names it.
+            allowed: What may differ, as given to --allow-change.
 
         Raises:
-            InputError: When the folder holds another recipe's run, a run over other shards, or
-                files that are no run.
+            InputError: If the directory holds a run of another recipe, a run over other shards, or
+                files that are not a run.
         """
         if not (self.path / RECIPE).is_file():
             if self.path.is_dir() and any(map(_is_foreign, self.path.iterdir())):
                 raise InputError(
-                    f"{self.path} is not a run folder",
-                    expected="a new or empty folder, or one with a run in it",
+                    f"{self.path} is not a run directory",
+                    expected="a new or empty directory, or one with a run in it",
                     found=f"{sum(1 for _ in self.path.iterdir())} entries and no {RECIPE}",
-                    fix="name another folder with --run",
+                    fix="choose another --run",
                 )
             return
-        refuse(
+        check_compatible(
             changes_of_recipe(self.recipe(), recipe),
             allowed,
-            subject=f"{self.path} already holds the run of another recipe",
+            subject=f"{self.path} already holds a run of another recipe",
         )
         there, fingerprint = read_json(self.path / SHARDS_FILE), Manifest.fingerprint_of(shards)
         if there["fingerprint"] != fingerprint and SHARDS not in allowed:
@@ -115,15 +105,13 @@ class RunDir:
                 expected=f"the shards of {there['dataset']} with fingerprint "
                 f"{there['fingerprint'][:12]}",
                 found=f"fingerprint {fingerprint[:12]} in {shards}",
-                fix="name those shards, or another folder with --run, or say that you mean it: "
-                f"--allow-change {SHARDS}",
+                fix=f"pass those shards, choose another --run, or add --allow-change {SHARDS}",
             )
 
     def create(self, recipe: Recipe, shards: Path, dataset: str, classes: Classes) -> None:
-        """Writes what identifies a run, where it is not written yet or was allowed to change.
+        """Write what identifies a run, if it is new or was allowed to change.
 
-        A folder that was made before shards.json told all this of the shards learns it here.
-        `recipe.yaml` comes last and makes it a run.
+        `recipe.yaml` is written last: it makes the directory a run.
         """
         is_run = (self.path / RECIPE).is_file()
         packed = {
@@ -141,44 +129,35 @@ class RunDir:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Makes this process the only one that trains in the folder while the body runs.
+        """Let no other process train in this directory while the body runs.
 
-        The lock ends with the process, however it ends. One that is just saving after a signal is
-        waited for, a minute at most. The folder is made, and removed if nothing comes into it.
+        Waits up to a minute for a process that is still saving after a signal. Creates the
+        directory, and removes it if it is still empty at the end.
 
         Raises:
-            InputError: When another process trains there and does not end, or it cannot be written.
+            InputError: If another process keeps training there, or the directory is not writable.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is not a folder", fix="name another one with --run")
-        make_folder(self.path, fix="name another one with --run")
-        descriptor = os.open(self.path, os.O_RDONLY)
-        try:
-            _lock(descriptor, self.path)
-            yield
-        finally:
-            os.close(descriptor)
-            if not any(self.path.iterdir()):
-                self.path.rmdir()
+            raise InputError(f"{self.path} is not a directory", fix="choose another --run")
+        make_folder(self.path, fix="choose another --run")
+        waiting = f"another process is training in {self.path}; waiting for it to exit"
+        with lock_file(self.path, timeout=_LOCK_TIMEOUT_S, waiting=waiting) as is_locked:
+            if not is_locked:
+                raise InputError(
+                    f"another process is training in {self.path}",
+                    expected="one training process per run directory",
+                    found=f"its lock is still held after {_LOCK_TIMEOUT_S} s",
+                    fix="stop that process, or choose another --run",
+                )
+            try:
+                yield
+            finally:
+                if not any(self.path.iterdir()):
+                    self.path.rmdir()
 
 
-def _lock(descriptor: int, path: Path) -> None:
-    """Takes the lock of a folder, waiting for who holds it."""
-    for second in range(_WAIT_FOR_LOCK_S + 1):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if second == 0:
-                logger.info(f"another process trains in {path}; waiting until it has ended")
-            time.sleep(1)
-        except OSError as error:  # a network file system without locks
-            logger.info(f"{path} cannot be locked ({error}): start no other training there")
-            return
-        else:
-            return
-    raise InputError(
-        f"another process trains in {path}",
-        expected="one training process a run folder",
-        found=f"its lock still held after {_WAIT_FOR_LOCK_S} s",
-        fix="stop that process, or name another folder with --run",
-    )
+def _is_foreign(path: Path) -> bool:
+    """Return whether a new run must not be created beside this file."""
+    is_unfinished = path.name in {SHARDS_FILE, CLASSES_FILE} or path.name.endswith(TEMPORARY_SUFFIX)
+    is_lr_finder = path.name.startswith("lr_finder.")  # often run before training
+    return not is_unfinished and not is_lr_finder

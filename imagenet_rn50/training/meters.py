@@ -94,7 +94,7 @@ class Meter:
 
         Returns:
             Mean `loss` over all ranks, nats; `num_images` and `images_per_second`, all ranks
-            together; `data_wait`, part of this rank's time, in [0, 1]; `seconds`; `samples_hash`,
+            together; `data_wait`, part of this rank's time, in [0, 1]; `seconds`; `sample_hash`,
             16 hexadecimal digits; where they are not zero, `skipped_steps` and `gpu_gib`, the peak
             of this rank's GPU memory.
         """
@@ -109,7 +109,7 @@ class Meter:
             "images_per_second": self._num_images / seconds,
             "data_wait": self._waited / seconds,
             "seconds": seconds,
-            "samples_hash": f"{self.sample_hash:016x}",
+            "sample_hash": f"{self.sample_hash:016x}",
         }
         if self._num_skipped:
             line["skipped_steps"] = self._num_skipped

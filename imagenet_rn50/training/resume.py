@@ -28,7 +28,7 @@ from imagenet_rn50.runs.compatibility import (
     SHARDS,
     Change,
     changes_of_recipe,
-    refuse,
+    check_compatible,
 )
 from imagenet_rn50.runs.metrics import CHECKPOINT, read_metrics
 from imagenet_rn50.runs.metrics import FILE_NAME as METRICS
@@ -225,14 +225,14 @@ def _changes(checkpoint: Checkpoint, spec: RunSpec, allowed: tuple[str, ...]) ->
         if before != now:
             changes.append(Change(key, before, now))
     subject = f"{checkpoint.folder} was saved by a run that differs from what is spec for"
-    refuse(changes, allowed, subject=subject)
+    check_compatible(changes, allowed, subject=subject)
     num_cuts = read_json(checkpoint.folder / PROGRESS)["plateau"]["num_cuts"]
     rate = spec.learning_rate(checkpoint.samples_seen, num_cuts)
     if math.isclose(rate, metadata["next_lr"], rel_tol=1e-9):
         return changes
     other_rate = Change(LEARNING_RATE, metadata["next_lr"], rate)
     if all(change.key == PRECISION for change in changes):  # nothing that was named explains it
-        refuse([other_rate], allowed, subject=subject)
+        check_compatible([other_rate], allowed, subject=subject)
     return [*changes, other_rate]
 
 

@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.checkpoint import Checkpoint, newest_checkpoint, samples_of
-from imagenet_rn50.runs.compatibility import changes_of_recipe, refuse
+from imagenet_rn50.runs.compatibility import changes_of_recipe, check_compatible
 from imagenet_rn50.runs.run_dir import RECIPE, RunDir
 from imagenet_rn50.runs.sync import (
     OBJECTS,
@@ -96,9 +96,9 @@ def _fetch(
             expected="an address without one, for a run that begins anew",
             fix="name another address with --sync",
         )
-    subject = f"{public} already holds the run of another recipe"
+    subject = f"{public} already holds a run of another recipe"
     changes = changes_of_recipe(remote.recipe(files), recipe)
-    refuse(changes, config.allow_change, subject=subject)
+    check_compatible(changes, config.allow_change, subject=subject)
     names = {file.checkpoint for file in files if file.checkpoint}
     newest_there = max((samples_of(Path(name)) for name in names), default=0)
     newest_here = newest_checkpoint(run.checkpoints)

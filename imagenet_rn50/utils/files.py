@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.parsing import parse_json, parse_yaml
 
 TEMPORARY_SUFFIX = ".partial"
+_LOCK_POLL_S = 0.5
 
 
 def sync_folder(folder: Path) -> None:
@@ -193,6 +197,51 @@ def follow_umask(path: Path) -> None:
         shutil.copymode(other, path)
     finally:
         other.unlink()
+
+
+@contextmanager
+def lock_file(
+    path: Path, *, timeout: float | None = None, waiting: str | None = None
+) -> Iterator[bool]:
+    """Hold an exclusive `flock` on a file or a folder while the body runs.
+
+    It excludes other processes, and other threads of this one, and ends with the process however
+    that ends (forked children that inherit it hold it, too). A network file system without locks is
+    logged, and the body runs unlocked.
+
+    Args:
+        path: A folder, or a file, which is created.
+        timeout: How long to wait for the lock, in seconds; None waits forever, 0 not at all.
+        waiting: Logged once if the lock is held by another process.
+
+    Yields:
+        Whether the lock was acquired.
+    """
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        yield _acquire(descriptor, path, timeout, waiting)
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, path: Path, timeout: float | None, waiting: str | None) -> bool:
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                logger.info(waiting)
+                waiting = None
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOCK_POLL_S)
+        except OSError as error:
+            logger.info(f"{path} cannot be locked ({error}): start no other process there")
+            return True
+        else:
+            return True
 
 
 def sha256_of_file(path: Path) -> str:

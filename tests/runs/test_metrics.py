@@ -170,7 +170,7 @@ def test_what_takes_most_of_the_time_is_what_holds_a_run_up(tmp_path, waited, cu
     write_training(tmp_path, waited=waited, rate=50)
     said = report.bottleneck(tmp_path)
     assert f"{waited:.0%} of the time" in said
-    assert f"{culprit} held it up" in said
+    assert f"{culprit} is the bottleneck" in said
     assert re.findall(r"at most (\S+)", said) == ([at_most] if at_most else [])
 
 

@@ -186,7 +186,7 @@ def test_a_wrong_run_folder_is_answered_with_one_message_and_code_2(tiny, traine
     before = state_of(finished)
     said = trainers.train(tiny, finished, "--optimizer.lr", "0.3", code=2)
     assert said.startswith("error: ")
-    assert "already holds the run of another recipe" in said
+    assert "already holds a run of another recipe" in said
     assert "optimizer.lr: 0.05 -> 0.3" in said
     assert "Traceback" not in said
     assert state_of(finished) == before
@@ -197,7 +197,7 @@ def test_a_wrong_run_folder_is_answered_with_one_message_and_code_2(tiny, traine
     [
         (["--recipe", "digts"], "did you mean 'digits'?"),
         (["--shards", "no/such/folder"], "holds no manifest"),
-        (["--run", str(ROOT / "tests")], "is not a run folder"),
+        (["--run", str(ROOT / "tests")], "is not a run directory"),
         (["--run", "/proc/nope/run"], "/proc/nope/run cannot be written"),
         (["--resume", ""], "--resume is empty"),
         (["--optimizer.lt", "0.3"], "--optimizer.lr"),

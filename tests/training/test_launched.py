@@ -135,6 +135,6 @@ def test_two_ranks_then_one_then_two_see_the_samples_of_the_order_and_no_others(
     order = ShardShuffleSampler(train.shard_sizes, seed=0, window=2)
     _, indices = order.indices(0, stop["samples_seen"])
     expected = wrapped(hash_of_samples(0, torch.from_numpy(indices)))
-    assert read_metrics(run, "train")[-1]["samples_hash"] == f"{expected:016x}"
+    assert read_metrics(run, "train")[-1]["sample_hash"] == f"{expected:016x}"
     validated = [line["samples_seen"] for line in read_metrics(run, "validation")]
     assert validated == sorted(set(validated))

@@ -143,7 +143,7 @@ def test_another_recipe_and_a_new_beginning_are_refused_where_a_run_stands(
     trainers.train(tiny, tmp_path / "run", *address, "--stop-at-step", "1")
     another = tmp_path / "another"
     said = trainers.train(tiny, another, *address, "--optimizer.lr", "0.01", code=2)
-    assert "elsewhere already holds the run of another recipe" in said
+    assert "elsewhere already holds a run of another recipe" in said
     said = trainers.train(tiny, another, *address, "--resume", "none", code=2)
     assert "elsewhere holds a run" in said
     assert not another.exists()

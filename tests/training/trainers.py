@@ -165,9 +165,9 @@ def assert_same_run(run, other):
 
 def measured(run):
     """Returns what a run wrote down, apart from what each process tells of itself and its speed."""
-    keys = ("kind", "samples_seen", "lr", "samples_hash", "top1", "loss", "is_best")
+    keys = ("kind", "samples_seen", "lr", "sample_hash", "top1", "loss", "is_best")
     validations = [{key: line.get(key) for key in keys} for line in read_metrics(run, "validation")]
-    return validations, read_metrics(run, "train")[-1]["samples_hash"]
+    return validations, read_metrics(run, "train")[-1]["sample_hash"]
 
 
 def wait_until(happened, said=lambda: ""):

@@ -147,7 +147,7 @@ def test_another_batch_size_goes_on_at_the_very_next_sample(tiny, stopped):
     for line in lines:
         _, indices = order.indices(0, line["samples_seen"])
         expected = wrapped(hash_of_samples(0, torch.from_numpy(indices)))
-        assert line["samples_hash"] == f"{expected:016x}"
+        assert line["sample_hash"] == f"{expected:016x}"
     assert [line["samples_seen"] for line in read_metrics(stopped, "validation")] == [24, 52, 64]
 
 
