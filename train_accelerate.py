@@ -23,8 +23,8 @@ from pydantic import ValidationError
 from imagenet_rn50.recipe import Recipe, explain, load_recipe
 from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.utils.errors import InputError, exit_on_input_error, require_at_least
-from imagenet_rn50.utils.logging import lasting_output
-from imagenet_rn50.utils.signals import launcher, signal_at_death_of_parent
+from imagenet_rn50.utils.logging import ignore_output_errors
+from imagenet_rn50.utils.signals import launcher, set_parent_death_signal
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def parse(arguments: list[str]) -> Arguments:
 def main() -> None:
     """Trains as the command line says."""
     if launcher().words:
-        signal_at_death_of_parent(signal.SIGTERM)
-    with lasting_output(), exit_on_input_error():
+        set_parent_death_signal(signal.SIGTERM)
+    with ignore_output_errors(), exit_on_input_error():
         arguments = parse(sys.argv[1:])
 
         # After parsing, so that --help and mistakes answer at once.

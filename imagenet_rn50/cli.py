@@ -103,7 +103,7 @@ def estimate(
         images_per_second: Speed of all GPUs of a machine at 224 px, where you know it better.
         disk: MiB/s of the volume of the shards.
         price: USD an hour of a machine.
-        prices: A table of your own, like imagenet_rn50/machine/prices.yaml.
+        prices: A table of your own, like imagenet_rn50/tools/prices.yaml.
         micro_batch: Instead of the recipe's.
         shards: Folder on this machine that shard_imagenet.py wrote, to count its images; without
             it those that were --measured, or ImageNet-1k's for a recipe with a published figure.

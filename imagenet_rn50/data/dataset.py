@@ -26,7 +26,7 @@ from imagenet_rn50.data.transforms import Transform
 from imagenet_rn50.jpeg.header import is_jpeg
 from imagenet_rn50.shards.manifest import Split
 from imagenet_rn50.utils.private_apis import new_shared_storage
-from imagenet_rn50.utils.signals import signal_at_death_of_parent
+from imagenet_rn50.utils.signals import set_parent_death_signal
 
 OnCorrupt: TypeAlias = Literal["stop", "substitute"]
 Sample: TypeAlias = dict[str, Any]
@@ -85,7 +85,7 @@ class ReadSamples:
         number, num_workers = (worker.id, worker.num_workers) if worker else (0, 1)
         if worker is not None:
             keep_freed_memory()
-            signal_at_death_of_parent(signal.SIGKILL)
+            set_parent_death_signal(signal.SIGKILL)
         prefetcher = Prefetcher(self.store, self.split, self.order, number, num_workers)
         with ShardReader(self.store, self.split) as reader:
             try:

@@ -46,7 +46,7 @@ from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.shards.manifest import Manifest, Split
 from imagenet_rn50.utils.errors import InputError, RankError
 from imagenet_rn50.utils.private_apis import shut_down_workers
-from imagenet_rn50.utils.signals import children_without_signals
+from imagenet_rn50.utils.signals import block_signals_in_children
 
 MAX_SUBSTITUTIONS = 100
 
@@ -219,7 +219,7 @@ class Loader:
         self._start_measuring()
         batches = iter(self.web_loader)
         forking: AbstractContextManager[None] = (
-            children_without_signals()
+            block_signals_in_children()
         )  # the first batch starts the workers
         while True:
             asked = perf_counter()

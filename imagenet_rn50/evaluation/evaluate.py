@@ -34,7 +34,7 @@ from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.shards.manifest import Split
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.logging import progress_bar
-from imagenet_rn50.utils.signals import number_in_environment, require_joined
+from imagenet_rn50.utils.signals import check_world_size, read_int_env
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks."""
@@ -136,7 +136,7 @@ def joined_ranks() -> Iterator[PartialState]:
     Raises:
         InputError: If the launcher's variables are incomplete, or processes did not join.
     """
-    world_size = number_in_environment("WORLD_SIZE") or 1
+    world_size = read_int_env("WORLD_SIZE") or 1
     missing = [name for name in _JOIN_VARIABLES if not os.environ.get(name)]
     if world_size > 1 and missing:
         raise InputError(
@@ -146,10 +146,10 @@ def joined_ranks() -> Iterator[PartialState]:
         )
     on_gpu = torch.cuda.is_available()
     if world_size == 1:  # before Accelerate waits for the other tasks of an MPI launch
-        require_joined(1, on_gpu=on_gpu)
+        check_world_size(1, on_gpu=on_gpu)
     state = PartialState(cpu=not on_gpu)
     try:
-        require_joined(state.num_processes, on_gpu=on_gpu)
+        check_world_size(state.num_processes, on_gpu=on_gpu)
         yield state
     finally:
         state.destroy_process_group()

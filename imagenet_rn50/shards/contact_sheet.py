@@ -12,7 +12,7 @@ from imagenet_rn50.shards.images import BadImageError, decode
 from imagenet_rn50.shards.manifest import Manifest, Split
 from imagenet_rn50.shards.plan import permutation
 from imagenet_rn50.utils.errors import InputError, require_at_least
-from imagenet_rn50.utils.files import atomic_file, require_place
+from imagenet_rn50.utils.files import atomic_file, require_writable_file
 
 _TILE = 192  # px an image may be wide and high
 _LINE = 18  # px of a line of text
@@ -39,7 +39,7 @@ def write_sheet(folder: Path, out: Path, *, split: str, num_samples: int, seed: 
     """
     require_at_least("--num", num_samples, 1)
     require_at_least("--seed", seed, 0)
-    require_place(out)
+    require_writable_file(out)
     chosen = Manifest.load(folder).split(split)
     labels = Classes.load(folder).labels if (folder / CLASSES_NAME).is_file() else None
     indices = permutation(chosen.num_samples, seed=seed, stream=0)[:num_samples].tolist()

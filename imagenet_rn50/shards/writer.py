@@ -56,7 +56,7 @@ from imagenet_rn50.utils.files import (
 )
 from imagenet_rn50.utils.logging import progress_bar
 from imagenet_rn50.utils.private_apis import terminate_workers
-from imagenet_rn50.utils.signals import children_without_signals
+from imagenet_rn50.utils.signals import block_signals_in_children
 
 FOLDER = ".packing"
 
@@ -454,7 +454,7 @@ def _in_processes(
         num_workers, context, initializer=_begin_worker, initargs=(os.getpid(), counters)
     )
     try:
-        with children_without_signals((signal.SIGINT,)):  # Ctrl-C is for this process to handle
+        with block_signals_in_children((signal.SIGINT,)):  # Ctrl-C is for this process to handle
             running: set[Future[ShardRecord]] = {
                 executor.submit(_work, task, str(folder)) for task in tasks
             }

@@ -16,7 +16,7 @@ from imagenet_rn50.data.transforms import EvalTransform, TrainTransform
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
 from imagenet_rn50.utils.errors import InputError, require_at_least
-from imagenet_rn50.utils.files import require_place, write_bytes
+from imagenet_rn50.utils.files import require_writable_file, write_bytes
 
 _GAP = 2  # px between pictures
 
@@ -51,7 +51,7 @@ def preview(
     """
     for name, value, least in (("rows", rows, 1), ("columns", columns, 1), ("start", start, 0)):
         require_at_least(f"--{name}", value, least)
-    require_place(out)
+    require_writable_file(out)
     samples = Manifest.load(shards).split(split)
     share = DistributedBatchSampler(start=start, stop=start + rows * columns, batch=rows * columns)
     if split == TRAIN:

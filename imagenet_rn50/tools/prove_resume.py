@@ -23,7 +23,7 @@ from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import make_folder
 from imagenet_rn50.utils.formatting import counted
 from imagenet_rn50.utils.logging import logger
-from imagenet_rn50.utils.signals import kill_all_of, shown
+from imagenet_rn50.utils.signals import kill_tree, redact_command
 
 _SCRIPT = Path(__file__).parents[2] / "train_accelerate.py"
 _POLL_SECONDS = 0.01
@@ -123,7 +123,7 @@ def _place(folder: Path | None) -> Iterator[Path]:
 
 def _train(command: list[str]) -> None:
     """Shows a command and runs it to its end."""
-    logger.info(f"$ {shown(command)}")
+    logger.info(f"$ {redact_command(command)}")
     code = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
     if code:
         raise SystemExit(code)
@@ -136,7 +136,7 @@ def _kill_on_the_way(proof: Proof, run: Path) -> None:
         InputError: When it ends before.
     """
     command, enough = proof.command(run), proof.enough
-    logger.info(f"$ {shown(command)}")
+    logger.info(f"$ {redact_command(command)}")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         while _steps_told(run) < enough:
@@ -150,7 +150,7 @@ def _kill_on_the_way(proof: Proof, run: Path) -> None:
             time.sleep(_POLL_SECONDS)
     finally:
         if process.poll() is None:
-            kill_all_of(process.pid)
+            kill_tree(process.pid)
         with suppress(ProcessLookupError):  # children that ended up without a parent
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()

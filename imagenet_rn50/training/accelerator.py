@@ -14,7 +14,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 import imagenet_rn50
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.signals import require_joined
+from imagenet_rn50.utils.signals import check_world_size
 
 
 def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) -> Accelerator:
@@ -39,7 +39,7 @@ def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) ->
         log_with=list(trackers) or None,
         project_dir=run / "tensorboard" if run else None,
     )
-    require_joined(accelerator.num_processes, on_gpu=accelerator.device.type == "cuda")
+    check_world_size(accelerator.num_processes, on_gpu=accelerator.device.type == "cuda")
     if (num_steps := accelerator.gradient_accumulation_steps) != 1:
         raise InputError(
             f"Accelerate is told to accumulate gradients over {num_steps} steps, which would scale "

@@ -32,7 +32,7 @@ from torch import distributed
 
 from imagenet_rn50.training.config import Spot
 from imagenet_rn50.utils.logging import logger
-from imagenet_rn50.utils.signals import ENDING_SIGNALS, launcher, signal_at_death_of_parent
+from imagenet_rn50.utils.signals import STOP_SIGNALS, launcher, set_parent_death_signal
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 _ECHO_SECONDS = 1.0  # launchers and terminals send the same signal along several ways
@@ -81,13 +81,13 @@ class SignalHandler:
         os.set_blocking(self._writing, False)
         self._wakeup_before = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         is_nohup = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        numbers = [n for n in ENDING_SIGNALS if not (is_nohup and n == signal.SIGHUP)]
+        numbers = [n for n in STOP_SIGNALS if not (is_nohup and n == signal.SIGHUP)]
         self._before = {number: signal.signal(number, _ignore) for number in numbers}
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
         if launcher().words:
             # A launcher of one process dies of its SIGTERM and tells the trainer nothing.
-            signal_at_death_of_parent(signal.SIGUSR1)
+            set_parent_death_signal(signal.SIGUSR1)
         return self
 
     def __exit__(
@@ -109,7 +109,7 @@ class SignalHandler:
         first: float | None = None
         while (byte := os.read(self._reading, 1)) != _NO_SIGNAL:
             number = byte[0]
-            if number not in ENDING_SIGNALS:  # torch's loader hears of its workers' ends
+            if number not in STOP_SIGNALS:  # torch's loader hears of its workers' ends
                 continue
             if first is None:
                 # Any parent may end; of a launcher's end alone the kernel tells.

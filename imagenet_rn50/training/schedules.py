@@ -13,7 +13,7 @@ from typing import Any
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.plots import new_figure, save_figure
 from imagenet_rn50.training.progress import Progress
-from imagenet_rn50.utils.files import require_place
+from imagenet_rn50.utils.files import require_writable_file
 from imagenet_rn50.utils.formatting import counted, percent
 
 # BatchNorm's running statistics alone take some 50 steps to forget where they began.
@@ -185,7 +185,7 @@ def draw_schedule(recipe: Recipe, name: str, out: Path) -> None:
     Raises:
         InputError: When it cannot be written.
     """
-    require_place(out)
+    require_writable_file(out)
     epochs = [point / _POINTS_PER_EPOCH for point in range(recipe.epochs * _POINTS_PER_EPOCH + 1)]
     figure = new_figure()
     axes = figure.add_subplot()

@@ -68,7 +68,7 @@ from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import require_free_space
 from imagenet_rn50.utils.formatting import counted, percent
 from imagenet_rn50.utils.logging import logger, progress_bar
-from imagenet_rn50.utils.signals import typed_command
+from imagenet_rn50.utils.signals import launch_command
 
 _STEPS_PER_LOG_LINE = 20  # reading the loss waits for the device, so not after every step
 _EXTRA_CHECKPOINTS = 2  # on disk besides the newest: the best, and the one being written
@@ -586,7 +586,7 @@ class Trainer:
         if progress.finished and not self.state.evaluation_due:
             return f"{self.run.path} is finished: {self.recipe.epochs} epochs. Nothing to train."
         if stop is not None and progress.step >= stop:
-            command = typed_command(without=_STOP_AT_STEP)
+            command = launch_command(without=_STOP_AT_STEP)
             return (
                 f"{self.run.path} is at step {progress.step}, and {_STOP_AT_STEP} is {stop}. "
                 f"Nothing to train. To continue:\n  {command}"
@@ -657,7 +657,7 @@ class Trainer:
             newest = newest_checkpoint(self.run.checkpoints)
             kept = f"the newest checkpoint is {newest.folder.name}" if newest else "no checkpoint"
             what = f"stopped; saving failed, {kept}:"
-        command = typed_command(without=_STOP_AT_STEP if is_planned else None)
+        command = launch_command(without=_STOP_AT_STEP if is_planned else None)
         self._say(f"{what} after step {step} ({reason}). To resume:\n  {command}")
         self.accelerator.wait_for_everyone()  # torchelastic kills the others when one rank exits
         end_training(self.accelerator)

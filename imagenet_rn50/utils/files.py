@@ -166,7 +166,7 @@ def require_writable(folder: Path, fix: str) -> None:
         raise InputError(f"{folder} cannot be written", found=error.strerror, fix=fix) from None
 
 
-def require_place(path: Path) -> None:
+def require_writable_file(path: Path) -> None:
     """Stops before work whose result could not be written to `path`.
 
     Raises:

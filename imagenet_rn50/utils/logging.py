@@ -67,7 +67,7 @@ logger.propagate = False
 
 
 @contextmanager
-def lasting_output() -> Iterator[None]:
+def ignore_output_errors() -> Iterator[None]:
     """Let stdout and stderr neither fail nor block while the body runs.
 
     A training outlives its terminal: a connection breaks, `| tee` is killed, the disk of the log is

@@ -23,7 +23,7 @@ import psutil
 from imagenet_rn50.utils.errors import InputError, RankError
 from imagenet_rn50.utils.storage import redact
 
-ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 """Ask a trainer to save and to end; SIGHUP, which says that the terminal is gone, unless nohup."""
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -44,7 +44,7 @@ _STARTED_BY_SLURM, _RESERVED_BY_SLURM = "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"
 _STARTED_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
-def signal_at_death_of_parent(number: signal.Signals) -> None:
+def set_parent_death_signal(number: signal.Signals) -> None:
     """Sends this process a signal when its parent has ended.
 
     On Linux the kernel does, at once and for the last number asked for. Elsewhere a thread does,
@@ -74,8 +74,8 @@ def _watch(process: int, parent: int, number: signal.Signals) -> None:
 
 
 @contextmanager
-def children_without_signals(
-    numbers: tuple[signal.Signals, ...] = ENDING_SIGNALS,
+def block_signals_in_children(
+    numbers: tuple[signal.Signals, ...] = STOP_SIGNALS,
 ) -> Iterator[None]:
     """Lets processes that the body starts be deaf to signals, those that ask a trainer to end.
 
@@ -97,7 +97,7 @@ def children_without_signals(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def kill_all_of(process: int) -> None:
+def kill_tree(process: int) -> None:
     """Kills a process and all that descend from it, as a machine that vanishes does.
 
     Launchers start each rank in a session of its own, and ranks save once their launcher ends. So
@@ -114,7 +114,7 @@ def kill_all_of(process: int) -> None:
             os.kill(number, signal.SIGKILL)
 
 
-def require_joined(world_size: int, *, on_gpu: bool) -> None:
+def check_world_size(world_size: int, *, on_gpu: bool) -> None:
     """Refuse to work on as one process of several that did not find each other.
 
     Each of them would do all of the work, into the same files. Launchers state in environment
@@ -127,9 +127,9 @@ def require_joined(world_size: int, *, on_gpu: bool) -> None:
     Raises:
         InputError: When a launcher started more processes, or fewer.
     """
-    declared = number_in_environment("WORLD_SIZE")
+    declared = read_int_env("WORLD_SIZE")
     if declared is not None and declared != world_size:
-        launch = f"start them with accelerate launch or torchrun: {typed_command()}"
+        launch = f"start them with accelerate launch or torchrun: {launch_command()}"
         raise RankError(
             f"WORLD_SIZE is {declared}, but the process group has {world_size}: the processes of "
             "this launch did not join, and each would do all of the work",
@@ -138,15 +138,15 @@ def require_joined(world_size: int, *, on_gpu: bool) -> None:
             if on_gpu
             else "no GPU, and Accelerate joins processes on the CPU only "
             "if ACCELERATE_USE_CPU=1 is set",
-            fix=launch if on_gpu else f"ACCELERATE_USE_CPU=1 {typed_command()}",
+            fix=launch if on_gpu else f"ACCELERATE_USE_CPU=1 {launch_command()}",
         )
     # torchrun and accelerate launch are themselves started once per machine, by srun say.
-    num_joined = number_in_environment("GROUP_WORLD_SIZE") or world_size
-    slurm = number_in_environment(_STARTED_BY_SLURM)
-    started = {name: number_in_environment(name) or 1 for name in _STARTED_BY_MPI}
+    num_joined = read_int_env("GROUP_WORLD_SIZE") or world_size
+    slurm = read_int_env(_STARTED_BY_SLURM)
+    started = {name: read_int_env(name) or 1 for name in _STARTED_BY_MPI}
     started[_STARTED_BY_SLURM] = slurm or 1
     if slurm is None and world_size == 1:
-        started[_RESERVED_BY_SLURM] = number_in_environment(_RESERVED_BY_SLURM) or 1
+        started[_RESERVED_BY_SLURM] = read_int_env(_RESERVED_BY_SLURM) or 1
     for name, number in started.items():
         if number > 1 and num_joined == 1:
             raise RankError(
@@ -158,7 +158,7 @@ def require_joined(world_size: int, *, on_gpu: bool) -> None:
             )
 
 
-def number_in_environment(name: str) -> int | None:
+def read_int_env(name: str) -> int | None:
     """Return the value of an environment variable that counts, None where it is not set.
 
     Raises:
@@ -198,7 +198,7 @@ def launcher() -> Launcher:
     return Launcher((), _telling(this.environ()))
 
 
-def typed_command(without: str | None = None) -> str:
+def launch_command(without: str | None = None) -> str:
     """Returns the command that began this process, as a person would type it again.
 
     Under `accelerate launch` and torchrun it is the launcher's, as far as the kernel tells it. What
@@ -214,10 +214,10 @@ def typed_command(without: str | None = None) -> str:
     if without:
         words = _without_option(words, without)
     told = [f"{name}={shlex.quote(value)}" for name, value in launcher().variables]
-    return " ".join([*told, shown(words)])
+    return " ".join([*told, redact_command(words)])
 
 
-def shown(words: list[str]) -> str:
+def redact_command(words: list[str]) -> str:
     """Returns a command as a person would type it, but for what is secret in addresses."""
     public = [redact(word) for word in words]
     return shlex.join(public) + ("" if public == words else "  # address shortened")

@@ -269,8 +269,8 @@ def test_a_measurement_prices_each_measured_precision(tmp_path):
     found["devices"] = [device] * 4
     (tmp_path / "doctor.json").write_text(json.dumps(found))
     known = replace(options, instance="g6.12xlarge", price=None)
-    found = make_estimate("m", recipe, load_prices(), known)
-    assert "g6.12xlarge: $4.6" in format_estimate(found, None)
+    estimate = make_estimate("m", recipe, load_prices(), known)
+    assert "g6.12xlarge: $4.6" in format_estimate(estimate, None)
     (tmp_path / "doctor.json").write_text("{}")
     with pytest.raises(InputError, match="is not a measurement"):
         make_estimate("m", recipe, load_prices(), options)

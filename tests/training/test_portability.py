@@ -18,7 +18,7 @@ from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import Manifest
-from imagenet_rn50.utils.signals import ENDING_SIGNALS
+from imagenet_rn50.utils.signals import STOP_SIGNALS
 from tests.support import write_tiny
 from tests.training.trainers import EXIT_INTERRUPTED, PATIENCE_S, ROOT, hashes, lines_of, wait_until
 
@@ -58,7 +58,7 @@ def test_workers_that_are_not_forked_load_the_same_and_do_not_hear_ctrl_c(tiny):
         found = iter(loader)
         first = next(found)
         (worker,) = loader.web_loader.pipeline[0]._iterator._workers
-        for number in ENDING_SIGNALS:
+        for number in STOP_SIGNALS:
             os.kill(worker.pid, number)
         loaded = [first, *found]
         assert worker.is_alive()
@@ -97,9 +97,9 @@ def test_a_training_without_linux_saves_on_ctrl_c_and_is_the_same_run(tiny, trai
 def test_the_end_of_a_parent_is_noticed_without_the_kernels_help():
     child = (
         "import os, signal, threading, time\n"
-        "from imagenet_rn50.utils.signals import signal_at_death_of_parent\n"
+        "from imagenet_rn50.utils.signals import set_parent_death_signal\n"
         "signal.signal(signal.SIGUSR1, lambda *_: (print('told', flush=True), os._exit(0)))\n"
-        "[signal_at_death_of_parent(signal.SIGUSR1) for _ in range(9)]\n"
+        "[set_parent_death_signal(signal.SIGUSR1) for _ in range(9)]\n"
         "print(threading.active_count(), flush=True)\n"
         "time.sleep(60)\n"
     )

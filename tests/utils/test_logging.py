@@ -10,8 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PROGRAM = """\
 import sys
-from imagenet_rn50.utils.logging import lasting_output, progress_bar, logger
-with lasting_output():
+from imagenet_rn50.utils.logging import ignore_output_errors, progress_bar, logger
+with ignore_output_errors():
     for number in range(3):
         logger.info(f"line {number} \\u2192 " + "x" * 9000)
         print("error", file=sys.stderr)
@@ -47,8 +47,8 @@ def test_a_pipe_without_reader_changes_no_exit_code():
 def test_a_reader_that_stops_reading_holds_nothing_up_and_is_told_what_it_missed():
     program = """\
 import sys
-from imagenet_rn50.utils.logging import lasting_output, logger
-with lasting_output():
+from imagenet_rn50.utils.logging import ignore_output_errors, logger
+with ignore_output_errors():
     for number in range(40):
         logger.info("x" * 9999)
     print("written", file=sys.stderr)

@@ -7,21 +7,21 @@ import pytest
 
 from imagenet_rn50.utils import signals as processes
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.signals import Launcher, require_joined, typed_command
+from imagenet_rn50.utils.signals import Launcher, check_world_size, launch_command
 
 
 def test_the_command_to_go_on_is_the_launchers_as_it_was_typed(monkeypatch):
     words = ("/venv/bin/python3", "/venv/bin/accelerate", "launch", "train.py", "--run", "a b")
     typed = Launcher(words, (("ACCELERATE_USE_CPU", "1"),))
     monkeypatch.setattr(processes, "launcher", lambda: typed)
-    assert typed_command() == "ACCELERATE_USE_CPU=1 accelerate launch train.py --run 'a b'"
+    assert launch_command() == "ACCELERATE_USE_CPU=1 accelerate launch train.py --run 'a b'"
 
 
 def test_an_option_that_has_done_its_work_is_left_out_of_it(monkeypatch):
     monkeypatch.setattr(processes, "launcher", lambda: Launcher((), ()))
     for given in (["--stop-at-step", "3"], ["--stop-at-step=3"], ["--stop_at_step", "3"]):
         monkeypatch.setattr(sys, "argv", ["train.py", "--run", "x", *given, "--workers", "1"])
-        command = typed_command(without="--stop-at-step")
+        command = launch_command(without="--stop-at-step")
         assert command == "python train.py --run x --workers 1"
 
 
@@ -32,9 +32,9 @@ def test_secrets_in_addresses_are_left_out_of_it_and_that_is_said(monkeypatch, f
     given = [*form.format(address).split(), "--sync", "s3://runs/one", "--run", "a b"]
     monkeypatch.setattr(sys, "argv", ["train.py", *given])
     expected = f"python train.py {form} --sync s3://runs/one --run 'a b'  # address shortened"
-    assert typed_command() == expected.format("https://host/x")
+    assert launch_command() == expected.format("https://host/x")
     monkeypatch.setattr(sys, "argv", ["train.py", "--sync", "s3://runs/one"])
-    assert typed_command() == "python train.py --sync s3://runs/one"
+    assert launch_command() == "python train.py --sync s3://runs/one"
 
 
 def test_a_parent_that_is_no_launcher_is_not_taken_for_one():
@@ -60,7 +60,7 @@ def test_the_command_to_go_on_has_the_variables_that_matter_and_no_secret(monkey
     monkeypatch.setattr(psutil.Process, "environ", lambda process: given)
     monkeypatch.setattr(sys, "argv", ["train.py", "--run", "a b"])
     processes.launcher.cache_clear()
-    command = typed_command()
+    command = launch_command()
     processes.launcher.cache_clear()
     assert command == (
         "ACCELERATE_USE_CPU=1 ACCELERATE_MIXED_PRECISION=no CUDA_VISIBLE_DEVICES=0,1 "
@@ -88,7 +88,7 @@ def test_processes_that_did_not_join_are_refused(no_launcher, variables, world_s
     for name, value in variables.items():
         no_launcher.setenv(name, value)
     with pytest.raises(InputError, match="|".join(variables)):
-        require_joined(world_size, on_gpu=False)
+        check_world_size(world_size, on_gpu=False)
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_processes_that_did_not_join_are_refused(no_launcher, variables, world_s
 def test_processes_that_joined_are_not_refused(no_launcher, variables, world_size):
     for name, value in variables.items():
         no_launcher.setenv(name, value)
-    require_joined(world_size, on_gpu=False)
+    check_world_size(world_size, on_gpu=False)
 
 
 @pytest.fixture
