@@ -1,4 +1,4 @@
-"""The Space: which model is in it is said by MODEL_ID, or by the model.json pushed with it."""
+"""Entry point of the Space: serve the model given by MODEL_ID or by model.json."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ import logging
 import os
 from pathlib import Path
 
-from space.limits import give_back_freed_memory
+from space.limits import limit_malloc_caching
 from space.model import ModelError, ModelId
-from space.page import build_no_model_page, build_page, launch
+from space.page import build_page, build_setup_page, launch
 
-PUSHED = Path(__file__).with_name("model.json")
+MODEL_FILE = Path(__file__).with_name("model.json")
 
 
 def main() -> None:
-    """Serves the page; without a usable model, one that says what to set."""
+    """Serve the page, or setup instructions if there is no usable model."""
     logging.basicConfig(level=logging.WARNING)
-    give_back_freed_memory()
+    limit_malloc_caching()
     try:
-        page = build_page(ModelId.chosen(os.environ, PUSHED))
-    except ModelError as reason:
-        logging.getLogger("space").warning("%s", reason, exc_info=reason.__cause__)
-        page = build_no_model_page(reason)
+        page = build_page(ModelId.from_settings(os.environ, MODEL_FILE))
+    except ModelError as error:
+        logging.getLogger("space").warning("%s", error, exc_info=error.__cause__)
+        page = build_setup_page(error)
     launch(page)
 
 

@@ -1,1 +1,1 @@
-"""Speed, always as a ratio to something known, measured interleaved in one run."""
+"""Benchmarks: each compares with a known baseline, interleaved in the same run."""

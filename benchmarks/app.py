@@ -1,9 +1,9 @@
-"""How long the Space takes to start, and to answer: a ResNet-50 with 1,000 classes on this machine.
+"""Startup time and latency of the Space, with a ResNet-50 of 1,000 classes.
 
     python -m benchmarks.app --starts 3 --answers 30
 
-The Space runs as it is served: a process of its own, asked through gradio_client. The weights are
-random, which changes no time.
+The Space runs in its own process and is called through gradio_client. The weights are random, which
+does not affect the times.
 """
 
 from __future__ import annotations
@@ -31,48 +31,48 @@ from imagenet_rn50.model import build_model, build_processor
 from imagenet_rn50.recipe import DataRecipe, ModelRecipe
 
 _APP = Path(__file__).parents[1] / "app"
-_PICTURE = _APP / "examples" / "coffee.jpg"
+_IMAGE = _APP / "examples" / "coffee.jpg"
 _NUM_CLASSES = 1000
-_PATIENCE_SECONDS = 300
+_TIMEOUT_SECONDS = 300
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times starts and answers of the Space."""
+    """Measure startup time and latency of the Space."""
 
     starts: int = 3
-    """Processes to start."""
+    """Number of processes to start."""
     answers: int = 30
-    """Answers to time in each, one after the other."""
+    """Sequential requests to time in each process."""
 
 
 def main() -> None:
-    """Prints the time to the first answer of each start, and what later answers take."""
+    """Print the time to the first response of each start and the latency of later ones."""
     arguments = tyro.cli(Arguments)
-    starts, answers = [], []
+    starts, latencies = [], []
     with tempfile.TemporaryDirectory() as folder:
         _export(Path(folder))
         print(
             f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; ResNet-50, {_NUM_CLASSES} "
-            f"classes; {_PICTURE.name}, {_PICTURE.stat().st_size / 1000:.0f} KB"
+            f"classes; {_IMAGE.name}, {_IMAGE.stat().st_size / 1000:.0f} KB"
         )
         for _ in range(arguments.starts):
-            began = time.perf_counter()
+            start = time.perf_counter()
             with _served(folder) as address:
                 client = Client(address, verbose=False)
-                _ask(client)
-                starts.append(time.perf_counter() - began)
-                answers += [_ask(client) for _ in range(arguments.answers)]
-    print("cold start to first answer   " + "  ".join(f"{start:.1f} s" for start in starts))
+                _time_request(client)
+                starts.append(time.perf_counter() - start)
+                latencies += [_time_request(client) for _ in range(arguments.answers)]
+    print("cold start to first response  " + "  ".join(f"{start:.1f} s" for start in starts))
     print(
-        f"answer through gradio_client {1000 * statistics.median(answers):.0f} ms median, "
-        f"{1000 * min(answers):.0f} ms fastest, {1000 * max(answers):.0f} ms slowest "
-        f"of {len(answers)}"
+        f"latency through gradio_client {1000 * statistics.median(latencies):.0f} ms median, "
+        f"{1000 * min(latencies):.0f} ms fastest, {1000 * max(latencies):.0f} ms slowest "
+        f"of {len(latencies)}"
     )
 
 
 def _export(folder: Path) -> None:
-    """Writes a model as `python -m imagenet_rn50 export` does."""
+    """Write a model as `python -m imagenet_rn50 export` does."""
     wnids = tuple(f"n{number:08d}" for number in range(_NUM_CLASSES))
     torch.manual_seed(0)
     build_model(ModelRecipe(), Classes(wnids, wnids)).save_pretrained(folder)
@@ -81,7 +81,7 @@ def _export(folder: Path) -> None:
 
 @contextmanager
 def _served(model: str) -> Iterator[str]:
-    """Runs the Space until the block ends; yields its address once it answers."""
+    """Run the Space for the duration of the block; yield its URL once it responds."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -90,11 +90,13 @@ def _served(model: str) -> Iterator[str]:
         env=os.environ | {"MODEL_ID": model, "GRADIO_SERVER_PORT": str(port)},
         stdout=subprocess.DEVNULL,
     )
-    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + _PATIENCE_SECONDS
+    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + _TIMEOUT_SECONDS
     try:
-        while not _answers(address):
+        while not _responds(address):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("the Space did not answer")
+                raise RuntimeError(
+                    f"the Space did not respond within {_TIMEOUT_SECONDS} s or exited"
+                )
             time.sleep(0.05)
         yield address
     finally:
@@ -102,7 +104,7 @@ def _served(model: str) -> Iterator[str]:
         process.wait()
 
 
-def _answers(address: str) -> bool:
+def _responds(address: str) -> bool:
     try:
         with urllib.request.urlopen(address, timeout=60):
             return True
@@ -110,11 +112,11 @@ def _answers(address: str) -> bool:
         return False
 
 
-def _ask(client: Client) -> float:
-    """Asks for the classes of a picture; returns seconds."""
-    began = time.perf_counter()
-    client.predict(picture=handle_file(_PICTURE), api_name="/predict")
-    return time.perf_counter() - began
+def _time_request(client: Client) -> float:
+    """Classify an image and return the latency in seconds."""
+    start = time.perf_counter()
+    client.predict(image=handle_file(_IMAGE), api_name="/predict")
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

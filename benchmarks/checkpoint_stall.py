@@ -1,11 +1,11 @@
-"""How long training stands still for a checkpoint, and what it costs ranks to agree on one.
+"""How long a checkpoint blocks training, and the cost of synchronizing save requests across ranks.
 
     python -m benchmarks.checkpoint_stall
 
-A ResNet-50 with momenta and averaged weights is saved again and again, in turn as training does it
-(copied to host memory, then written, hashed and synced by a thread) and all at once. Between the
-saves a loop takes steps of a fixed length, so that what the thread takes from it shows, too. Then
-two processes agree after each step, as ranks do.
+Saves a ResNet-50 with momentum buffers and EMA weights, alternating between an asynchronous save
+(copy to host memory, then write, hash and fsync in a thread, as in training) and a synchronous one.
+Steps of a fixed length run during each asynchronous save, to measure how much it slows them down.
+Then two processes exchange their flags after each step, as ranks do.
 """
 
 from __future__ import annotations
@@ -49,52 +49,52 @@ _NUM_EXCHANGES = 200
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times saves of a ResNet-50."""
+    """Measure saves of a ResNet-50."""
 
     rounds: int = 5
-    """Saves of each kind."""
+    """Number of saves of each kind."""
     folder: Path | None = None
-    """Where to save; None: the system's temporary folder."""
+    """Folder to save in (default: the system's temporary folder)."""
 
 
 def main() -> None:
-    """Prints medians and the slowest of each."""
+    """Print the median and maximum of each measurement."""
     arguments = tyro.cli(Arguments)
     torch.set_num_threads(1)
     state = _train_state()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         _time_saves(state, Path(name), arguments.rounds)
-    _time_agreement()
+    _time_flag_exchange()
 
 
 def _time_saves(state: TrainState, folder: Path, rounds: int) -> None:
-    """Prints what a save costs the loop, either way."""
+    """Measure how long asynchronous and synchronous saves block the loop."""
     stalls: list[float] = []
     whole: list[float] = []
     beside: list[float] = []
     alone = _steps()
     copied: StateDict = {}
     with ThreadPoolExecutor(max_workers=1) as thread:
-        for turn in range(rounds):
-            began = time.perf_counter()
+        for i in range(rounds):
+            start = time.perf_counter()
             copied = copy_to_cpu(state.state_dict())
-            stalls.append(time.perf_counter() - began)
-            writing = thread.submit(_write, copied, folder, 2 * turn)
+            stalls.append(time.perf_counter() - start)
+            writing = thread.submit(_write, copied, folder, 2 * i)
             beside += _steps(writing.done)
             writing.result()
 
-            began = time.perf_counter()
-            _write(copy_to_cpu(state.state_dict()), folder, 2 * turn + 1)
-            whole.append(time.perf_counter() - began)
-    print(f"a ResNet-50 with momenta and averaged weights: {num_bytes(copied) / 1e6:.0f} MB, CPU")
-    _print("training stands still, copying", stalls)
-    _print("training would stand still, writing", whole)
-    _print("a step, nothing else going on", alone)
-    _print("a step while a thread writes", beside or [float("nan")])
+            start = time.perf_counter()
+            _write(copy_to_cpu(state.state_dict()), folder, 2 * i + 1)
+            whole.append(time.perf_counter() - start)
+    print(f"ResNet-50 with momentum buffers and EMA weights: {num_bytes(copied) / 1e6:.0f} MB, CPU")
+    _print("async save, blocks for copy", stalls)
+    _print("sync save, blocks for copy and write", whole)
+    _print("step, no save running", alone)
+    _print("step during async save", beside or [float("nan")])
 
 
 def _write(state: dict[str, Any], folder: Path, number: int) -> None:
-    """Writes, hashes and syncs a checkpoint."""
+    """Write, hash and fsync a checkpoint."""
     final = folder / folder_name(number)
     temporary = final.with_suffix(".partial")
     temporary.mkdir()
@@ -103,19 +103,19 @@ def _write(state: dict[str, Any], folder: Path, number: int) -> None:
 
 
 def _steps(until: Callable[[], bool] | None = None) -> list[float]:
-    """Takes steps that wait for a device and then do some Python; returns the seconds of each."""
+    """Run steps that wait for a device and then do some Python; return the seconds of each."""
     seconds: list[float] = []
     while not until() if until else len(seconds) < _NUM_STEPS:
-        began = time.perf_counter()
+        start = time.perf_counter()
         time.sleep(_STEP_SECONDS)
         sum(range(10_000))
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return seconds
 
 
 def _train_state() -> TrainState:
-    """Return a ResNet-50 that has taken a step, so that it has momenta."""
-    Accelerator(cpu=True)  # AcceleratedOptimizer asks its state
+    """Return a ResNet-50 after one step, so that it has momentum buffers."""
+    Accelerator(cpu=True)  # AcceleratedOptimizer needs its state
     recipe = Recipe(ema_decay=0.999)
     wnids = tuple(f"n{number:08d}" for number in range(_NUM_CLASSES))
     model = build_model(recipe.model, Classes(wnids, wnids))
@@ -127,33 +127,35 @@ def _train_state() -> TrainState:
     return TrainState(model, optimizer, None, ema, Plateau(recipe), progress)
 
 
-def _time_agreement() -> None:
-    """Prints what agreeing costs two processes after each step."""
+def _time_flag_exchange() -> None:
+    """Measure the exchange of flags between two processes after each step."""
     with tempfile.TemporaryDirectory() as name:
         context = multiprocessing.get_context("spawn")
         queue = context.SimpleQueue()
-        address = f"file://{name}/meeting"
-        ranks = [context.Process(target=_agree, args=(r, address, queue)) for r in range(2)]
+        address = f"file://{name}/rendezvous"
+        ranks = [
+            context.Process(target=_exchange_flags, args=(r, address, queue)) for r in range(2)
+        ]
         for rank in ranks:
             rank.start()
         seconds = queue.get()
         for rank in ranks:
             rank.join()
-    _print("agreeing, of two processes, a step", seconds)
+    _print("flag exchange of two processes", seconds)
     share = statistics.median(seconds) / _STEP_SECONDS
-    print(f"that is {share:.3%} of a step of {_STEP_SECONDS:g} s")
+    print(f"{share:.3%} of a step of {_STEP_SECONDS:g} s")
 
 
-def _agree(rank: int, address: str, queue: Any) -> None:
-    """Is one rank."""
+def _exchange_flags(rank: int, address: str, queue: Any) -> None:
+    """Run one rank."""
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    agreement, seconds = RankFlags(2), []
+    flags, seconds = RankFlags(2), []
     for _ in range(_NUM_EXCHANGES):
         time.sleep(_STEP_SECONDS / 10)
-        began = time.perf_counter()
-        agreement.exchange(stop=False)
-        seconds.append(time.perf_counter() - began)
-    agreement.close()
+        start = time.perf_counter()
+        flags.exchange(stop=False)
+        seconds.append(time.perf_counter() - start)
+    flags.close()
     if rank == 0:
         queue.put(seconds)
     distributed.barrier()
@@ -161,9 +163,9 @@ def _agree(rank: int, address: str, queue: Any) -> None:
 
 
 def _print(what: str, seconds: list[float]) -> None:
-    """Prints a median and the slowest."""
+    """Print the median and the maximum."""
     median, slowest = statistics.median(seconds), max(seconds)
-    print(f"{what:<36} {1e3 * median:9.2f} ms (median), {1e3 * slowest:9.2f} ms (slowest)")
+    print(f"{what:<36} {1e3 * median:9.2f} ms (median), {1e3 * slowest:9.2f} ms (max)")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Seconds from the start of a loader to its first batch, at the start and deep in the stream.
+"""Time to the first batch of a loader that starts at position 0 or resumes deep in the stream.
 
     python -m benchmarks.resume
 
-The manifest has as many samples as ImageNet's training split; all of them are the same few photos
-of one real shard, so that no disk is measured. Each start is a fresh process.
+The manifest has as many samples as ImageNet's training split, all of them a few photos of one real
+shard, so that disk speed does not matter. Each start is a new process.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _BATCH = 256
 
 
 def write_shard(path: Path) -> tuple[list[int], list[int]]:
-    """Writes one shard of photos back to back; returns their offsets and lengths."""
+    """Write one shard of concatenated photos; return their offsets and lengths."""
     from benchmarks.loader_data import write_photos
 
     write_photos(path.parent, PHOTOS)
@@ -43,7 +43,7 @@ def write_shard(path: Path) -> tuple[list[int], list[int]]:
 
 
 def synthetic_split(name: str, offsets: list[int], lengths: list[int]) -> Split:
-    """Returns a split of ImageNet's size whose shards are all the same file."""
+    """Return a split of ImageNet's size whose shards are all the same file."""
     sizes = np.full(NUM_SHARDS, NUM_SAMPLES // NUM_SHARDS)
     sizes[: NUM_SAMPLES - sizes.sum()] += 1
     photo = np.arange(NUM_SAMPLES) % PHOTOS
@@ -57,20 +57,20 @@ def synthetic_split(name: str, offsets: list[int], lengths: list[int]) -> Split:
 
 
 def first_batch(folder: Path, position: int, workers: int) -> float:
-    """Returns seconds from making the loader to its first batch."""
+    """Return the seconds from building the loader to its first batch."""
     offsets, lengths = np.load(folder / "index.npy").tolist()
     split = synthetic_split("photos.bin", offsets, lengths)
-    began = time.perf_counter()
+    start = time.perf_counter()
     order = ShardShuffleSampler(split.shard_sizes, seed=0, window=32)
     share = DistributedBatchSampler(position, 2 * position + 10 * _BATCH, _BATCH)
     transform = TrainTransform(DataRecipe(), seed=0)
     loader = build_loader(folder, split, share, transform, order=order, num_workers=workers)
     next(iter(loader))
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
 def main() -> None:
-    """Prints and saves the medians."""
+    """Print and save the medians."""
     if len(sys.argv) > 1:
         folder, position = Path(sys.argv[1]), int(sys.argv[2])
         print(first_batch(folder, position, workers=2), flush=True)

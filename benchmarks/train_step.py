@@ -1,16 +1,15 @@
-"""Images/s of a training step: ours beside a plain loop of torchvision and torch.amp.
+"""Images/s of a training step, compared with a plain loop of torchvision and torch.amp.
 
-    python -m benchmarks.train_step                          what the machine can do in minutes
-    python -m benchmarks.train_step --modes eager compile    compiled too, which takes longer
-    python -m benchmarks.train_step --profile --sizes 224    where the time of our step goes
+    python -m benchmarks.train_step                          defaults for this machine, minutes
+    python -m benchmarks.train_step --modes eager compile    torch.compile too, takes longer
+    python -m benchmarks.train_step --profile --sizes 224    profile our step
 
-Ours is `Trainer.train_step`, as training calls it, on transformers' ResNet-50 under Accelerate. The
-plain loop is written out here, on torchvision's. Both get the same uint8 batches, from memory or
-from our loader, and do the same work: copy, normalise, forward, smoothed cross-entropy, backward,
-SGD. They take turns, round by round, so that a change in the machine's speed meets both alike; a
-ratio is taken in each round. On a CPU it is a ratio of the process's CPU time on one thread, which
-others on the machine disturb little; on a GPU of the time on the clock. The loader's queues are
-full when a round begins: how fast it is by itself, `benchmarks.loaders` says.
+"ours" is `Trainer.train_step` with transformers' ResNet-50 under Accelerate; "plain" is a loop over
+torchvision's. Both get the same uint8 batches, from memory or from our loader, and do the same
+work: copy, normalize, forward, smoothed cross-entropy, backward, SGD. Rounds alternate between
+them, so that changes in machine speed affect both, and each round gives one ratio: of CPU time on
+one thread on a CPU, which other processes disturb little, and of wall-clock time on a GPU. The
+loader's queues are full when a round starts; `benchmarks.loaders` measures the loader alone.
 """
 
 from __future__ import annotations
@@ -48,74 +47,76 @@ _LINE = "{:>4} {:<8} {:<14} {:<5} {:<9} {:>9} {:>9}   {}"
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times training steps of ours and of a plain loop in turn.
+    """Measure our training step and that of a plain loop, in alternation.
 
-    What is left out is chosen for the machine: on a GPU everything, in batches of 256; on a CPU
-    what takes minutes, in batches of 4.
+    Defaults depend on the machine: every case with batches of 256 on a GPU; a few cases with
+    batches of 4 on a CPU.
     """
 
     sizes: tuple[int, ...] = (224, 192, 160)
-    """Sides of the pictures, px."""
+    """Sides of the images, px."""
     modes: tuple[Mode, ...] = ()
-    """Compiled or not."""
+    """eager, compile (torch.compile) or both."""
     layouts: tuple[Layout, ...] = ("channels_last", "contiguous")
-    """Order of the weights and pictures in memory."""
+    """Memory format of weights and images."""
     precisions: tuple[Precision, ...] = ()
-    """Floats of convolutions. fp16 needs a GPU: on a CPU Accelerate quietly stays in fp32."""
+    """Precision of convolutions. fp16 needs a GPU: on a CPU Accelerate silently uses fp32."""
     data: tuple[Data, ...] = ("synthetic", "loader")
-    """The same batch from memory again and again, or our loader over real shards; the loader is
-    timed with channels_last alone, which is what training uses."""
+    """One batch in memory, repeated, or our loader with real shards. The loader is measured only
+    with channels_last, which training uses."""
     batch: int = 0
-    """Pictures in a step."""
+    """Images per step (0: default of the machine)."""
     steps: int = 0
-    """Steps of each in a round."""
+    """Steps per round (0: default of the machine)."""
     rounds: int = 5
-    """Counted rounds, after one that is not counted."""
+    """Measured rounds, after one warm-up round."""
     workers: int = min(8, os.cpu_count() or 1)
-    """Loader processes."""
+    """Loader workers."""
     threads: int = 1
-    """Threads of torch, on a CPU."""
+    """torch threads on a CPU."""
     photos: Path = Path("data/bench-train")
-    """Where the shards are kept that the loader reads."""
+    """Folder of the photos and shards for the loader."""
     profile: bool = False
-    """Print where the time of our step goes, by torch.profiler, instead of comparing."""
+    """Print the table of torch.profiler for our step instead of comparing."""
     out: Path = ROOT / "benchmarks" / "results" / "train_step.txt"
-    """Where the results go, as printed."""
+    """File for the printed results."""
 
 
 def main() -> None:
-    """Prints and saves images/s of both, and the ratio of their times, case by case."""
+    """Print and save images/s of both and the ratio of their times for each case."""
     arguments = for_this_machine(tyro.cli(Arguments))
     cuda = torch.cuda.is_available()
     if not cuda:
         torch.set_num_threads(arguments.threads)
     lines: list[str] = []
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         print(line, flush=True)
         lines.append(line)
 
-    tell(_title(arguments, cuda=cuda))
+    report(_title(arguments, cuda=cuda))
     if not arguments.profile:
-        tell(_LINE.format("px", "mode", "layout", "float", "data", "ours", "plain", "ours / plain"))
+        report(
+            _LINE.format("px", "mode", "layout", "float", "data", "ours", "plain", "ours / plain")
+        )
     ratios = []
     for case in _cases(arguments):
         if arguments.profile:
-            tell(f"\n{case}\n{_profile(case, arguments)}")
+            report(f"\n{case}\n{_profile(case, arguments)}")
             continue
         name = (case.size, case.mode, case.layout, case.precision, case.data)
         try:
             our, their = _times(case, arguments)
         except torch.OutOfMemoryError:
-            tell(_LINE.format(*name, "-", "-", "out of memory"))
+            report(_LINE.format(*name, "-", "-", "out of memory"))
             continue
         ratio = [a / b for a, b in zip(our.costs, their.costs, strict=True)]
         ratios.append(median(ratio))
         spread = f"{median(ratio):.3f}  ({min(ratio):.3f} to {max(ratio):.3f})"
         speeds = (f"{our.images_per_second:.1f}", f"{their.images_per_second:.1f}")
-        tell(_LINE.format(*name, *speeds, spread))
+        report(_LINE.format(*name, *speeds, spread))
     if ratios:
-        tell(
+        report(
             f"time of ours / time of plain, median of {len(ratios)} cases: {median(ratios):.3f}  "
             f"({min(ratios):.3f} to {max(ratios):.3f})"
         )
@@ -123,12 +124,12 @@ def main() -> None:
 
 
 def for_this_machine(arguments: Arguments) -> Arguments:
-    """Fills in what was left to the machine."""
+    """Return `arguments` with the machine's defaults filled in."""
     cuda = torch.cuda.is_available()
     modes: tuple[Mode, ...] = ("eager", "compile") if cuda else ("eager",)
     precisions: tuple[Precision, ...] = ("fp32", "bf16", "fp16") if cuda else ("fp32", "bf16")
     if not cuda and "fp16" in arguments.precisions:
-        raise SystemExit("fp16 needs a GPU: on a CPU Accelerate quietly stays in fp32")
+        raise SystemExit("--precisions fp16 needs a GPU: on a CPU Accelerate silently uses fp32")
     return replace(
         arguments,
         modes=arguments.modes or modes,
@@ -139,22 +140,22 @@ def for_this_machine(arguments: Arguments) -> Arguments:
 
 
 def _title(arguments: Arguments, *, cuda: bool) -> str:
-    """Says what was measured, and on what."""
+    """Describe the machine and the measurement."""
     if cuda:
-        machine, clock = torch.cuda.get_device_name(), "time on the clock"
+        machine, clock = torch.cuda.get_device_name(), "wall-clock time"
     else:
         machine = f"CPU ({platform.machine()}), {arguments.threads} of {os.cpu_count()} cores"
         clock = "CPU time"
     return (
         f"{machine}, torch {torch.__version__}, ResNet-50, batch {arguments.batch}\n"
-        f"load of the machine before the first round: {os.getloadavg()[0]:.1f}\n"
+        f"load average before the first round: {os.getloadavg()[0]:.1f}\n"
         f"images/s: median of {arguments.rounds} rounds of {arguments.steps} steps, by {clock}; "
         "ours / plain: ratio of it, median and range over the rounds"
     )
 
 
 def _cases(arguments: Arguments) -> Iterator[Case]:
-    """Yields what is to be timed."""
+    """Yield the cases to measure."""
     names = (arguments.modes, arguments.layouts, arguments.precisions, arguments.data)
     for size in arguments.sizes:
         for mode, layout, precision, data in itertools.product(*names):
@@ -164,7 +165,7 @@ def _cases(arguments: Arguments) -> Iterator[Case]:
 
 @dataclass(frozen=True)
 class Times:
-    """What the rounds of one contender cost."""
+    """Seconds per round and images per round of one contender."""
 
     costs: list[float]
     images: int
@@ -176,15 +177,15 @@ class Times:
 
 
 def _times(case: Case, arguments: Arguments) -> tuple[Times, Times]:
-    """Returns what the rounds of ours and of the plain loop cost."""
+    """Return the times of ours and of the plain loop."""
     with tempfile.TemporaryDirectory() as run:
         trainer = _trainer_of(case, arguments, Path(run))
         steps: list[Step] = [ours(case, trainer), plain(case, trainer)]
         costs: list[list[float]] = [[], []]
-        for turn in range(arguments.rounds + 1):
-            for number in (0, 1) if turn % 2 else (1, 0):
+        for round_index in range(arguments.rounds + 1):
+            for number in (0, 1) if round_index % 2 else (1, 0):
                 cost = _cost(steps[number], arguments.steps, trainer.accelerator.device)
-                if turn:
+                if round_index:
                     costs[number].append(cost)
         del steps
     gc.collect()
@@ -196,26 +197,26 @@ def _times(case: Case, arguments: Arguments) -> tuple[Times, Times]:
 
 
 def _cost(step: Step, count: int, device: torch.device) -> float:
-    """Returns what some steps cost: seconds on the clock on a GPU, of CPU time without one."""
+    """Return the seconds of `count` steps: wall-clock time on a GPU, CPU time on a CPU."""
     on_gpu = device.type == "cuda"
     clock = time.perf_counter if on_gpu else time.process_time
     if on_gpu:
         torch.cuda.synchronize()
-    began = clock()
+    start = clock()
     for _ in range(count):
         step()
     if on_gpu:
         torch.cuda.synchronize()
-    return clock() - began
+    return clock() - start
 
 
 def _trainer_of(case: Case, arguments: Arguments, run: Path) -> Trainer:
-    """Make the trainer of a case."""
+    """Return the trainer of a case."""
     return make_trainer(case, arguments.batch, arguments.workers, arguments.photos, run)
 
 
 def _profile(case: Case, arguments: Arguments) -> str:
-    """Returns torch.profiler's table of some of our steps."""
+    """Return torch.profiler's table of our steps."""
     with tempfile.TemporaryDirectory() as run:
         trainer = _trainer_of(case, arguments, Path(run))
         step = ours(case, trainer)

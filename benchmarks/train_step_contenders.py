@@ -1,4 +1,4 @@
-"""The two contenders of `benchmarks.train_step`, and what both of them are given."""
+"""The two contenders of `benchmarks.train_step` and their batches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 _NUM_CLASSES = 1000
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
-_ENDLESS = 10**9  # samples that the loader may be asked for
+_ENDLESS = 10**9  # stop position of the loader, in samples
 
 Mode = Literal["eager", "compile"]
 Layout = Literal["channels_last", "contiguous"]
@@ -43,7 +43,7 @@ Step = Callable[[], None]
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table."""
+    """One row of the table."""
 
     size: int
     mode: Mode
@@ -52,14 +52,14 @@ class Case:
     data: Data
 
     def arrange(self, batches: Iterator[DeviceBatch]) -> Iterator[DeviceBatch]:
-        """Yields the batches in the order of memory that is asked for."""
+        """Yield the batches in the memory format of the case."""
         for batch in batches:
             contiguous = self.layout == "contiguous"
             yield batch._replace(images=batch.images.contiguous()) if contiguous else batch
 
 
 def make_trainer(case: Case, batch: int, workers: int, photos: Path, run: Path) -> Trainer:
-    """Make the trainer of a launcher that asks for the case."""
+    """Return a trainer with the launcher environment of the case."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = case.precision.replace("fp32", "no")
     os.environ["ACCELERATE_DYNAMO_BACKEND"] = "INDUCTOR" if case.mode == "compile" else "NO"
     os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "False"
@@ -74,7 +74,7 @@ def make_trainer(case: Case, batch: int, workers: int, photos: Path, run: Path) 
 
 
 def _shards(photos: Path) -> Path:
-    """Writes some hundred photos as shards, once; with restart markers where that is possible."""
+    """Pack 640 photos once, with restart markers if jpegtran is installed; return the shards."""
     kind = "restarts" if shutil.which("jpegtran") else "shards"
     for words in (["photos", str(photos), "640"], [kind, str(photos)]):
         command = [sys.executable, "-m", "benchmarks.loader_data", *words]
@@ -83,17 +83,17 @@ def _shards(photos: Path) -> Path:
 
 
 def _batches(case: Case, trainer: Trainer) -> Iterator[DeviceBatch]:
-    """Yield batches as training gets them, with fresh workers for each caller."""
+    """Yield batches as in training, with new workers for each caller."""
     if case.data == "loader":
         return case.arrange(trainer.to_device(trainer.train_loader(0, _ENDLESS)))
     size, number = case.size, trainer.recipe.micro_batch
-    pictures = torch.randint(0, 256, (number, 3, size, size), dtype=torch.uint8)
-    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    images = torch.randint(0, 256, (number, 3, size, size), dtype=torch.uint8)
+    images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, _NUM_CLASSES, (number,))
     device, data = trainer.accelerator.device, trainer.recipe.data
     if device.type == "cuda":
-        pictures, labels = pictures.pin_memory(), labels.pin_memory()
-    batch = Batch(pictures, labels, labels)
+        images, labels = images.pin_memory(), labels.pin_memory()
+    batch = Batch(images, labels, labels)
     repeated = on_device(itertools.repeat(batch), device, data.mean, data.std)
     return case.arrange(repeated)
 
@@ -115,25 +115,25 @@ def ours(case: Case, trainer: Trainer) -> Step:
 
 
 def plain(case: Case, trainer: Trainer) -> Step:
-    """Returns the step of a plain loop, as torchvision's reference script has it."""
+    """Return the step of a plain loop, as in torchvision's reference script."""
     device, dtype = trainer.accelerator.device, _DTYPES[case.precision]
-    theirs: nn.Module = torchvision.models.resnet50()
-    theirs.to(device, memory_format=_LAYOUTS[case.layout]).train()  # type: ignore[call-overload]
+    resnet: nn.Module = torchvision.models.resnet50()
+    resnet.to(device, memory_format=_LAYOUTS[case.layout]).train()  # type: ignore[call-overload]
     model: Callable[[Tensor], Tensor]
-    model = torch.compile(theirs) if case.mode == "compile" else theirs
+    model = torch.compile(resnet) if case.mode == "compile" else resnet
     scaler = torch.amp.GradScaler(device.type) if case.precision == "fp16" else None
     fused = device.type == "cuda" and scaler is None
     optimizer = torch.optim.SGD(
-        theirs.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=fused
+        resnet.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4, fused=fused
     )
     batches = _batches(case, trainer)
 
-    def loss_of(batch: DeviceBatch) -> Tensor:
+    def compute_loss(batch: DeviceBatch) -> Tensor:
         with torch.autocast(device.type, dtype) if dtype else nullcontext():
             return functional.cross_entropy(model(batch.images), batch.labels, label_smoothing=0.1)
 
     def step() -> None:
-        loss = loss_of(next(batches))
+        loss = compute_loss(next(batches))
         if scaler is None:
             loss.backward()
             optimizer.step()

@@ -1,6 +1,6 @@
-"""The commands in documents, and whether the programs that they call would take them.
+"""Extract the commands in the documentation and check them with the real parsers.
 
-Nothing is run: words are given to the real parsers of our own programs, of accelerate and torchrun.
+Nothing is executed: only the parsers of this project, accelerate and torchrun run.
 """
 
 import functools
@@ -31,12 +31,12 @@ _PLACEHOLDER = re.compile(r"(?:MY_)?[A-Z_]+")
 
 @dataclass(frozen=True)
 class Command:
-    """A command that a document tells its reader to type.
+    """A command shown in a document.
 
     Attributes:
-        document: Where.
-        text: The command, in one line.
-        needs: What it cannot be run without; None when it can be run anywhere.
+        document: The file it appears in.
+        text: The command on one line.
+        needs: What it requires (a GPU, data, ...); None if it runs anywhere.
     """
 
     document: Path
@@ -48,7 +48,7 @@ class Command:
 
     @property
     def words(self) -> list[str]:
-        """The words, without variables before them and files that output goes to."""
+        """The arguments, without environment variables and output redirection."""
         words = shlex.split(self.text)
         while re.fullmatch(r"\w+=.*", words[0], re.S):
             words = words[1:]
@@ -58,7 +58,7 @@ class Command:
 
 
 def commands_in(document: Path) -> list[Command]:
-    """Returns all commands of a document, block by block, then those within the text."""
+    """Return all commands of a document: code blocks first, then inline code."""
     text, found = document.read_text(encoding="utf-8"), []
     for needs, language, body in _BLOCK.findall(text):
         lines = body.replace("\\\n", " ").splitlines()
@@ -75,18 +75,18 @@ def commands_in(document: Path) -> list[Command]:
 
 
 def check(command: Command) -> None:
-    """Gives a command to the parser of its program.
+    """Parse a command with the parser of its program.
 
     Raises:
-        AssertionError: When it is neither ours, nor harmless, nor marked as needing something.
-        SystemExit: When a parser does not take it.
+        AssertionError: If the program is unknown and the command is not marked with what it needs.
+        SystemExit: If the parser rejects it.
     """
     words = command.words
     if not words or "--help" in words:
         return
     match words:
         case ["python", "-m", "imagenet_rn50", *rest] | ["imagenet-rn50", *rest]:
-            _parse_verb(rest)
+            _parse_subcommand(rest)
         case ["python", "-m", module, *_] if module.startswith("benchmarks."):
             assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
         case ["python", "shard_imagenet.py", *rest]:
@@ -103,11 +103,13 @@ def check(command: Command) -> None:
             names = [target for target in targets if "=" not in target]
             assert all(re.search(rf"^{name}:", makefile, re.M) for name in names)
         case _:
-            assert command.needs or words[0] in _HARMLESS, "it is run by nobody: mark what it needs"
+            assert command.needs or words[0] in _HARMLESS, (
+                "unknown program: mark what the command needs"
+            )
 
 
 def _parse_launched(words: list[str]) -> None:
-    """Parses a launcher's command, or options that are added to one that was shown before."""
+    """Parse a launcher's command, or options added to a previous one ("...")."""
     match words:
         case ["accelerate", "launch", *rest]:
             _parse_launch(rest)
@@ -120,14 +122,14 @@ def _parse_launched(words: list[str]) -> None:
             parsed = get_args_parser().parse_args(rest)
             if parsed.module:
                 assert parsed.training_script == "imagenet_rn50"
-                _parse_verb(parsed.training_script_args)
+                _parse_subcommand(parsed.training_script_args)
             else:
                 assert parsed.training_script == "train_accelerate.py"
                 train_accelerate.parse(parsed.training_script_args)
 
 
 def _parse_launch(words: list[str]) -> None:
-    """Gives the launcher its words, and the script its own."""
+    """Parse the arguments of the launcher and those of the script."""
     parsed = launch_command_parser().parse_args(words)
     assert parsed.training_script == "train_accelerate.py"
     train_accelerate.parse(_with_real_recipe(parsed.training_script_args))
@@ -137,21 +139,21 @@ def _parse_launch(words: list[str]) -> None:
             _validate_launch_command(parsed)
 
 
-def _parse_verb(words: list[str]) -> None:
-    """Parses a verb of `python -m imagenet_rn50` without doing it."""
+def _parse_subcommand(words: list[str]) -> None:
+    """Parse a subcommand of `python -m imagenet_rn50` without running it."""
     if not words or words[0].startswith("--"):
-        return  # what tyro itself offers
+        return  # options of tyro itself
     _parse_only({name: spec.target for name, spec in app._subcommands.items()}, words)
 
 
 def _parse_sharding(words: list[str]) -> None:
-    """Parses a verb of `shard_imagenet.py` without doing it."""
+    """Parse a subcommand of `shard_imagenet.py` without running it."""
     names = ("pack", "verify", "index", "audit", "sample")
     _parse_only({name: getattr(shard_imagenet, name) for name in names}, words)
 
 
 def _parse_only(functions, words: list[str]) -> None:
-    """Parses words for one of several functions, and calls none."""
+    """Parse the arguments of one of several functions without calling it."""
 
     def idle(function):
         @functools.wraps(function)
@@ -161,10 +163,10 @@ def _parse_only(functions, words: list[str]) -> None:
         nothing.__annotations__ = function.__annotations__ | {"return": int}
         return nothing
 
-    verbs = {name: idle(function) for name, function in functions.items()}
-    tyro.extras.subcommand_cli_from_dict(verbs, args=words)
+    subcommands = {name: idle(function) for name, function in functions.items()}
+    tyro.extras.subcommand_cli_from_dict(subcommands, args=words)
 
 
 def _with_real_recipe(words: list[str]) -> list[str]:
-    """Returns the words with recipes that are the reader's own replaced by one of ours."""
+    """Return the arguments with the reader's own recipes replaced by `digits`."""
     return ["digits" if word.endswith((".yaml", ".yml")) else word for word in words]

@@ -1,4 +1,4 @@
-"""Settings of all tests, and what several rooms' tests need."""
+"""Settings and fixtures shared by all tests."""
 
 import os
 import signal
@@ -8,38 +8,38 @@ import tempfile
 import pytest
 from hypothesis import settings
 
-# Speed is shown by benchmarks; a busy machine makes no property false.
+# No deadline: properties must also hold on busy machines.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-# Several processes share few cores: threads that wait shall not spin.
+# Several processes share few cores: waiting threads must not spin.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# A shell's background job ignores Ctrl-C, and so would all that tests start.
+# Background jobs of a shell ignore SIGINT, and child processes inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Servers of tests listen on loopback, where no proxy is to be asked for them.
+# Test servers listen on loopback: bypass any proxy.
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1"
 
-# What Hugging Face's libraries keep, the user's token too, is neither read nor written.
+# Isolate tests from the user's Hugging Face cache and token.
 _HF_HOME = tempfile.TemporaryDirectory(prefix="hf-home-", ignore_cleanup_errors=True)
 os.environ["HF_HOME"] = _HF_HOME.name
 
 
 def pytest_unconfigure():
-    """Leaves nothing behind."""
+    """Remove the temporary Hugging Face home."""
     _HF_HOME.cleanup()
 
 
 def pytest_collection_modifyitems(items):
-    """Begins with the longest test, beside which all others can run."""
+    """Start the longest test first, so that the others run in parallel to it."""
     items.sort(key=lambda item: item.path.name != "test_demo.py")
 
 
 @pytest.fixture
 def refused(monkeypatch, capfd):
-    """Runs an entry point in this process, and returns what it says with exit code 2."""
+    """Run an entry point that must exit with code 2; return its error message."""
 
     def refused(main, *words):
         monkeypatch.setattr(sys, "argv", ["program", *map(str, words)])
@@ -54,7 +54,7 @@ def refused(monkeypatch, capfd):
 
 @pytest.fixture
 def bucket_server(monkeypatch):
-    """A client of moto's S3 server on loopback, which is what the environment names."""
+    """Start moto's S3 server, point the AWS environment variables to it and yield a client."""
     import botocore.session
     from moto.server import ThreadedMotoServer
 
@@ -68,7 +68,7 @@ def bucket_server(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     client = botocore.session.get_session().create_client("s3")
-    filesystem.cache_clear()  # it knows the last test's server
+    filesystem.cache_clear()  # caches the previous test's server
     yield client
     for bucket in client.list_buckets()["Buckets"]:
         for entry in client.list_objects_v2(Bucket=bucket["Name"]).get("Contents", []):

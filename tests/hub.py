@@ -1,6 +1,6 @@
-"""A stand-in for the Hub on loopback: what huggingface_hub asks of it to create, commit and read.
+"""A fake Hub on loopback with the endpoints that huggingface_hub uses to create, commit and read.
 
-It keeps repositories in memory, checks the token, and breaks uploads off when it is told to.
+It keeps repositories in memory, checks the token and can drop connections during uploads.
 """
 
 import base64
@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_plantedTokenThatNobodyMaySee"
-LARGE = (".safetensors", ".onnx", ".png")  # what .gitattributes sends to large file storage
+LARGE = (".safetensors", ".onnx", ".png")  # tracked by LFS in .gitattributes
 
 
 def git_sha(content):
@@ -42,13 +42,13 @@ class Repo:
 
 
 class Hub:
-    """What the server knows."""
+    """State of the server."""
 
     def __init__(self):
         self.repos = {}  # by "models/user/name"
         self.blobs = {}  # by sha256
         self.requests = []  # (method, path, bytes received)
-        self.broken = []  # parts of paths: the next request to each gets no answer
+        self.broken = []  # parts of paths: the next request to each is dropped
         self.may_write = True
         self.address = ""
 
@@ -196,7 +196,7 @@ class Handler(BaseHTTPRequestHandler):
         return path, body
 
     def hangs_up(self, path):
-        """Breaks off, when it was told to, as a line does that goes down."""
+        """Drop the connection if `broken` matches the path."""
         for part in self.hub.broken:
             if part in path:
                 self.hub.broken.remove(part)
@@ -217,7 +217,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving_hub():
-    """Serves an empty Hub on loopback."""
+    """Serve an empty Hub on loopback."""
     hub = Hub()
     handler = type("OneHub", (Handler,), {"hub": hub})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -18,10 +18,10 @@ class Operators(TorchDispatchMode):
 
 
 class OtherDevice(TorchDispatchMode):
-    """Lets torch's "meta" device stand for one that is neither the CPU nor CUDA: Apple's mps.
+    """Use torch's "meta" device as a stand-in for Apple's mps.
 
-    It has no float64, and a copy from or to it that is not waited for would hold other numbers.
-    What is copied from it is zeros.
+    It has no float64, and non-blocking copies from or to it are errors, because their content
+    would be undefined. Copies from it are zeros.
     """
 
     def __torch_dispatch__(self, operator, types, arguments=(), options=None):
@@ -34,7 +34,7 @@ class OtherDevice(TorchDispatchMode):
                 assert not options.get("non_blocking")
                 return torch.zeros_like(tensors[0], device="cpu")
             if name == "copy_" and not tensors[0].is_meta:
-                assert not any(arguments[2:]), "a copy that is not waited for"
+                assert not any(arguments[2:]), "non-blocking copy"
                 return tensors[0].zero_()
         result = operator(*arguments, **options)
         for tensor in tree_leaves(result):

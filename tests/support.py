@@ -1,4 +1,4 @@
-"""Small real shards for tests, written with Python's own tarfile; and free ports."""
+"""Small real shards, written with tarfile, recipes and free ports for tests."""
 
 import io
 import socket
@@ -18,22 +18,22 @@ CLASSES = Classes(wnids=("n00000001", "n00000002", "n00000003"), names=("first",
 
 
 def imagenet1k_wnids() -> tuple[str, ...]:
-    """The wnids of ImageNet-1k's classes, as timm ships them."""
+    """Return the wnids of ImageNet-1k's classes, from timm."""
     [file] = [f for f in files("timm") or [] if f.name == "imagenet_synsets.txt"]
     return tuple(file.read_text(encoding="utf-8").split())
 
 
 def jpeg_bytes(seed: int, height: int = 24, width: int = 32) -> bytes:
-    """A smooth random picture, as JPEG."""
+    """Return a smooth random image as JPEG."""
     rough = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
-    picture = Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
+    image = Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=90)
+    image.save(buffer, format="JPEG", quality=90)
     return buffer.getvalue()
 
 
 def write_split(folder: Path, name: str, sizes: list[int]) -> Split:
-    """Writes one tar a size; sample i shows `jpeg_bytes(i)` and has class i % 3."""
+    """Write one tar per size; sample i is `jpeg_bytes(i)` of class i % 3."""
     shards, offsets, lengths, keys, crc32s = [], [], [], [], []
     index = 0
     for number, size in enumerate(sizes):
@@ -63,7 +63,7 @@ def write_split(folder: Path, name: str, sizes: list[int]) -> Split:
 
 
 def write_shards(folder: Path, train: list[int], validation: list[int]) -> Manifest:
-    """Writes a whole data set of tiny pictures: tars, manifest and classes."""
+    """Write a dataset of tiny images: tars, manifest and classes."""
     folder.mkdir(parents=True, exist_ok=True)
     splits = {
         TRAIN: write_split(folder, TRAIN, train),
@@ -87,21 +87,21 @@ schedule: {warmup_epochs: 0.5}
 
 
 def write_recipe(folder: Path, text: str = TINY_RECIPE) -> Path:
-    """Writes a recipe that trains in a second."""
+    """Write a recipe that trains in a second."""
     path = folder / "tiny.yaml"
     path.write_text(text, encoding="utf-8")
     return path
 
 
 def write_tiny(folder: Path) -> Path:
-    """Writes shards of 21 and 11 pictures, and a recipe for them; returns the folder."""
+    """Write shards of 21 and 11 images and a recipe; return the shards' parent folder."""
     write_shards(folder / "shards", train=[8, 6, 7], validation=[6, 5])
     write_recipe(folder)
     return folder
 
 
 def free_ports(count: int = 1) -> list[int]:
-    """Returns ports that nobody listens on."""
+    """Return unused TCP ports."""
     sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [server.getsockname()[1] for server in sockets]
     for server in sockets:

@@ -1,4 +1,4 @@
-"""The launcher's configurations: each is read by accelerate itself, and those for a CPU train."""
+"""The files in accelerate_configs/: accelerate parses each, and those for a CPU train."""
 
 import json
 import os
@@ -37,7 +37,7 @@ NUM_TRAIN = 21
 
 
 def commands_of(config: Path) -> list[list[str]]:
-    """Returns the commands in a file's head, as words, with their placeholders filled in."""
+    """Return the commands in the header of a file, split into arguments, placeholders filled in."""
     head = config.read_text(encoding="utf-8").partition("\ncompute_environment")[0]
     shown = re.findall(r"^#   ((?:\S+=\S+ )*accelerate launch .*(?:\n#       .*)*)", head, re.M)
     texts = [text.replace("\\\n#", " ") for text in shown]
@@ -45,21 +45,21 @@ def commands_of(config: Path) -> list[list[str]]:
 
 
 def launch_arguments(words: list[str]):
-    """Returns what accelerate makes of a command, the configuration file included."""
+    """Return the arguments of `accelerate launch`, merged with the configuration file."""
     arguments = launch_command_parser().parse_args(words[words.index("launch") + 1 :])
     return _validate_launch_command(arguments)[0]
 
 
-def test_every_configuration_is_listed_here():
+def test_every_configuration_has_an_expected_world_size():
     assert {path.stem for path in CONFIGS} == RANKS.keys()
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_accelerate_reads_every_configuration_as_it_is_meant(config, monkeypatch):
+def test_accelerate_parses_every_configuration_as_documented(config, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert isinstance(load_config_from_file(str(config)), ClusterConfig)
     commands = commands_of(config)
-    assert commands, "a configuration opens with its command"
+    assert commands, "the header must show the launch command"
     for words in commands:
         assert f"accelerate_configs/{config.name}" in words
         launched = launch_arguments(words)
@@ -72,7 +72,7 @@ def test_accelerate_reads_every_configuration_as_it_is_meant(config, monkeypatch
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_the_recipe_in_each_command_has_work_for_as_many_ranks(config, monkeypatch):
+def test_the_recipe_in_each_command_fits_the_number_of_ranks(config, monkeypatch):
     monkeypatch.chdir(ROOT)
     for words in commands_of(config):
         script = words[words.index("train_accelerate.py") + 1 :]
@@ -80,7 +80,7 @@ def test_the_recipe_in_each_command_has_work_for_as_many_ranks(config, monkeypat
         assert arguments.hyperparameters.accumulation(RANKS[config.stem][1]) >= 1
 
 
-def test_two_machines_are_told_apart_by_their_rank_alone():
+def test_commands_of_two_machines_differ_only_in_machine_rank():
     first, second = commands_of(ROOT / "accelerate_configs" / "2x8gpu_static.yaml")
     differing = [(a, b) for a, b in zip(first, second, strict=True) if a != b]
     assert differing == [("0", "1")]
@@ -92,11 +92,11 @@ def tiny(tmp_path_factory):
 
 
 @pytest.mark.multiprocess
-@pytest.mark.timeout(900)  # two launchers and two ranks; a machine may be busy
+@pytest.mark.timeout(900)  # two launchers and two ranks on a possibly busy machine
 @pytest.mark.parametrize(
     "name", ["2x8gpu_static", pytest.param("2x8gpu_c10d", marks=pytest.mark.slow)]
 )
-def test_two_machines_share_each_sample_and_learn_what_one_learns(
+def test_two_machines_split_the_samples_and_match_single_process_weights(
     tiny, tmp_path, name, monkeypatch
 ):
     (tmp_path / "notes").mkdir()
@@ -111,8 +111,8 @@ def test_two_machines_share_each_sample_and_learn_what_one_learns(
     assert read_metrics(run, "start")[0]["world_size"] == 2
 
     notes = [json.loads((tmp_path / "notes" / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
-    assert all(notes), "each machine had its share"
-    stream = [index for turn in zip(*notes, strict=True) for batch in turn for index in batch]
+    assert all(notes), "both ranks must get samples"
+    stream = [index for step in zip(*notes, strict=True) for batch in step for index in batch]
     assert sorted(stream[:NUM_TRAIN]) == list(range(NUM_TRAIN))
     assert set(Counter(stream[: 2 * NUM_TRAIN]).values()) == {2}
 
@@ -123,12 +123,12 @@ def test_two_machines_share_each_sample_and_learn_what_one_learns(
     ours, theirs = weights(run), weights(alone)
     assert ours.keys() == theirs.keys()
     for key, tensor in theirs.items():
-        if "num_batches_tracked" not in key:  # counts a rank's micro batches; nothing reads it
+        if "num_batches_tracked" not in key:  # counts the micro-batches of one rank; unused
             torch.testing.assert_close(ours[key], tensor, rtol=1e-5, atol=1e-5)
 
 
 def start_node(name, rank, port, tiny, notes, run):
-    """Starts what one of two machines would, both on this one, with one CPU rank each."""
+    """Start the launcher of one of two simulated machines, with one CPU rank."""
     options = f"--num_processes 2 --main_process_ip 127.0.0.1 --main_process_port {port}"
     options += f" --machine_rank {rank} --mixed_precision no"
     config = ROOT / "accelerate_configs" / f"{name}.yaml"

@@ -1,16 +1,16 @@
-"""What app.py serves: a picture is opened, classified, explained, shown.
+"""The Space: open an image, classify it, explain the result and show it.
 
-pictures  a file of any kind -> an upright RGB picture, or a sentence that says why not
+images    an uploaded file -> an upright RGB image, or ImageError
 model     a folder or a Hub id -> a classifier -> class probabilities
-heatmap   Grad-CAM: which parts of the picture speak for a class
-card      the model's README.md -> harmless HTML
+heatmap   Grad-CAM: the parts of the image that raise a class's score
+card      the model's README.md -> sanitized HTML
 batch     files -> rows -> CSV
 views     results -> HTML
-page      tabs (one_picture, many_pictures), look, limits
+page      tabs (one_image, many_images), look, limits
 """
 
 import os
 
-# Before Gradio and huggingface_hub are imported: nobody is told that this runs.
+# Disable telemetry. Gradio and huggingface_hub read these variables when they are imported.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

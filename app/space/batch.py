@@ -1,4 +1,4 @@
-"""Many pictures at once: a row for each file, and all of them as CSV."""
+"""Batch classification: one row per file, exported as CSV."""
 
 from __future__ import annotations
 
@@ -8,43 +8,45 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from space.model import NUM_GUESSES, Classifier, Guess
-from space.pictures import PictureError, open_picture
+from space.images import ImageError, open_image
+from space.model import NUM_PREDICTIONS, Classifier, Prediction
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one file.
+    """The result for one file.
 
     Attributes:
-        file: Its name.
-        guesses: The likeliest classes; empty when it could not be read.
-        problem: Why it could not be read; empty when it was.
+        file: File name.
+        predictions: The most likely classes; empty if the file could not be read.
+        error: Why the file could not be read; empty if it could.
     """
 
     file: str
-    guesses: Sequence[Guess] = ()
-    problem: str = ""
+    predictions: Sequence[Prediction] = ()
+    error: str = ""
 
 
 def classify_files(classifier: Classifier, paths: Iterable[str]) -> Iterator[Row]:
-    """Yields a row a file, whatever is in it."""
+    """Yield one row per file, also for files that cannot be read."""
     for path in paths:
         try:
-            yield Row(Path(path).name, classifier.guess(open_picture(path)))
-        except PictureError as problem:
-            yield Row(Path(path).name, problem=str(problem))
+            yield Row(Path(path).name, classifier.predict(open_image(path)))
+        except ImageError as error:
+            yield Row(Path(path).name, error=str(error))
 
 
 def to_csv(rows: Iterable[Row]) -> bytes:
-    """Returns all guesses of all rows as CSV, in UTF-8 with the mark that spreadsheets look for."""
-    numbers = range(1, NUM_GUESSES + 1)
+    """Return all predictions as CSV, in UTF-8 with a byte order mark for spreadsheets."""
+    numbers = range(1, NUM_PREDICTIONS + 1)
     header = [f"{name}_{number}" for number in numbers for name in ("class", "score")]
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["file", "problem", *header])
+    writer.writerow(["file", "error", *header])
     for row in rows:
-        cells = [cell for guess in row.guesses for cell in (guess.label, guess.score)]
+        cells = [
+            cell for prediction in row.predictions for cell in (prediction.label, prediction.score)
+        ]
         padding = [""] * (len(header) - len(cells))
-        writer.writerow([row.file, row.problem, *cells, *padding])
+        writer.writerow([row.file, row.error, *cells, *padding])
     return text.getvalue().encode("utf-8-sig")

@@ -1,4 +1,4 @@
-"""The model's card, as HTML that can do no harm and asks no other host for anything."""
+"""Render the model card as HTML without scripts and without requests to other hosts."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ _FRONT_MATTER = re.compile(r"\A---\s*\n.*?\n---\s*(\n|\Z)", re.DOTALL)
 
 
 def read_card(folder: Path) -> str | None:
-    """Returns the card of a model as HTML; None when it has none.
+    """Return the model card as HTML, or None if there is none.
 
-    HTML in the card is left out. Of pictures, only their descriptions are shown: fetching them
-    would tell other hosts who reads this page.
+    Raw HTML is removed. Images are replaced by their alt text, because loading them would reveal
+    visitors to other hosts.
 
     Args:
-        folder: The model's folder, with a README.md or not.
+        folder: The model's folder.
     """
     try:
         text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
     markdown = MarkdownIt("commonmark").enable("table")
-    markdown.add_render_rule("html_block", _nothing)
-    markdown.add_render_rule("html_inline", _nothing)
-    markdown.add_render_rule("image", _description)
+    markdown.add_render_rule("html_block", _drop)
+    markdown.add_render_rule("html_inline", _drop)
+    markdown.add_render_rule("image", _alt_text)
     html: str = markdown.render(_FRONT_MATTER.sub("", text))
     return html
 
 
-def _nothing(self: object, tokens: Sequence[Token], index: int, *_: Any) -> str:
+def _drop(self: object, tokens: Sequence[Token], index: int, *_: Any) -> str:
     return ""
 
 
-def _description(self: object, tokens: Sequence[Token], index: int, *_: Any) -> str:
+def _alt_text(self: object, tokens: Sequence[Token], index: int, *_: Any) -> str:
     return escape(tokens[index].content)

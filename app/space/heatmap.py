@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391): what in the picture speaks for a class."""
+"""Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391): what raises the score of a class."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
-SIDE = 448  # px at which heat maps are shown
+SIDE = 448  # px, width of the heat map on the page
 
-# Anchors of matplotlib's "inferno": dark to bright in gray too, so that it needs no colour vision.
+# Anchors of matplotlib's "inferno": dark to bright in gray too, so it works without colour vision.
 _COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)])
 
 
 def grad_cam(model: PreTrainedModel, pixels: torch.Tensor, index: int) -> torch.Tensor | None:
-    """Weighs the channels of the last stage by how much they raise the logit of one class.
+    """Weight the channels of the last stage by the gradient of one class's logit.
 
     Args:
-        model: In eval mode.
-        pixels: (1, 3, H, W), as the processor made them.
-        index: The class.
+        model: A convolutional model in eval mode.
+        pixels: (1, 3, H, W), normalized by the processor.
+        index: Class index.
 
     Returns:
-        (h, w) float in [0, 1], h and w those of the last stage's feature map; None when the model
-        has no such map (a transformer, say).
+        (h, w) float in [0, 1], the size of the last stage's feature map; None if the model has no
+        feature map (a transformer, for example).
     """
     with torch.enable_grad():
         outputs = model(pixel_values=pixels, output_hidden_states=True)
@@ -37,14 +37,14 @@ def grad_cam(model: PreTrainedModel, pixels: torch.Tensor, index: int) -> torch.
 
 
 def paint(heat: torch.Tensor, size: tuple[int, int]) -> Image.Image:
-    """Paints a heat map that is laid over a picture: clear where it is cold.
+    """Colour a heat map for overlaying it on an image: transparent where it is 0.
 
     Args:
         heat: (h, w) float in [0, 1].
-        size: Width and height of the picture.
+        size: Width and height of the image, px.
 
     Returns:
-        RGBA.
+        An RGBA image.
     """
     smooth = np.asarray(Image.fromarray(heat.numpy()).resize(size, Image.Resampling.BICUBIC))
     smooth = smooth.clip(0, 1)

@@ -1,4 +1,4 @@
-"""The model: found by folder or Hub id, loaded once with transformers' Auto classes."""
+"""Load the model from a folder or the Hub with transformers' Auto classes, and classify images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from space.heatmap import SIDE, grad_cam, paint
 
-# Weights only as safetensors: a pickle from the Hub could run code.
+# Safetensors only: a pickle from the Hub could run code.
 _FILES = [
     "config.json",
     "preprocessor_config.json",
@@ -23,20 +23,20 @@ _FILES = [
     "README.md",
     "examples/*",
 ]
-NUM_GUESSES = 5
+NUM_PREDICTIONS = 5
 
 
 class ModelError(Exception):
-    """There is no usable model; the text says so to whoever set up the Space."""
+    """There is no usable model. The message is shown to whoever set up the Space."""
 
 
 @dataclass(frozen=True)
 class ModelId:
-    """Which model to serve.
+    """The model to serve.
 
     Attributes:
-        name: A folder, or a Hub id such as `owner/name`.
-        revision: Branch, tag or commit on the Hub; None is its main branch.
+        name: A local folder or a Hub id such as `owner/name`.
+        revision: Branch, tag or commit on the Hub; None for the main branch.
     """
 
     name: str
@@ -44,55 +44,59 @@ class ModelId:
 
     @property
     def title(self) -> str:
-        """What visitors see: where a folder stands is none of their business."""
+        """The name shown to visitors, without the path of a local folder."""
         name = Path(self.name).resolve().name if Path(self.name).is_dir() else self.name
         return f"{name} at {self.revision}" if self.revision else name
 
     @classmethod
-    def chosen(cls, environment: Mapping[str, str], file: Path) -> ModelId:
-        """Reads MODEL_ID and MODEL_REVISION, or else the file that was pushed with the Space.
+    def from_settings(cls, environment: Mapping[str, str], file: Path) -> ModelId:
+        """Read MODEL_ID and MODEL_REVISION, or else the file that was uploaded with the Space.
 
         Raises:
-            ModelError: When neither names a model.
+            ModelError: If neither names a model.
         """
         if name := environment.get("MODEL_ID", "").strip():
             return cls(name, environment.get("MODEL_REVISION", "").strip() or None)
         try:
-            pushed = json.loads(file.read_text(encoding="utf-8"))
-            return cls(str(pushed["model_id"]), pushed.get("revision"))
+            settings = json.loads(file.read_text(encoding="utf-8"))
+            return cls(str(settings["model_id"]), settings.get("revision"))
         except FileNotFoundError:
-            raise ModelError("No model is chosen.") from None
+            raise ModelError(
+                f"No model is configured: MODEL_ID is not set and there is no {file.name}."
+            ) from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(f"{file.name} cannot be read.") from error
+            raise ModelError(
+                f'{file.name} is invalid, expected {{"model_id": "owner/name"}}.'
+            ) from error
 
 
 def find_folder(model: ModelId) -> Path:
-    """Returns the model's folder, fetched from the Hub unless `model` names a folder here.
+    """Return the local folder of a model, downloaded from the Hub if necessary.
 
     Raises:
-        ModelError: When it is neither a folder nor a model that the Hub hands out.
+        ModelError: If it is neither a local folder nor a model that can be downloaded.
     """
     folder = Path(model.name)
     if folder.is_dir():
         return folder
     try:
         return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=_FILES))
-    except Exception as error:  # the network, the Hub and the name can each be wrong in many ways
+    except Exception as error:  # network, Hub and name errors have no common class
         at = f" at revision {model.revision}" if model.revision else ""
         raise ModelError(
-            f"{model.name}{at} is neither a folder here nor a model that could be fetched from "
+            f"{model.name}{at} is neither a local folder nor a model that can be downloaded from "
             "the Hub."
         ) from error
 
 
 @dataclass(frozen=True)
-class Guess:
-    """One class and how likely it is.
+class Prediction:
+    """A class and its probability.
 
     Attributes:
-        index: Of the class.
-        label: Its name.
-        score: Its probability, in [0, 1].
+        index: Class index.
+        label: Class name.
+        score: Probability, in [0, 1].
     """
 
     index: int
@@ -101,13 +105,13 @@ class Guess:
 
 
 class Classifier:
-    """A model and its processor.
+    """An image classification model and its processor.
 
     Args:
-        folder: config.json, model.safetensors, preprocessor_config.json.
+        folder: Folder with config.json, model.safetensors and preprocessor_config.json.
 
     Raises:
-        ModelError: When they cannot be loaded, or do not work on a gray picture.
+        ModelError: If loading them or classifying a gray image fails.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -125,13 +129,13 @@ class Classifier:
             if loading["missing_keys"]:
                 raise ValueError(f"no weights for {sorted(loading['missing_keys'])}")
             self._model.eval()
-            self.guess(Image.new("RGB", (256, 256), "gray"))  # and the first user waits no longer
-        except Exception as error:  # a folder can be broken in any way
+            self.predict(Image.new("RGB", (256, 256), "gray"))  # warm up for the first visitor
+        except Exception as error:  # a broken folder raises anything
             raise ModelError("The model cannot be loaded.") from error
 
     @property
-    def facts(self) -> dict[str, str]:
-        """What can be said of the model without its card."""
+    def summary(self) -> dict[str, str]:
+        """Facts about the model for the About tab."""
         pixels = self.pixels(Image.new("RGB", (256, 256)))
         return {
             "architecture": type(self._model).__name__,
@@ -142,32 +146,32 @@ class Classifier:
 
     @property
     def num_classes(self) -> int:
-        """How many classes it tells apart."""
+        """Number of classes."""
         return int(self._model.config.num_labels)
 
-    def name(self, index: int) -> str:
-        """Returns the name of a class."""
+    def class_name(self, index: int) -> str:
+        """Return the name of class `index`."""
         return str(self._model.config.id2label[index])
 
-    def pixels(self, picture: Image.Image) -> torch.Tensor:
-        """Returns what the model is given for an RGB picture: (1, 3, H, W), normalised."""
-        inputs = self._processor(picture, return_tensors="pt")
+    def pixels(self, image: Image.Image) -> torch.Tensor:
+        """Return the model input of an RGB image: (1, 3, H, W), normalized."""
+        inputs = self._processor(image, return_tensors="pt")
         pixels: torch.Tensor = inputs["pixel_values"].to(self._model.dtype)
         return pixels
 
     @torch.inference_mode()
-    def guess(self, picture: Image.Image, top: int = NUM_GUESSES) -> list[Guess]:
-        """Returns the most likely classes of an RGB picture, the likeliest first."""
-        logits = self._model(pixel_values=self.pixels(picture)).logits[0].float()
+    def predict(self, image: Image.Image, top: int = NUM_PREDICTIONS) -> list[Prediction]:
+        """Return the most likely classes of an RGB image, most likely first."""
+        logits = self._model(pixel_values=self.pixels(image)).logits[0].float()
         best = logits.softmax(-1).topk(min(top, len(logits)))
         return [
-            Guess(index, self.name(index), score)
+            Prediction(index, self.class_name(index), score)
             for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
 
-    def seen(self, picture: Image.Image) -> Image.Image:
-        """Returns what the model sees of an RGB picture: cut and resized, then enlarged again."""
-        pixels = self.pixels(picture)[0].float().numpy()
+    def visible_crop(self, image: Image.Image) -> Image.Image:
+        """Return the crop of an RGB image that the model sees, enlarged for display."""
+        pixels = self.pixels(image)[0].float().numpy()
         mean, std = (
             np.reshape(getattr(self._processor, name, None) or default, (-1, 1, 1))
             for name, default in (("image_mean", 0.0), ("image_std", 1.0))
@@ -177,7 +181,7 @@ class Classifier:
         size = (SIDE, round(SIDE * height / width))
         return Image.fromarray(values.transpose(1, 2, 0)).resize(size, Image.Resampling.BICUBIC)
 
-    def heat(self, picture: Image.Image, index: int, size: tuple[int, int]) -> Image.Image | None:
-        """Returns the heat map of a class over an RGB picture, as `heatmap.paint` does, or None."""
-        heat = grad_cam(self._model, self.pixels(picture), index)
+    def heat_map(self, image: Image.Image, index: int, size: tuple[int, int]) -> Image.Image | None:
+        """Return the RGBA heat map of class `index`, or None if the model has no feature map."""
+        heat = grad_cam(self._model, self.pixels(image), index)
         return None if heat is None else paint(heat, size)

@@ -1,4 +1,4 @@
-"""The page: its tabs, its look, and how it is served."""
+"""Build and serve the page."""
 
 from __future__ import annotations
 
@@ -9,93 +9,93 @@ from typing import Any
 import gradio as gr
 
 from space.card import read_card
-from space.limits import KEPT_SECONDS, MAX_FILE_SIZE, MAX_WAITING, NUM_WORKERS
-from space.many_pictures import lay_out_many_pictures
+from space.limits import MAX_FILE_SIZE, MAX_WAITING, NUM_WORKERS, UPLOAD_SECONDS
+from space.many_images import build_many_images_tab
 from space.model import Classifier, ModelError, ModelId, find_folder
-from space.one_picture import OnePicture
-from space.views import about_view, no_model_view
+from space.one_image import OneImageTab
+from space.views import about_view, setup_view
 
-TITLE = "What is in this picture?"
+TITLE = "What is in this image?"
 
 _HERE = Path(__file__).parent
 _OWN_EXAMPLES = _HERE.parent / "examples"
 
 
 def build_page(model: ModelId) -> gr.Blocks:
-    """Loads a model and builds the page around it.
+    """Load a model and build the page.
 
     Raises:
-        ModelError: When there is no such model, or it cannot be loaded.
+        ModelError: If the model is not found or cannot be loaded.
     """
     folder = find_folder(model)
     classifier = Classifier(folder)
     page = _blocks(TITLE)
     with page:
         gr.HTML(
-            f"<h1>{TITLE}</h1><p>A neural network names the five likeliest of "
-            f"{classifier.num_classes:,} classes, and shows what made it think so.</p>",
+            f"<h1>{TITLE}</h1><p>A neural network picks the five most likely of "
+            f"{classifier.num_classes:,} classes and shows why it thinks so.</p>",
             elem_classes="heading",
         )
-        with gr.Tab("One picture"):
-            OnePicture(classifier, _examples(folder)).lay_out()
-        with gr.Tab("Many pictures"):
-            lay_out_many_pictures(classifier)
+        with gr.Tab("One image"):
+            OneImageTab(classifier, _examples(folder)).build()
+        with gr.Tab("Many images"):
+            build_many_images_tab(classifier)
         with gr.Tab("About"):
-            gr.HTML(about_view(model.title, classifier.facts, read_card(folder)))
+            gr.HTML(about_view(model.title, classifier.summary, read_card(folder)))
         gr.HTML(
-            f"<p>Pictures are deleted within {2 * KEPT_SECONDS // 3600} hours. Nothing is sent "
-            "anywhere else.</p>",
+            f"<p>Uploaded images are deleted within {2 * UPLOAD_SECONDS // 3600} hours and are not "
+            "sent to other servers.</p>",
             elem_classes="footnote",
         )
     return page
 
 
-def build_no_model_page(reason: ModelError) -> gr.Blocks:
-    """Builds the page that says what to set."""
+def build_setup_page(error: ModelError) -> gr.Blocks:
+    """Build the page with setup instructions, shown if there is no usable model."""
     page = _blocks("No model yet")
     with page:
-        gr.HTML(no_model_view(str(reason)))
+        gr.HTML(setup_view(str(error)))
     return page
 
 
 def launch(page: gr.Blocks, **options: Any) -> tuple[Any, str, str]:
-    """Serves a page, within its limits.
+    """Serve a page within the limits of `space.limits`.
 
     Args:
-        page: From `build_page` or `build_no_model_page`.
-        **options: More of `gr.Blocks.launch`.
+        page: From `build_page` or `build_setup_page`.
+        **options: Further options of `gr.Blocks.launch`.
 
     Returns:
-        The web application, its address here, and "".
+        The web application, its local URL and "".
     """
-    _keep_off_proxies("localhost", "127.0.0.1")
+    _bypass_proxy("localhost", "127.0.0.1")
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=NUM_WORKERS)
-    answer: tuple[Any, str, str] = page.launch(
+    launched: tuple[Any, str, str] = page.launch(
         max_file_size=MAX_FILE_SIZE,
         theme=_theme(),
         css_paths=_HERE / "style.css",
         footer_links=["api"],
-        ssr_mode=False,  # no second server, in Node
-        state_session_capacity=256,  # visitors
+        ssr_mode=False,  # no second server in Node
+        state_session_capacity=256,  # sessions
         **options,
     )
-    return answer
+    return launched
 
 
-def _keep_off_proxies(*hosts: str) -> None:
-    """Lets Gradio ask its own address whether it is up, which it must, where HTTP_PROXY is set."""
-    others = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
-    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [others, *hosts]))
+def _bypass_proxy(*hosts: str) -> None:
+    """Let Gradio reach its own server for the startup check where HTTP_PROXY is set."""
+    existing = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [existing, *hosts]))
 
 
 def _blocks(title: str) -> gr.Blocks:
     return gr.Blocks(
-        title=title, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
+        title=title, analytics_enabled=False, delete_cache=(UPLOAD_SECONDS, UPLOAD_SECONDS)
     )
 
 
 def _theme() -> gr.themes.Base:
-    """Returns colours with enough contrast, and fonts that are there: Gradio's are fetched."""
+    """Return a theme with accessible contrast and system fonts; Gradio downloads its own."""
     return gr.themes.Default(
         primary_hue="teal",
         neutral_hue="slate",
@@ -111,6 +111,6 @@ def _theme() -> gr.themes.Base:
 
 
 def _examples(folder: Path) -> list[Path]:
-    """Returns pictures to try: the model's own where it brings some, or ours."""
-    brought = sorted((folder / "examples").glob("*.jpg"))
-    return brought or sorted(_OWN_EXAMPLES.glob("*.jpg"))
+    """Return the example images of the model, or the Space's own."""
+    of_model = sorted((folder / "examples").glob("*.jpg"))
+    return of_model or sorted(_OWN_EXAMPLES.glob("*.jpg"))

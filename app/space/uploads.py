@@ -1,4 +1,4 @@
-"""What a client may send: files, not addresses of files."""
+"""Accept uploaded files only, not URLs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import gradio as gr
 from gradio.components import Component
 
 
-def refuse_addresses(component: Component) -> None:
-    """Keeps a component from fetching an address that a client sends in place of a file.
+def refuse_urls(component: Component) -> None:
+    """Stop a component from downloading a URL that a client sends instead of a file.
 
-    Gradio would ask any host for it, and no limit of ours would hold for what comes back.
+    Gradio would connect to any host, without the limits on uploads.
 
     Args:
-        component: One that takes files.
+        component: A component that takes files.
     """
     keep_file = component.async_move_resource_to_block_cache
 
     async def keep_only_files(path: str | Path | None) -> str | None:
         if str(path).lower().startswith(("http:", "https:")):
-            message = "Please upload the picture itself, not its address."
+            message = "Please upload the image itself, not a URL."
             raise gr.Error(message, print_exception=False)
         return await keep_file(path)
 

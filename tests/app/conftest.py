@@ -1,4 +1,4 @@
-"""A small model with ten classes, and the Space served with it: one real process a test run."""
+"""A small model with ten classes, and the Space serving it in its own process."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from imagenet_rn50.recipe import load_recipe
 from tests.app.serving import serve
 from tests.support import write_recipe
 
-# Names as data may bring them: markup, quotes, JavaScript's and Handlebars' placeholders.
+# Class names that need escaping: markup, quotes, JavaScript and Handlebars placeholders.
 NAMES = (
     *(
         "tabby, tabby cat",
@@ -41,7 +41,7 @@ license: apache-2.0
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    """An exported model with weights that tell pictures apart, though not what they show."""
+    """An exported model whose random weights give images different classes."""
     folder = tmp_path_factory.mktemp("model")
     recipe = load_recipe(str(write_recipe(folder)))
     wnids = tuple(f"n{index:08d}" for index in range(len(NAMES)))
@@ -56,6 +56,6 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def space(model_folder, tmp_path_factory):
-    """The Space, served from a copy of app/ alone."""
+    """The Space, served from a copy of app/."""
     with serve(tmp_path_factory.mktemp("space"), MODEL_ID=str(model_folder)) as served:
         yield served

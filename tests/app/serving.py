@@ -1,4 +1,4 @@
-"""Serves the Space as Hugging Face does: its files alone, at the top of a folder, `app.py` run."""
+"""Serve the Space as Hugging Face does: copy app/ to a folder of its own and run `app.py`."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from tests.support import free_ports
 
 APP = Path(__file__).parents[2] / "app"
 
-# Python runs it before anything else. Whoever asks for another host is written down and refused.
+# Imported by Python at startup as sitecustomize: log and block connections to other hosts.
 GUARD = """
 import os, sys
 
@@ -42,10 +42,10 @@ class Served:
 
     Attributes:
         address: Its URL.
-        pid: Its process.
-        log: What it printed.
-        outside: Lists the hosts that it asked for.
-        uploads: Where it keeps what is uploaded.
+        pid: Its process id.
+        log: Its output.
+        outside: Log of the blocked connections to other hosts.
+        uploads: Folder of uploaded files.
     """
 
     address: str
@@ -55,7 +55,7 @@ class Served:
     uploads: Path
 
     def peak_memory(self):
-        """Returns the most memory it ever held, in bytes."""
+        """Return the peak resident memory in bytes."""
         status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
         (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
         return 1024 * int(line.split()[1])
@@ -63,7 +63,7 @@ class Served:
 
 @contextmanager
 def serve(folder, **environment):
-    """Runs `python app.py` in `folder`/space until the block ends."""
+    """Run `python app.py` in `folder`/space for the duration of the block."""
     shutil.copytree(APP, folder / "space", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "guard").mkdir()
     (folder / "guard" / "sitecustomize.py").write_text(GUARD, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The Space's files are complete: whoever copies app/ to Hugging Face needs nothing else."""
+"""app/ is complete: it can be uploaded to Hugging Face as it is."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def front_matter():
     return yaml.safe_load(matter)
 
 
-def test_the_front_matter_names_what_hugging_face_runs(front_matter):
+def test_the_front_matter_is_valid_for_hugging_face(front_matter):
     assert front_matter["sdk"] == "gradio"
     assert front_matter["sdk_version"] == pins(APP / "requirements.txt")["gradio"]
     assert (APP / front_matter["app_file"]).is_file()
@@ -34,20 +34,20 @@ def test_the_front_matter_names_what_hugging_face_runs(front_matter):
     )
 
 
-def test_the_space_runs_on_the_versions_that_are_tested_here():
+def test_the_space_pins_the_versions_that_are_tested():
     tested = pins(ROOT / "requirements.txt")
     assert {name: tested[name] for name in pins(APP / "requirements.txt")} == pins(
         APP / "requirements.txt"
     )
 
 
-def test_each_example_is_small_and_says_whose_it_is():
+def test_each_example_is_small_and_has_a_license():
     attribution = (APP / "examples" / "ATTRIBUTION.md").read_text(encoding="utf-8")
     assert len(EXAMPLES) >= 4
     for path in EXAMPLES:
         (line,) = (line for line in attribution.splitlines() if f"`{path.name}`" in line)
         assert "CC0" in line or "public domain" in line
         assert path.stat().st_size < 100_000
-        with Image.open(path) as picture:
-            assert max(picture.size) <= 512
-            assert not picture.getexif()
+        with Image.open(path) as image:
+            assert max(image.size) <= 512
+            assert not image.getexif()

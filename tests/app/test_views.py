@@ -1,4 +1,4 @@
-"""Words from models and files are shown as words, whatever is in them."""
+"""Text from models and files is escaped, whatever it contains."""
 
 import csv
 import io
@@ -11,14 +11,14 @@ from PIL import Image
 
 from space.batch import Row, to_csv
 from space.card import read_card
-from space.model import Guess
+from space.model import Prediction
 from space.views import (
     LOW_CONFIDENCE,
     about_view,
-    guesses_view,
-    heat_view,
-    no_model_view,
-    problem_view,
+    error_view,
+    heat_map_view,
+    predictions_view,
+    setup_view,
     table_view,
 )
 from tests.app.conftest import CARD
@@ -29,7 +29,7 @@ HARMLESS = ("data:", "width:", "text-align:")
 
 
 class Parsed(HTMLParser):
-    """What a browser makes of HTML: its text, its tags, what it would fetch."""
+    """Parsed HTML: its text, its tags and the URLs that a browser would load."""
 
     def __init__(self, html):
         super().__init__()
@@ -51,20 +51,20 @@ class Parsed(HTMLParser):
 
 
 def all_views(words):
-    picture = Image.new("RGB", (4, 4))
-    guesses = [Guess(index=3, label=words, score=0.25)]
+    image = Image.new("RGB", (4, 4))
+    predictions = [Prediction(index=3, label=words, score=0.25)]
     return [
-        guesses_view(guesses, 1.0),
-        heat_view(words, picture, picture.convert("RGBA")),
-        problem_view(words),
-        table_view([Row(words, guesses), Row("other", problem=words)]),
+        predictions_view(predictions, 1.0),
+        heat_map_view(words, image, image.convert("RGBA")),
+        error_view(words),
+        table_view([Row(words, predictions), Row("other", error=words)]),
         about_view(words, {"input": words}, card=None),
-        no_model_view(words),
+        setup_view(words),
     ]
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1) | st.just(EVIL))
-def test_no_word_becomes_markup(words):
+def test_text_never_becomes_markup(words):
     harmless = "harmless"
     for html, same in zip(all_views(words), all_views(harmless), strict=True):
         parsed = Parsed(html)
@@ -73,12 +73,12 @@ def test_no_word_becomes_markup(words):
         assert parsed.fetched == []
 
 
-def test_a_low_confidence_is_remarked_on_and_a_high_one_is_not():
+def test_only_a_low_confidence_gets_a_note():
     def view(score):
-        return guesses_view([Guess(0, "cat", score)], 1.0)
+        return predictions_view([Prediction(0, "cat", score)], 1.0)
 
-    assert "Not sure" in view(LOW_CONFIDENCE - 0.01)
-    assert "Not sure" not in view(LOW_CONFIDENCE)
+    assert "Low confidence" in view(LOW_CONFIDENCE - 0.01)
+    assert "Low confidence" not in view(LOW_CONFIDENCE)
 
 
 def card_of(tmp_path, text):
@@ -88,7 +88,7 @@ def card_of(tmp_path, text):
     return html
 
 
-def test_a_card_shows_its_words_and_tables_and_fetches_nothing(tmp_path):
+def test_a_card_keeps_text_and_tables_and_loads_nothing(tmp_path):
     parsed = Parsed(card_of(tmp_path, CARD))
     assert "12.5%" in parsed.text
     assert "a plot" in parsed.text
@@ -112,7 +112,7 @@ def test_a_card_shows_its_words_and_tables_and_fetches_nothing(tmp_path):
         "",
     ],
 )
-def test_a_card_does_no_harm(tmp_path, text):
+def test_unsafe_parts_of_a_card_are_removed(tmp_path, text):
     html = card_of(tmp_path, text)
     parsed = Parsed(html)
     assert parsed.fetched == []
@@ -120,18 +120,20 @@ def test_a_card_does_no_harm(tmp_path, text):
     assert "javascript:" not in html.partition('href="')[2]
 
 
-def test_a_model_without_a_card_is_served_all_the_same(tmp_path):
+def test_a_missing_card_is_reported_on_the_page(tmp_path):
     assert read_card(tmp_path) is None
-    assert "without a card" in about_view("name", {}, None)
+    assert "no model card" in about_view("name", {}, None)
 
 
 def test_the_csv_holds_every_guess_and_every_problem():
-    guesses = [Guess(index, f'class "{index}", ü', 0.5 / (index + 1)) for index in range(5)]
-    content = to_csv([Row("a.jpg", guesses), Row("b.txt", problem="No, it is not.")])
+    predictions = [
+        Prediction(index, f'class "{index}", ü', 0.5 / (index + 1)) for index in range(5)
+    ]
+    content = to_csv([Row("a.jpg", predictions), Row("b.txt", error="No, it is not.")])
     first, second = csv.DictReader(io.StringIO(content.decode("utf-8-sig"), newline=""))
-    for rank, guess in enumerate(guesses, start=1):
-        assert first[f"class_{rank}"] == guess.label
-        assert float(first[f"score_{rank}"]) == guess.score
-    assert (first["file"], first["problem"]) == ("a.jpg", "")
-    assert (second["file"], second["problem"]) == ("b.txt", "No, it is not.")
+    for rank, prediction in enumerate(predictions, start=1):
+        assert first[f"class_{rank}"] == prediction.label
+        assert float(first[f"score_{rank}"]) == prediction.score
+    assert (first["file"], first["error"]) == ("a.jpg", "")
+    assert (second["file"], second["error"]) == ("b.txt", "No, it is not.")
     assert second["class_1"] == second["score_5"] == ""

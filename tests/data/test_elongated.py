@@ -18,8 +18,8 @@ from imagenet_rn50.data.transforms import EvalTransform, TrainTransform
 from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.model import build_processor
 from imagenet_rn50.recipe import DataRecipe
-from space.pictures import open_picture
-from tests.pictures import pillow_jpeg
+from space.images import open_image
+from tests.images import pillow_jpeg
 
 DATA = DataRecipe()
 PROCESSOR = build_processor(DATA)
@@ -85,7 +85,7 @@ def test_space_and_example_hand_the_processor_a_bounded_image(tmp_path, monkeypa
     path.write_bytes(content)
     expected = ProcessorTransform(PROCESSOR, 224)(content, 0, 0)
     with at_most(megabytes=200):
-        for image in (open_picture(path), predict.open_image(path)):
+        for image in (open_image(path), predict.open_image(path)):
             found = PROCESSOR(image, return_tensors="pt").pixel_values[0]
             assert torch.equal(found, expected)
 

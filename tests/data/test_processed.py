@@ -10,7 +10,7 @@ from imagenet_rn50.data.image_folder import ProcessorTransform
 from imagenet_rn50.model import build_processor
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.utils.errors import InputError
-from tests.pictures import scene
+from tests.images import scene
 
 pytestmark = pytest.mark.numeric
 

@@ -21,7 +21,7 @@ from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.jpeg.crop import with_offset_table
 from imagenet_rn50.jpeg.header import read_header
 from imagenet_rn50.recipe import DataRecipe
-from tests.pictures import pillow_jpeg, scene
+from tests.images import pillow_jpeg, scene
 from tests.support import write_shards
 
 pytestmark = pytest.mark.numeric

@@ -14,7 +14,7 @@ from imagenet_rn50.jpeg import crop as restart
 from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.jpeg.crop import cut, suggested_interval, with_offset_table
 from imagenet_rn50.jpeg.header import APP9, TABLE_NAME, read_header
-from tests.pictures import jpegtran, pillow_jpeg, scene, turbo_jpeg
+from tests.images import jpegtran, pillow_jpeg, scene, turbo_jpeg
 
 pytestmark = pytest.mark.numeric
 

@@ -32,8 +32,8 @@ from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.shards.images import is_installed, prepare
 from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.sources.base import SourceImage
-from space.pictures import open_picture
-from tests.pictures import pillow_jpeg, scene
+from space.images import open_image
+from tests.images import pillow_jpeg, scene
 
 ORIENTATIONS = range(1, 9)
 XMP = b"http://ns.adobe.com/xap/1.0/\0"
@@ -91,7 +91,7 @@ def test_all_who_open_an_image_see_the_same_pixels(tmp_path, monkeypatch, orient
     image = load_image(str(path))  # as transformers' pipeline does
     expected = np.asarray(image)
     np.testing.assert_array_equal(jpeg.decode(content), expected)
-    np.testing.assert_array_equal(np.asarray(open_picture(path)), expected)
+    np.testing.assert_array_equal(np.asarray(open_image(path)), expected)
     np.testing.assert_array_equal(np.asarray(predict_example().open_image(path)), expected)
     theirs = PROCESSOR(image, return_tensors="pt").pixel_values[0]
     assert torch.equal(ProcessorTransform.of(PROCESSOR)(content, 0, 0), theirs)
@@ -173,7 +173,7 @@ def test_odd_and_damaged_metadata_turns_an_image_as_pillow_does(tmp_path, name):
     assert read_header(content, strict=True).upright_size == expected.shape[:2]
     path = tmp_path / "image.jpg"
     path.write_bytes(content)
-    np.testing.assert_array_equal(np.asarray(open_picture(path)), expected)
+    np.testing.assert_array_equal(np.asarray(open_image(path)), expected)
     assert torch.isfinite(ProcessorTransform.of(PROCESSOR)(content, 0, 0)).all()
 
 

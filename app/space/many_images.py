@@ -1,4 +1,4 @@
-"""The second tab: files in, a table and a CSV out."""
+"""The second tab: classify many files, show a table and offer it as CSV."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from gradio.processing_utils import save_bytes_to_cache
 from space.batch import classify_files, to_csv
 from space.limits import MAX_BATCH, QUEUE
 from space.model import Classifier
-from space.uploads import refuse_addresses
+from space.uploads import refuse_urls
 from space.views import table_view
 
 
-def lay_out_many_pictures(classifier: Classifier) -> None:
-    """Puts the components on the page, and wires them."""
+def build_many_images_tab(classifier: Classifier) -> None:
+    """Add the components to the page and connect their events."""
     files = gr.File(
-        label=f"Pictures, up to {MAX_BATCH}", file_count="multiple", height=180, elem_id="files"
+        label=f"Images (up to {MAX_BATCH})", file_count="multiple", height=180, elem_id="files"
     )
-    refuse_addresses(files)
-    button = gr.Button("Classify them", variant="primary")
+    refuse_urls(files)
+    button = gr.Button("Classify", variant="primary")
     table = gr.HTML()
     download = gr.DownloadButton("Download as CSV", visible=False)
 
@@ -28,11 +28,11 @@ def lay_out_many_pictures(classifier: Classifier) -> None:
         paths: list[str] | None,
         progress: gr.Progress = gr.Progress(),  # noqa: B008 - Gradio looks for it here
     ) -> tuple[str, dict[str, Any]]:
-        """Returns the table, and the button that downloads it."""
+        """Return the table and the update of the download button."""
         if not paths:
-            raise gr.Error("Please choose some pictures first.", print_exception=False)
+            raise gr.Error("Please upload at least one image.", print_exception=False)
         if len(paths) > MAX_BATCH:
-            message = f"Please choose at most {MAX_BATCH} pictures at a time."
+            message = f"Please upload at most {MAX_BATCH} images at a time, got {len(paths)}."
             raise gr.Error(message, print_exception=False)
         rows = list(progress.tqdm(classify_files(classifier, paths), total=len(paths)))
         file = save_bytes_to_cache(to_csv(rows), "classes.csv", download.GRADIO_CACHE)
