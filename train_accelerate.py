@@ -1,6 +1,7 @@
-r"""Trains from shards under `accelerate launch`: parses, makes recipe and Accelerator, fits.
+r"""Train from shards under `accelerate launch`.
 
-Kept short on purpose: the logic is in `imagenet_rn50.training`, where it is tested.
+Intentionally kept short: it parses, builds and calls; the logic is in
+`imagenet_rn50.training.trainer`.
 
     accelerate launch --config_file accelerate_configs/cpu.yaml train_accelerate.py \
         --recipe digits --shards data/digits/shards --run runs/digits --optimizer.lr 0.1
@@ -27,53 +28,54 @@ from imagenet_rn50.utils.logging import ignore_output_errors
 from imagenet_rn50.utils.signals import launcher, set_parent_death_signal
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Trains a model from shards, going on where the run folder stands.
+    """Train a model from shards. Run the same command again to resume.
 
-    Every field of the recipe can be changed on the command line: --optimizer.lr 0.1
+    Devices and mixed precision are options of the launcher: `accelerate launch --mixed_precision
+    bf16 train_accelerate.py ...`. Below: the run, then checkpointing, then hyperparameters, each a
+    field of the recipe: --optimizer.lr 0.1
     """
 
     recipe: str
-    """Name of a recipe that ships with the package, or a YAML file."""
+    """Name of a recipe in imagenet_rn50/recipes, or a YAML file."""
     shards: str
     """Folder that shard_imagenet.py wrote, or its address: s3://, https://, hf://."""
     run: Path
-    """Run folder: created, or gone on with."""
-    hyperparameters: Annotated[Recipe, tyro.conf.arg(name="")]
-    """Changes to the recipe."""
-    init_from: str | None = None
-    """Weights that a new run begins with, to fine-tune them: a .safetensors or .pth file of
-    torchvision's, timm's or ours, an exported folder, or a Hub id."""
-    init_weights: Literal["raw", "ema"] | None = None
-    """Which of them, where a file holds both: averaged (EMA) weights, or raw ones."""
-    on_corrupt: Literal["stop", "substitute"] = "stop"
-    """What a damaged sample does: stop the run, or let another one stand in for it; more than 100
-    damaged samples of one rank stop it all the same."""
-    cache: Path | None = None
-    """Folder of this machine, best on its own NVMe, to keep remote shards in."""
-    cache_gb: float = 100.0
-    """Space that remote shards may take there, GB."""
-    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
-    """Where else to log: Accelerate's trackers. wandb and trackio must be installed."""
-    find_lr: bool = False
-    """Instead of training, try growing learning rates and suggest a peak: lr_finder.json and .png
-    in the run folder; the weights stay as they are."""
+    """Run directory: created, or resumed."""
     workers: int = min(8, os.cpu_count() or 1)
-    """Loader processes of each rank."""
+    """Loader processes per rank."""
+    init_from: str | None = None
+    """Pretrained weights to fine-tune in a new run: a .safetensors or .pth file of torchvision,
+    timm or this project, an exported folder, or a Hub id."""
+    init_weights: Literal["raw", "ema"] | None = None
+    """Raw or averaged (EMA) weights, if --init-from holds both."""
+    on_corrupt: Literal["stop", "substitute"] = "stop"
+    """What to do with a damaged sample: stop, or substitute another one (at most 100 per rank)."""
+    cache: Path | None = None
+    """Local folder to cache remote shards in, best on NVMe."""
+    cache_gb: float = 100.0
+    """Size limit of the cache, GB."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
+    """Accelerate's trackers to log to; wandb and trackio must be installed."""
+    find_lr: bool = False
+    """Suggest a peak learning rate instead of training: writes lr_finder.json and .png into the
+    run directory."""
     checkpointing: Annotated[CheckpointConfig, tyro.conf.arg(name="")] = CheckpointConfig()
     """How the run is checkpointed, resumed and stopped."""
+    hyperparameters: Annotated[Recipe, tyro.conf.arg(name="")]
+    """Changes to the recipe."""
 
 
 def parse(arguments: list[str]) -> Arguments:
-    """Reads the command line; the recipe it names gives the defaults of all hyperparameters.
+    """Parse the command line; the recipe gives the defaults of all hyperparameters.
 
     Args:
         arguments: The command line, without the program's name.
 
     Raises:
-        InputError: When there is no such recipe, it is not valid, or a number makes no sense.
-        SystemExit: With code 0 after --help, 2 when an argument is wrong.
+        InputError: If the recipe does not exist or is invalid, or a number is out of range.
+        SystemExit: With code 0 after --help, 2 if an argument is invalid.
     """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe")
@@ -87,20 +89,20 @@ def parse(arguments: list[str]) -> Arguments:
     try:
         parsed = tyro.cli(Arguments, args=arguments, default=defaults)
     except ValidationError as error:
-        raise InputError(f"the changes make no valid recipe: {explain(error)}") from None
+        raise InputError(f"invalid hyperparameters: {explain(error)}") from None
     require_at_least("--workers", parsed.workers, 0)
     require_at_least("--cache-gb", parsed.cache_gb, 0)
     return parsed
 
 
 def main() -> None:
-    """Trains as the command line says."""
+    """Train, or find a learning rate, as the command line says."""
     if launcher().words:
         set_parent_death_signal(signal.SIGTERM)
     with ignore_output_errors(), exit_on_input_error():
         arguments = parse(sys.argv[1:])
 
-        # After parsing, so that --help and mistakes answer at once.
+        # Imported after parsing: --help and wrong arguments answer at once.
         from imagenet_rn50.data.cache import open_shards
         from imagenet_rn50.runs.run_dir import RunDir
         from imagenet_rn50.training.accelerator import make_accelerator

@@ -87,7 +87,7 @@ def test_help_of_training_says_what_training_does(capsys):
     with pytest.raises(SystemExit):
         train_accelerate.parse(["--help"])
     said = " ".join(re.sub("[│\n]", " ", capsys.readouterr().out).split())
-    assert f"more than {MAX_SUBSTITUTIONS} damaged samples of one rank stop it" in said
+    assert f"at most {MAX_SUBSTITUTIONS} per rank" in said
     assert "each micro batch takes one of them" in said  # mixing is drawn for each
     assert "never decayed" not in said  # --optimizer.decay-norms-and-biases decays them
 

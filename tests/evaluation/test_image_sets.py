@@ -134,7 +134,7 @@ def test_a_picture_that_is_none_is_named(tmp_path):
         ([by_wnid(0)], "imagenetv2", "not laid out as ImageNet-V2"),
         ([by_wnid(0), "n99999999"], None, "are no class of the model"),
         ([by_wnid(0)], "imagenet-sketch", "not laid out as imagenet-sketch"),
-        ([by_wnid(0)], None, "is the folder of a class without pictures"),
+        ([by_wnid(0)], None, "is the folder of a class without images"),
     ],
 )
 def test_a_folder_that_is_no_such_set_is_refused(tmp_path, names, layout, problem):

@@ -135,6 +135,26 @@ def fp16(monkeypatch):
     return accelerator
 
 
+@pytest.mark.multiprocess
+def test_load_state_continues_a_bf16_checkpoint_in_fp16(launched, fp16):
+    recipe, shards = RunDir(launched / "run").recipe(), LocalShards(launched / "shards")
+    trainer = Trainer(recipe, shards, launched / "run", fp16, create=False)
+    found = newest_checkpoint(launched / "run" / "checkpoints")
+    assert found is not None
+    fp16.load_state(str(found.folder))
+    state = trainer.state
+    assert state.progress.samples_seen == found.samples_seen
+    assert state.ema is not None
+    for model, name in ((state.model, "model"), (state.ema.model, "ema")):
+        for key, tensor in load_file(found.folder / f"{name}.safetensors").items():
+            assert torch.equal(model.state_dict()[key], tensor)
+    assert state.scaler is not None
+    assert state.scaler.get_scale() > 1  # the bf16 run saved a scaler that has not started
+    size = recipe.micro_batch
+    trainer.train_step(endless_batches(size), 0.01, position=0)
+    assert read(trainer)["loss"] > 0
+
+
 def tiny_recipe(**optimizer):
     return Recipe(
         global_batch=8,

@@ -5,6 +5,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +28,7 @@ from imagenet_rn50.training.sample_hash import hash_of_samples, wrapped
 from imagenet_rn50.training.state import PROGRESS
 from imagenet_rn50.training.trainer import Trainer
 from imagenet_rn50.utils.files import read_json
+from tests.support import free_ports
 from tests.training.resuming.support import (
     ACCUMULATION,
     EPOCH_ENDS,
@@ -35,7 +38,7 @@ from tests.training.resuming.support import (
     recipe_of,
     train,
 )
-from tests.training.trainers import steps_saved
+from tests.training.trainers import ROOT, steps_saved
 
 
 def signal_at(patch, micro_batch, until_heard=0.0):
@@ -173,6 +176,30 @@ def test_accelerates_load_state_restores_all_that_a_resume_restores(tiny, stoppe
     assert resumed.state.progress.samples_seen == samples_seen
     assert resumed.state.optimizer.state_dict()["state"]
     assert is_same(fresh.state.state_dict(), resumed.state.state_dict())
+
+
+@pytest.mark.multiprocess
+def test_accelerates_load_state_restores_the_same_state_on_two_ranks(tiny, stopped):
+    folder = stopped / "checkpoints" / folder_name(40)
+    [port] = free_ports()
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-m", "tests.training.resuming.load_on_rank", str(tiny), str(folder)]
+    ranks = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ
+            | place
+            | {"RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    for process in ranks:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+        assert said.splitlines()[-1] == "equal on 2 ranks"
 
 
 def test_a_checkpoint_holds_what_accelerates_save_state_writes(tiny, stopped, tmp_path):
