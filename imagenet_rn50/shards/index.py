@@ -26,7 +26,15 @@ from imagenet_rn50.shards.labels import MAPPING, Claim, classes_of, log_missing
 from imagenet_rn50.shards.manifest import INFO_NAME, TRAIN, VALIDATION, Manifest, Shard, timm_info
 from imagenet_rn50.shards.pack import write_manifest
 from imagenet_rn50.shards.sources.base import readable
-from imagenet_rn50.shards.tar import Buffer, TarError, TarSample, image_of, mapped, samples_in
+from imagenet_rn50.shards.tar import (
+    IMAGE_FIELDS,
+    Buffer,
+    TarError,
+    TarSample,
+    image_of,
+    mapped,
+    samples_in,
+)
 from imagenet_rn50.shards.writer import FOLDER as STATE_FOLDER
 from imagenet_rn50.shards.writer import Note, Row, ShardRecord
 from imagenet_rn50.utils.errors import InputError
@@ -284,6 +292,14 @@ def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Claim, 
             f"the sample {sample.key!r} in {path} has no {missing}",
             expected="an image, and a class index, 0 or more, or a wnid, for each sample",
             found=f"members {', '.join(sorted(sample.members)) or 'none'}",
+        )
+    images = sorted(sample.members.keys() & set(IMAGE_FIELDS))
+    if len(images) > 1:
+        raise InputError(
+            f"the sample {sample.key!r} in {path} has {len(images)} images",
+            expected="one image per sample",
+            found=f"members {', '.join(images)}",
+            fix="write the shard again with one of them",
         )
     label = _UNKNOWN if claim.label is None else claim.label
     content = bytes(buffer[image.offset : image.offset + image.size])

@@ -298,7 +298,7 @@ def _require_end(buffer: Buffer, position: int, begin: int, end: int) -> None:
         position += len(chunk)
 
 
-_IMAGE_FIELDS = ("jpg", "jpeg", "png")
+IMAGE_FIELDS = ("jpg", "jpeg", "png")
 _FILE_FIELD = "filename"
 _TEXT_FIELDS = ("label", "wnid", "synset", "class_id", "class", _FILE_FIELD)  # of a `.json`
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG")
@@ -329,7 +329,7 @@ class TarSample:
 
 def image_of(sample: TarSample) -> Member | None:
     """Return the member that is the sample's image; None when it has none."""
-    found = (sample.members.get(name) for name in _IMAGE_FIELDS)
+    found = (sample.members.get(name) for name in IMAGE_FIELDS)
     return next((member for member in found if member is not None), None)
 
 

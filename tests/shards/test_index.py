@@ -93,6 +93,7 @@ def test_a_member_path_that_leads_out_is_refused_and_nothing_leaves_the_folder(t
     ("members", "message"),
     [
         ({"a.jpg": jpeg()}, "has no label"),
+        ({"a.jpg": jpeg(), "a.png": jpeg(), "a.cls": b"1"}, "has 2 images"),
         ({"a.cls": b"1"}, "has no image"),
         ({"a.jpg": jpeg(), "a.cls": b"tench"}, "has no label"),
         ({"a.jpg": jpeg(), "a.json": b'{"label": "1"}'}, "has no label"),
