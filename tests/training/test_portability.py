@@ -69,6 +69,7 @@ def test_workers_that_are_not_forked_load_the_same_and_do_not_hear_ctrl_c(tiny):
 
 
 @pytest.mark.multiprocess
+@pytest.mark.slow
 def test_a_training_without_linux_saves_on_ctrl_c_and_is_the_same_run(tiny, trainers, tmp_path):
     run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
     recipe, shards = str(tiny / "tiny.yaml"), str(tiny / "shards")

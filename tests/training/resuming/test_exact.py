@@ -178,6 +178,7 @@ def test_accelerates_load_state_restores_all_that_a_resume_restores(tiny, stoppe
     assert is_same(fresh.state.state_dict(), resumed.state.state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_accelerates_load_state_restores_the_same_state_on_two_ranks(tiny, stopped):
     folder = stopped / "checkpoints" / folder_name(40)
