@@ -141,7 +141,7 @@ class OnBadDisk(CachedShards):
 def test_what_is_damaged_again_is_named_with_what_can_mend_it(server, tmp_path):
     store, split = opened(server, tmp_path)
     store = OnBadDisk(store.remote, store.cache, store.limit_bytes)
-    with pytest.raises(InputError, match="is damaged|ends within") as named:
+    with pytest.raises(InputError, match=r"is damaged|ends within") as named:
         list(batches_of(store, split))
     assert str(tmp_path) in str(named.value)
     assert server.address in str(named.value)
