@@ -388,7 +388,7 @@ class Trainer:
         return total
 
     def sync_requests(self, *, save: bool = False) -> None:
-        """DistributedBatchSampler the requests of all ranks; every rank calls it equally often.
+        """Exchange the requests of all ranks; every rank calls it equally often.
 
         An asynchronous exchange between the hosts, which is read at the next call. Accelerate's
         `check_trigger` would reduce a tensor on the device, and wait for it, at every step.
