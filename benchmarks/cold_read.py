@@ -18,10 +18,11 @@ from statistics import median
 import numpy as np
 import tyro
 
-from imagenet_rn50.data.cache import Prefetcher
-from imagenet_rn50.data.reader import LocalShards, ShardReader
+from imagenet_rn50.data.prefetch import Prefetcher
+from imagenet_rn50.data.reader import ShardReader
 from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.shards.manifest import Shard, Split
+from imagenet_rn50.shards.store import LocalShards
 
 ROOT = Path(__file__).parents[1]
 _SAMPLE_BYTES = 110_000

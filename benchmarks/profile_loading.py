@@ -19,11 +19,12 @@ import torch
 import tyro
 
 from imagenet_rn50.data.dataset import empty_images, keep_freed_memory
-from imagenet_rn50.data.reader import LocalShards, ShardReader
+from imagenet_rn50.data.reader import ShardReader
 from imagenet_rn50.data.transforms import augmentation_rng, random_crop_box, resize
 from imagenet_rn50.jpeg.crop import cut
 from imagenet_rn50.jpeg.header import read_header
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
+from imagenet_rn50.shards.store import LocalShards
 
 ROOT = Path(__file__).parents[1]
 _STAGES = ("read", "check", "header", "draw", "cut", "decode", "resize and flip")

@@ -6,10 +6,11 @@ import numpy as np
 import psutil
 import pytest
 
-from imagenet_rn50.data import cache as prefetch
-from imagenet_rn50.data.cache import Prefetcher, least_cache_bytes
-from imagenet_rn50.data.reader import LocalShards, ShardReader
+from imagenet_rn50.data import prefetch
+from imagenet_rn50.data.prefetch import Prefetcher, least_cache_bytes
+from imagenet_rn50.data.reader import ShardReader
 from imagenet_rn50.data.sampler import SequentialSampler, ShardShuffleSampler
+from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.utils.errors import InputError
 from tests.support import jpeg_bytes, write_shards
 
