@@ -122,7 +122,7 @@ def newest_checkpoint(checkpoints: Path) -> Checkpoint | None:
         try:
             return verify(folder)
         except InputError as error:
-            logger.info(f"passing over a damaged checkpoint: {error}")
+            logger.info(f"skipping a damaged checkpoint: {error}")
     return None
 
 
