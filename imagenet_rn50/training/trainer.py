@@ -215,22 +215,22 @@ class Trainer:
         a second time and silently drop half of the data.
         """
         recipe, accelerator = self.recipe, self.accelerator
-        share = DistributedBatchSampler(
+        batch_sampler = DistributedBatchSampler(
             start=start,
             stop=stop,
             batch=recipe.micro_batch,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        order = ShardShuffleSampler(
+        sampler = ShardShuffleSampler(
             self.train_split.shard_sizes, seed=recipe.seed, window=recipe.data.shuffle_window
         )
         return build_loader(
             self.shards,
             self.train_split,
-            share,
+            batch_sampler,
             TrainTransform(recipe.data, recipe.seed),
-            order=order,
+            order=sampler,
             num_workers=self.num_workers,
             pin_memory=accelerator.device.type == "cuda",
             on_corrupt=self.on_corrupt,
