@@ -36,7 +36,7 @@ EXIT_INTERRUPTED = 130
 
 
 def pack(
-    source: Path,
+    source: str,
     out: Path,
     dataset: str | None = None,
     train_shards: int | None = None,
@@ -51,13 +51,14 @@ def pack(
     check: Literal["decode", "header"] = "decode",
     metadata: bool = False,
     train_only: bool = False,
+    cache: Path | None = None,
 ) -> int:
     """Pack images into shards. Run the same command again to resume.
 
     Args:
         source: Folder of the data set: Kaggle's tree (the folder with ILSVRC/, or one inside it),
-            ImageFolder, the official tars with their development kit, or Hugging Face's parquet
-            files.
+            ImageFolder, the official tars with their development kit, Hugging Face's parquet
+            files, or shards with a manifest (a path or an address).
         out: Output folder for the shards and their manifest.
         dataset: Name of the data set and prefix of every shard; defaults to the name of the source
             folder. Names like imagenet1k require ImageNet-1k's classes and image counts.
@@ -74,6 +75,7 @@ def pack(
         check: Decode every image once, or read only its header.
         metadata: Also write a KEY.json for each image.
         train_only: Pack only the training images. Without it, a validation split is required.
+        cache: Folder that keeps remote shards on this machine while they are read.
     """
     if restart_blocks == "auto" and not is_installed():
         print("jpegtran (libjpeg-turbo-progs) is not installed: packing without restart markers")
@@ -91,7 +93,7 @@ def pack(
         on_corrupt=on_corrupt,
         train_only=train_only,
     )
-    found = read_source(source, layout, train_only=train_only)
+    found = read_source(source, layout, train_only=train_only, cache=cache)
     packed = pack_source(found, out, options, _num_workers(workers))
     print(_summary(packed, out))
     for line in _not_packed(found, out):

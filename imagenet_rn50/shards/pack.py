@@ -55,8 +55,8 @@ def space_needed(plan: Plan) -> int:
         return 0
     options = plan.tasks[0].options
     factor = _RESTART_GROWTH if options.restart_blocks else 1.0
-    # A parquet file's images are written out as they are before they are packed.
-    if options.resize_rule is not None and plan.tasks[0].layout != "parquet":
+    # With a reader, images are written out as they are before they are packed.
+    if options.resize_rule is not None and plan.reader is None:
         factor = min(factor, _MARGIN * _part_left(plan.tasks))
     return sum(
         int(image.length * factor) + _OVERHEAD_BYTES for task in plan.tasks for image in task.images
@@ -203,7 +203,8 @@ def _identity(source: Source, plan: Plan, options: PackOptions) -> dict[str, Any
     chosen = {name: value for name, value in options.as_dict().items() if name != "on_corrupt"}
     if not options.train_only:  # as in manifests that were written before there was the option
         del chosen["train_only"]
-    return {**chosen, "layout": source.layout, "source_sha256": plan.source_sha256}
+    identity = {**chosen, "layout": source.layout, "source_sha256": plan.source_sha256}
+    return identity | source.options
 
 
 def _require_usable(source: Source) -> None:
@@ -299,7 +300,7 @@ def _make_all(
     missing = [task for task in plan.tasks if task.name not in records]
     num_images = sum(len(task.images) for task in plan.tasks)
     num_done = num_images - sum(len(task.images) for task in missing)
-    ready = state.spread(missing)
+    ready = state.spread(missing, plan.reader)
     with progress_bar(total=num_images, initial=num_done, description="packing") as bar:
         for record in make_shards(ready, out, num_workers, bar):
             state.save(record)

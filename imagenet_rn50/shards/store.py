@@ -161,6 +161,10 @@ class CachedShards:
             ) from None
         return path
 
+    def holds(self, shard: Shard) -> bool:
+        """Return whether the cache has the shard."""
+        return self._path(shard).is_file()
+
     def discard(self, shard: Shard, descriptor: int) -> bool:
         """Remove a damaged copy, unless another process has replaced it already."""
         path = self._path(shard)

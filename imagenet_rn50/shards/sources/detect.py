@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,33 +15,56 @@ from imagenet_rn50.shards.sources.folders import (
     is_kaggle,
     read_imagefolder,
     read_kaggle,
+    split_folders,
 )
 from imagenet_rn50.shards.sources.official import is_official, read_official
 from imagenet_rn50.shards.sources.parquet import is_parquet, read_parquet
+from imagenet_rn50.shards.sources.shards import is_shards, read_shards
 from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.storage import is_address
 
-Layout = Literal["kaggle", "official", "parquet", "imagefolder"]
+Layout = Literal["kaggle", "official", "parquet", "imagefolder", "shards"]
 
 _LAYOUTS: dict[str, tuple[Callable[[Path], bool], Callable[[Path, bool], Source]]] = {
     "kaggle": (is_kaggle, read_kaggle),
     "official": (is_official, read_official),
     "parquet": (is_parquet, read_parquet),
     "imagefolder": (is_imagefolder, read_imagefolder),
+    "shards": (is_shards, read_shards),
 }
 
 
-def read_source(root: Path, layout: str | None = None, *, train_only: bool = False) -> Source:
+def read_source(
+    root: Path | str,
+    layout: str | None = None,
+    *,
+    train_only: bool = False,
+    cache: Path | None = None,
+) -> Source:
     """List the images and classes of a source.
 
     Args:
-        root: The folder that holds it.
+        root: The folder that holds it: a path, or an address.
         layout: How it is laid out; None to find out.
         train_only: Whether to leave out its validation images, or do without.
+        cache: Where remote shards are kept on this machine.
 
     Raises:
         InputError: When the folder is missing or empty, is laid out in no way that is known or in
             several, or has no validation images and nobody said that it may.
     """
+    if is_address(root):
+        source = read_shards(root, train_only, cache=cache)
+    else:
+        source = _read_folder(Path(root), layout, train_only, cache)
+    if not train_only and VALIDATION not in source.splits:
+        raise _without_validation(source)
+    _require_classes_of_training(source)
+    return replace(source, notes=source.notes + _notes(source))
+
+
+def _read_folder(root: Path, layout: str | None, train_only: bool, cache: Path | None) -> Source:
+    """List the images of a folder on this machine."""
     if not root.is_dir():
         raise InputError(
             f"the source {root} is not a folder",
@@ -49,11 +73,9 @@ def read_source(root: Path, layout: str | None = None, *, train_only: bool = Fal
         )
     if not any(root.iterdir()):
         raise InputError(f"the source {root} is empty", expected="a folder of images")
-    source = _LAYOUTS[layout or _layout_of(root)][1](root, train_only)
-    if not train_only and VALIDATION not in source.splits:
-        raise _without_validation(source)
-    _require_classes_of_training(source)
-    return replace(source, notes=source.notes + _notes(source))
+    name = layout or _layout_of(root)
+    read = partial(read_shards, cache=cache) if name == "shards" else _LAYOUTS[name][1]
+    return read(root, train_only)
 
 
 def _layout_of(root: Path) -> str:
@@ -63,6 +85,8 @@ def _layout_of(root: Path) -> str:
         InputError: When it is laid out in no way that is known, or in several.
     """
     fitting = [name for name, (fits, _) in _LAYOUTS.items() if fits(root)]
+    if {"shards", "imagefolder"} <= set(fitting) and not _has_class_folders(root):
+        fitting.remove("imagefolder")  # shards named like train/0000.tar
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -80,10 +104,15 @@ def _layout_of(root: Path) -> str:
     raise InputError(
         f"the source {root} is laid out in no way that is known",
         expected="ILSVRC/Data/CLS-LOC/ (Kaggle), train/<wnid>/ and val/<wnid>/ (ImageFolder), "
-        "ILSVRC2012_img_train.tar (official) or data/train-*.parquet (Hugging Face)",
+        "ILSVRC2012_img_train.tar (official), data/train-*.parquet (Hugging Face) or a manifest",
         found=", ".join(sorted(path.name for path in root.iterdir())[:5]),
         fix=f"--source {below[0]}" if len(below) == 1 else "give the folder that holds them",
     )
+
+
+def _has_class_folders(root: Path) -> bool:
+    folders = split_folders(root).values()
+    return any(path.is_dir() for folder in folders for path in folder.iterdir())
 
 
 def _without_validation(source: Source) -> InputError:

@@ -7,14 +7,15 @@ with `datasets` would write a second copy of all images into its cache.)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
-from imagenet_rn50.shards.sources.base import Listed, Source, Unpacked, with_keys
+from imagenet_rn50.shards.sources.base import Listed, Source, SourceImage, Unpacked, with_keys
 from imagenet_rn50.shards.sources.scan import others_beside
 from imagenet_rn50.utils.errors import InputError
 
@@ -74,17 +75,34 @@ def read_parquet(root: Path, train_only: bool = False) -> Source:
         for split, chosen in rows.items()
         if chosen
     }
-    return Source(root, "parquet", classes, splits, unpacked)
+    return Source(root, "parquet", classes, splits, unpacked, reader=ParquetReader(root))
 
 
-def row_groups(path: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """Yield the number of the first row of each row group of a file, and its images' bytes."""
-    with _opened(path) as file:
-        begin = 0
-        for group in range(file.metadata.num_row_groups):
-            column = file.read_row_group(group, columns=["image.bytes"]).column("image")
-            yield begin, [(value or {}).get("bytes") or b"" for value in column.to_pylist()]
-            begin += len(column)
+@dataclass(frozen=True)
+class ParquetReader:
+    """Read images by row group.
+
+    Args:
+        root: Folder of the source.
+    """
+
+    root: Path
+
+    def read(self, images: Mapping[str, Sequence[SourceImage]]) -> Iterator[tuple[str, int, bytes]]:
+        """Read each file once; see `ImageReader`."""
+        for path, rows in images.items():
+            index = 0
+            with _opened(self.root / path) as file:
+                begin = 0
+                for group in range(file.metadata.num_row_groups):
+                    end = begin + file.metadata.row_group(group).num_rows
+                    if index < len(rows) and rows[index].offset < end:
+                        column = file.read_row_group(group, columns=["image.bytes"]).column("image")
+                        while index < len(rows) and rows[index].offset < end:
+                            value = column[rows[index].offset - begin].as_py()
+                            yield path, index, (value or {}).get("bytes") or b""
+                            index += 1
+                    begin = end
 
 
 @contextmanager
