@@ -30,6 +30,7 @@ from imagenet_rn50.shards.subset import Selection
 from imagenet_rn50.shards.subset import subset as make_subset
 from imagenet_rn50.shards.verify import verify as verify_shards
 from imagenet_rn50.utils.errors import exit_on_input_error, require_at_least
+from imagenet_rn50.utils.formatting import counted
 
 EXIT_FOUND_SOMETHING = 1
 EXIT_INTERRUPTED = 130
@@ -51,14 +52,16 @@ def pack(
     check: Literal["decode", "header"] = "decode",
     metadata: bool = False,
     train_only: bool = False,
+    holdout: float | None = None,
     cache: Path | None = None,
 ) -> int:
     """Pack images into shards. Run the same command again to resume.
 
     Args:
         source: Folder of the data set: Kaggle's tree (the folder with ILSVRC/, or one inside it),
-            ImageFolder, the official tars with their development kit, Hugging Face's parquet
-            files, or shards with a manifest (a path or an address).
+            folders of classes (in train/ and val/, or not), the official tars with their
+            development kit, Hugging Face's parquet files, or shards with a manifest (a path or an
+            address).
         out: Output folder for the shards and their manifest.
         dataset: Name of the data set and prefix of every shard; defaults to the name of the source
             folder. Names like imagenet1k require ImageNet-1k's classes and image counts.
@@ -74,7 +77,9 @@ def pack(
         on_corrupt: What to do with a file that cannot be decoded: stop, or skip it.
         check: Decode every image once, or read only its header.
         metadata: Also write a KEY.json for each image.
-        train_only: Pack only the training images. Without it, a validation split is required.
+        train_only: Leave out the validation images, or do without.
+        holdout: Fraction of the training images of each class that becomes the validation split,
+            for a source without one.
         cache: Folder that keeps remote shards on this machine while they are read.
     """
     if restart_blocks == "auto" and not is_installed():
@@ -93,7 +98,9 @@ def pack(
         on_corrupt=on_corrupt,
         train_only=train_only,
     )
-    found = read_source(source, layout, train_only=train_only, cache=cache)
+    found = read_source(
+        source, layout, train_only=train_only, holdout=holdout, seed=seed, cache=cache
+    )
     packed = pack_source(found, out, options, _num_workers(workers))
     print(_summary(packed, out))
     for line in _not_packed(found, out):
@@ -102,11 +109,20 @@ def pack(
 
 
 def _not_packed(source: Source, out: Path) -> Iterator[str]:
-    """Yield a line for each note, skipped file and folder that is not packed."""
+    """Yield a line for each note, skipped file, image of both splits, and what is not packed."""
     yield from (f"note: {note}" for note in source.notes)
-    skipped = read_audit(out).get("skipped", [])
+    audit = read_audit(out)
+    skipped = audit.get("skipped", [])
     if skipped:
         yield f"skipped: {len(skipped):,} files, such as {skipped[0]['path']} (see audit.md)"
+    groups = audit.get("duplicates", [])
+    in_both = [group for group in groups if len({row["split"] for row in group}) > 1]
+    if in_both:
+        yield (
+            f"note: {counted(len(in_both), 'image')} of validation, such as "
+            f"{in_both[0][-1]['key']}, {'is' if len(in_both) == 1 else 'are'} also in train, byte "
+            "for byte (see audit.md)"
+        )
     others = [entry for entry in source.unpacked if not entry.is_error]
     single = [entry for entry in others if not entry.path.endswith("/")]
     for entry in others:

@@ -304,7 +304,12 @@ class Manifest:
         """
         if name not in self.splits:
             raise InputError(
-                f"the shards have no split {name!r}", found=f"splits {sorted(self.splits)}"
+                f"the shards have no split {name!r}",
+                found=f"splits {sorted(self.splits)}",
+                fix="to take one out of the training images: python shard_imagenet.py subset "
+                "--shards SHARDS --out DIR --holdout 0.1, and then name DIR"
+                if name == VALIDATION and TRAIN in self.splits
+                else None,
             )
         return self.splits[name]
 
