@@ -169,7 +169,7 @@ def _require_clear_names(root: Path, folders: Iterable[Path]) -> None:
             f"{readable(str(folder))} may be a class or {meaning}, by its name",
             expected="folders of classes, or folders of splits named train/ and val/",
             found=describe(root),
-            fix=_fix_of_class(root, folder)
+            fix=_fix_of_class(folder)
             + (
                 "; if it is a split, rename the splits to train/ and val/, or move it elsewhere "
                 "and validate on a part of the training images: --holdout 0.1"
@@ -179,10 +179,11 @@ def _require_clear_names(root: Path, folders: Iterable[Path]) -> None:
         )
 
 
-def _fix_of_class(root: Path, folder: Path) -> str:
+def _fix_of_class(folder: Path) -> str:
     return (
-        f"if {readable(folder.name)}/ is a class, rename it, or move all folders of classes into "
-        f"{readable(str(root / 'train'))}/, where every folder is a class"
+        f"if {readable(folder.name)}/ is a class, rename it, or move all folders of classes into a "
+        "new folder named train/, where every folder is a class, and name the folder that holds "
+        "train/ with --source"
     )
 
 
@@ -209,7 +210,7 @@ def _require_no_classes_beside(root: Path, folders: dict[str, Path]) -> None:
         f"{readable(str(split))} is named as a split, and folders of images lie beside it",
         expected="folders of classes, or train/ and val/ with the folders of classes in each",
         found=f"{split.name}/ beside {shown}",
-        fix=_fix_of_class(root, split)
+        fix=_fix_of_class(split)
         + f"; if it is a split, move the training classes into {readable(str(root / 'train'))}/",
     )
 
@@ -231,7 +232,7 @@ def _require_no_groups(root: Path, folders: Iterable[Path]) -> None:
                 expected="folders of classes, or folders of splits named train/ and val/",
                 found=f"{first}/{readable(inner)}/ and {second}/{readable(inner)}/",
                 fix=f"rename splits to train/ and val/; if {first}/ and {second}/ are classes, "
-                f"move all folders of classes into {readable(str(root / 'train'))}/",
+                "move all folders of classes into a new folder named train/",
             )
 
 
