@@ -25,6 +25,9 @@ from imagenet_rn50.shards.pack import pack as pack_source
 from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.sources.base import Source
 from imagenet_rn50.shards.sources.detect import Layout, read_source
+from imagenet_rn50.shards.store import open_shards
+from imagenet_rn50.shards.subset import Selection
+from imagenet_rn50.shards.subset import subset as make_subset
 from imagenet_rn50.shards.verify import verify as verify_shards
 from imagenet_rn50.utils.errors import exit_on_input_error, require_at_least
 
@@ -170,6 +173,52 @@ def index(
     return 0
 
 
+def subset(
+    shards: str,
+    out: Path,
+    classes: str | None = None,
+    num_classes: int | None = None,
+    images_per_class: int | None = None,
+    fraction: float | None = None,
+    holdout: float | None = None,
+    train_only: bool = False,
+    validation_only: bool = False,
+    seed: int = 0,
+    dataset: str | None = None,
+    cache: Path | None = None,
+) -> int:
+    """Write a manifest of part of the samples. Copies no image; SHARDS may be a subset, too.
+
+    Args:
+        shards: Folder of the manifest to select from: a path or an address.
+        out: Output folder for the new manifest.
+        classes: imagenet100, imagenette, imagewoof, or a file with a wnid (or class name) per line.
+        num_classes: Number of classes chosen at random.
+        images_per_class: Largest number of training images per class.
+        fraction: Fraction of the training images of each class.
+        holdout: Fraction of the training images of each class that becomes the validation split.
+        train_only: Leave out the validation split of SHARDS.
+        validation_only: Leave out the training split.
+        seed: Seed of the choice of classes and images.
+        dataset: Name of the subset; defaults to the name of the output folder.
+        cache: Folder that keeps remote shards on this machine.
+    """
+    selection = Selection(
+        classes=classes,
+        num_classes=num_classes,
+        images_per_class=images_per_class,
+        fraction=fraction,
+        holdout=holdout,
+        train_only=train_only,
+        validation_only=validation_only,
+        seed=seed,
+    )
+    view = make_subset(shards, out, selection, dataset=dataset, cache=cache)
+    for name, split in view.splits.items():
+        print(f"{name}: {split.num_samples:,} samples in {len(split.shards):,} shards")
+    return 0
+
+
 def audit(shards: Path) -> int:
     """Print the audit: counts, changed and skipped images, duplicates, sizes.
 
@@ -181,22 +230,26 @@ def audit(shards: Path) -> int:
 
 
 def sample(
-    shards: Path,
+    shards: str,
     out: Path = Path("samples.png"),
     split: Literal["train", "validation"] = "train",
     num: int = 24,
     seed: int = 0,
+    cache: Path | None = None,
 ) -> int:
     """Write a PNG of random samples with their class names.
 
     Args:
-        shards: Folder of the shards.
+        shards: Folder of the manifest: a path or an address.
         out: Path of the PNG.
         split: Split to sample from.
         num: Number of samples.
         seed: Seed of the choice of samples.
+        cache: Folder that keeps remote shards on this machine.
     """
-    keys = write_sheet(shards, out, split=split, num_samples=num, seed=seed)
+    keys = write_sheet(
+        open_shards(shards, cache=cache), out, split=split, num_samples=num, seed=seed
+    )
     print(f"{out}: {len(keys)} samples")
     return 0
 
@@ -210,7 +263,7 @@ def _num_workers(asked: int | None) -> int:
 
 def main() -> None:
     """Parse the command line and run one command."""
-    commands = {f.__name__: f for f in (pack, verify, index, audit, sample)}
+    commands = {f.__name__: f for f in (pack, verify, index, subset, audit, sample)}
     description = (__doc__ or "").partition("\n")[0]
     with exit_on_input_error():
         try:

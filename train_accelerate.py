@@ -103,8 +103,8 @@ def main() -> None:
         arguments = parse(sys.argv[1:])
 
         # Imported after parsing: --help and wrong arguments answer at once.
-        from imagenet_rn50.data.cache import open_shards
         from imagenet_rn50.runs.run_dir import RunDir
+        from imagenet_rn50.shards.store import open_shards
         from imagenet_rn50.training.accelerator import make_accelerator
         from imagenet_rn50.training.lr_finder import find_lr
         from imagenet_rn50.training.trainer import Trainer

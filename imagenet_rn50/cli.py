@@ -343,9 +343,9 @@ def export(
             says, or training's.
         eval_size: With --from: side of the central crop, px; likewise.
     """
-    from imagenet_rn50.data.cache import open_shards
     from imagenet_rn50.publishing.export import Wanted, convert
     from imagenet_rn50.publishing.export import export as export_run
+    from imagenet_rn50.shards.store import open_shards
 
     if (run is None) == (from_ is None):
         raise InputError("one thing is exported at a time", expected="either --run or --from")

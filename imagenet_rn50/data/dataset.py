@@ -19,12 +19,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from imagenet_rn50.data.cache import Prefetcher
-from imagenet_rn50.data.reader import SampleError, ShardReader, ShardStore
+from imagenet_rn50.data.prefetch import Prefetcher
+from imagenet_rn50.data.reader import SampleError, ShardReader
 from imagenet_rn50.data.sampler import DistributedBatchSampler, Order
 from imagenet_rn50.data.transforms import Transform
 from imagenet_rn50.jpeg.header import is_jpeg
 from imagenet_rn50.shards.manifest import Split
+from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.utils.private_apis import new_shared_storage
 from imagenet_rn50.utils.signals import set_parent_death_signal
 

@@ -21,12 +21,6 @@ import torch
 import webdataset as wds
 from torch import Tensor
 
-from imagenet_rn50.data.cache import (
-    DEFAULT_LIMIT_BYTES,
-    CachedShards,
-    least_cache_bytes,
-    open_shards,
-)
 from imagenet_rn50.data.dataset import (
     Batch,
     Collate,
@@ -34,7 +28,7 @@ from imagenet_rn50.data.dataset import (
     OnCorrupt,
     ReadSamples,
 )
-from imagenet_rn50.data.reader import LocalShards, ShardStore
+from imagenet_rn50.data.prefetch import least_cache_bytes
 from imagenet_rn50.data.sampler import (
     DistributedBatchSampler,
     Order,
@@ -44,6 +38,12 @@ from imagenet_rn50.data.sampler import (
 from imagenet_rn50.data.transforms import EvalTransform, TrainTransform, Transform, normalise
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.shards.manifest import Manifest, Split
+from imagenet_rn50.shards.store import (
+    DEFAULT_LIMIT_BYTES,
+    CachedShards,
+    ShardStore,
+    open_shards,
+)
 from imagenet_rn50.utils.errors import InputError, RankError
 from imagenet_rn50.utils.private_apis import shut_down_workers
 from imagenet_rn50.utils.signals import block_signals_in_children
@@ -78,7 +78,8 @@ def make_loader(
     and center-cropped. The loader shards itself: do not `Accelerator.prepare` it.
 
     Args:
-        shards: Folder with manifest.json: a path, or an address such as s3://bucket/imagenet.
+        shards: Folder of the manifest: a path, or an address such as s3://bucket/imagenet. The
+            shards may be elsewhere: see `Manifest.location`.
         split: Name of a split in the manifest.
         batch_size: Samples per batch of one rank.
         data: A recipe's data settings: sizes, augmentations, shuffle window; None for the defaults.
@@ -142,7 +143,7 @@ def build_loader(
     """Return the loader of one rank from its parts; see `make_loader`.
 
     Args:
-        shards: A folder of this machine, or a store.
+        shards: Folder of the manifest on this machine, or a store.
         split: The manifest of the split.
         sampler: Which positions this rank reads.
         transform: Makes an image from a JPEG.
@@ -158,7 +159,7 @@ def build_loader(
     Returns:
         An iterable of `Batch`.
     """
-    store = LocalShards(shards) if isinstance(shards, Path) else shards
+    store = open_shards(shards) if isinstance(shards, Path) else shards
     order = order or SequentialSampler(split.shard_sizes)
     _warn_of_small_cache(store, split, order, num_workers)
     if split.crc32s is None and sampler.rank == 0:

@@ -7,81 +7,14 @@ import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
-from imagenet_rn50.shards.manifest import Shard, Split
-from imagenet_rn50.utils.errors import InputError, RankError
-
-
-class ShardStore(Protocol):
-    """Give access to shards as local files."""
-
-    @property
-    def folder(self) -> Path:
-        """Local folder of the manifest."""
-
-    def fetch(self, shard: Shard) -> Path:
-        """Return the shard's file, complete; downloading it may take a while.
-
-        Raises:
-            InputError: If it is missing or cannot be downloaded.
-        """
-
-    def discard(self, shard: Shard, descriptor: int) -> bool:
-        """Discard the damaged copy of a shard that `descriptor` is open on, if it is one.
-
-        Returns:
-            Whether `fetch` now returns another copy.
-        """
-
-    @property
-    def repair(self) -> str:
-        """How the user can fix a damaged sample of which there is no better copy."""
-
-
-@dataclass(frozen=True)
-class LocalShards:
-    """Shards beside their manifest in a local folder.
-
-    Args:
-        folder: The folder.
-    """
-
-    folder: Path
-
-    def fetch(self, shard: Shard) -> Path:
-        """Return the path of the shard.
-
-        Raises:
-            InputError: If it is missing.
-        """
-        path = self.folder / shard.name
-        if not path.is_file():
-            raise InputError(
-                f"there is no shard {path}",
-                expected="every shard that the manifest lists",
-                fix="copy it back, or pack again: finished shards are kept",
-            )
-        return path
-
-    def discard(self, shard: Shard, descriptor: int) -> bool:
-        """Keep the shard: it is the original."""
-        return False
-
-    @property
-    def repair(self) -> str:
-        """How the user can fix a damaged sample."""
-        return (
-            f"python shard_imagenet.py verify --shards {self.folder} names all that is damaged: "
-            "copy those shards back"
-        )
-
+from imagenet_rn50.shards.manifest import Split
+from imagenet_rn50.shards.store import ShardStore, open_shard
+from imagenet_rn50.utils.errors import RankError
 
 _MAX_OPEN_SHARDS = 64
-_OPEN_TRIES = 5
 
 log = logging.getLogger(__name__)
 
@@ -204,22 +137,3 @@ class ShardReader:
         if len(self._descriptors) > self._max_open:
             os.close(self._descriptors.popitem(last=False)[1])
         return descriptor
-
-
-def open_shard(store: ShardStore, split: Split, shard: int) -> int:
-    """Return a descriptor of a shard.
-
-    It may be evicted from a cache before it is opened, and the cache may be removed.
-
-    Raises:
-        InputError: If it is missing or cannot be downloaded.
-    """
-    for _ in range(_OPEN_TRIES):
-        try:
-            return os.open(store.fetch(split.shards[shard]), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue
-    raise InputError(
-        f"{split.shards[shard].name} vanished {_OPEN_TRIES} times before it could be opened",
-        fix="give the cache of shards more space, and a folder that nobody else empties",
-    )

@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.classes import WNID, Classes
-from imagenet_rn50.data.cache import open_shards
 from imagenet_rn50.data.image_folder import make_file_loader, read_image
 from imagenet_rn50.data.loader import Loader, build_loader
-from imagenet_rn50.data.reader import ShardReader, ShardStore
+from imagenet_rn50.data.reader import ShardReader
 from imagenet_rn50.data.sampler import DistributedBatchSampler
 from imagenet_rn50.data.transforms import Transform
 from imagenet_rn50.evaluation.load_model import LoadedModel, check_classes, check_wnids
@@ -35,6 +34,7 @@ from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.sources.base import SourceImage, Unpacked
 from imagenet_rn50.shards.sources.folders import labelled
 from imagenet_rn50.shards.sources.scan import Scan, scan, unusable, without_class
+from imagenet_rn50.shards.store import ShardStore, open_shards
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json
 
@@ -105,7 +105,7 @@ class ShardImages:
         """Name and fingerprint of the shards, and whether the split is ImageNet-1k's."""
         folder = self.store.folder
         classes = Classes.load(folder) if (folder / CLASSES_FILE).is_file() else None
-        complete = complete_splits(classes, {self.name: len(self.labels)})
+        complete = complete_splits(classes, {self.name: len(self.labels)}, self._manifest.options)
         return {
             "name": self._manifest.dataset,
             "split": self.name,

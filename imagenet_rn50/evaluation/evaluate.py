@@ -22,7 +22,6 @@ from tqdm import tqdm
 from imagenet_rn50.data.dataset import Batch
 from imagenet_rn50.data.image_folder import ProcessorTransform
 from imagenet_rn50.data.loader import DeviceBatch, Loader, build_loader, on_device
-from imagenet_rn50.data.reader import ShardStore
 from imagenet_rn50.data.sampler import DistributedBatchSampler
 from imagenet_rn50.data.transforms import EvalTransform, Transform
 from imagenet_rn50.evaluation.datasets import ImageSet
@@ -32,6 +31,7 @@ from imagenet_rn50.evaluation.predictions import Predictions, Result, result_of,
 from imagenet_rn50.model import logits_of
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.shards.manifest import Split
+from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.logging import progress_bar
 from imagenet_rn50.utils.signals import check_world_size, read_int_env

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.data.reader import ShardStore
 from imagenet_rn50.evaluation.load_model import check_classes
 from imagenet_rn50.model import weights_digest
 from imagenet_rn50.pretrained import Kind
@@ -43,6 +42,7 @@ from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.publishing.snippets import Format
 from imagenet_rn50.publishing.source import Source, source_of_run, source_of_weights
 from imagenet_rn50.runs.checkpoint import Weights, Which
+from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import (
     TEMPORARY_SUFFIX,

@@ -20,7 +20,6 @@ from transformers import BaseImageProcessor, ResNetConfig, ResNetForImageClassif
 from transformers.utils import logging
 
 from imagenet_rn50.data.loader import build_loader, on_device
-from imagenet_rn50.data.reader import ShardStore
 from imagenet_rn50.data.sampler import DistributedBatchSampler
 from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.model import load_exported, logits_of, save_tensors, to_torchvision
@@ -35,6 +34,7 @@ from imagenet_rn50.publishing.layout import (
 from imagenet_rn50.publishing.snippets import Format
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.shards.manifest import VALIDATION, Manifest
+from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import follow_umask
 

@@ -114,12 +114,13 @@ class RunDir:
         `recipe.yaml` is written last: it makes the directory a run.
         """
         is_run = (self.path / RECIPE).is_file()
-        packed = {
+        options = Manifest.options_of(shards)
+        identity = {
+            "dataset": dataset,
+            "imagenet1k_splits": complete_splits(classes, Manifest.num_samples_of(shards), options),
             "fingerprint": Manifest.fingerprint_of(shards),
-            "options": Manifest.options_of(shards),
+            "options": options,
         }
-        complete = complete_splits(classes, Manifest.num_samples_of(shards))
-        identity = {"dataset": dataset, "imagenet1k_splits": complete, **packed}
         if is_run and self.recipe() == recipe and read_json(self.path / SHARDS_FILE) == identity:
             return
         self.path.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ def audit_of(
         "options": options,
         "num_classes": None if classes is None else len(classes),
         "imagenet1k_splits": complete_splits(
-            classes, {name: split["num_samples"] for name, split in splits.items()}
+            classes, {name: split["num_samples"] for name, split in splits.items()}, options
         ),
         "splits": splits,
         "duplicates": _duplicates(records, folder),

@@ -11,6 +11,7 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.shards.images import BadImageError, decode
 from imagenet_rn50.shards.manifest import Manifest, Split
 from imagenet_rn50.shards.plan import permutation
+from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.utils.errors import InputError, require_at_least
 from imagenet_rn50.utils.files import atomic_file, require_writable_file
 
@@ -20,11 +21,13 @@ _MARGIN = 8  # px
 _FONT_SIZE = 13  # px
 
 
-def write_sheet(folder: Path, out: Path, *, split: str, num_samples: int, seed: int) -> list[str]:
+def write_sheet(
+    store: ShardStore, out: Path, *, split: str, num_samples: int, seed: int
+) -> list[str]:
     """Draw random samples of a split into one PNG.
 
     Args:
-        folder: The folder of the shards.
+        store: Where the shards are.
         out: The PNG to write.
         split: `train` or `validation`.
         num_samples: How many; fewer when the split has fewer.
@@ -40,6 +43,7 @@ def write_sheet(folder: Path, out: Path, *, split: str, num_samples: int, seed: 
     require_at_least("--num", num_samples, 1)
     require_at_least("--seed", seed, 0)
     require_writable_file(out)
+    folder = store.folder
     chosen = Manifest.load(folder).split(split)
     labels = Classes.load(folder).labels if (folder / CLASSES_NAME).is_file() else None
     indices = permutation(chosen.num_samples, seed=seed, stream=0)[:num_samples].tolist()
@@ -53,7 +57,7 @@ def write_sheet(folder: Path, out: Path, *, split: str, num_samples: int, seed: 
     for place, index in enumerate(indices):
         row, column = divmod(place, num_columns)
         corner = (_MARGIN + column * cell[0], _MARGIN + row * cell[1])
-        image = _tile(folder, chosen, index)
+        image = _tile(store, chosen, index)
         left = corner[0] + (_TILE - image.width) // 2
         sheet.paste(image, (left, corner[1] + (_TILE - image.height) // 2))
         label = int(chosen.labels[index])
@@ -66,11 +70,11 @@ def write_sheet(folder: Path, out: Path, *, split: str, num_samples: int, seed: 
     return [chosen.key_of(index) for index in indices]
 
 
-def _tile(folder: Path, split: Split, index: int) -> Image.Image:
-    """Read one image and fits it into a tile."""
+def _tile(store: ShardStore, split: Split, index: int) -> Image.Image:
+    """Read one image and fit it into a tile."""
     shard = split.shards[split.shard_of(index)]
     try:
-        with (folder / shard.name).open("rb") as file:
+        with store.fetch(shard).open("rb") as file:
             file.seek(int(split.offsets[index]))
             content = file.read(int(split.lengths[index]))
         image = decode(content).convert("RGB")
@@ -78,7 +82,7 @@ def _tile(folder: Path, split: Split, index: int) -> Image.Image:
         raise InputError(
             f"the sample {split.key_of(index)} in {shard.name} cannot be shown",
             found=str(error),
-            fix=f"python shard_imagenet.py verify --shards {folder}",
+            fix=f"python shard_imagenet.py verify --shards {store.folder}",
         ) from None
     scale = min(_TILE / image.width, _TILE / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
@@ -23,19 +24,26 @@ _WNIDS_SHA256 = "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d1
 _NAME = re.compile(r"(imagenet|ilsvrc|in1k)(imagenet|ilsvrc|in1k|1k|1000|2012|clsloc)*")
 
 
-def complete_splits(classes: Classes | None, num_images: Mapping[str, int]) -> list[str]:
+def complete_splits(
+    classes: Classes | None,
+    num_images: Mapping[str, int],
+    options: Mapping[str, Any] | None = None,
+) -> list[str]:
     """Return the splits that are ImageNet-1k's, by their classes and numbers of images.
 
     Args:
         classes: The classes of the data set; None when they are not known.
         num_images: The number of images of each split.
+        options: How the shards or the view were made: with a `holdout`, validation consists of
+            training images, so it is not ImageNet-1k's, however many it has.
     """
     if classes is None:
         return []
     wnids = "".join(f"{wnid}\n" for wnid in classes.wnids)
     if hashlib.sha256(wnids.encode()).hexdigest() != _WNIDS_SHA256:
         return []
-    return [split for split, count in num_images.items() if count == NUM_IMAGES.get(split)]
+    claimed = [split for split, count in num_images.items() if count == NUM_IMAGES.get(split)]
+    return [split for split in claimed if split != VALIDATION or not (options or {}).get("holdout")]
 
 
 def is_name(name: str) -> bool:
@@ -44,7 +52,11 @@ def is_name(name: str) -> bool:
 
 
 def dataset_name(
-    asked: str | None, default: str, classes: Classes | None, num_images: Mapping[str, int]
+    asked: str | None,
+    default: str,
+    classes: Classes | None,
+    num_images: Mapping[str, int],
+    options: Mapping[str, Any] | None = None,
 ) -> str:
     """Return the name of a data set, which is ImageNet-1k's only if the data is.
 
@@ -53,12 +65,13 @@ def dataset_name(
         default: What to derive it from, such as the name of a folder.
         classes: The classes of the data set; None when they are not known.
         num_images: The number of images of each split.
+        options: How the shards or the view were made; see `complete_splits`.
 
     Raises:
         InputError: When ImageNet-1k's name is asked for, and the data is not ImageNet-1k.
     """
     name = asked or re.sub(r"[^A-Za-z0-9_-]+", "-", default).lstrip("-_") or "images"
-    if not is_name(name) or complete_splits(classes, num_images) == list(num_images):
+    if not is_name(name) or complete_splits(classes, num_images, options) == list(num_images):
         return name
     if asked is None:
         return f"{name}-{sum(num_images.values())}-images"

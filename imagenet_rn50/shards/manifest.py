@@ -1,7 +1,6 @@
-"""The manifest: what was packed, to the byte.
+"""The manifest: which samples exist, where their bytes are, and which class they have.
 
-Written beside the shards when they are packed, and the only thing that loading needs besides the
-shards themselves.
+Written when shards are packed, and the only thing that loading needs besides the shards themselves.
 
     SHARDS/
       manifest.json               per split: its shards with number of samples, bytes and sha256
@@ -13,6 +12,11 @@ shards themselves.
 
 Samples are numbered shard by shard, and front to back within a shard. That number is the sample
 index.
+
+A manifest is a view. It need not stand beside its shards: `location` names another folder or an
+address. It need not list all samples of a shard: `Shard.num_samples` counts those that it does.
+Its class indices need not be those in the shards: `source_labels` gives theirs. So a subset, a
+hold-out or an index of remote shards is a folder with a manifest, and copies no image.
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import io
 import json
 import re
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -48,7 +52,15 @@ _OPTIONAL_COLUMN = "crc32"
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar file: its name beside the manifest, and what it must hold to be whole."""
+    """One tar file.
+
+    Args:
+        name: Its path relative to the location of the shards, such as `imagenet1k-train-0000.tar`
+            or `train/000.tar`.
+        num_samples: Number of its samples that the manifest lists.
+        num_bytes: Its size in bytes.
+        sha256: Its SHA-256, 64 hexadecimal digits.
+    """
 
     name: str
     num_samples: int
@@ -56,13 +68,16 @@ class Shard:
     sha256: str
 
     def __post_init__(self) -> None:
-        """Refuse names that would lead out of the folder.
+        """Refuse paths that lead out of the location.
 
         Raises:
-            InputError: When the name is not a plain file name.
+            InputError: When the name is absolute or has empty parts, `.` or `..`.
         """
-        if self.name != Path(self.name).name or self.name in {"", ".", ".."}:
-            raise InputError(f"{self.name!r} is not the name of a file beside the manifest")
+        if {"", ".", ".."} & set(self.name.split("/")) or "\0" in self.name:
+            raise InputError(
+                f"{self.name!r} is not a path inside the location of the shards",
+                expected="a relative path such as imagenet1k-train-0000.tar or train/000.tar",
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +136,27 @@ class Split:
         """Return the number of the shard that holds sample `index`."""
         return int(np.searchsorted(self.shard_starts, index, side="right")) - 1
 
+    def select(self, indices: NDArray[np.int64]) -> Split:
+        """Return a view of some samples; shards without any of them are left out.
+
+        Args:
+            indices: Sample indices, ascending and distinct; (m,) int64.
+        """
+        bounds = np.searchsorted(indices, self.shard_starts)
+        counts = np.diff(bounds).tolist()
+        return Split(
+            shards=tuple(
+                replace(shard, num_samples=count)
+                for shard, count in zip(self.shards, counts, strict=True)
+                if count
+            ),
+            offsets=self.offsets[indices],
+            lengths=self.lengths[indices],
+            labels=self.labels[indices],
+            keys=self.keys[indices],
+            crc32s=None if self.crc32s is None else self.crc32s[indices],
+        )
+
     def key_of(self, index: int) -> str:
         """Return the key of sample `index`, such as `n01440764_10026`."""
         return bytes(self.keys[index]).decode("utf-8")
@@ -128,19 +164,30 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Manifest:
-    """What was packed: the data set's name, how it was packed, and its splits.
+    """A data set: its name, how its shards were made, and its splits.
 
     Args:
-        dataset: Name that begins every shard's name, such as `imagenet1k`.
-        options: How the shards were made (seed, resizing, ...), as packed.
+        dataset: Its name, such as `imagenet1k`.
+        options: How the shards were made (seed, resizing, ...), or how the view was.
         splits: By name: `train`, `validation`.
         classes_sha256: Of `classes.json` beside it; None where the classes are not known.
+        location: Where the shards are: a path, relative to the manifest's folder unless absolute,
+            or an address; None for the manifest's own folder.
+        source_labels: The class index in the shards' own labels of each class of the manifest;
+            None where they are the same.
     """
 
     dataset: str
     options: dict[str, Any]
     splits: dict[str, Split]
     classes_sha256: str | None = None
+    location: str | None = None
+    source_labels: tuple[int, ...] | None = None
+
+    @property
+    def is_subset(self) -> bool:
+        """Whether its shards may hold samples that it does not list."""
+        return "subset" in self.options
 
     def save(self, folder: Path) -> str:
         """Write the manifest into `folder`: each split's columns first, then the JSON.
@@ -154,8 +201,12 @@ class Manifest:
             "dataset": self.dataset,
             "options": self.options,
             "classes_sha256": self.classes_sha256,
-            "splits": {},
         }
+        if self.location is not None:
+            content["location"] = self.location
+        if self.source_labels is not None:
+            content["source_labels"] = list(self.source_labels)
+        content["splits"] = {}
         for name, split in self.splits.items():
             columns = _encode_columns(split)
             file_name = f"manifest-{name}.npz"
@@ -171,7 +222,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read the manifest of the shards in `folder` and checks its columns against their hash.
+        """Read the manifest in `folder`, and check its columns against their hash.
 
         Raises:
             InputError: When there is none, or it is damaged, or of another format.
@@ -191,10 +242,18 @@ class Manifest:
             )
         try:
             splits = {name: _read_split(folder, entry) for name, entry in content["splits"].items()}
+            source_labels = content.get("source_labels")
             return cls(
-                content["dataset"], content["options"], splits, content.get("classes_sha256")
+                content["dataset"],
+                content["options"],
+                splits,
+                classes_sha256=content.get("classes_sha256"),
+                location=content.get("location"),
+                source_labels=None if source_labels is None else tuple(map(int, source_labels)),
             )
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(
                 f"{path} is damaged: {error!r}",
                 expected="dataset, options and splits",
@@ -206,7 +265,8 @@ class Manifest:
         """Return the fingerprint of a shard set: what resume compares.
 
         SHA-256 over the names and hashes of all shards and columns. Neither the formatting of the
-        JSON nor the recorded options change it.
+        JSON, nor the recorded options, nor the location of the shards change it: shards that were
+        moved or mirrored are the same data set.
         """
         splits = read_json(folder / FILE_NAME)["splits"]
         return hashlib.sha256(json.dumps(splits, sort_keys=True).encode()).hexdigest()
@@ -222,6 +282,19 @@ class Manifest:
         """Return the number of samples of each split, without reading its columns."""
         splits = read_json(folder / FILE_NAME)["splits"]
         return {name: int(entry["num_samples"]) for name, entry in splits.items()}
+
+    @staticmethod
+    def location_of(folder: Path) -> str | None:
+        """Return where the shards of the manifest in `folder` are, as `location` says it.
+
+        None too where there is no manifest, or it cannot be read: `load` raises the error.
+        """
+        try:
+            content = read_json(folder / FILE_NAME)
+        except InputError:
+            return None
+        location = content.get("location") if isinstance(content, dict) else None
+        return None if location is None else str(location)
 
     def split(self, name: str) -> Split:
         """Return the split of that name.
@@ -302,7 +375,7 @@ def _encode_columns(split: Split) -> bytes:
 
 
 def _read_split(folder: Path, entry: dict[str, Any]) -> Split:
-    """Read one split's columns and checks them against the hash in the JSON."""
+    """Read one split's columns and check them against the hash in the JSON."""
     path = folder / Path(entry["columns"]).name
     fix = "restore the file, or rebuild the manifest: python shard_imagenet.py index --shards DIR"
     if not path.is_file() or sha256_of_file(path) != entry["columns_sha256"]:

@@ -1,4 +1,8 @@
-"""Verification: do the shards still hold, to the byte, what the manifest says?"""
+"""Verification: do the shards still hold, to the byte, what the manifest says?
+
+Of a shard that a subset lists in part, only the listed samples are checked one by one; its sha256
+covers the others.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import hashlib
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,13 +18,37 @@ from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.manifest import INFO_NAME, Manifest, Split, timm_info
-from imagenet_rn50.shards.tar import Buffer, TarError, image_of, mapped, samples_in
+from imagenet_rn50.shards.store import ShardStore, open_shards
+from imagenet_rn50.shards.tar import (
+    Buffer,
+    TarError,
+    TarSample,
+    image_of,
+    mapped,
+    samples_in,
+)
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json, sha256_of_file
 from imagenet_rn50.utils.logging import progress_bar
 
-# Folder, split, number of the shard in it, and the wnid of each class.
-_Work = tuple[Path, Split, int, list[str | None]]
+
+@dataclass(frozen=True)
+class _Task:
+    """One shard to check.
+
+    Args:
+        store: Where the shards are.
+        manifest: Their manifest.
+        split: The split of the shard.
+        number: The shard's number in it.
+        wnids: The wnid of each class; None, or none at all, where it is not known.
+    """
+
+    store: ShardStore
+    manifest: Manifest
+    split: Split
+    number: int
+    wnids: list[str | None]
 
 
 class Finding(NamedTuple):
@@ -41,13 +70,13 @@ class Finding(NamedTuple):
 def verify(
     folder: Path, *, quick: bool = False, num_threads: int = 1, show_progress: bool = False
 ) -> list[Finding]:
-    """Compare the shards in `folder` with their manifest.
+    """Compare shards with their manifest.
 
     Args:
-        folder: The folder that holds both.
-        quick: Look at names and sizes only, not at contents.
+        folder: Folder of the manifest.
+        quick: Check names and sizes only, not contents.
         num_threads: How many shards are read at a time.
-        show_progress: Whether a bar runs.
+        show_progress: Whether to show a progress bar.
 
     Returns:
         All problems found; empty if the shards are intact.
@@ -61,31 +90,34 @@ def verify(
         manifest = Manifest.load(folder)
     except InputError as error:
         return [Finding(manifests.FILE_NAME, str(error))]
-    findings = [*_surplus(folder, manifest), *_beside(folder, manifest)]
+    store = open_shards(folder)
+    findings = [*_beside(folder, manifest)]
+    if manifest.location is None:
+        findings = [*_surplus(folder, manifest), *findings]
     wnids = _wnids(folder, manifest)
-    work = [
-        (folder, split, number, wnids)
+    tasks = [
+        _Task(store, manifest, split, number, wnids)
         for split in manifest.splits.values()
         for number in range(len(split.shards))
     ]
     with (
         ThreadPoolExecutor(num_threads) as pool,
         progress_bar(
-            total=len(work),
+            total=len(tasks),
             description="verifying",
             unit="shard",
             enabled=show_progress and not quick,
         ) as bar,
     ):
         check = _check_size if quick else _check_content
-        for found in pool.map(check, work):
+        for found in pool.map(check, tasks):
             findings += found
             bar.update()
     return findings
 
 
 def _surplus(folder: Path, manifest: Manifest) -> Iterator[Finding]:
-    """Find tars that the manifest does not know; other readers would take them for shards."""
+    """Find tars that the manifest does not list; other readers would take them for shards."""
     known = {shard.name for split in manifest.splits.values() for shard in split.shards}
     for path in sorted(folder.glob("*.tar")):
         if path.name not in known:
@@ -93,7 +125,7 @@ def _surplus(folder: Path, manifest: Manifest) -> Iterator[Finding]:
 
 
 def _beside(folder: Path, manifest: Manifest) -> Iterator[Finding]:
-    """Compare `classes.json` and timm's `_info.json` with the manifest, where it knows them."""
+    """Compare `classes.json` and timm's `_info.json` with the manifest, where there are any."""
     classes = folder / CLASSES_NAME
     if manifest.classes_sha256 is not None:
         if not classes.is_file():
@@ -119,67 +151,68 @@ def _wnids(folder: Path, manifest: Manifest) -> list[str | None]:
     return [wnid if WNID.fullmatch(wnid) else None for wnid in Classes.load(folder).wnids]
 
 
-def _check_size(work: _Work) -> list[Finding]:
+def _check_size(task: _Task) -> list[Finding]:
     """Compare a shard's size with the manifest's."""
-    folder, split, number, _ = work
-    shard = split.shards[number]
-    path = folder / shard.name
-    if not path.is_file():
+    shard = task.split.shards[task.number]
+    try:
+        size = task.store.fetch(shard).stat().st_size
+    except InputError:
         return [Finding(shard.name, "is missing")]
-    if (size := path.stat().st_size) != shard.num_bytes:
+    if size != shard.num_bytes:
         return [Finding(shard.name, f"has {size} bytes instead of {shard.num_bytes}")]
     return []
 
 
-def _check_content(work: _Work) -> list[Finding]:
+def _check_content(task: _Task) -> list[Finding]:
     """Compare a shard's size, hash, structure, images and labels with the manifest's."""
-    folder, split, number, wnids = work
-    shard = split.shards[number]
-    findings = _check_size(work)
-    path = folder / shard.name
-    if not path.is_file():
+    shard = task.split.shards[task.number]
+    findings = _check_size(task)
+    try:
+        path = task.store.fetch(shard)
+    except InputError:
         return findings
     with mapped(path) as buffer:
         is_same = hashlib.sha256(buffer).hexdigest() == shard.sha256
-        problems = _structure_problems(buffer, split, number, wnids)
+        problems = _structure_problems(buffer, task)
         if not is_same:
-            problems = [*_image_problems(buffer, split, number), *problems]
+            problems = [*_image_problems(buffer, task.split, task.number), *problems]
             problems = problems or ["sha256 differs outside of images and labels"]
     return findings + [Finding(shard.name, problem) for problem in problems]
 
 
-def _structure_problems(
-    buffer: Buffer, split: Split, number: int, wnids: list[str | None]
-) -> list[str]:
-    """Walk through the tar and compares its samples with the manifest's, one by one."""
-    begin, end = (int(split.shard_starts[number + i]) for i in (0, 1))
-    expected = {
-        split.key_of(index): (int(split.offsets[index]), int(split.lengths[index]), index)
-        for index in range(begin, end)
-    }
-    problems = []
+def _structure_problems(buffer: Buffer, task: _Task) -> list[str]:
+    """Walk through the tar and compare its samples with the manifest's, one by one."""
+    split = task.split
+    begin, end = (int(split.shard_starts[task.number + i]) for i in (0, 1))
+    expected = {split.key_of(index): index for index in range(begin, end)}
+    problems: list[str] = []
     try:
         for sample in samples_in(buffer):
-            place = expected.pop(sample.key, None)
-            if place is None:
+            index = expected.pop(sample.key, None)
+            if index is not None:
+                problems += _sample_problems(buffer, sample, index, task)
+            elif not task.manifest.is_subset:
                 problems.append(f"sample {sample.key!r} is not in the manifest or occurs twice")
-                continue
-            image = image_of(sample)
-            if image is None or (image.offset, image.size) != place[:2]:
-                problems.append(f"sample {sample.key!r} has its image at another offset")
-            label = int(split.labels[place[2]])
-            wnid = wnids[label] if label < len(wnids) else None
-            found = sample.labels(buffer) or [("any member", None)]
-            for where, value in found:
-                right = (wnid or value) if isinstance(value, str) else label
-                if value != right:
-                    problems.append(
-                        f"sample {sample.key!r} has the label {value} in {where} instead of {right}"
-                    )
-                    break
     except TarError as error:
         problems.append(str(error))
     return problems + [f"sample {key!r} is missing" for key in expected]
+
+
+def _sample_problems(buffer: Buffer, sample: TarSample, index: int, task: _Task) -> Iterator[str]:
+    """Compare the offset of a sample's image, and all labels that it has, with the manifest's."""
+    split, manifest = task.split, task.manifest
+    image = image_of(sample)
+    place = int(split.offsets[index]), int(split.lengths[index])
+    if image is None or (image.offset, image.size) != place:
+        yield f"sample {sample.key!r} has its image at another offset"
+    label = int(split.labels[index])
+    wnid = task.wnids[label] if label < len(task.wnids) else None
+    number = label if manifest.source_labels is None else manifest.source_labels[label]
+    for where, value in sample.labels(buffer) or [("any member", None)]:
+        right = (wnid or value) if isinstance(value, str) else number
+        if value != right:
+            yield f"sample {sample.key!r} has the label {value} in {where} instead of {right}"
+            return
 
 
 def _image_problems(buffer: Buffer, split: Split, number: int) -> list[str]:

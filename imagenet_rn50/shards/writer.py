@@ -16,7 +16,6 @@ take more space than the shards.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import multiprocessing
 import os
@@ -48,6 +47,7 @@ from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import (
     TEMPORARY_SUFFIX,
     atomic_file,
+    lock_file,
     make_folder,
     read_json,
     sha256_of_file,
@@ -80,15 +80,12 @@ class PackingState:
             InputError: When one does, or the folder cannot be written.
         """
         make_folder(self._folder, fix="give another --out")
-        with (self._folder / "lock").open("w", encoding="utf-8") as file:
-            try:
-                # Unlike flock, not inherited by workers, who may outlive a killed parent a moment.
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+        with lock_file(self._folder / "lock", timeout=0) as is_locked:
+            if not is_locked:
                 raise InputError(
                     f"another process is packing into {self._out}",
                     fix="wait for it, or give another --out",
-                ) from None
+                )
             yield
 
     def adopt(self, identity: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ _BYTES_PER_IMAGE = 147_897_477_120 / NUM_IMAGES[TRAIN] + 1_024
 _FORWARD = 1 / 3  # of a training step: the backward pass costs twice the forward pass
 _NUM_WORKERS = 8  # of a rank: the most that train_accelerate.py starts by default
 _IMAGES_PER_SHARD = 1_251  # the default of shard_imagenet.py
-_EXTRA_SHARDS = 3 + 2  # in use beyond the window, and read ahead (data/sampler.py, data/cache.py)
+_EXTRA_SHARDS = 3 + 2  # in use beyond the window, and read ahead: data/{sampler,prefetch}.py
 _RESNET50 = ModelRecipe().model_dump(exclude={"zero_init_last_norm"})
 _HOW_TO_MEASURE = (
     "run `doctor --json > doctor.json` there and pass --measured doctor.json, or "

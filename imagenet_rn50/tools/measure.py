@@ -34,6 +34,7 @@ from imagenet_rn50.model import build_model, logits_of
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.shards.imagenet1k import NUM_CLASSES
 from imagenet_rn50.shards.manifest import Split
+from imagenet_rn50.shards.store import open_shards
 from imagenet_rn50.tools.system_info import available_memory
 from imagenet_rn50.training.losses import training_loss
 from imagenet_rn50.training.optim import build_optimizer
@@ -83,7 +84,8 @@ def measure_disk(folder: Path, split: Split, seconds: float) -> DiskRates:
         split: The split to read.
         seconds: Longest time of each of the two measurements.
     """
-    paths = [folder / shard.name for shard in split.shards]
+    store = open_shards(folder)
+    paths = [store.fetch(shard) for shard in split.shards]
     for path in paths:
         _drop_from_cache(path)
     num_bytes, sequential = _read_all(_front_to_back(paths), seconds)
@@ -173,7 +175,8 @@ def measure_decoding(
         seconds: Time of each of the two measurements.
     """
     few = first_shards(split, min(_MAX_BYTES, _MAX_MEMORY_FRACTION * available_memory()))
-    read_whole([folder / shard.name for shard in few.shards])
+    store = open_shards(folder)
+    read_whole([store.fetch(shard) for shard in few.shards])
     size = recipe.data.size_at(0)
     # An epoch over a few shards is short, so crops that grow over epochs are fixed.
     still = {"train_size": size, "final_size": None, "growth": None}

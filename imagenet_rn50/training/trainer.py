@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.dataset import OnCorrupt
 from imagenet_rn50.data.loader import DeviceBatch, Loader, build_loader, on_device
-from imagenet_rn50.data.reader import SampleError, ShardStore
+from imagenet_rn50.data.reader import SampleError
 from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.evaluation.evaluate import validate
@@ -43,6 +43,7 @@ from imagenet_rn50.runs.plots import bottleneck, draw_plots, write_logs
 from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.runs.sync import AsyncUploader
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
+from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.training.accelerator import system_info
 from imagenet_rn50.training.batch_norm import RunningStatistics
 from imagenet_rn50.training.checkpointer import AsyncCheckpointer

@@ -228,15 +228,17 @@ def lock_file(
 def _acquire(descriptor: int, path: Path, timeout: float | None, waiting: str | None) -> bool:
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:
+        blocks = 0 if timeout is None and not waiting else fcntl.LOCK_NB
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | blocks)
         except BlockingIOError:
             if waiting:
                 logger.info(waiting)
                 waiting = None
-            if deadline is not None and time.monotonic() >= deadline:
-                return False
-            time.sleep(_LOCK_POLL_S)
+            if deadline is not None:
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(_LOCK_POLL_S)
         except OSError as error:
             logger.info(f"{path} cannot be locked ({error}): start no other process there")
             return True

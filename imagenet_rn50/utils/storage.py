@@ -26,6 +26,11 @@ from imagenet_rn50.utils.files import TEMPORARY_SUFFIX, sync_folder
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://.*", re.DOTALL)
 
 
+def is_address(location: str | Path) -> bool:
+    """Return whether a location is an address such as s3://bucket/folder, not a path."""
+    return "://" in str(location)
+
+
 def redact_url(location: str) -> str:
     """Return an address without its secrets: user, password, query and fragment."""
     parts = urlsplit(location)

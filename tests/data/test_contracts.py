@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from imagenet_rn50.data import dataset as stages
 from imagenet_rn50.data.dataset import Collate, DecodeAndTransform, ReadSamples
-from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.data.sampler import (
     DistributedBatchSampler,
     SequentialSampler,
     ShardShuffleSampler,
 )
 from imagenet_rn50.shards.manifest import Shard, Split
+from imagenet_rn50.shards.store import LocalShards
 
 sizes_of_shards = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(sum)
 seeds = st.integers(0, 2**63 - 1)

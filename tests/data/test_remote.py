@@ -3,16 +3,17 @@ import logging
 import multiprocessing
 import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from imagenet_rn50.data.cache import CachedShards, open_shards
 from imagenet_rn50.data.loader import build_loader
 from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform
 from imagenet_rn50.shards.manifest import Manifest
+from imagenet_rn50.shards.store import open_shards
 from imagenet_rn50.utils import storage as remote
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import sha256_of_file
@@ -159,7 +160,7 @@ def test_pauses_grow_to_a_limit_and_differ_between_readers():
 def test_the_cache_never_takes_more_than_its_limit_and_drops_the_oldest_first(server, tmp_path):
     store, split = opened(server.address, tmp_path)
     sizes = [shard.num_bytes for shard in split.shards]
-    store = CachedShards(store.remote, store.cache, limit_bytes=sizes[0] + sizes[1] + sizes[2])
+    store = replace(store, limit_bytes=sizes[0] + sizes[1] + sizes[2])
     first, second, third, fourth = split.shards
     for shard in (first, second, third):
         os.utime(store.fetch(shard), (shard.num_samples, shard.num_samples))
@@ -177,7 +178,7 @@ def test_the_cache_never_takes_more_than_its_limit_and_drops_the_oldest_first(se
 def test_a_cache_smaller_than_a_window_works_and_is_warned_of(server, source, tmp_path, caplog):
     store, split = opened(server.address, tmp_path)
     largest = max(shard.num_bytes for shard in split.shards)
-    tight = CachedShards(store.remote, store.cache, limit_bytes=largest)
+    tight = replace(store, limit_bytes=largest)
     assert_loads_like_local(tight, split, source)
     assert "some will be downloaded more than once" in caplog.text
 
@@ -191,7 +192,7 @@ def test_a_shard_larger_than_the_cache_is_refused(server, tmp_path):
 def test_what_a_killed_download_left_is_removed_and_does_not_count(server, tmp_path):
     store, split = opened(server.address, tmp_path)
     first, second = split.shards[:2]
-    store = CachedShards(store.remote, store.cache, max(first.num_bytes, second.num_bytes))
+    store = replace(store, limit_bytes=max(first.num_bytes, second.num_bytes))
     (tmp_path / "shards").mkdir()
     for suffix in ("reserved", "partial"):
         (tmp_path / "shards" / f"{first.sha256}.tar.{suffix}").write_bytes(b"x" * 5000)
@@ -202,7 +203,7 @@ def test_what_a_killed_download_left_is_removed_and_does_not_count(server, tmp_p
 def test_a_download_waits_until_another_one_frees_its_space(server, tmp_path):
     store, split = opened(server.address, tmp_path)
     first, second = split.shards[:2]
-    tight = CachedShards(store.remote, store.cache, max(first.num_bytes, second.num_bytes))
+    tight = replace(store, limit_bytes=max(first.num_bytes, second.num_bytes))
     server.hiccups[first.name] = ["stall"]
     slow = threading.Thread(target=tight.fetch, args=(first,))
     slow.start()

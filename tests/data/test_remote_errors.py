@@ -10,8 +10,8 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from imagenet_rn50.data.cache import open_shards
 from imagenet_rn50.runs.sync import RemoteRun
+from imagenet_rn50.shards.store import open_shards
 from imagenet_rn50.utils import storage as remote
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.storage import (

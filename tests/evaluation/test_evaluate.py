@@ -12,7 +12,6 @@ from torch.multiprocessing.spawn import start_processes
 
 from imagenet_rn50.cli import EvaluateArguments
 from imagenet_rn50.cli import evaluate as command
-from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.evaluation.datasets import ShardImages
 from imagenet_rn50.evaluation.evaluate import evaluate, joined_ranks
 from imagenet_rn50.evaluation.load_model import load_model
@@ -21,6 +20,7 @@ from imagenet_rn50.evaluation.predictions import Predictions, rows_of
 from imagenet_rn50.evaluation.statistics import class_counts
 from imagenet_rn50.model import build_processor, logits_of
 from imagenet_rn50.recipe import DataRecipe
+from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.utils.errors import InputError
 from tests.evaluation.models import export_model, label_shards, random_model
 from tests.support import free_ports

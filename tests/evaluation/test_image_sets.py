@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.evaluation.datasets import ShardImages, open_images, read_folder, read_real
 from imagenet_rn50.evaluation.evaluate import evaluate
+from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.utils.errors import InputError
 from tests.evaluation.models import classes_of, label_shards, painted_model, picture_of
 

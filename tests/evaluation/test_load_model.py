@@ -9,13 +9,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoImageProcessor
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.evaluation.datasets import ShardImages, open_images
 from imagenet_rn50.evaluation.evaluate import evaluate
 from imagenet_rn50.evaluation.load_model import check_classes, load_model
 from imagenet_rn50.model import load_exported, weights_digest
 from imagenet_rn50.pretrained import read_pretrained
 from imagenet_rn50.publishing.export import convert
+from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.utils.errors import InputError
 from tests.evaluation.models import (
     classes_of,

@@ -10,7 +10,6 @@ import pytest
 from datasets import Dataset, Features, Image, Value
 
 from imagenet_rn50.__main__ import main
-from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.evaluation.datasets import ShardImages, read_folder
 from imagenet_rn50.evaluation.evaluate import evaluate
 from imagenet_rn50.evaluation.load_model import load_model
@@ -21,6 +20,7 @@ from imagenet_rn50.evaluation.output import (
     write_evaluation,
 )
 from imagenet_rn50.evaluation.statistics import wilson
+from imagenet_rn50.shards.store import LocalShards
 from tests.evaluation.models import (
     classes_of,
     export_model,

@@ -9,12 +9,12 @@ from torchvision.models import resnet50
 from transformers import AutoModelForImageClassification
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.model import build_model, load_exported, logits_of
 from imagenet_rn50.publishing import formats as verify
 from imagenet_rn50.publishing.export import Wanted, export
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.runs.checkpoint import EMA_WEIGHTS, folder_name
+from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.utils.errors import InputError
 from tests.publishing.runs import (
     RESNET50_RECIPE,

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.evaluation.datasets import ShardImages
 from imagenet_rn50.shards.imagenet1k import complete_splits, dataset_name, is_name
 from imagenet_rn50.shards.index import index
@@ -16,6 +15,7 @@ from imagenet_rn50.shards.pack import pack
 from imagenet_rn50.shards.plan import PackOptions, with_dataset
 from imagenet_rn50.shards.sources.base import Source, SourceImage
 from imagenet_rn50.shards.sources.detect import read_source
+from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import WNIDS, jpeg, write_imagefolder, write_kaggle
 from tests.support import imagenet1k_wnids
@@ -79,7 +79,7 @@ def test_a_folder_whose_name_cannot_begin_a_file_name_gives_one_that_can(folder,
 
 
 def test_imagenet1k_is_not_packed_without_the_images_that_are_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr("imagenet_rn50.shards.imagenet1k.complete_splits", lambda c, n: list(n))
+    monkeypatch.setattr("imagenet_rn50.shards.imagenet1k.complete_splits", lambda c, n, _: list(n))
     root = write_imagefolder(tmp_path / "source")
     (root / "train" / WNIDS[0] / "bad.JPEG").write_bytes(jpeg()[:90])
     with pytest.raises(InputError, match=r"bad\.JPEG"):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from imagenet_rn50.__main__ import main
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.data.cache import least_cache_bytes
+from imagenet_rn50.data.prefetch import least_cache_bytes
 from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.model import build_model
 from imagenet_rn50.recipe import DataRecipe, Recipe, load_recipe, recipe_names

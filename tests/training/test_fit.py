@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_accelerate
-from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.runs.checkpoint import newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.shards.manifest import Manifest
+from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.lr_finder import find_lr
 from imagenet_rn50.training.trainer import Trainer

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.model import build_labelled, to_torchvision
 from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.runs.checkpoint import folder_name, newest_checkpoint
 from imagenet_rn50.runs.metrics import START, MetricsLogger, read_metrics
+from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.checkpointer import AsyncCheckpointer
 from imagenet_rn50.training.config import CheckpointConfig

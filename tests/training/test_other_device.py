@@ -6,11 +6,11 @@ from accelerate import Accelerator
 
 from imagenet_rn50.data.dataset import Batch
 from imagenet_rn50.data.loader import on_device
-from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.evaluation import metrics
 from imagenet_rn50.evaluation.evaluate import validate
 from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.shards.manifest import VALIDATION, Manifest
+from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.state import copy_to_cpu
 from imagenet_rn50.training.trainer import Trainer

@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from imagenet_rn50.data.loader import DeviceBatch
-from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.model import build_model, logits_of
 from imagenet_rn50.publishing.export import export
 from imagenet_rn50.recipe import ModelRecipe, OptimizerRecipe, Recipe
 from imagenet_rn50.runs.checkpoint import newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.runs.run_dir import RunDir
+from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.training.trainer import Trainer

@@ -7,10 +7,10 @@ from torch.nn import functional
 
 from imagenet_rn50.data.dataset import Batch
 from imagenet_rn50.data.loader import on_device
-from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.data.transforms import normalise
 from imagenet_rn50.model import to_torchvision
 from imagenet_rn50.recipe import OptimizerRecipe, Recipe
+from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.trainer import Trainer
 from tests.support import CLASSES

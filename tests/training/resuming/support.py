@@ -2,9 +2,9 @@
 
 import pytest
 
-from imagenet_rn50.data.reader import LocalShards
 from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.runs.metrics import read_metrics
+from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.training.trainer import Trainer

@@ -1,0 +1,391 @@
+"""Subsets: a manifest that lists part of the samples of shards, wherever the shards are.
+
+No image is copied. Class indices become the ranks of the subset's sorted wnids, as in every data
+set here; the manifest keeps the shards' own indices for `verify`.
+
+Which images a class keeps depends on their keys and the seed alone, not on the shards that hold
+them: 10 images per class are among the 20 of the same seed, and a hold-out stays the same when the
+data is packed anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
+from imagenet_rn50.classes import WNID, Classes
+from imagenet_rn50.shards import manifest as manifests
+from imagenet_rn50.shards.imagenet1k import dataset_name
+from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Split
+from imagenet_rn50.shards.plan import permutation
+from imagenet_rn50.shards.store import ShardStore, open_shards, resolve_location
+from imagenet_rn50.utils.errors import InputError, require_at_least
+from imagenet_rn50.utils.files import make_folder, read_text, sha256_of_file
+from imagenet_rn50.utils.logging import logger
+from imagenet_rn50.utils.storage import is_address
+
+_LISTS = Path(__file__).parent / "class_lists"
+LIST_NAMES = ("imagenet100", "imagenette", "imagewoof")
+"""Published lists of ImageNet classes: of CMC (Tian et al., 2019), and of fast.ai."""
+
+_MAX_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which samples a subset has.
+
+    Args:
+        classes: Name of a published list, or a file with a wnid (or class name) per line; None for
+            all classes.
+        num_classes: Number of classes chosen at random; None for all.
+        images_per_class: Largest number of training images per class; None for all.
+        fraction: Fraction of the training images of each class, in (0, 1].
+        holdout: Fraction of the training images of each class that becomes the validation split,
+            in (0, 1). It is taken first: neither `images_per_class` nor `fraction` changes it.
+        train_only: Whether to leave out the validation split.
+        validation_only: Whether to leave out the training split.
+        seed: Seed of all random choices.
+    """
+
+    classes: str | None = None
+    num_classes: int | None = None
+    images_per_class: int | None = None
+    fraction: float | None = None
+    holdout: float | None = None
+    train_only: bool = False
+    validation_only: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            InputError: When one is out of range, or two contradict each other.
+        """
+        for name in ("num_classes", "images_per_class"):
+            if (value := getattr(self, name)) is not None:
+                require_at_least(f"--{name.replace('_', '-')}", value, 1)
+        require_at_least("--seed", self.seed, 0)
+        require_fraction("--fraction", self.fraction, includes_one=True)
+        require_fraction("--holdout", self.holdout)
+        for one, other in (
+            ("classes", "num_classes"),
+            ("images_per_class", "fraction"),
+            ("train_only", "validation_only"),
+            ("holdout", "validation_only"),
+            ("images_per_class", "validation_only"),
+            ("fraction", "validation_only"),
+        ):
+            if getattr(self, one) and getattr(self, other):
+                flags = [f"--{name.replace('_', '-')}" for name in (one, other)]
+                raise InputError(f"{flags[0]} contradicts {flags[1]}", fix="pass one of them")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the options that were given, for the manifest."""
+        return {name: value for name, value in asdict(self).items() if value not in {None, False}}
+
+
+def require_fraction(option: str, value: float | None, *, includes_one: bool = False) -> None:
+    """Raise an error unless a fraction is None, or above 0 and below 1.
+
+    Args:
+        option: Name of the option.
+        value: Its value.
+        includes_one: Whether 1 is allowed.
+
+    Raises:
+        InputError: When it is out of range.
+    """
+    if value is not None and not (0 < value < 1 or (includes_one and value == 1)):
+        bound = "at most 1" if includes_one else "below 1"
+        raise InputError(f"{option} must be above 0 and {bound}, got {value:g}")
+
+
+def subset(
+    shards: str,
+    out: Path,
+    selection: Selection,
+    *,
+    dataset: str | None = None,
+    cache: Path | None = None,
+) -> Manifest:
+    """Write a manifest of part of the samples of a shard set.
+
+    Args:
+        shards: Folder of the manifest to select from, itself a subset or not: path or address.
+        out: Output folder; new or empty, or with the same subset.
+        selection: What to select.
+        dataset: Name of the subset; None for the name of `out`.
+        cache: Where a remote manifest is kept on this machine.
+
+    Returns:
+        The manifest that was written.
+
+    Raises:
+        InputError: When nothing is selected, a class is unknown, or `out` holds something else.
+    """
+    store = open_shards(shards, cache=cache)
+    parent = Manifest.load(store.folder)
+    if not (store.folder / CLASSES_NAME).is_file():
+        raise InputError(
+            f"the classes of {shards} are not known",
+            expected=f"{CLASSES_NAME} beside its manifest",
+            fix="index the shards with a list of their classes: python shard_imagenet.py index "
+            f"--shards {shards} --mapping FILE",
+        )
+    all_classes = Classes.load(store.folder)
+    chosen = _chosen_classes(all_classes, selection)
+    splits = _select_splits(parent, chosen, selection)
+    classes = Classes(
+        tuple(all_classes.wnids[label] for label in chosen),
+        tuple(all_classes.names[label] for label in chosen),
+    )
+    _log_short_classes(splits, classes, selection)
+    own_labels = parent.source_labels or range(len(all_classes))
+    options: dict[str, Any] = {
+        "subset": selection.as_dict(),
+        "parent": {
+            "dataset": parent.dataset,
+            "fingerprint": Manifest.fingerprint_of(store.folder),
+            "options": parent.options,
+        },
+    }
+    if holdout := selection.holdout or (
+        parent.options.get("holdout") if VALIDATION in splits else None
+    ):
+        options["holdout"] = holdout
+    num_images = {name: split.num_samples for name, split in splits.items()}
+    view = Manifest(
+        dataset=dataset_name(dataset, out.resolve().name, classes, num_images, options),
+        options=options,
+        splits=splits,
+        location=_location_from(out, shards, parent),
+        source_labels=tuple(int(own_labels[label]) for label in chosen),
+    )
+    _save(view, classes, out)
+    _warn_of_waste(view, store, out)
+    return view
+
+
+def _chosen_classes(classes: Classes, selection: Selection) -> list[int]:
+    """Return the indices of the chosen classes, ascending.
+
+    Raises:
+        InputError: When a listed class is unknown, or there are fewer classes than asked for.
+    """
+    if selection.classes is not None:
+        return _listed_classes(classes, selection.classes)
+    if selection.num_classes is None:
+        return list(range(len(classes)))
+    if selection.num_classes > len(classes):
+        raise InputError(
+            f"--num-classes must be at most {len(classes)}, the number of classes, "
+            f"got {selection.num_classes}"
+        )
+    order = permutation(len(classes), seed=selection.seed, stream=0)
+    return sorted(order[: selection.num_classes].tolist())
+
+
+def _listed_classes(classes: Classes, listed: str) -> list[int]:
+    path = _LISTS / f"{listed}.txt" if listed in LIST_NAMES else Path(listed)
+    if not path.is_file():
+        raise InputError(
+            f"--classes {listed} is neither a published list nor a file",
+            expected=f"{', '.join(LIST_NAMES)}, or a file with a wnid per line",
+        )
+    lines = [line.partition("#")[0].strip() for line in read_text(path).splitlines()]
+    words = [line.split()[0] if WNID.match(line) else line for line in lines if line]
+    if repeated := sorted({word for word in words if words.count(word) > 1}):
+        raise InputError(f"{path} lists {repeated[0]} twice", expected="each class once")
+    known = {**{name: label for label, name in enumerate(classes.labels)}, **classes.index_of}
+    if unknown := [word for word in words if word not in known]:
+        raise InputError(
+            f"{len(unknown)} classes of --classes {listed} are not in the shards: "
+            f"{_shortened(unknown)}",
+            expected=f"some of their {len(classes)} classes, such as {classes.wnids[0]}",
+            fix="take them from shards that have them, or correct the list",
+        )
+    if not words:
+        raise InputError(f"{path} lists no class", expected="a wnid per line")
+    return sorted({known[word] for word in words})
+
+
+def _select_splits(parent: Manifest, chosen: list[int], selection: Selection) -> dict[str, Split]:
+    """Return the selected samples of each split, with the subset's class indices.
+
+    Raises:
+        InputError: When a split is missing, or a class has no training image left.
+    """
+    names = {TRAIN, VALIDATION} & parent.splits.keys()
+    names -= {VALIDATION} if selection.train_only else set()
+    names -= {TRAIN} if selection.validation_only else set()
+    if selection.holdout is not None and VALIDATION in names:
+        raise InputError(
+            "--holdout would replace the validation split that the shards have",
+            expected="shards without one",
+            fix="leave --holdout out, or leave theirs out with --train-only",
+        )
+    if not names or (selection.holdout is not None and TRAIN not in names):
+        raise InputError("the shards have no such split", found=f"splits {sorted(parent.splits)}")
+    rank = np.full(int(max(split.labels.max() for split in parent.splits.values())) + 1, -1)
+    rank[chosen] = np.arange(len(chosen))
+    splits = {}
+    if TRAIN in names:
+        train = parent.split(TRAIN)
+        by_class = _by_class(train, chosen)
+        held_out: list[NDArray[np.int64]] = []
+        if selection.holdout is not None:
+            by_class, held_out = _hold_out(train, by_class, selection)
+        by_class = [_limited(train, indices, selection) for indices in by_class]
+        splits[TRAIN] = _relabelled(train, by_class, rank)
+        if held_out:
+            splits[VALIDATION] = _relabelled(train, held_out, rank)
+    if VALIDATION in names:
+        validation = parent.split(VALIDATION)
+        splits[VALIDATION] = _relabelled(validation, _by_class(validation, chosen), rank)
+    for name, split in splits.items():
+        if not split.num_samples:
+            raise InputError(f"the selection has no {name} images", expected="at least one")
+    return splits
+
+
+def _by_class(split: Split, chosen: Iterable[int]) -> list[NDArray[np.int64]]:
+    """Return the sample indices of each chosen class, ascending."""
+    order = np.argsort(split.labels, kind="stable")
+    bounds = np.searchsorted(split.labels[order], np.arange(int(split.labels.max()) + 2))
+    return [
+        order[bounds[label] : bounds[label + 1]] if label + 1 < len(bounds) else order[:0]
+        for label in chosen
+    ]
+
+
+def _hold_out(
+    train: Split, by_class: list[NDArray[np.int64]], selection: Selection
+) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
+    """Split the samples of each class into training and validation; see `num_held_out`.
+
+    Raises:
+        InputError: When a class has a single image.
+    """
+    kept, held_out = [], []
+    for indices in by_class:
+        if len(indices) == 1:
+            raise InputError(
+                f"--holdout cannot divide the class of {train.key_of(int(indices[0]))}",
+                expected="at least 2 training images per class",
+                found="1 image",
+            )
+        shuffled = _shuffled(train, indices, selection.seed, "holdout")
+        count = num_held_out(len(indices), selection.holdout or 0.0)
+        held_out.append(shuffled[:count])
+        kept.append(shuffled[count:])
+    return kept, held_out
+
+
+def num_held_out(num_images: int, fraction: float) -> int:
+    """Return how many of a class's images are held out: at least one, and never all."""
+    return min(max(round(num_images * fraction), 1), num_images - 1)
+
+
+def _limited(train: Split, indices: NDArray[np.int64], selection: Selection) -> NDArray[np.int64]:
+    """Return the training samples of one class that the selection keeps."""
+    limit = len(indices)
+    if selection.images_per_class is not None:
+        limit = min(selection.images_per_class, limit)
+    if selection.fraction is not None:
+        limit = min(max(math.floor(len(indices) * selection.fraction + 0.5), 1), limit)
+    if limit == len(indices):
+        return indices
+    return _shuffled(train, indices, selection.seed, "train")[:limit]
+
+
+def _shuffled(
+    split: Split, indices: NDArray[np.int64], seed: int, purpose: str
+) -> NDArray[np.int64]:
+    """Return samples in the order of a hash of their keys."""
+    ranks = key_ranks((bytes(split.keys[index]) for index in indices), seed, purpose)
+    return indices[np.argsort(ranks, kind="stable")]
+
+
+def key_ranks(keys: Iterable[bytes], seed: int, purpose: str) -> NDArray[np.uint64]:
+    """Return a random number per key that depends on key, seed and purpose alone; (n,) uint64."""
+    prefix = f"{purpose}/{seed}/".encode()
+    digests = b"".join(hashlib.sha256(prefix + key).digest()[:8] for key in keys)
+    return np.frombuffer(digests, dtype="<u8")
+
+
+def _relabelled(split: Split, by_class: list[NDArray[np.int64]], rank: NDArray[Any]) -> Split:
+    """Return the chosen samples in the order of the shards, with the subset's class indices."""
+    chosen = split.select(np.sort(np.concatenate(by_class)).astype(np.int64))
+    return replace(chosen, labels=rank[chosen.labels].astype(np.int32))
+
+
+def _log_short_classes(splits: dict[str, Split], classes: Classes, selection: Selection) -> None:
+    """Log which classes have fewer images than `images_per_class`, or none in a split."""
+    for name, split in splits.items():
+        counts = np.bincount(split.labels, minlength=len(classes))
+        least = selection.images_per_class if name == TRAIN else None
+        short = [classes.labels[label] for label in np.flatnonzero(counts < (least or 1))]
+        if short:
+            wanted = f"fewer than {least} images" if least else "no images"
+            logger.info(f"{name}: {len(short)} classes have {wanted}: {_shortened(short)}")
+
+
+def _location_from(out: Path, shards: str, parent: Manifest) -> str:
+    """Return the location of the parent's shards, as the manifest in `out` must say it.
+
+    A path that was given relative stays relative, to the new manifest.
+    """
+    location = resolve_location(shards, parent.location)
+    if is_address(location) or Path(location).is_absolute():
+        return location
+    # Both resolved: a link in the middle of a path would change what `..` means.
+    return os.path.relpath(Path(location).resolve(), out.resolve())
+
+
+def _save(view: Manifest, classes: Classes, out: Path) -> None:
+    """Write classes and manifest.
+
+    Raises:
+        InputError: When `out` holds something else.
+    """
+    make_folder(out, fix="give another --out")
+    if any(path.name not in {CLASSES_NAME} for path in out.iterdir()):
+        found = Manifest.options_of(out) if (out / manifests.FILE_NAME).is_file() else None
+        if found != view.options:
+            raise InputError(
+                f"{out} is not empty",
+                expected="a new or empty folder, or one with the same subset",
+                found="another manifest" if found else "other files",
+                fix="give another --out",
+            )
+    classes.save(out)
+    replace(view, classes_sha256=sha256_of_file(out / CLASSES_NAME)).save(out)
+
+
+def _warn_of_waste(view: Manifest, store: ShardStore, out: Path) -> None:
+    """Warn if most of what training downloads would be samples of no use."""
+    if not is_address(view.location or ""):
+        return
+    used = sum(int(split.lengths.sum()) for split in view.splits.values())
+    num_bytes = sum(shard.num_bytes for split in view.splits.values() for shard in split.shards)
+    if used < num_bytes / 2:
+        logger.warning(
+            f"warning: the subset needs {used / 1e9:,.2f} GB of the {num_bytes / 1e9:,.2f} GB in "
+            f"the shards that training downloads; to download it once, pack it anew: "
+            f"python shard_imagenet.py pack --source {out} --out SHARDS"
+        )
+
+
+def _shortened(names: list[str]) -> str:
+    return ", ".join(names[:_MAX_SHOWN]) + " ..." * (len(names) > _MAX_SHOWN)
