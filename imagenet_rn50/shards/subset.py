@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,14 @@ class Selection:
         """Return the options that were given, for the manifest; the seed if it decides anything."""
         given = {name: value for name, value in asdict(self).items() if value and name != "seed"}
         return given | ({"seed": self.seed} if given.keys() & _RANDOM else {})
+
+
+def options_text(recorded: Mapping[str, Any]) -> str:
+    """Return what a manifest records as its `subset` as the options of the command."""
+    return " ".join(
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
+        for name, value in recorded.items()
+    )
 
 
 def subset(

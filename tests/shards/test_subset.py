@@ -16,6 +16,7 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.loader import make_loader
 from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.recipe import DataRecipe
+from imagenet_rn50.shards.audit import read_report
 from imagenet_rn50.shards.manifest import Manifest, Shard, Split
 from imagenet_rn50.shards.pack import pack
 from imagenet_rn50.shards.plan import PackOptions
@@ -431,3 +432,26 @@ def test_the_command_says_what_it_selected(tmp_path, monkeypatch, capsys):
     assert "9 samples" in capsys.readouterr().out
     content = json.loads((tmp_path / "view" / "manifest.json").read_text(encoding="utf-8"))
     assert content["location"] == str(whole)
+
+
+def test_the_audit_of_a_subset_counts_its_classes_and_names_its_parents(tmp_path):
+    whole = write_manifest(tmp_path / "whole", [0, 1, 2] * 8)
+    subset(str(whole), tmp_path / "one", Selection(holdout=0.25))
+    subset(str(tmp_path / "one"), tmp_path / "two", Selection(num_classes=2, images_per_class=3))
+    report = read_report(tmp_path / "two")
+    for label, name in enumerate(Classes.load(tmp_path / "two").labels):
+        assert f"| {label} | {name} | 3 | 2 |" in report
+    for parent in (whole, tmp_path / "one"):
+        assert Manifest.fingerprint_of(parent) in report
+    assert "--num-classes 2 --images-per-class 3" in report
+    assert str(whole) in report
+    assert "0.25 of each class" in report
+
+
+def test_a_subset_knows_how_its_shards_were_packed_and_what_an_epoch_reads(tmp_path):
+    whole = write_manifest(tmp_path / "whole", [0, 1, 2] * 4)
+    subset(str(whole), tmp_path / "one", Selection(images_per_class=2))
+    view = subset(str(tmp_path / "one"), tmp_path / "two", Selection(num_classes=2))
+    assert view.pack_options == {"seed": 0}
+    assert view.num_bytes_of("train") == view.split("train").lengths.sum()
+    assert Manifest.load(whole).num_bytes_of("train") == 400
