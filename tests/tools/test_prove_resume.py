@@ -55,7 +55,13 @@ def test_a_killed_training_is_proved_to_go_on_to_the_same_bits(
     def train(command):  # what is not killed is forked: it starts at once
         log = tmp_path / "log"
         log.touch()
-        order = {"words": command[1:], "log": str(log), "limit": None, "environment": {}}
+        order = {
+            "words": command[1:],
+            "log": str(log),
+            "limit": None,
+            "plots": False,
+            "environment": {},
+        }
         pid = trainers.ask(order)
         assert Trainer(trainers, pid, log, folder, 0).wait() == 0, log.read_text()
 
