@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.recipe import DataRecipe, ModelRecipe
-from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.errors import InputError, first_line
 from imagenet_rn50.utils.files import follow_umask
 
 _BILINEAR = 2  # PIL's number, which processor configurations store
@@ -151,11 +151,10 @@ def load_whole(path: Path, name: str) -> PreTrainedModel:
             output_loading_info=True,
         )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        first, *_ = str(error).splitlines() or [type(error).__name__]
         raise InputError(
             f"the model {name} cannot be loaded",
             expected="config.json and model.safetensors, whole, of an image classifier",
-            found=first,
+            found=first_line(error),
         ) from None
     problem = f"the weights of {name} are not those of its config.json"
     for tensor, found, expected in sorted(info["mismatched_keys"]):
@@ -181,11 +180,10 @@ def load_processor(folder: Path) -> BaseImageProcessor:
         # None, the default, would ask the person at the terminal whether to run it.
         loaded = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # whatever a damaged configuration makes transformers raise
-        first, *_ = str(error).splitlines() or [type(error).__name__]
         raise InputError(
             f"the processor in {folder} cannot be loaded",
             expected="a preprocessor_config.json, whole, of a processor that transformers has",
-            found=first,
+            found=first_line(error),
         ) from None
     processor: BaseImageProcessor = loaded
     return processor

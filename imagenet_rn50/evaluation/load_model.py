@@ -33,7 +33,7 @@ from imagenet_rn50.model import (
     load_whole,
     weights_digest,
 )
-from imagenet_rn50.pretrained import fetch, is_hub_id
+from imagenet_rn50.pretrained import download, is_hub_id
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.runs.checkpoint import SelectedWeights, Weights, Which, select_checkpoint
 from imagenet_rn50.runs.run_dir import RunDir
@@ -99,7 +99,7 @@ def load_model(model: str, which: Which = "best", weights: Weights = "auto") -> 
     elif path.is_dir():
         loaded = _exported(path, model)
     elif is_hub_id(model):
-        folder = fetch(model, [*_EXPORTED, CLASSES_FILE])
+        folder = download(model, [*_EXPORTED, CLASSES_FILE])
         loaded = replace(_exported(folder, model), checkpoint={"hub_commit": folder.name})
     else:
         raise InputError(

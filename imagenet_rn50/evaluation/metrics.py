@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -65,6 +67,18 @@ def widest_float(device: torch.device) -> torch.dtype:
     return torch.float64
 
 
+def count_correct(hits: Tensor | NDArray[np.bool_]) -> tuple[Any, Any]:
+    """Count images that are right by top-1 and by top-5; every accuracy comes from here.
+
+    Args:
+        hits: Whether each prediction, best first, is right; (n, k) bool, k up to 5.
+
+    Returns:
+        Both counts, integers of the kind of `hits`: tensors on its device, or NumPy's.
+    """
+    return hits[:, 0].sum(), hits.any(1).sum()
+
+
 def count(logits: Tensor, labels: Tensor) -> Tensor:
     """Count one batch, on the device where it is.
 
@@ -80,12 +94,7 @@ def count(logits: Tensor, labels: Tensor) -> Tensor:
     dtype = widest_float(logits.device)
     hits = top_classes(logits) == labels[:, None]
     loss = functional.cross_entropy(logits.float(), labels, reduction="none")
-    sums = [
-        hits[:, 0].sum(),
-        hits.any(1).sum(),
-        loss.to(dtype).sum(),
-        torch.ones_like(labels).sum(),
-    ]
+    sums = [*count_correct(hits), loss.to(dtype).sum(), torch.ones_like(labels).sum()]
     return torch.stack([value.to(dtype) for value in sums])
 
 

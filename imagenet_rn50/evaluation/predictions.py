@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imagenet_rn50.evaluation.metrics import top_classes
+from imagenet_rn50.evaluation.metrics import count_correct, top_classes
 from imagenet_rn50.evaluation.statistics import Calibration, Interval, calibration, wilson
 from imagenet_rn50.utils.errors import InputError
 
@@ -176,13 +176,14 @@ def result_of(
         fitting_classes = [fitting for fitting in targets if fitting]
         pairs = zip(top.tolist(), fitting_classes, strict=True)
         hits = np.array([[c in fitting for c in named] for named, fitting in pairs])
+    correct_top1, correct_top5 = count_correct(hits)
     return Result(
         name=name,
         transform=transform,
         flip=flip,
         num_images=len(top),
-        correct_top1=int(hits[:, 0].sum()),
-        correct_top5=int(hits.any(1).sum()),
+        correct_top1=int(correct_top1),
+        correct_top5=int(correct_top5),
         loss=mean_loss,
         calibration=calibration(confidence, hits[:, 0]),
     )

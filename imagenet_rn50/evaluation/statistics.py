@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from imagenet_rn50.evaluation.metrics import count_correct
+
 NUM_BINS = 15
 """Bins of confidence, as Guo et al. 2017 take."""
 
@@ -134,12 +136,13 @@ def class_counts(labels: NDArray[np.int64], top: NDArray[np.int64]) -> list[Clas
         wrong = top[rows, 0][~hits[rows, 0]]
         others, count = np.unique(wrong, return_counts=True)
         most = int(count.argmax()) if len(wrong) else None
+        top1, top5 = count_correct(hits[rows])
         counted.append(
             ClassCount(
                 label=label,
                 num_images=len(rows),
-                top1=int(hits[rows, 0].sum()),
-                top5=int(hits[rows].any(1).sum()),
+                top1=int(top1),
+                top5=int(top5),
                 most_confused_with=None if most is None else int(others[most]),
                 count=0 if most is None else int(count[most]),
             )

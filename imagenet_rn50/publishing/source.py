@@ -179,12 +179,10 @@ def _labels(pretrained: Pretrained, classes: Classes | None) -> list[str]:
     if labels is not None:
         return labels
     if pretrained.num_classes == NUM_CLASSES:
-        from torchvision.models._meta import _IMAGENET_CATEGORIES
+        from torchvision.models import ResNet50_Weights
 
-        logger.info(
-            "a thousand classes without names: taken as ImageNet's, in the order of their wnids"
-        )
-        return list(_IMAGENET_CATEGORIES)
+        logger.info("1,000 classes without names: assuming ImageNet's, in the order of their wnids")
+        return list(ResNet50_Weights.DEFAULT.meta["categories"])
     raise InputError(
         f"{pretrained.name} does not name its {pretrained.num_classes} classes",
         fix="list them: --classes classes.json",
