@@ -37,7 +37,7 @@ def read_synset_mapping(path: Path) -> dict[str, str]:
         The name of each wnid, in the order of the lines.
 
     Raises:
-        InputError: When a line has no wnid or no name, a wnid repeats, or there is no line.
+        InputError: If a line has no wnid or no name, a wnid repeats, or there is no line.
     """
     names: dict[str, str] = {}
     line_of: dict[str, int] = {}
@@ -80,7 +80,7 @@ class Classes:
         """Check that position i is the class with index i.
 
         Raises:
-            InputError: When wnids repeat, are not sorted, do not match the names, or are not UTF-8,
+            InputError: If wnids repeat, are not sorted, do not match the names, or are not UTF-8,
                 as a folder's name need not be.
         """
         for text in (*self.wnids, *self.names):
@@ -124,7 +124,7 @@ class Classes:
                 Kaggle's LOC_synset_mapping.txt.
 
         Raises:
-            InputError: When there is no such file, or it lists no classes.
+            InputError: If there is no such file, or it lists no classes.
         """
         if path.is_dir():
             return cls.load(path)
@@ -150,7 +150,7 @@ class Classes:
         """Read the `classes.json` in `folder`.
 
         Raises:
-            InputError: When it is missing or is not a list of classes in the order of their index.
+            InputError: If it is missing or is not a list of classes in the order of their index.
         """
         return cls._from_json(folder / FILE_NAME)
 

@@ -138,7 +138,7 @@ def load_whole(path: Path, name: str) -> PreTrainedModel:
         name: What messages call the model.
 
     Raises:
-        InputError: When it is damaged, or its weights are not those of its configuration.
+        InputError: If it is damaged, or its weights are not those of its configuration.
     """
     logging.disable_progress_bar()  # it is read in a moment
     try:
@@ -174,7 +174,7 @@ def load_processor(folder: Path) -> BaseImageProcessor:
     """Load the processor beside a model; Python that lies there is not run.
 
     Raises:
-        InputError: When it is damaged, or is none without such Python.
+        InputError: If it is damaged, or is none without such Python.
     """
     try:
         # None, the default, would ask the person at the terminal whether to run it.

@@ -217,7 +217,7 @@ def read_folder(
         layout: How it is laid out; None to find out.
 
     Raises:
-        InputError: When it is laid out in no way that is known, its classes are not the model's, or
+        InputError: If it is laid out in no way that is known, its classes are not the model's, or
             it holds files that are no images of a class.
     """
     found = _scan(root)
@@ -320,7 +320,7 @@ def read_real(path: Path, images: ImageSet, num_classes: int) -> list[frozenset[
         The classes that fit, image by image in the order of `images`; empty where none does.
 
     Raises:
-        InputError: When the file lists other images or classes, or none that fit, or keys are not
+        InputError: If the file lists other images or classes, or none that fit, or keys are not
             ImageNet's.
     """
     lists = read_json(path)
@@ -390,7 +390,7 @@ def open_images(
         The labelled images, and the classes with their wnids where they are known.
 
     Raises:
-        InputError: When neither is named, or the classes are not the model's.
+        InputError: If neither is named, or the classes are not the model's.
     """
     store = None if shards is None else open_shards(shards, cache=cache)
     lists = [] if classes is None else [(str(classes), Classes.read(classes))]

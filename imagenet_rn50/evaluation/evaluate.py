@@ -198,8 +198,8 @@ def evaluate(
         real: ReaL's classes for each image, to add rows for them.
 
     Raises:
-        InputError: When a picture cannot be decoded, or the model's logits are not finite.
-        RuntimeError: When an image was not counted exactly once.
+        InputError: If a picture cannot be decoded, or the model's logits are not finite.
+        RuntimeError: If an image was not counted exactly once.
     """
     if not len(images.labels):
         raise InputError(f"{images.name} holds no images", expected="one or more to count over")

@@ -77,7 +77,7 @@ def load_model(model: str, which: Which = "best", weights: Weights = "auto") -> 
         weights: Of a run: averaged, raw, or whichever scored better.
 
     Raises:
-        InputError: When there is no such model, or it is incomplete or damaged.
+        InputError: If there is no such model, or it is incomplete or damaged.
     """
     path = Path(model)
     is_run = path.is_dir() and not any((path / name).is_file() for name in _EXPORTED)
@@ -137,7 +137,7 @@ def network_of(run: RunDir, choice: SelectedWeights) -> ResNetForImageClassifica
     """Build the network of a run, with weights that were chosen.
 
     Raises:
-        InputError: When they do not fit the recipe and the classes that stand beside them.
+        InputError: If they do not fit the recipe and the classes that stand beside them.
     """
     classes = run.classes()
     network = build_model(run.recipe().model, classes)
@@ -219,7 +219,7 @@ def check_classes(model: str, labels: Sequence[str], where: str, classes: Classe
         classes: The classes of the data.
 
     Raises:
-        InputError: When they differ in number, or a label contradicts the class of its index.
+        InputError: If they differ in number, or a label contradicts the class of its index.
     """
     if len(labels) != len(classes):
         raise InputError(
@@ -258,7 +258,7 @@ def check_wnids(one: str, classes: Classes, other: str, others: Classes) -> None
         others: The second list; class names that are no wnids are not compared.
 
     Raises:
-        InputError: When they differ.
+        InputError: If they differ.
     """
     pairs = zip(classes.wnids, others.wnids, strict=False)
     for index, (wnid, found) in enumerate(pairs):

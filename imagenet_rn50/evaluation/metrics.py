@@ -106,7 +106,7 @@ def accuracy_of(counts: Tensor, expected_images: int) -> Accuracy:
         expected_images: Size of the split, which every evaluation covers exactly once.
 
     Raises:
-        RuntimeError: When another number of images was counted; no accuracy is better than that.
+        RuntimeError: If another number of images was counted; no accuracy is better than that.
     """
     first, five, loss, images = counts.tolist()
     if images != expected_images:

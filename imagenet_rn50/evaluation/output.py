@@ -39,7 +39,7 @@ def require_own_folder(out: Path) -> None:
     """Check that an evaluation's files do not come among those of a model, which are pushed.
 
     Raises:
-        InputError: When a model stands there, it is no folder, or it cannot be written.
+        InputError: If a model stands there, it is no folder, or it cannot be written.
     """
     if (out / "config.json").is_file() or (out.exists() and not out.is_dir()):
         raise InputError(

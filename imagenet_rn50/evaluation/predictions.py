@@ -68,8 +68,8 @@ class Predictions:
             table: (n, 3 + k) float64.
 
         Raises:
-            RuntimeError: When an image was not seen exactly once.
-            InputError: When the model's logits are not numbers.
+            RuntimeError: If an image was not seen exactly once.
+            InputError: If the model's logits are not numbers.
         """
         rows = table.numpy()
         seen = rows[:, _SEEN]

@@ -94,8 +94,8 @@ def export(
         wanted: Format and type of the weights, and what to compare on.
 
     Raises:
-        InputError: When there is no such run or checkpoint, or `out` holds something else.
-        RuntimeError: When the exported model does not compute what the trained one does, or a
+        InputError: If there is no such run or checkpoint, or `out` holds something else.
+        RuntimeError: If the exported model does not compute what the trained one does, or a
             number in its card has no source.
     """
     _write(source_of_run(run, checkpoint, weights, wanted.metrics), out, wanted)
@@ -125,9 +125,9 @@ def convert(
         wanted: Format and type of the weights, and what to compare on.
 
     Raises:
-        InputError: When the weights cannot be read, belong to another architecture, or their
+        InputError: If the weights cannot be read, belong to another architecture, or their
             classes or processor are not known.
-        RuntimeError: When the exported model does not compute what the original does.
+        RuntimeError: If the exported model does not compute what the original does.
     """
     source = source_of_weights(weights, classes, sizes or {}, wanted.metrics, kind=kind, arch=arch)
     _write(source, out, wanted)
@@ -161,7 +161,7 @@ def _require_replaceable(out: Path) -> None:
     """Check that nothing but an earlier export would be replaced.
 
     Raises:
-        InputError: When something else stands there, or nothing can be written there.
+        InputError: If something else stands there, or nothing can be written there.
     """
     fix = "name another folder with --out"
     require_writable(out.absolute().parent, fix)
@@ -189,7 +189,7 @@ def _fill(source: Source, folder: Path, wanted: Wanted) -> str:
         What was found, for the last line that is said.
 
     Raises:
-        RuntimeError: When something in it is not as it should be.
+        RuntimeError: If something in it is not as it should be.
     """
     model = source.model.eval()
     written = converted(model, wanted.dtype)
@@ -225,7 +225,7 @@ def _copy_evidence(source: Source, folder: Path) -> None:
     """Copy what the card's numbers come from.
 
     Raises:
-        InputError: When a file is missing.
+        InputError: If a file is missing.
     """
     for name, path in source.evidence.items():
         if not path.is_file():
@@ -254,7 +254,7 @@ def _check_evaluation(folder: Path, weights: str, *, insist: bool) -> None:
         insist: Whether it was asked for, or else found in the run, and left out when it does not.
 
     Raises:
-        InputError: When it does not.
+        InputError: If it does not.
     """
     path = folder / EVALUATION
     if not path.is_file():

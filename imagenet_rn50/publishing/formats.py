@@ -51,7 +51,7 @@ def require_format(
     """Check that a model can be written in a format, before anything is.
 
     Raises:
-        InputError: When it cannot: another architecture, another type, packages that are missing.
+        InputError: If it cannot: another architecture, another type, packages that are missing.
     """
     if form == "torchvision":
         num_classes = model.get_submodule("classifier.1").get_parameter("weight").shape[0]
@@ -170,7 +170,7 @@ def _require_same(written: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -
     """Compare weights bit by bit.
 
     Raises:
-        RuntimeError: When something was lost on the way.
+        RuntimeError: If something was lost on the way.
     """
     pairs = ((name, tensor.to(loaded[name].dtype)) for name, tensor in written.items())
     wrong = [name for name, tensor in pairs if not torch.equal(tensor, loaded[name])]
@@ -193,7 +193,7 @@ def converted(model: ResNetForImageClassification, dtype: Dtype) -> ResNetForIma
     """Return a copy with floating values of a type; counters stay integers.
 
     Raises:
-        InputError: When a value is too large for it.
+        InputError: If a value is too large for it.
     """
     other: ResNetForImageClassification = copy.deepcopy(model)
     other.to(getattr(torch, dtype))
@@ -234,7 +234,7 @@ def compare_logits(model: nn.Module, exported: Logits, size: int, allowed: float
         The largest difference, as a part of the largest logit.
 
     Raises:
-        RuntimeError: When they differ by more than is allowed.
+        RuntimeError: If they differ by more than is allowed.
     """
     worst = 0.0
     for seed, batch in zip(positions(), _BATCHES, strict=False):
@@ -261,7 +261,7 @@ def compare_on_shards(
         For how many images the same class comes first, and how many there were.
 
     Raises:
-        RuntimeError: When logits differ by more than is allowed, or another class comes first where
+        RuntimeError: If logits differ by more than is allowed, or another class comes first where
             our logits of both do not lie closer together than that.
     """
     split = Manifest.load(shards.folder).split(VALIDATION)
@@ -287,7 +287,7 @@ def _same_first(ours: Tensor, theirs: Tensor, allowed: float) -> int:
     """Return for how many pictures the same class comes first.
 
     Raises:
-        RuntimeError: When another one does, and not for being as good as equal.
+        RuntimeError: If another one does, and not for being as good as equal.
     """
     named = theirs.argmax(1, keepdim=True)
     margins = ours.max(1).values - ours.gather(1, named)[:, 0]
@@ -302,7 +302,7 @@ def _difference(ours: Tensor, theirs: Tensor, allowed: float) -> float:
     """Return the largest difference, as a part of the largest logit.
 
     Raises:
-        RuntimeError: When it is more than is allowed.
+        RuntimeError: If it is more than is allowed.
     """
     largest = ours.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
     difference = ((ours - theirs.float()).abs().max() / largest).item()

@@ -73,7 +73,7 @@ def stage_space(app: Path, hub_id: str, revision: str, stage: Path) -> None:
         stage: Folder; what stands there is replaced.
 
     Raises:
-        InputError: When there is no such app.
+        InputError: If there is no such app.
     """
     if not (app / "app.py").is_file():
         raise InputError(
@@ -132,7 +132,7 @@ def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
         dry_run: Only list what would go up; neither token nor network is needed.
 
     Raises:
-        InputError: When the folder is no exported model, an id is none, there is no token or a
+        InputError: If the folder is no exported model, an id is none, there is no token or a
             wrong one, or the Hub cannot be reached or refuses.
     """
     for hub_id in filter(None, (target.model, target.space)):
@@ -187,7 +187,7 @@ def _upload(api: HfApi, stage: Path, hub_id: str, kind: str, *, private: bool) -
         The commit, 40 hexadecimal digits.
 
     Raises:
-        InputError: When what stands there afterwards is not what was sent.
+        InputError: If what stands there afterwards is not what was sent.
     """
     sdk = "gradio" if kind == "space" else None
     visibility = True if private else None  # None leaves it to the account's setting
@@ -217,7 +217,7 @@ def _token() -> str:
     """Return the token of the person who pushes.
 
     Raises:
-        InputError: When there is none, or it cannot be one.
+        InputError: If there is none, or it cannot be one.
     """
     token = get_token()
     if token is None:

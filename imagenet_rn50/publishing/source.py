@@ -67,7 +67,7 @@ def source_of_run(run: Path, which: Which, weights: Weights, metrics: Path | Non
         metrics: metrics.json of `evaluate`; None for that of the run, if any.
 
     Raises:
-        InputError: When there is no such run, checkpoint or weights, or they do not fit it.
+        InputError: If there is no such run, checkpoint or weights, or they do not fit it.
     """
     folder = RunDir(run)
     recipe = folder.recipe()
@@ -114,7 +114,7 @@ def source_of_weights(
         arch: Name of the architecture in timm, where nothing else declares one.
 
     Raises:
-        InputError: When they cannot be read, belong to another architecture, or their classes or
+        InputError: If they cannot be read, belong to another architecture, or their classes or
             processor are not known.
     """
     pretrained = read_pretrained(weights, kind, arch=arch)
@@ -147,7 +147,7 @@ def data_of(processor: Any) -> DataRecipe:
     """Return sizes and normalisation as a processor states them.
 
     Raises:
-        InputError: When it does something else than resize, crop and normalise.
+        InputError: If it does something else than resize, crop and normalise.
     """
     try:
         return DataRecipe(
@@ -169,7 +169,7 @@ def _labels(pretrained: Pretrained, classes: Classes | None) -> list[str]:
     """Return one name a class.
 
     Raises:
-        InputError: When nobody says what the classes are, or `classes` contradicts the weights.
+        InputError: If nobody says what the classes are, or `classes` contradicts the weights.
     """
     labels = pretrained.labels()
     if classes is not None:
@@ -193,7 +193,7 @@ def _processor(pretrained: Pretrained, sizes: Mapping[str, int]) -> BaseImagePro
     """Return what prepares pictures for a model.
 
     Raises:
-        InputError: When its folder should say and does not.
+        InputError: If its folder should say and does not.
     """
     if (found := pretrained.processor()) is not None:
         processor = _as_crop(found)
@@ -246,7 +246,7 @@ def _resized(processor: Any, sizes: Mapping[str, int]) -> BaseImageProcessor:
     """Return a processor with other sizes; whatever else it does stays.
 
     Raises:
-        InputError: When it has no such sizes, and not both were given.
+        InputError: If it has no such sizes, and not both were given.
     """
     try:
         data = _with_sizes(data_of(processor), sizes)
@@ -265,7 +265,7 @@ def _with_sizes(data: DataRecipe, changes: Mapping[str, Any]) -> DataRecipe:
     """Return settings with changes, validated again.
 
     Raises:
-        InputError: When they do not go together.
+        InputError: If they do not go together.
     """
     content = {"data": data.model_dump(mode="json") | dict(changes)}
     return parse_recipe(content, "what --eval-resize and --eval-size make").data

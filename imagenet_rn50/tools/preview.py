@@ -46,7 +46,7 @@ def preview(
         What is shown, row after row.
 
     Raises:
-        InputError: When the shards have no such split, or it ends before the last picture, or
+        InputError: If the shards have no such split, or it ends before the last picture, or
             there is no such grid, or `out` cannot be written.
     """
     for name, value, least in (("rows", rows, 1), ("columns", columns, 1), ("start", start, 0)):

@@ -82,7 +82,7 @@ def prove_resume(proof: Proof, folder: Path | None) -> bool:
         Whether the interrupted run saved the same as the undisturbed one.
 
     Raises:
-        InputError: When the steps are too few, or the folder is in use.
+        InputError: If the steps are too few, or the folder is in use.
         SystemExit: With the exit code of a training that failed by itself.
     """
     if proof.steps < 1:
@@ -133,7 +133,7 @@ def _kill_on_the_way(proof: Proof, run: Path) -> None:
     """Kills a training, all of it, once it tells of enough steps, most likely while it saves.
 
     Raises:
-        InputError: When it ends before.
+        InputError: If it ends before.
     """
     command, enough = proof.command(run), proof.enough
     logger.info(f"$ {redact_command(command)}")
