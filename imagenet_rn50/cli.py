@@ -333,7 +333,7 @@ def export(
         eval_size: With --from: side of the center crop, px; same default.
     """
     from imagenet_rn50.data.cache import open_shards
-    from imagenet_rn50.publishing.export import Wanted, convert
+    from imagenet_rn50.publishing.export import ExportOptions, convert
     from imagenet_rn50.publishing.export import export as export_run
 
     if (run is None) == (from_ is None):
@@ -346,12 +346,14 @@ def export(
     else:
         _refuse("--from", "--run", {"--checkpoint": checkpoint != "best"})
     store = open_shards(shards, cache=cache) if shards else None
-    wanted = Wanted(form=format, dtype=dtype, shards=store, metrics=metrics)
+    export_options = ExportOptions(form=format, dtype=dtype, shards=store, metrics=metrics)
     if run is not None:
-        export_run(run, out, checkpoint=checkpoint, weights=weights, wanted=wanted)
+        export_run(run, out, checkpoint=checkpoint, weights=weights, options=export_options)
         return
     kind = None if weights == "auto" else weights
-    convert(str(from_), out, classes=classes, sizes=given, kind=kind, arch=arch, wanted=wanted)
+    convert(
+        str(from_), out, classes=classes, sizes=given, kind=kind, arch=arch, options=export_options
+    )
 
 
 def _refuse(source: str, other: str, options: dict[str, Any]) -> None:

@@ -94,7 +94,7 @@ def name_classes(config: ResNetConfig, labels: Sequence[str]) -> None:
 
 
 def build_processor(data: DataRecipe) -> BitImageProcessor:
-    """Build the processor that prepares pictures as evaluation does."""
+    """Build the processor that prepares images as evaluation does."""
     return processor_of(data.eval_resize, data.eval_size, data.mean, data.std, _BILINEAR)
 
 
@@ -189,17 +189,17 @@ def load_processor(folder: Path) -> BaseImageProcessor:
     return processor
 
 
-def logits_of(model: nn.Module, pictures: Tensor) -> Tensor:
-    """Run the model on normalised pictures.
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Run the model on normalised images.
 
     Args:
         model: The model, or a wrapper around it.
-        pictures: (B, 3, H, W) float.
+        images: (B, 3, H, W) float.
 
     Returns:
         (B, num_classes) float.
     """
-    logits: Tensor = model(pixel_values=pictures).logits
+    logits: Tensor = model(pixel_values=images).logits
     return logits
 
 

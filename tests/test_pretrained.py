@@ -12,7 +12,7 @@ from torchvision.models import resnet18, resnet50
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.model import build_labelled, load_exported, to_torchvision
 from imagenet_rn50.pretrained import load_weights, read_pretrained
-from imagenet_rn50.publishing.export import Wanted, convert
+from imagenet_rn50.publishing.export import ExportOptions, convert
 from imagenet_rn50.recipe import ModelRecipe
 from imagenet_rn50.utils.errors import InputError
 
@@ -185,7 +185,7 @@ def test_weights_of_others_become_a_folder_that_computes_the_same(weights, tmp_p
     assert "they are those of weights.safetensors<!--origin.json name-->" in card
     assert "license:" not in card
 
-    convert(str(tmp_path / "out"), tmp_path / "again", wanted=Wanted(dtype="float16"))
+    convert(str(tmp_path / "out"), tmp_path / "again", options=ExportOptions(dtype="float16"))
     again = load_exported(tmp_path / "again")
     assert names_of(again) == NAMES
     assert processor_in(tmp_path / "out") == processor_in(tmp_path / "again")
@@ -215,7 +215,7 @@ def test_other_sizes_change_nothing_else_of_a_folders_processor(weights, tmp_pat
         made(eval_size=300)
 
     path.write_text('{"image_processor_type": "ConvNextImageProcessor", "image_mean": [0, 0, 0]}')
-    with pytest.raises(InputError, match="fix:      say it: --eval-resize 256 --eval-size 224"):
+    with pytest.raises(InputError, match="fix:      pass --eval-resize and --eval-size"):
         made()
     said = made(eval_size=32, eval_resize=40)
     assert (said["size"], said["image_mean"]) == ({"shortest_edge": 40}, [0, 0, 0])

@@ -214,7 +214,7 @@ def test_a_bare_file_claims_no_architecture(theirs, tmp_path, capsys):
     convert(str(tmp_path / "w.pth"), tmp_path / "out", classes=mapping, sizes=SIZES)
     said = capsys.readouterr().out
     assert "w.pth does not state its architecture: assuming" in said
-    assert "which no model of another library could confirm" in said
+    assert "which no other library could confirm" in said
     assert "which was assumed" in (tmp_path / "out" / "README.md").read_text()
 
 

@@ -43,7 +43,7 @@ _NUMBERED, _COMPLETE, _BY_WNID = "imagenetv2", "imagenet-sketch", "wnids"
 
 
 class ImageSet(Protocol):
-    """Labelled pictures in a fixed order."""
+    """Labelled images in a fixed order."""
 
     @property
     def name(self) -> str:
@@ -62,10 +62,10 @@ class ImageSet(Protocol):
         """What identifies it, for metrics.json."""
 
     def key_of(self, index: int) -> str:
-        """Return the name of a picture."""
+        """Return the name of a image."""
 
     def read(self, index: int) -> bytes:
-        """Return a picture, a JPEG."""
+        """Return a image, a JPEG."""
 
     def loader(
         self,
@@ -147,7 +147,7 @@ class FolderImages:
     Args:
         root: The folder of the class folders.
         layout: How they are named: a `Layout`, or just `wnids`.
-        images: The pictures, by class index and file name.
+        images: The images, by class index and file name.
         subset: The class indices that a model may name, sorted; None for all.
         not_counted: Files that are no images.
     """
@@ -166,7 +166,7 @@ class FolderImages:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Class indices; (n,) int64."""
-        return np.array([picture.label for picture in self.images], dtype=np.int64)
+        return np.array([image.label for image in self.images], dtype=np.int64)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -180,11 +180,11 @@ class FolderImages:
         }
 
     def key_of(self, index: int) -> str:
-        """Return a picture's path below the folder."""
+        """Return a image's path below the folder."""
         return self.images[index].path
 
     def read(self, index: int) -> bytes:
-        """Return a picture as RGB or gray JPEG."""
+        """Return a image as RGB or gray JPEG."""
         return read_image(self.root, self.images[index])
 
     def loader(
@@ -228,10 +228,10 @@ def read_folder(
     else:
         label_of = _by_wnid(root, folders, classes, num_classes, complete=named == _COMPLETE)
     listed = sorted(labelled(root, found), key=lambda row: (label_of[row.wnid], row.path))
-    pictures = tuple(
+    images = tuple(
         SourceImage(row.path, label_of[row.wnid], row.path, 0, row.length) for row in listed
     )
-    if bad := unusable(root, pictures, found.unpacked):
+    if bad := unusable(root, images, found.unpacked):
         raise InputError(
             f"files of {root} cannot be counted: {len(bad)}",
             expected="images in the folders of classes, and nothing else",
@@ -240,7 +240,7 @@ def read_folder(
         )
     present = np.array(sorted(label_of.values()), dtype=np.int64)
     subset = present if len(present) < num_classes else None
-    return FolderImages(root, named, pictures, subset, tuple(found.unpacked))
+    return FolderImages(root, named, images, subset, tuple(found.unpacked))
 
 
 def _scan(root: Path) -> Scan:
@@ -331,7 +331,7 @@ def read_real(path: Path, images: ImageSet, num_classes: int) -> list[frozenset[
         )
     numbers = [_number_of(images.key_of(index)) for index in range(len(images.labels))]
     highest = max(numbers)
-    # A set from which bad pictures were left out has gaps in its numbers, and fits a longer list.
+    # A set from which bad images were left out has gaps in its numbers, and fits a longer list.
     is_complete = highest == len(numbers)
     if len(lists) < highest or (is_complete and len(lists) != highest):
         raise InputError(

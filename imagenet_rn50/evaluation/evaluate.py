@@ -190,15 +190,15 @@ def evaluate(
     Args:
         loaded: The model.
         images: What to count over.
-        transform: What prepares the pictures: training's evaluation transform, the processor that
+        transform: What prepares the images: training's evaluation transform, the processor that
             is shipped with the model, or one after the other.
-        flip: Whether to add rows for logits that are averaged with those of the mirrored picture.
+        flip: Whether to add rows for logits that are averaged with those of the mirrored image.
         batch: Images in a forward pass.
         num_workers: Loader processes of each rank.
         real: ReaL's classes for each image, to add rows for them.
 
     Raises:
-        InputError: If a picture cannot be decoded, or the model's logits are not finite.
+        InputError: If a image cannot be decoded, or the model's logits are not finite.
         RuntimeError: If an image was not counted exactly once.
     """
     if not len(images.labels):
@@ -228,7 +228,7 @@ def evaluate(
 
 
 def _transforms(loaded: LoadedModel, wanted: TransformName) -> dict[str, Transform]:
-    """Return what prepares the pictures, by name."""
+    """Return what prepares the images, by name."""
     found: dict[str, Transform] = {}
     if loaded.data is not None:
         found["training"] = EvalTransform(loaded.data.eval_resize, loaded.data.eval_size)

@@ -90,7 +90,7 @@ def load_model(model: str, which: Which = "best", weights: Weights = "auto") -> 
         )
     if path.is_file():
         raise InputError(
-            f"{model} is a file, which tells neither its classes nor how to prepare pictures",
+            f"{model} is a file, which tells neither its classes nor how to prepare images",
             expected="a run folder, an exported folder, or a Hub id like microsoft/resnet-50",
             fix=f"python -m imagenet_rn50 export --from {model} --out DIR, and evaluate DIR",
         )
@@ -202,7 +202,7 @@ def _data_of(processor: BaseImageProcessor) -> DataRecipe | None:
             mean=tuple(settings["image_mean"]),
             std=tuple(settings["image_std"]),
         )
-    except ValueError:  # a crop that is larger than the picture, which a processor pads
+    except ValueError:  # a crop that is larger than the image, which a processor pads
         return None
 
 

@@ -92,8 +92,8 @@ class Result:
 
     Args:
         name: What was counted: `validation`, `real`, the name of a test set's folder.
-        transform: What prepared the pictures: `training` or `processor`.
-        flip: Whether logits were averaged with those of the mirrored picture.
+        transform: What prepared the images: `training` or `processor`.
+        flip: Whether logits were averaged with those of the mirrored image.
         num_images: Number of images counted.
         correct_top1: Images whose top-1 prediction was right.
         correct_top5: Images with a right class among the top 5.
@@ -161,8 +161,8 @@ def result_of(
 
     Args:
         name: What is counted.
-        transform: What prepared the pictures.
-        flip: Whether logits were averaged with those of the mirrored picture.
+        transform: What prepared the images.
+        flip: Whether logits were averaged with those of the mirrored image.
         predictions: What the model said of each image.
         targets: The true class of each image, (n,) int64; or the classes that are true of each,
             where images with none are left out.

@@ -125,11 +125,11 @@ class ShownClass:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A picture of the gallery.
+    """A image of the gallery.
 
     Args:
         key: The image's name.
-        picture: A JPEG.
+        image: A JPEG.
         width: In px.
         height: In px.
         target: Its class.
@@ -138,7 +138,7 @@ class Mistake:
     """
 
     key: str
-    picture: bytes
+    image: bytes
     width: int
     height: int
     target: str
@@ -219,11 +219,11 @@ def _mistakes(images: ImageSet, evaluation: Evaluation, labels: tuple[str, ...])
     order = np.argsort(-predictions.confidence[wrong], kind="stable")
     shown = []
     for index in wrong[order][:_NUM_MISTAKES].tolist():
-        picture, width, height = _thumbnail(images.read(index))
+        image, width, height = _thumbnail(images.read(index))
         shown.append(
             Mistake(
                 key=images.key_of(index),
-                picture=picture,
+                image=image,
                 width=width,
                 height=height,
                 target=labels[images.labels[index]],
@@ -235,9 +235,9 @@ def _mistakes(images: ImageSet, evaluation: Evaluation, labels: tuple[str, ...])
 
 
 def _thumbnail(content: bytes) -> tuple[bytes, int, int]:
-    """Return a picture small enough to be put into the page, with its size in px."""
-    with Image.open(io.BytesIO(content)) as picture:
-        small = picture.convert("RGB")
+    """Return a image small enough to be put into the page, with its size in px."""
+    with Image.open(io.BytesIO(content)) as image:
+        small = image.convert("RGB")
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=_THUMBNAIL_QUALITY)

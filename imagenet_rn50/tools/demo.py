@@ -42,7 +42,7 @@ def run_demo(run: Path, data: Path) -> None:
 
     Args:
         run: Run folder; `run`/summary.json and `run`/exported are written.
-        data: Folder for the pictures and their shards.
+        data: Folder for the images and their shards.
 
     Raises:
         SystemExit: With the exit code of the command that failed.
@@ -75,11 +75,11 @@ def run_demo(run: Path, data: Path) -> None:
         "python -m imagenet_rn50 evaluate --model {} --shards {} --out {}",
         *(exported, shards, evaluation),
     )
-    logger.info("\n== Predict held-out pictures with transformers alone")
-    pictures, names = _held_out(source, shards)
-    _call("python examples/predict.py --model {}" + " {}" * len(pictures), exported, *pictures)
+    logger.info("\n== Predict held-out images with transformers alone")
+    images, names = _held_out(source, shards)
+    _call("python examples/predict.py --model {}" + " {}" * len(images), exported, *images)
     logger.info(f"The truth: {' | '.join(names)}")
-    _bring_examples(exported / "examples", pictures, names)
+    _bring_examples(exported / "examples", images, names)
 
     seconds = round(time.perf_counter() - began, 1)
     first, *_ = read_json(evaluation / "metrics.json")["results"]
@@ -118,28 +118,28 @@ def _call(form: str, *paths: str | Path) -> None:
 
 
 def _held_out(source: Path, shards: Path) -> tuple[list[str], list[str]]:
-    """Returns the first held-out pictures and the names of what they show."""
+    """Returns the first held-out images and the names of what they show."""
     classes = Classes.load(shards)
     with (source / "LOC_val_solution.csv").open(encoding="utf-8") as file:
         rows = [row for row, _ in zip(csv.DictReader(file), range(_NUM_PREDICTED), strict=False)]
     folder = source / "ILSVRC" / "Data" / "CLS-LOC" / "val"
-    pictures = [str(folder / f"{row['ImageId']}.JPEG") for row in rows]
+    images = [str(folder / f"{row['ImageId']}.JPEG") for row in rows]
     wnids = [row["PredictionString"].split()[0] for row in rows]
-    return pictures, [classes.labels[classes.index_of[wnid]] for wnid in wnids]
+    return images, [classes.labels[classes.index_of[wnid]] for wnid in wnids]
 
 
-def _bring_examples(folder: Path, pictures: list[str], names: list[str]) -> None:
-    """Puts pictures beside the model, which the Space offers to try."""
+def _bring_examples(folder: Path, images: list[str], names: list[str]) -> None:
+    """Puts images beside the model, which the Space offers to try."""
     folder.mkdir(exist_ok=True)
-    for number, (picture, name) in enumerate(zip(pictures, names, strict=True), start=1):
-        shutil.copy(picture, folder / f"{number} {name.partition(',')[0]}.jpg")
+    for number, (image, name) in enumerate(zip(images, names, strict=True), start=1):
+        shutil.copy(image, folder / f"{number} {name.partition(',')[0]}.jpg")
 
 
 def _summary(run: Path, exported: Path, evaluation: Path, summary: dict[str, float]) -> str:
     """Returns what a person wants to know at the end."""
     return f"""
 Done in {summary["seconds"]:.0f} s: top-1 {summary["top1"]:.2%}, top-5 {summary["top5"]:.2%} \
-on {summary["num_images"]} held-out pictures.
+on {summary["num_images"]} held-out images.
 
   run folder   {run}
   log          {run / "logs.md"}
@@ -148,7 +148,7 @@ on {summary["num_images"]} held-out pictures.
   evaluation   {evaluation / "report.html"}
 
 Next:
-  make app                                        show the model a picture, in the browser
+  make app                                        show the model a image, in the browser
   .venv/bin/python train_accelerate.py --help     what can be changed
   .venv/bin/python shard_imagenet.py --help       pack ImageNet, as Kaggle lays it out
 """

@@ -1,4 +1,4 @@
-"""A look at what the model will see: a grid of pictures after augmentation."""
+"""A look at what the model will see: a grid of images after augmentation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from imagenet_rn50.shards.manifest import TRAIN, Manifest
 from imagenet_rn50.utils.errors import InputError, require_at_least
 from imagenet_rn50.utils.files import require_writable_file, write_bytes
 
-_GAP = 2  # px between pictures
+_GAP = 2  # px between images
 
 
 def preview(
@@ -31,22 +31,22 @@ def preview(
     rows: int = 4,
     columns: int = 8,
 ) -> Batch:
-    """Writes a PNG of consecutive pictures, pixel for pixel as training or evaluation gets them.
+    """Writes a PNG of consecutive images, pixel for pixel as training or evaluation gets them.
 
     Args:
         shards: Folder of the shards.
-        recipe: Says how pictures are cropped and augmented, and its seed in which order they come.
+        recipe: Says how images are cropped and augmented, and its seed in which order they come.
         out: The PNG to write.
         split: `train` shows the training stream, any other split what evaluation sees.
-        start: Position of the first picture: in training, the images seen before it.
+        start: Position of the first image: in training, the images seen before it.
         rows: Rows of the grid.
-        columns: Pictures in a row.
+        columns: Images in a row.
 
     Returns:
         What is shown, row after row.
 
     Raises:
-        InputError: If the shards have no such split, or it ends before the last picture, or
+        InputError: If the shards have no such split, or it ends before the last image, or
             there is no such grid, or `out` cannot be written.
     """
     for name, value, least in (("rows", rows, 1), ("columns", columns, 1), ("start", start, 0)):
@@ -65,8 +65,8 @@ def preview(
         loader = build_loader(shards, samples, share, evaluation)
     else:
         raise InputError(
-            f"{split} ends before picture {share.stop - 1}",
-            expected=f"at most {samples.num_samples} pictures",
+            f"{split} ends before image {share.stop - 1}",
+            expected=f"at most {samples.num_samples} images",
         )
     (batch,) = loader
     buffer = io.BytesIO()
@@ -75,14 +75,14 @@ def preview(
     return batch
 
 
-def _grid(pictures: torch.Tensor, columns: int) -> np.ndarray:
-    """Lays pictures out in rows, white between them; (H, W, 3) uint8."""
-    count, _, height, width = pictures.shape
+def _grid(images: torch.Tensor, columns: int) -> np.ndarray:
+    """Lays images out in rows, white between them; (H, W, 3) uint8."""
+    count, _, height, width = images.shape
     rows = -(-count // columns)
     shape = (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3)
     grid = np.full(shape, 255, np.uint8)
-    for number, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
+    for number, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         top = _GAP + number // columns * (height + _GAP)
         left = _GAP + number % columns * (width + _GAP)
-        grid[top : top + height, left : left + width] = picture
+        grid[top : top + height, left : left + width] = image
     return grid
