@@ -318,8 +318,8 @@ def make_estimate(name: str, recipe: Recipe, prices: PriceTable, options: Option
         options: What the user gave.
 
     Raises:
-        InputError: If the recipe cannot be shared by so many GPUs, when a rate, a price or the
-            number of images is not known, or when another instance type was measured.
+        InputError: If so many GPUs cannot share the recipe; if a rate, a price or the number of
+            images is unknown; or if another instance type was measured.
     """
     _check_numbers(options)
     measured = _read_measured(options.measured) if options.measured else {}
