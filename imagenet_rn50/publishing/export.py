@@ -217,7 +217,7 @@ def _reference(source: Source) -> str:
     if source.origin is None:
         return "the trained model"
     if source.reference is None:
-        return "the assumed architecture, which no other library could confirm"
+        return "the assumed architecture, which no other library could confirm,"
     return str(source.origin.declared)
 
 
