@@ -32,11 +32,6 @@ def pytest_unconfigure():
     _HF_HOME.cleanup()
 
 
-def pytest_collection_modifyitems(items):
-    """Start the longest test first, so that the others run in parallel to it."""
-    items.sort(key=lambda item: item.path.name != "test_demo.py")
-
-
 @pytest.fixture
 def refused(monkeypatch, capfd):
     """Run an entry point that must exit with code 2; return its error message."""

@@ -187,7 +187,7 @@ class Manifest:
     @property
     def is_subset(self) -> bool:
         """Whether its shards may hold samples that it does not list."""
-        return "subset" in self.options
+        return "subset" in self.options or "num_skipped" in self.options
 
     @property
     def pack_options(self) -> dict[str, Any]:
