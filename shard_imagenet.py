@@ -52,6 +52,8 @@ def pack(
     metadata: bool = False,
     train_only: bool = False,
     cache: Path | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> int:
     """Pack images into shards. Run the same command again to resume.
 
@@ -76,6 +78,8 @@ def pack(
         metadata: Also write a KEY.json for each image.
         train_only: Pack only the training images. Without it, a validation split is required.
         cache: Folder that keeps remote shards on this machine while they are read.
+        image_column: Column of the images in parquet files, where several could be.
+        label_column: Column of the labels in parquet files, where several could be.
     """
     if restart_blocks == "auto" and not is_installed():
         print("jpegtran (libjpeg-turbo-progs) is not installed: packing without restart markers")
@@ -93,7 +97,14 @@ def pack(
         on_corrupt=on_corrupt,
         train_only=train_only,
     )
-    found = read_source(source, layout, train_only=train_only, cache=cache)
+    found = read_source(
+        source,
+        layout,
+        train_only=train_only,
+        cache=cache,
+        image_column=image_column,
+        label_column=label_column,
+    )
     packed = pack_source(found, out, options, _num_workers(workers))
     print(_summary(packed, out))
     for line in _not_packed(found, out):

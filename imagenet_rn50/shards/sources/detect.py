@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,8 @@ def read_source(
     *,
     train_only: bool = False,
     cache: Path | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> Source:
     """List the images and classes of a source.
 
@@ -48,23 +50,39 @@ def read_source(
         layout: How it is laid out; None to find out.
         train_only: Whether to leave out its validation images, or do without.
         cache: Where remote shards are kept on this machine.
+        image_column: The column of images in parquet files; None to find it by its type.
+        label_column: The column of labels in parquet files; None to find it by its type.
 
     Raises:
         InputError: When the folder is missing or empty, is laid out in no way that is known or in
             several, or has no validation images and nobody said that it may.
     """
+    columns = {"image_column": image_column, "label_column": label_column}
     if is_address(root):
         source = read_shards(root, train_only, cache=cache)
     else:
-        source = _read_folder(Path(root), layout, train_only, cache)
+        folder = _require_folder(Path(root))
+        name = layout or _layout_of(folder)
+        read = _LAYOUTS[name][1]
+        if name == "shards":
+            read = partial(read_shards, cache=cache)
+        elif name == "parquet":
+            read = partial(read_parquet, **columns)
+        source = read(folder, train_only)
+    if source.layout != "parquet":
+        _require_no_columns(source, columns)
     if not train_only and VALIDATION not in source.splits:
         raise _without_validation(source)
     _require_classes_of_training(source)
     return replace(source, notes=source.notes + _notes(source))
 
 
-def _read_folder(root: Path, layout: str | None, train_only: bool, cache: Path | None) -> Source:
-    """List the images of a folder on this machine."""
+def _require_folder(root: Path) -> Path:
+    """Return a folder that is not empty.
+
+    Raises:
+        InputError: When it is no folder, or empty.
+    """
     if not root.is_dir():
         raise InputError(
             f"the source {root} is not a folder",
@@ -73,9 +91,18 @@ def _read_folder(root: Path, layout: str | None, train_only: bool, cache: Path |
         )
     if not any(root.iterdir()):
         raise InputError(f"the source {root} is empty", expected="a folder of images")
-    name = layout or _layout_of(root)
-    read = partial(read_shards, cache=cache) if name == "shards" else _LAYOUTS[name][1]
-    return read(root, train_only)
+    return root
+
+
+def _require_no_columns(source: Source, columns: Mapping[str, str | None]) -> None:
+    """Raise an error if a column is named for a source without columns."""
+    for name, column in columns.items():
+        if column is not None:
+            raise InputError(
+                f"--{name.replace('_', '-')} {column} needs a source in parquet files",
+                found=f"the layout {source.layout} of {source.root}",
+                fix="leave it out",
+            )
 
 
 def _layout_of(root: Path) -> str:
@@ -85,8 +112,8 @@ def _layout_of(root: Path) -> str:
         InputError: When it is laid out in no way that is known, or in several.
     """
     fitting = [name for name, (fits, _) in _LAYOUTS.items() if fits(root)]
-    if {"shards", "imagefolder"} <= set(fitting) and not _has_class_folders(root):
-        fitting.remove("imagefolder")  # shards named like train/0000.tar
+    if len(fitting) > 1 and "imagefolder" in fitting and not _has_class_folders(root):
+        fitting.remove("imagefolder")  # files named train/0000.tar or train/0000.parquet
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

@@ -43,7 +43,7 @@ JUNK_FOLDERS = (
 )
 _ARCHIVES = ("tar", "tar.gz", "tgz", "zip")
 JUNK = "left behind by a system or a tool"
-_TEST = "a test split, which is neither trained on nor validated on"
+TEST_REASON = "a test split, which is neither trained on nor validated on"
 
 
 class File(NamedTuple):
@@ -170,7 +170,7 @@ def _reason(entry: os.DirEntry[str]) -> str:
     if is_junk(entry.name, (*JUNK_FILES, *JUNK_FOLDERS)):
         return JUNK
     is_test = "test" in PurePosixPath(entry.name).stem.lower().replace("-", "_").split("_")
-    return _TEST if is_test else "no part of the layout"
+    return TEST_REASON if is_test else "no part of the layout"
 
 
 def _count(entry: os.DirEntry[str]) -> int:
