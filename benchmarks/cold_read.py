@@ -31,7 +31,7 @@ _BATCH = 256
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times reading in turns."""
+    """Time reading in turns."""
 
     folder: Path = Path("data/bench-cold")
     """Where the shards are written, once."""
@@ -46,7 +46,7 @@ class Arguments:
 
 
 def write_shards(arguments: Arguments) -> Split:
-    """Writes shards of random bytes; returns where the samples stand."""
+    """Write shards of random bytes; return where the samples are."""
     arguments.folder.mkdir(parents=True, exist_ok=True)
     num_bytes = arguments.samples * _SAMPLE_BYTES
     shards = []
@@ -74,7 +74,7 @@ def forget(folder: Path, split: Split) -> None:
 
 
 def sequential(folder: Path, split: Split) -> None:
-    """Reads the shards front to back, one after the other."""
+    """Read the shards front to back, one after the other."""
     buffer = bytearray(1 << 20)
     for shard in split.shards:
         with (folder / shard.name).open("rb", buffering=0) as file:
@@ -83,7 +83,7 @@ def sequential(folder: Path, split: Split) -> None:
 
 
 def in_order(folder: Path, split: Split, window: int, *, ahead: bool) -> None:
-    """Reads every sample in training order, with reading ahead or without."""
+    """Read every sample in training order, with reading ahead or without."""
     order = ShardShuffleSampler(split.shard_sizes, seed=0, window=window)
     store = LocalShards(folder)
     prefetcher = Prefetcher(store, split, order, 0, 1)
@@ -98,7 +98,7 @@ def in_order(folder: Path, split: Split, window: int, *, ahead: bool) -> None:
 
 
 def main() -> None:
-    """Prints and saves MB/s of each, and ratios within the rounds."""
+    """Print and save MB/s of each, and ratios within the rounds."""
     arguments = tyro.cli(Arguments)
     split = write_shards(arguments)
     folder, window = arguments.folder, arguments.window

@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times decoders in turns."""
+    """Time decoders in turns."""
 
     data: Path = Path("data/bench-loaders")
     """Where benchmarks.loader_data wrote its photos."""
@@ -74,7 +74,7 @@ def _ours(content: bytes) -> Any:
 
 
 def main() -> None:
-    """Prints and saves the medians."""
+    """Print and save the medians."""
     arguments = tyro.cli(Arguments)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")

@@ -54,7 +54,7 @@ def _pil_transform(floats: bool) -> Callable[[Any], Any]:
 
 
 def _open(jpeg: bytes) -> Any:
-    """Opens a JPEG with Pillow."""
+    """Open a JPEG with Pillow."""
     from PIL import Image
 
     return Image.open(io.BytesIO(jpeg)).convert("RGB")
@@ -219,7 +219,7 @@ CONTENDERS: dict[str, Callable[[Path, int, int], Iterator[Any]]] = {
 
 
 def _family(process: int) -> list[int]:
-    """Returns a process and its descendants."""
+    """Return a process and its descendants."""
     try:
         children = Path(_PIPE_CHILDREN.format(process)).read_text(encoding="ascii").split()
     except OSError:
@@ -228,7 +228,7 @@ def _family(process: int) -> list[int]:
 
 
 def cpu_seconds() -> float:
-    """Returns the CPU time of this process and its descendants so far."""
+    """Return the CPU time of this process and its descendants so far."""
     ticks = 0
     for process in _family(os.getpid()):
         try:
@@ -242,7 +242,7 @@ def cpu_seconds() -> float:
 
 
 def memory_mb() -> float:
-    """Returns the memory of this process and its descendants; what they share counts once."""
+    """Return the memory of this process and its descendants; what they share counts once."""
     total = 0
     for process in _family(os.getpid()):
         try:
@@ -254,7 +254,7 @@ def memory_mb() -> float:
 
 
 def measure(name: str, data: Path, batch: int, workers: int, batches: int) -> dict[str, float]:
-    """Times a loader: the first batch from its construction, the others from the first on."""
+    """Time a loader: the first batch from its construction, the others from the first on."""
     peak = [0.0]
     done = threading.Event()
 

@@ -38,7 +38,7 @@ _RESIZED = 500  # px, longer side, of the resized variants
 
 
 def write_photos(data: Path, count: int) -> None:
-    """Writes `count` photos as DATA/folder/<class>/<number>.jpg."""
+    """Write `count` photos as DATA/folder/<class>/<number>.jpg."""
     images = [_open(package, path) for package, path in _SOURCES]
     rng = np.random.default_rng(0)
     sizes = []
@@ -52,7 +52,7 @@ def write_photos(data: Path, count: int) -> None:
 
 
 def _open(package: str, path: str) -> Image.Image:
-    """Opens an image that ships with a package, without importing the package."""
+    """Open an image that ships with a package, without importing the package."""
     spec = importlib.util.find_spec(package)
     assert spec is not None
     assert spec.origin is not None
@@ -60,7 +60,7 @@ def _open(package: str, path: str) -> Image.Image:
 
 
 def _photo(source: Image.Image, rng: np.random.Generator) -> bytes:
-    """Returns one JPEG: a random crop, perhaps mirrored, gray in 1% of cases, progressive in 1%."""
+    """Return one JPEG: a random crop, perhaps mirrored, gray in 1% of cases, progressive in 1%."""
     width, height = _SIZES[rng.choice(len(_SIZES), p=_SIZE_SHARES)]
     part = rng.uniform(0.7, 1.0) * min(source.width / width, source.height / height)
     left = rng.uniform(0, source.width - part * width)
@@ -80,14 +80,14 @@ def _photo(source: Image.Image, rng: np.random.Generator) -> bytes:
 
 
 def photos_of(data: Path) -> list[tuple[Path, int]]:
-    """Returns path and class of every photo, in a fixed random order, as packing would have it."""
+    """Return path and class of every photo, in a fixed random order, as packing would have it."""
     paths = sorted((data / "folder").glob("*/*.jpg"))
     shuffled = np.random.default_rng(1).permutation(len(paths))
     return [(paths[k], int(paths[k].parent.name)) for k in shuffled]
 
 
 def _resized(content: bytes) -> Image.Image:
-    """Returns a photo of at most 500 px."""
+    """Return a photo of at most 500 px."""
     photo = Image.open(io.BytesIO(content)).convert("RGB")
     scale = _RESIZED / max(photo.size)
     if scale < 1:
@@ -97,7 +97,7 @@ def _resized(content: bytes) -> Image.Image:
 
 
 def with_restarts(content: bytes) -> bytes:
-    """Returns a photo as we pack it: restart markers without loss, and the table of offsets."""
+    """Return a photo as we pack it: restart markers without loss, and the table of offsets."""
     from imagenet_rn50.jpeg.crop import suggested_interval, with_offset_table
     from imagenet_rn50.jpeg.header import read_header
 
@@ -112,14 +112,14 @@ def with_restarts(content: bytes) -> bytes:
 
 
 def resized_with_restarts(content: bytes) -> bytes:
-    """Returns a photo resized to at most 500 px at quality 90, with restart markers and table."""
+    """Return a photo resized to at most 500 px at quality 90, with restart markers and table."""
     buffer = io.BytesIO()
     _resized(content).save(buffer, format="JPEG", quality=90)
     return with_restarts(buffer.getvalue())
 
 
 def write_shards(data: Path, name: str, change: Callable[[bytes], bytes]) -> None:
-    """Writes WebDataset shards with our manifest, as DATA/<name>/."""
+    """Write WebDataset shards with our manifest, as DATA/<name>/."""
     from imagenet_rn50.shards.manifest import TRAIN, Manifest, Shard, Split
     from imagenet_rn50.utils.files import sha256_of_file
 
@@ -156,7 +156,7 @@ def write_shards(data: Path, name: str, change: Callable[[bytes], bytes]) -> Non
 
 
 def write_mds(data: Path) -> None:
-    """Writes mosaicml-streaming's shards."""
+    """Write mosaicml-streaming's shards."""
     from streaming import MDSWriter
 
     columns = {"jpg": "bytes", "cls": "int"}
@@ -166,12 +166,12 @@ def write_mds(data: Path) -> None:
 
 
 def _litdata_sample(photo: tuple[str, int]) -> dict[str, Any]:
-    """Returns one sample for litdata."""
+    """Return one sample for litdata."""
     return {"jpg": Path(photo[0]).read_bytes(), "cls": photo[1]}
 
 
 def write_litdata(data: Path) -> None:
-    """Writes litdata's chunks."""
+    """Write litdata's chunks."""
     import litdata
 
     litdata.optimize(
@@ -198,7 +198,7 @@ class _Photos:
 
 
 def write_ffcv(data: Path, resolution: int | None) -> None:
-    """Writes FFCV's file of JPEGs: as large as they are, or of at most `resolution` px."""
+    """Write FFCV's file of JPEGs: as large as they are, or of at most `resolution` px."""
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
@@ -209,7 +209,7 @@ def write_ffcv(data: Path, resolution: int | None) -> None:
 
 
 def main() -> None:
-    """Writes what the command line names."""
+    """Write what the command line names."""
     kind, data = sys.argv[1], Path(sys.argv[2])
     formats: dict[str, Callable[[], None]] = {
         "photos": lambda: write_photos(data, int(sys.argv[3])),

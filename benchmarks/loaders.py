@@ -43,14 +43,14 @@ Rounds = dict[str, list[dict[str, float]]]
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times loaders in turn."""
+    """Time loaders in turn."""
 
     data: Path = Path("data/bench-loaders")
     """Where the photos and their formats are kept; some hundred MB."""
     photos: int = 3840
     """How many."""
     batch: int = 128
-    """Pictures in a batch."""
+    """Images in a batch."""
     batches: int = 24
     """Timed batches of each loader and round, after its first."""
     workers: int = 2
@@ -70,7 +70,7 @@ class Arguments:
 
 
 def main() -> None:
-    """Prints and saves medians over the rounds."""
+    """Print and save medians over the rounds."""
     arguments = tyro.cli(Arguments)
     contenders = _contenders(arguments)
     own = Path(sys.executable)
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def _contenders(arguments: Arguments) -> dict[str, tuple[Path, str]]:
-    """Returns Python and data format of each loader that can be timed."""
+    """Return Python and data format of each loader that can be timed."""
     groups = (
         (Path(sys.executable), _OWN),
         (arguments.peers_python, _PEERS),
@@ -106,7 +106,7 @@ def _contenders(arguments: Arguments) -> dict[str, tuple[Path, str]]:
 
 
 def _run(python: Path, module: list[str]) -> str:
-    """Runs a module of ours with some Python; returns what it printed."""
+    """Run a module of ours with some Python; return what it printed."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
         [str(python), "-m", *module],
@@ -122,7 +122,7 @@ def _run(python: Path, module: list[str]) -> str:
 
 
 def _report(arguments: Arguments, rounds: Rounds) -> None:
-    """Prints the table and saves it with the JSON and the plot."""
+    """Print the table and save it with the JSON and the plot."""
     table = _table(rounds)
     title = (
         f"{arguments.photos} photos, batch {arguments.batch}, {arguments.workers} workers, "
@@ -152,7 +152,7 @@ def _report(arguments: Arguments, rounds: Rounds) -> None:
 
 
 def _table(rounds: Rounds) -> dict[str, dict[str, float]]:
-    """Returns each loader's medians, and how many times as fast ours is, round by round."""
+    """Return each loader's medians, and how many times as fast ours is, round by round."""
     table = {}
     for name, measured in rounds.items():
         row = {key: median(one[key] for one in measured) for key in measured[0]}
@@ -169,7 +169,7 @@ def _table(rounds: Rounds) -> dict[str, dict[str, float]]:
 
 
 def _plot(path: Path, table: dict[str, dict[str, float]]) -> None:
-    """Draws images/s as bars."""
+    """Draw images/s as bars."""
     import matplotlib as mpl
 
     mpl.use("agg")

@@ -42,7 +42,7 @@ _SHARD_SIZE = 1251
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times packing by several means in turn."""
+    """Time packing by several means in turn."""
 
     images: int = 20_000
     """Images to pack where bytes are only passed on."""
@@ -55,7 +55,7 @@ class Arguments:
 
 
 def main() -> None:
-    """Prints the median images/s and MB/s of each, and its ratio to ShardWriter in each round."""
+    """Print the median images/s and MB/s of each, and its ratio to ShardWriter in each round."""
     arguments = tyro.cli(Arguments)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         folder = Path(name)
@@ -184,7 +184,7 @@ def _write_part(root: Path, images: list[tuple[str, int, str, int, int]], patter
 def _report(
     sources: dict[str, Source], seconds: dict[str, list[float]], processor: dict[str, list[float]]
 ) -> None:
-    """Prints a line for each contestant."""
+    """Print a line for each contestant."""
     rates = {
         name: [len(sources[name].splits["train"]) / s for s in times]
         for name, times in seconds.items()

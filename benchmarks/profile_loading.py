@@ -32,18 +32,18 @@ _STAGES = ("read", "check", "header", "draw", "cut", "decode", "resize and flip"
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times the stages of loading."""
+    """Time the stages of loading."""
 
     data: Path = Path("data/bench-loaders")
     """Where benchmarks.loaders keeps its data."""
     images: int = 400
-    """Pictures in a round."""
+    """Images in a round."""
     rounds: int = 5
     """Rounds; medians are printed."""
 
 
 def one_round(reader: ShardReader, count: int, epoch: int) -> list[float]:
-    """Returns microseconds an image of each stage."""
+    """Return microseconds an image of each stage."""
     out = empty_images(1, 224, 224)[0]
     memory = np.empty(3 * 1000 * 1000, np.uint8)
     spent = np.zeros(len(_STAGES))
@@ -71,7 +71,7 @@ def one_round(reader: ShardReader, count: int, epoch: int) -> list[float]:
 
 
 def main() -> None:
-    """Prints and saves the medians."""
+    """Print and save the medians."""
     arguments = tyro.cli(Arguments)
     torch.set_num_threads(1)
     keep_freed_memory()

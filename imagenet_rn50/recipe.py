@@ -57,16 +57,16 @@ class ModelRecipe(_Section):
 
 
 class DataRecipe(_Section):
-    """What is done to pictures, and how far they are shuffled."""
+    """Preprocessing, augmentation and shuffling."""
 
     train_size: Positive = 224
     """Side of a training crop, px."""
     eval_size: Positive = 224
     """Side of the central crop in evaluation, px."""
     eval_resize: Positive = 256
-    """Shorter side to which a picture is resized before the central crop, px."""
+    """Shorter side to which an image is resized before the central crop, px."""
     crop_scale: tuple[Fraction, Fraction] = (0.08, 1.0)
-    """Least and largest part of a picture's area that a random crop takes."""
+    """Smallest and largest fraction of an image's area that a random crop takes."""
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Least and largest width / height of a random crop."""
     final_size: Positive | None = None
@@ -108,7 +108,7 @@ class DataRecipe(_Section):
         return self
 
     def size_at(self, epoch: int) -> int:
-        """Returns the side of a training crop in an epoch, from 0; px."""
+        """Return the side of a training crop in an epoch, from 0; px."""
         if self.final_size is None or self.growth is None:
             return self.train_size
         first, last = self.growth
@@ -189,7 +189,7 @@ class Recipe(_Section):
     loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     """Softmax cross-entropy, or binary cross-entropy of each class (Wightman et al. 2021)."""
     bce_threshold: Fraction | None = None
-    """Probability above which `bce` takes a class of a mixed picture for present, as 1, and all
+    """Probability above which `bce` takes a class of a mixed image for present, as 1, and all
     others for absent, as 0; None keeps the probabilities."""
     label_smoothing: Fraction = 0.1
     """Probability mass taken from the true class and spread over all (Szegedy et al. 2016)."""
@@ -219,7 +219,7 @@ class Recipe(_Section):
         return self
 
     def accumulation(self, world_size: int) -> int:
-        """Returns how many micro batches each rank adds up before a step.
+        """Return how many micro batches each rank adds up before a step.
 
         Raises:
             InputError: When the global batch cannot be shared equally.
@@ -236,11 +236,11 @@ class Recipe(_Section):
         return num_micro_batches // world_size
 
     def to_yaml(self) -> str:
-        """Returns every field, defaults included, as YAML that `load_recipe` reads back."""
+        """Return every field, defaults included, as YAML that `load_recipe` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
     def differences(self, other: Recipe) -> Iterator[str]:
-        """Yields `key: value here -> value in other` for each field that differs."""
+        """Yield `key: value here -> value in other` for each field that differs."""
         here, there = dict(flatten(self.model_dump())), dict(flatten(other.model_dump()))
         for key, value in here.items():
             if there[key] != value:
@@ -248,7 +248,7 @@ class Recipe(_Section):
 
 
 def flatten(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields `optimizer.lr`, value for nested sections."""
+    """Yield `optimizer.lr`, value for nested sections."""
     for key, value in section.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{key}.")
@@ -260,12 +260,12 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def recipe_names() -> list[str]:
-    """Returns the names of the recipes that ship with the package."""
+    """Return the names of the recipes that ship with the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def load_recipe(name_or_file: str) -> Recipe:
-    """Reads a recipe by its name, or from a YAML file.
+    """Read a recipe by its name, or from a YAML file.
 
     Args:
         name_or_file: One of `recipe_names()`, or the path of a file that ends in .yaml or .yml.
@@ -287,7 +287,7 @@ def load_recipe(name_or_file: str) -> Recipe:
 
 
 def parse_recipe(content: Any, source: str) -> Recipe:
-    """Validates what a YAML or JSON file held.
+    """Validate what a YAML or JSON file held.
 
     Args:
         content: A mapping of field names to values; what it leaves out keeps its default.
@@ -310,12 +310,12 @@ def parse_recipe(content: Any, source: str) -> Recipe:
 
 
 def explain(error: ValidationError) -> str:
-    """Returns each wrong key with its value and what is wrong with it, in one line."""
+    """Return each wrong key with its value and what is wrong with it, in one line."""
     return "; ".join(_describe(problem) for problem in error.errors(include_url=False))
 
 
 def _describe(problem: Any) -> str:
-    """Says what is wrong with one key, in one line."""
+    """Describe what is wrong with one key, in one line."""
     location = [str(part) for part in problem["loc"]]
     key, value = ".".join(location), problem["input"]
     if problem["type"] != "extra_forbidden":
@@ -328,7 +328,7 @@ def _describe(problem: Any) -> str:
 
 
 def _likeness(key: str, candidate: str) -> float:
-    """Returns how likely a person who wrote `key` meant `candidate`; `learning_rate` means `lr`."""
+    """Return how likely a person who wrote `key` meant `candidate`; `learning_rate` means `lr`."""
     initials = "".join(word[0] for word in key.rpartition(".")[2].split("_") if word)
     ratio = difflib.SequenceMatcher(None, key, candidate).ratio()
     return ratio + (candidate.rpartition(".")[2] == initials)

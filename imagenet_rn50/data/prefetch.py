@@ -92,15 +92,22 @@ class Prefetcher:
         return self._num_workers + _SHARDS_AHEAD
 
     def _read(self, shard: int) -> None:
-        """Read one shard into memory, or only download it if the system has no `posix_fadvise`."""
+        """Read a shard's samples into memory; without `posix_fadvise`, only download the shard.
+
+        Samples that a subset leaves out are not read.
+        """
         descriptor = open_shard(self._store, self._split, shard)
+        samples = slice(*self._split.shard_starts[shard : shard + 2].tolist())
+        offsets, lengths = self._split.offsets[samples], self._split.lengths[samples]
         try:
             if not hasattr(os, "posix_fadvise"):
                 return
-            for offset in range(0, self._split.shards[shard].num_bytes, _PIECE_BYTES):
-                if self._stopped:
-                    return
-                os.posix_fadvise(descriptor, offset, _PIECE_BYTES, os.POSIX_FADV_WILLNEED)
+            for begin, end in zip(offsets.tolist(), (offsets + lengths).tolist(), strict=True):
+                for piece in range(begin, end, _PIECE_BYTES):
+                    if self._stopped:
+                        return
+                    num_bytes = min(_PIECE_BYTES, end - piece)
+                    os.posix_fadvise(descriptor, piece, num_bytes, os.POSIX_FADV_WILLNEED)
         finally:
             os.close(descriptor)
 

@@ -7,7 +7,6 @@ for data, training, evaluation and export. `provenance` cites and checks each nu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,19 +33,18 @@ from imagenet_rn50.publishing.provenance import (
     UNVERIFIED_PREFIX,
     FieldRef,
     SourceFiles,
-    pack_command,
-    pack_note,
-    ref_arguments,
 )
 from imagenet_rn50.publishing.snippets import IMAGENET_LIMITS, LIMITS, LOADING, SNIPPETS, Format
 from imagenet_rn50.runs.checkpoint import SelectedWeights
 from imagenet_rn50.runs.metrics import START
 from imagenet_rn50.shards.imagenet1k import HUB_NAME, is_name
-from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.utils.files import read_yaml
 from imagenet_rn50.utils.formatting import percent_spec
 
-_NEXT = " \\\n    "  # a command goes on in the next line
+_NEXT = " \\\n    "  # continues a command on the next line
+_PACK_OPTIONS = FieldRef(SHARDS, "options")
+_PACK_DEFAULTS = PackOptions(restart_blocks="auto").as_dict()  # "auto": if jpegtran is installed
 
 
 def reproduction(files: SourceFiles, info: CardInfo) -> str:
@@ -76,7 +74,7 @@ def _needed(files: SourceFiles) -> str:
     """Says what the training began with."""
     fingerprint = files.cite(FieldRef(SHARDS, "fingerprint"))
     text = f"With `{RECIPE}` from this folder, and shards whose manifest has the fingerprint\n"
-    text += f"{fingerprint} (`{SHARDS}`){pack_note(files)}"
+    text += f"{fingerprint} (`{SHARDS}`){_pack_note(files)}"
     if (line := files.init_from()) is None:
         return f"{text}:"
     name, sha256 = (FieldRef(METRICS, f"init_from.{key}", line) for key in ("name", "sha256"))
@@ -101,10 +99,36 @@ def _training_commands(files: SourceFiles) -> list[str]:
     """Return the commands that pack and train."""
     began = " --init-from WEIGHTS" if files.init_from() is not None else ""
     return [
-        pack_command(files),
+        _pack_command(files),
         f"accelerate launch --config_file CONFIG train_accelerate.py{_NEXT}"
         f"--recipe {RECIPE} --shards SHARDS --run RUN{began}",
     ]
+
+
+def _pack_command(files: SourceFiles) -> str:
+    """Return the command that packs these shards, or that indexes shards packed elsewhere."""
+    options = files.pack_options()
+    if "indexed" in options:
+        return f"python shard_imagenet.py index --shards SHARDS {options['dataset']}"
+    command = f"python shard_imagenet.py pack --source SOURCE --out SHARDS {options['dataset']}"
+    recorded = files.get(_PACK_OPTIONS, {})
+    changed = [
+        options[name]
+        for name, default in _PACK_DEFAULTS.items()
+        if name != "dataset" and name in recorded and recorded[name] != default
+    ]
+    return command + (_NEXT + " ".join(changed) if changed else "")
+
+
+def _pack_note(files: SourceFiles) -> str:
+    """Return what packing needs besides its command, as the end of a sentence."""
+    options = files.get(_PACK_OPTIONS)
+    if not options:
+        return ".\nWith which options they were packed is not recorded"
+    if options.get("indexed"):
+        return ".\nOthers packed them, and SHARDS holds their files"
+    layout = f".\nSOURCE is laid out as `{options['layout']}`" if "layout" in options else ""
+    return layout + (", and packing needs `jpegtran`" if options.get("restart_blocks") else "")
 
 
 def _evaluation(files: SourceFiles) -> str:
@@ -168,7 +192,7 @@ def metadata(files: SourceFiles, info: CardInfo) -> ModelCardData:
             metric_type="accuracy",
             metric_name=name,
             metric_value=files.value(ref),
-            metric_args=ref_arguments(ref),
+            metric_args=ref.as_arguments(),
         )
         for data, hub_name, split, name, ref in _scores(files, info)
     ]
@@ -189,8 +213,7 @@ def has_top5(files: SourceFiles, file: str) -> bool:
     """Return whether the top-5 in a file says anything: naming five classes may name them all."""
     num_classes = len(files.value(FieldRef(CONFIG, "id2label")))
     if file == EVALUATION:  # a test set may have only some of the classes
-        with suppress(InputError):
-            num_classes = files.value(FieldRef(EVALUATION, "num_classes_counted"))
+        num_classes = files.get(FieldRef(EVALUATION, "num_classes_counted"), num_classes)
     return num_classes > TOP_K
 
 
@@ -408,13 +431,13 @@ def _circumstances(files: SourceFiles, choice: SelectedWeights) -> Iterator[list
         ("images/s", "images_per_second", 5, ",.0f"),
     ):
         ref = FieldRef(METRICS, key)
-        if key in files.summary():
-            is_small = files.value(ref) < least
+        if (value := files.get(ref)) is not None:
+            is_small = value < least
             yield [name, files.cite(ref, ".3f" if is_small else spec), ref.describe()]
     if choice.line is not None:
         yield from _cited(files, choice.line, {"epoch": "epochs", "samples_seen": "images seen"})
     cost = FieldRef(METRICS, "cost_usd")
-    is_known = cost.field in files.summary()
+    is_known = files.get(cost) is not None
     yield [
         "cost, USD",
         *((files.cite(cost, ".2f"), cost.describe()) if is_known else ("not recorded", "")),

@@ -1,14 +1,12 @@
-"""Checkpoints on disk: folders that are what their manifest says.
+"""Checkpoints on disk: verify, commit, prune, and select one to evaluate or export.
 
-RUN/checkpoints/samples-000001437/
-checkpoint.json             progress and what else identifies it, each file's bytes and sha256, and
-                            the sha256 of all that: no bit of any file can change unnoticed
-model.safetensors  optimizer.bin ...
+    RUN/checkpoints/samples-000001437/
+      checkpoint.json        progress, metadata, bytes and sha256 of each file, and the sha256 of
+                             all this: no bit of any file can change unnoticed
+      model.safetensors ...  the files; see training/state.py
 
-Nothing in a checkpoint is interpreted before its hash is found to be right. What says so may be
-damaged too: then the checkpoint is named, and the one before it taken.
-
-Which weights of a run are evaluated and exported: best or last, averaged or raw, and why.
+No file of a checkpoint is interpreted before its hash is verified. A damaged checkpoint is named,
+and the one before it used.
 """
 
 from __future__ import annotations
@@ -43,20 +41,20 @@ DAMAGED_SUFFIX = ".damaged"
 _REPLACED_SUFFIX = ".replaced"
 _NAME = re.compile(rf"samples-(\d{{9,}})({re.escape(_REPLACED_SUFFIX)})?")
 KEEP_LAST = 2
-SCORE = "score"  # among a checkpoint's metadata: what the best is chosen by, where it was validated
+SCORE = "score"  # in a checkpoint's metadata, if it was validated: what selects the best
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found to be whole.
+    """An intact checkpoint.
 
     Attributes:
-        folder: Where it is.
-        samples_seen: How far the run was.
-        is_best: Whether its score was the best of its run's checkpoints when it was saved.
-        metadata: What else its manifest tells of the run that saved it.
+        folder: Its directory.
+        samples_seen: Training samples that the run had seen.
+        is_best: Whether it had the best score of the run's checkpoints when it was saved.
+        metadata: What else its manifest holds on the run that saved it.
         files: Bytes and sha256 of each file.
-        digest: SHA-256 of its manifest, which is that of the whole checkpoint.
+        digest: SHA-256 of its manifest, and so of the whole checkpoint.
     """
 
     folder: Path
@@ -72,10 +70,10 @@ class Checkpoint:
         return self.folder / WEIGHTS
 
     def read(self, name: str) -> bytes:
-        """Returns a file's content, which is what the manifest says at this very moment.
+        """Return the content of a file, verified as it is read.
 
         Raises:
-            RankError: When the file is missing or damaged, maybe where this rank reads alone.
+            RankError: If the file is missing or damaged, which other ranks may not see.
         """
         path, expected = self.folder / name, self.files.get(name)
         if expected is None:
@@ -90,19 +88,19 @@ class Checkpoint:
 
 
 def folder_name(samples_seen: int) -> str:
-    """Returns the name of the checkpoint of that progress."""
+    """Return the directory name of the checkpoint at `samples_seen`."""
     return f"samples-{samples_seen:09d}"
 
 
 def samples_of(folder: Path) -> int:
-    """Returns the progress that a checkpoint's name tells."""
+    """Return the `samples_seen` in a checkpoint's name."""
     match = _NAME.fullmatch(folder.name)
     assert match is not None
     return int(match[1])
 
 
 def checkpoint_folders(checkpoints: Path) -> list[Path]:
-    """Returns the folders that are named as checkpoints are, oldest first; others are ignored."""
+    """Return the directories that have a checkpoint's name, oldest first."""
     if not checkpoints.is_dir():
         return []
     named = [path for path in checkpoints.iterdir() if _NAME.fullmatch(path.name)]
@@ -110,35 +108,32 @@ def checkpoint_folders(checkpoints: Path) -> list[Path]:
 
 
 def newest_checkpoint(checkpoints: Path) -> Checkpoint | None:
-    """Returns the newest whole checkpoint, naming damaged ones that are newer.
+    """Return the newest intact checkpoint, or None; log the damaged ones that are newer.
 
     Args:
-        checkpoints: The run's folder of checkpoints.
-
-    Returns:
-        A verified checkpoint, or None when there is none.
+        checkpoints: The run's directory of checkpoints.
     """
     for folder in reversed(checkpoint_folders(checkpoints)):
         try:
             return verify(folder)
         except InputError as error:
-            logger.info(f"passing over a damaged checkpoint: {error}")
+            logger.info(f"skipping a damaged checkpoint: {error}")
     return None
 
 
 def best_score(checkpoints: Path) -> float:
-    """Returns the score to beat: the best that a checkpoint here tells; -1 where none tells any."""
-    return max((_score(checkpoint) for checkpoint in _seemingly_whole(checkpoints)), default=-1.0)
+    """Return the best score of the checkpoints on disk; -1 without any."""
+    return max((_score(checkpoint) for checkpoint in _complete(checkpoints)), default=-1.0)
 
 
 def verify(folder: Path) -> Checkpoint:
-    """Compares a checkpoint with its manifest.
+    """Verify every file of a checkpoint against its manifest.
 
     Args:
-        folder: A checkpoint.
+        folder: The checkpoint.
 
     Raises:
-        InputError: When a file is missing, or its size or hash differs.
+        InputError: If the manifest is damaged, a file is missing, or its size or hash differs.
     """
     checkpoint = verify_sizes(folder)
     for name, expected in checkpoint.files.items():
@@ -148,13 +143,13 @@ def verify(folder: Path) -> Checkpoint:
 
 
 def verify_sizes(folder: Path) -> Checkpoint:
-    """Compares a checkpoint with its manifest as far as takes no time: no file is read.
+    """Verify a checkpoint's manifest and file sizes, without reading the files.
 
     Args:
-        folder: A checkpoint.
+        folder: The checkpoint.
 
     Raises:
-        InputError: When the manifest is damaged, a file is missing, or its size differs.
+        InputError: If the manifest is damaged, a file is missing, or its size differs.
     """
     checkpoint = _read_manifest(folder)
     for name, expected in checkpoint.files.items():
@@ -169,14 +164,14 @@ def verify_sizes(folder: Path) -> Checkpoint:
 def commit(
     temporary: Path, final: Path, samples_seen: int, *, is_best: bool, metadata: dict[str, Any]
 ) -> Checkpoint:
-    """Makes a checkpoint of a folder of files: syncs them, writes the manifest, renames.
+    """Turn a directory of files into a checkpoint, atomically: fsync, write the manifest, rename.
 
     Args:
-        temporary: The folder as it was written.
-        final: The checkpoint's name; one that stood there stands until this one does.
-        samples_seen: How far the run is.
-        is_best: Whether its score is the best of those of the checkpoints that are there.
-        metadata: What else identifies the run and where it stands; JSON.
+        temporary: The directory as it was written.
+        final: The checkpoint. An older one of that name is kept until this one is complete.
+        samples_seen: Training samples that the run has seen.
+        is_best: Whether its score is the best of the checkpoints on disk.
+        metadata: What else identifies the run and its state; JSON.
     """
     files = {}
     for path in sorted(path for path in temporary.iterdir() if path.name != MANIFEST):
@@ -204,13 +199,13 @@ def commit(
 
 
 def prune(checkpoints: Path, keep_last: int = KEEP_LAST) -> None:
-    """Removes all but the newest checkpoints and the best of those that seem whole.
+    """Remove all checkpoints but the newest and the best.
 
     Args:
-        checkpoints: The run's folder of checkpoints; its newest is whole.
-        keep_last: How many of the newest stay.
+        checkpoints: The run's directory of checkpoints; the newest is intact.
+        keep_last: Number of newest checkpoints to keep.
     """
-    candidates = [c for c in _seemingly_whole(checkpoints) if c.is_best or SCORE in c.metadata]
+    candidates = [c for c in _complete(checkpoints) if c.is_best or SCORE in c.metadata]
     best = max(candidates, key=lambda c: (_score(c), c.is_best, c.samples_seen), default=None)
     for folder in checkpoint_folders(checkpoints)[:-keep_last]:
         if best is None or folder != best.folder:
@@ -218,14 +213,14 @@ def prune(checkpoints: Path, keep_last: int = KEEP_LAST) -> None:
 
 
 def remove_partial(checkpoints: Path) -> None:
-    """Removes what a kill left half written or half removed."""
+    """Remove checkpoints that a kill left partly written or partly removed."""
     if checkpoints.is_dir():
         for path in checkpoints.glob(f"samples-*{TEMPORARY_SUFFIX}"):
             shutil.rmtree(path)
 
 
 def quarantine(folder: Path) -> None:
-    """Renames a damaged checkpoint, so that it is neither taken nor counted, nor lost."""
+    """Rename a damaged checkpoint, so that it is ignored but not lost."""
     target = folder.with_name(folder.name + DAMAGED_SUFFIX)
     if target.exists():
         shutil.rmtree(target)
@@ -233,73 +228,73 @@ def quarantine(folder: Path) -> None:
 
 
 def _read_manifest(folder: Path) -> Checkpoint:
-    """Reads what a checkpoint says of itself.
+    """Read the manifest of a checkpoint.
 
     Raises:
-        InputError: When it is missing or damaged in any byte.
+        InputError: If it is missing, or any byte of it is damaged.
     """
     path = folder / MANIFEST
     content = read_json(path)
     try:
         digest = content.pop("sha256")
         text, expected = _rendered(content)
-        is_whole = digest == expected and path.read_bytes() == text.encode()
-        is_sound = all(_is_entry(name, entry) for name, entry in content["files"].items())
-        if is_whole and is_sound:
+        is_intact = digest == expected and path.read_bytes() == text.encode()
+        is_valid = all(_is_entry(name, entry) for name, entry in content["files"].items())
+        if is_intact and is_valid:
             return Checkpoint(folder=folder, digest=digest, **content)
     except (AttributeError, KeyError, TypeError):
         pass
-    raise InputError(f"{path} is damaged", expected="content that fits its own sha256")
+    raise InputError(f"{path} is damaged", expected="content that matches its own sha256")
 
 
 def _is_entry(name: str, entry: dict[str, Any]) -> bool:
-    """Says whether a manifest's entry names a file of its own folder, and tells what it must."""
+    """Return whether an entry of a manifest is valid, and its file inside the checkpoint."""
     return Path(name).name == name and entry.keys() == {"bytes", "sha256"}
 
 
 def _rendered(content: dict[str, Any]) -> tuple[str, str]:
-    """Returns a manifest as text that holds its own SHA-256, and that."""
+    """Return a manifest as text that holds its own SHA-256, and the SHA-256."""
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
     return json.dumps(content | {"sha256": digest}, indent=2) + "\n", digest
 
 
 def _remove(folder: Path) -> None:
-    """Removes a checkpoint, if it is there, so that a kill leaves no half of it under its name."""
+    """Remove a checkpoint, if it exists; a kill leaves no part of it under its name."""
     if folder.exists():
-        doomed = folder.with_name(folder.name + ".removed" + TEMPORARY_SUFFIX)
-        shutil.rmtree(doomed, ignore_errors=True)
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
+        renamed = folder.with_name(folder.name + ".removed" + TEMPORARY_SUFFIX)
+        shutil.rmtree(renamed, ignore_errors=True)
+        folder.rename(renamed)
+        shutil.rmtree(renamed)
 
 
-def _seemingly_whole(checkpoints: Path) -> Iterator[Checkpoint]:
-    """Yields the checkpoints whose files have their sizes, oldest first."""
+def _complete(checkpoints: Path) -> Iterator[Checkpoint]:
+    """Yield the checkpoints whose files have the right sizes, oldest first."""
     for folder in checkpoint_folders(checkpoints):
         with suppress(InputError):
             yield verify_sizes(folder)
 
 
 def _score(checkpoint: Checkpoint) -> float:
-    """Returns what validation said of a checkpoint; -1 where none did."""
+    """Return the validation score of a checkpoint; -1 if it was not validated."""
     return float(checkpoint.metadata.get(SCORE, -1.0))
 
 
 Which = Literal["best", "last"]
 Weights = Literal["auto", "ema", "raw"]
 
-_PREFIX = {"raw": "", "ema": "ema_"}  # of the keys in a validation line
+_PREFIX = {"raw": "", "ema": "ema_"}  # of the keys of a validation line
 
 
 @dataclass(frozen=True)
 class SelectedWeights:
-    """Weights of a run.
+    """The weights of a run to evaluate or export.
 
     Attributes:
-        checkpoint: Where they stand.
-        which: Whether the best checkpoint was asked for, or the last.
+        checkpoint: The checkpoint that holds them.
+        which: Whether the best or the last checkpoint was requested.
         kind: `raw`, or `ema` for averaged.
-        line: Number of the line of metrics.jsonl that validated them, from 1; None where none did.
-        top1: What it says of them, in [0, 1].
+        line: Number of their validation line in metrics.jsonl, from 1; None without one.
+        top1: Their top-1 in that line, in [0, 1].
     """
 
     checkpoint: Checkpoint
@@ -310,37 +305,37 @@ class SelectedWeights:
 
     @property
     def file(self) -> Path:
-        """The weights, safetensors."""
+        """The weights file, safetensors."""
         if self.kind == "ema":
             return self.checkpoint.folder / EMA_WEIGHTS
         return self.checkpoint.weights
 
     @property
     def prefix(self) -> str:
-        """What the keys of these weights begin with in a validation line."""
+        """Prefix of the keys of these weights in a validation line."""
         return _PREFIX[self.kind]
 
     def __str__(self) -> str:
-        """Says what was chosen, and by which figure."""
+        """Return the checkpoint, the kind of weights, and the accuracy that selected them."""
         kind = "averaged (EMA)" if self.kind == "ema" else "raw"
-        told = f"{self.checkpoint.folder.name}, {kind} weights"
+        name = f"{self.checkpoint.folder.name}, {kind} weights"
         if self.line is None or self.top1 is None:
-            return f"{told}, which {FILE_NAME} has no validation of"
-        return f"{told}: top-1 {self.top1:.2%} in line {self.line} of {FILE_NAME}"
+            return f"{name}, not validated in {FILE_NAME}"
+        return f"{name}: top-1 {self.top1:.2%} in line {self.line} of {FILE_NAME}"
 
 
 def select_checkpoint(run: RunDir, which: Which, weights: Weights) -> SelectedWeights:
-    """Chooses weights of a run by what metrics.jsonl says of them.
+    """Select weights of a run by their validation in metrics.jsonl.
 
-    Training passes over a damaged checkpoint; here, where its figures are quoted, no other will do.
+    Training skips a damaged checkpoint; here it is an error, since its metrics are quoted.
 
     Args:
-        run: The run.
+        run: The run directory.
         which: The checkpoint with the best validation top-1, or the newest.
-        weights: Averaged, raw, or whichever scored better.
+        weights: Averaged, raw, or whichever has the higher top-1.
 
     Raises:
-        InputError: When the run has no checkpoint, no such weights, or the chosen one is damaged.
+        InputError: If the run has no checkpoint or no such weights, or the selected one is damaged.
     """
     folders = checkpoint_folders(run.checkpoints)
     if not folders:
@@ -363,34 +358,29 @@ def select_checkpoint(run: RunDir, which: Which, weights: Weights) -> SelectedWe
         raise InputError(
             f"{run.path} holds no averaged weights",
             expected=f"a checkpoint with {EMA_WEIGHTS}, which ema_decay in the recipe makes",
-            fix="give --weights raw",
+            fix="pass --weights raw",
         )
-    # Of equal ones the oldest, as training names its best, and averaged before raw; the newest of
-    # those that no validation speaks of.
+    # Ties: the oldest, as training marks its best, and averaged before raw. Without any
+    # validation: the newest.
     folder, kind, line, top1 = max(
         candidates, key=lambda c: (-1.0, samples_of(c[0])) if c[3] is None else (c[3], 0)
     )
-    return SelectedWeights(_whole(folder, which), which, kind, line, top1)
+    return SelectedWeights(_verify_selected(folder, which), which, kind, line, top1)
 
 
-def _whole(folder: Path, which: Which) -> Checkpoint:
-    """Verifies the one checkpoint that was chosen.
-
-    Raises:
-        InputError: When it is damaged.
-    """
+def _verify_selected(folder: Path, which: Which) -> Checkpoint:
     try:
         return verify(folder)
     except InputError as error:
         other = "last" if which == "best" else "best"
         raise InputError(
-            f"the {which} checkpoint, {folder}, is not whole: {error}",
-            fix=f"restore the file, or take the other one with --checkpoint {other}",
+            f"the {which} checkpoint, {folder}, is damaged: {error}",
+            fix=f"restore the file, or pass --checkpoint {other}",
         ) from None
 
 
 def _validations(run: Path) -> dict[int, tuple[int, dict[str, Any]]]:
-    """Returns number and content of the validation lines, by the progress that they speak of."""
+    """Return number and content of each validation line, by its `samples_seen`."""
     return {
         record["samples_seen"]: (number, record)
         for number, record in enumerate(read_metrics(run), start=1)

@@ -1,8 +1,7 @@
-"""The continuity guard: what may differ between a run and what goes on with it, and by whose word.
+"""Compatibility of a run with the command that resumes it.
 
-A run that goes on under another recipe, over other shards or in another precision is another run,
-and nothing would tell. So each difference is refused with both values, unless it is named on the
-command line.
+With another recipe, other shards or another precision it would be another run, and nothing would
+show it. So each difference is an error that names both values, unless --allow-change permits it.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from imagenet_rn50.utils.errors import InputError
 
 SHARDS, PRECISION, LEARNING_RATE = "shards", "mixed_precision", "learning_rate"
 _FIXED = ("model", "optimizer.name", "seed")
-"""Changing these makes the saved state meaningless, or the samples seen so far."""
+"""May never change: the saved state, or the samples seen so far, would become meaningless."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that is no longer as it was.
+    """One difference between a run and the command that resumes it.
 
     Attributes:
         key: Its name, as --allow-change takes it.
-        then: What it was.
-        now: What it would be.
+        then: Value of the run.
+        now: Requested value.
     """
 
     key: str
@@ -38,19 +37,19 @@ class Change:
 
 
 def changes_of_recipe(then: Recipe, now: Recipe) -> list[Change]:
-    """Returns each hyperparameter that differs."""
+    """Return the hyperparameters that differ."""
     before, after = (dict(flatten(recipe.model_dump())) for recipe in (then, now))
     return [Change(key, before[key], value) for key, value in after.items() if before[key] != value]
 
 
 def check_names(allowed: tuple[str, ...]) -> None:
-    """Makes sure that what was allowed to change exists and can change.
+    """Check that the names given to --allow-change exist and may change.
 
     Args:
-        allowed: Names of fields of the recipe or of its sections, or the other names of this file.
+        allowed: Fields or sections of the recipe, `shards`, `mixed_precision`, `learning_rate`.
 
     Raises:
-        InputError: Naming the nearest valid key.
+        InputError: If one does not exist, naming the nearest valid one; or if it can never change.
     """
     keys = [key for key, _ in flatten(Recipe().model_dump())]
     sections = {key.partition(".")[0] for key in keys}
@@ -59,25 +58,25 @@ def check_names(allowed: tuple[str, ...]) -> None:
         if name not in valid:
             near = difflib.get_close_matches(name, sorted(valid), n=1, cutoff=0.0)
             raise InputError(
-                f"--allow-change {name}: there is nothing of that name",
+                f"--allow-change {name}: unknown name",
                 expected="a field of the recipe, shards, mixed_precision or learning_rate",
                 fix=f"did you mean {near[0]}?",
             )
         if _covers(_FIXED, name):
             raise InputError(
                 f"--allow-change {name}: it cannot change within a run",
-                expected="the same model, update rule and order of samples from start to end",
-                fix="begin another run with --run",
+                expected="the same model, optimizer and seed throughout a run",
+                fix="start a new run with another --run",
             )
 
 
 def check_compatible(changes: list[Change], allowed: tuple[str, ...], *, subject: str) -> None:
-    """Refuses changes that nobody asked for.
+    """Raise an error for changes that are not allowed.
 
     Args:
-        changes: What differs.
-        allowed: Names of fields or sections that may.
-        subject: Whose values those before are: a sentence, for the message.
+        changes: All differences.
+        allowed: Fields or sections that may change.
+        subject: First line of the message: what has the old values.
 
     Raises:
         InputError: With both values of each change that is not allowed.
@@ -87,15 +86,15 @@ def check_compatible(changes: list[Change], allowed: tuple[str, ...], *, subject
     if not refused:
         return
     names = " ".join(f"--allow-change {change.key}" for change in refused)
-    fix = "name another folder with --run, or drop the changes"
+    fix = "choose another --run, or undo the changes"
     raise InputError(
         subject,
         expected="; ".join(f"{change.key} = {change.then}" for change in refused),
-        found="; ".join(str(change) for change in refused) + "  (there -> asked for)",
-        fix=fix if fixed else f"{fix}, or say that you mean them: {names}",
+        found="; ".join(str(change) for change in refused) + "  (run -> requested)",
+        fix=fix if fixed else f"{fix}, or allow them: {names}",
     )
 
 
 def _covers(names: tuple[str, ...], key: str) -> bool:
-    """Says whether a key, or the section that it is in, is among the names."""
+    """Return whether a key, or its section, is among the names."""
     return key in names or key.partition(".")[0] in names

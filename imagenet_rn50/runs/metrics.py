@@ -1,23 +1,23 @@
-"""metrics.jsonl, the truth about a run, and the journal that writes it.
+"""metrics.jsonl, the only source of a run's logs, plots and model card, and its writer.
 
-Each line is one JSON object with a `kind` and the `samples_seen` and `epoch` that it speaks of:
+Each line is a JSON object with a `kind`, and the `samples_seen` and `epoch` that it refers to:
 
-    start        this process began or went on: versions, device, ranks, precision; changes, what
-                 was allowed to differ from before; checkpoint, where it went on; init_from, name
-                 and sha256 of the weights that it was told to begin with, if any
+    start        this process started or resumed: versions, device, ranks, precision; changes that
+                 --allow-change permitted; checkpoint, if resumed; init_from, name and sha256 of
+                 the pretrained weights, if any
     train        since the last such line: mean loss, num_images, images_per_second, seconds, and
-                 data_wait, the part of them spent waiting for the loader; learning rate, lr;
-                 substitutions, this rank's damaged samples that others stood in for, if any;
-                 sample_hash, of all sample indices that the run has seen, each at its position;
-                 skipped_steps, whose fp16 gradients overflowed, if any; gpu_gib, on a GPU
-    validation   top1 and top5 in [0, 1], loss, num_images, seconds, is_best; the same with ema_
-                 in front for averaged weights, where the recipe keeps them
-    checkpoint   saved, or failed and why; stall_seconds that training stood still for it, seconds
+                 data_wait, the fraction of them spent waiting for the loader; learning rate, lr;
+                 substitutions, damaged samples that this rank substituted, if any; sample_hash, of
+                 all sample indices that the run has seen, each at its position; skipped_steps,
+                 whose fp16 gradients overflowed, if any; gpu_gib, on a GPU
+    validation   top1 and top5 in [0, 1], loss, num_images, seconds, is_best; the same prefixed with
+                 ema_ for averaged weights, if the recipe keeps them
+    checkpoint   failed, the reason or null; stall_seconds that training waited for it, seconds
                  until it was on disk, bytes
-    stop         why this process ended before the run did
+    stop         reason why this process stopped before the run was finished
 
-Where --price-per-hour is given, each line has cost_usd, the money spent so far in the whole run,
-work that was lost included, and cost_left_usd, what the rest takes, once this process has trained.
+With --price-per-hour, each line has cost_usd, the cost of the run so far, preempted work included,
+and cost_left_usd, the expected cost of the rest, once this process has trained.
 """
 
 from __future__ import annotations
@@ -42,14 +42,15 @@ CHECKPOINT, STOP = "checkpoint", "stop"
 
 
 def read_metrics(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """Returns the lines of a run's metrics.jsonl, oldest first.
+    """Return the lines of a run's metrics.jsonl, oldest first.
 
     Args:
-        run: The run folder.
+        run: The run directory.
         kind: Only lines of this kind; None for all.
 
     Raises:
-        InputError: When there is no such file, or a line but an unfinished last one is broken.
+        InputError: If the file does not exist, or a line other than an incomplete last one is
+            invalid.
     """
     path = run / FILE_NAME
     if not path.is_file():
@@ -59,42 +60,42 @@ def read_metrics(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 def parse_lines(text: str, source: str) -> list[dict[str, Any]]:
-    """Parses a metrics.jsonl; an unfinished last line, cut by a kill, is left out.
+    """Parse metrics.jsonl; an incomplete last line, cut off by a kill, is skipped.
 
     Args:
         text: Its content.
-        source: Where it comes from, for messages.
+        source: Its name, for messages.
 
     Raises:
-        InputError: When a line is broken.
+        InputError: If a line is invalid.
     """
     records = []
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         record = parse_json(line, f"line {number} of {source}")
         if not isinstance(record, dict) or "kind" not in record:
-            raise InputError(f"line {number} of {source} is no record", expected='{"kind": ...}')
+            raise InputError(f"line {number} of {source} is not a record", expected='{"kind": ...}')
         records.append(record)
     return records
 
 
 def score(validation: dict[str, Any]) -> float:
-    """Returns what the best is chosen by: top-1 of the averaged weights, where there are any."""
+    """Return what selects the best checkpoint: top-1, of the averaged weights if there are any."""
     return float(validation.get("ema_top1", validation["top1"]))
 
 
 class MetricsLogger:
-    """Appends to a run's metrics.jsonl, on the rank that logs; elsewhere it writes nothing.
+    """Append to a run's metrics.jsonl, on the rank that logs; the others write nothing.
 
     A full disk does not stop training: lines that could not be written are kept for the next write.
 
     Args:
-        run: The run folder.
-        samples_seen: Where the run goes on. Lines of steps after that, which a kill left behind
-            and which will now be run again, are removed.
-        evaluation_due: Whether it goes on with the evaluation of that very place; what an earlier
-            one left behind is removed.
-        cost: Returns figures that every line has, from its `samples_seen`.
-        enabled: False on the ranks that do not log.
+        run: The run directory.
+        samples_seen: Where the run starts or resumes. Lines of later steps, which are now repeated,
+            are removed.
+        evaluation_due: Whether the run resumes with the validation at `samples_seen`; an earlier
+            line of it is removed.
+        cost: Returns values to add to every line, from its `samples_seen`.
+        enabled: False on all ranks but one.
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class MetricsLogger:
         self._file = path.open("ab", buffering=0)
 
     def write(self, kind: str, samples_seen: int, epoch: float, /, **values: Any) -> dict[str, Any]:
-        """Append one line, at once, and return it."""
+        """Append one line immediately, and return it."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         record = {"kind": kind, "samples_seen": samples_seen, "epoch": epoch, "time": now}
         record |= values | self._cost(samples_seen)
@@ -143,10 +144,10 @@ class MetricsLogger:
         return record
 
     def sync(self) -> None:
-        """Brings all lines to the disk; may be called from another thread.
+        """Flush all lines to disk; may be called from another thread.
 
         Raises:
-            OSError: When they find no room there.
+            OSError: If they cannot be written.
         """
         with self._lock:
             self._write_out()
@@ -156,45 +157,45 @@ class MetricsLogger:
 
     @contextmanager
     def warn_on_oserror(self, name: str) -> Iterator[None]:
-        """Lets the body fail to write, and says so once until it succeeds.
+        """Log an OSError of the body instead of raising it: once, until the body succeeds.
 
         Args:
-            name: What it writes.
+            name: What the body writes.
         """
         try:
             yield
         except OSError as error:
             if name not in self._failing:
                 logger.info(
-                    f"{name} cannot be written: {error}\n  the run goes on and will try again"
+                    f"{name} cannot be written: {error}\n  training continues and will retry"
                 )
             self._failing.add(name)
         else:
             if name in self._failing:
-                logger.info(f"{name} is written again")
+                logger.info(f"{name} can be written again")
             self._failing.discard(name)
 
     def best_score(self) -> float:
-        """Returns the best `score` of a validation so far, in [0, 1]; -1 before the first."""
+        """Return the best `score` so far, in [0, 1]; -1 before the first validation."""
         return self._best
 
     def close(self) -> None:
-        """Brings all lines to the disk, if there is room, and closes metrics.jsonl; once."""
+        """Flush all lines to disk, if possible, and close the file; later calls do nothing."""
         if not self._enabled or self._file.closed:
             return
         with suppress(OSError):
             self.sync()
         self._file.close()
         if self._unwritten:
-            logger.info(f"the last lines of {FILE_NAME} are lost: there is no room for them")
+            logger.info(f"the last lines of {FILE_NAME} are lost: they could not be written")
 
     def _write_out(self) -> None:
-        """Appends the lines that wait; what finds no room waits on, a line's rest too."""
+        """Write pending lines; what cannot be written, even part of a line, stays pending."""
         with self.warn_on_oserror(FILE_NAME):
             while self._unwritten:
                 self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
 
 
 def _is_validation_at(line: dict[str, Any], samples_seen: int) -> bool:
-    """Says whether a line is the validation of a place."""
+    """Return whether a line is the validation at `samples_seen`."""
     return bool(line["kind"] == VALIDATION and line["samples_seen"] == samples_seen)

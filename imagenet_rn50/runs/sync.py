@@ -1,15 +1,13 @@
-"""What `--sync` brings elsewhere: the files of a run at one moment, kept from being removed.
-
-A run that is kept elsewhere too and outlives its machine: what `--sync` reads and writes.
+"""`--sync`: upload a run after each save, and download it on a new machine.
 
     ADDRESS/
-      latest.json                  each file of the run: its path, bytes and sha256; written last
-      objects/<sha256>-<name>      the files themselves
-      logs.md, metrics.jsonl       the newest, for people; nothing reads them back
+      latest.json                  path, bytes and sha256 of each file of the run; written last
+      objects/<sha256>-<name>      the files
+      logs.md  metrics.jsonl       the newest, for people; never downloaded
 
-An object never changes, and latest.json names only those that are whole. So a reader finds one
-state of the run or the next, whenever the writer is cut off, and what has not changed since is not
-brought again. What latest.json names no longer is removed only after it.
+An object never changes, and latest.json lists complete ones only. So wherever an upload is cut off,
+a download finds one whole state of the run, and a file that did not change is not uploaded again.
+Objects that are no longer listed are removed once latest.json is written.
 """
 
 from __future__ import annotations
@@ -17,14 +15,18 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.recipe import Recipe, load_recipe
 from imagenet_rn50.runs.checkpoint import (
     MANIFEST,
+    Checkpoint,
     checkpoint_folders,
     newest_checkpoint,
     quarantine,
@@ -39,19 +41,19 @@ from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.parsing import parse_json
 from imagenet_rn50.utils.storage import MissingFileError, RemoteFolder, UnusableFileError
 
-OBJECTS, CHECKPOINTS, LOGS = "objects", "checkpoints", "logs.md"
 STAGING = f"sync{TEMPORARY_SUFFIX}"
-_SMALL_FILES = (SHARDS_FILE, CLASSES_FILE, METRICS, LOGS, "plots/*.png")
+_LATEST, _OBJECTS, _CHECKPOINTS, _LOGS = "latest.json", "objects", "checkpoints", "logs.md"
+_SMALL_FILES = (SHARDS_FILE, CLASSES_FILE, METRICS, _LOGS, "plots/*.png")
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a run, as latest.json tells of it.
+    """A file of a run, as latest.json lists it.
 
     Attributes:
-        path: From the run folder on.
-        bytes: Its size.
-        sha256: Its hash.
+        path: Relative to the run directory.
+        bytes: Size.
+        sha256: Hash.
     """
 
     path: str
@@ -60,103 +62,69 @@ class File:
 
     @property
     def object(self) -> str:
-        """Where its content stands, from the address on."""
-        return f"{OBJECTS}/{self.sha256}-{PurePosixPath(self.path).name}"
+        """Path of its content, relative to the address."""
+        return f"{_OBJECTS}/{self.sha256}-{PurePosixPath(self.path).name}"
 
     @property
     def checkpoint(self) -> str | None:
-        """Name of the checkpoint that it belongs to, if it does."""
+        """Name of the checkpoint that it belongs to, if any."""
         first, _, rest = self.path.partition("/")
-        return rest.partition("/")[0] if first == CHECKPOINTS else None
+        return rest.partition("/")[0] if first == _CHECKPOINTS else None
+
+    def is_valid(self) -> bool:
+        """Return whether the path stays inside the run directory, and the hash can be one."""
+        parts = PurePosixPath(self.path).parts
+        is_inside = bool(parts) and not self.path.startswith("/") and ".." not in parts
+        return is_inside and len(self.sha256) == 64 and self.sha256.isalnum()
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The files of a run at one moment, kept from being removed until they have been brought.
+    """The files of a run at one moment, kept until they are uploaded.
 
     Attributes:
-        folder: Where they are kept, under the paths that they have in the run.
+        folder: Holds them, under their paths.
         files: What they are; recipe.yaml is the last.
-        damaged: Why checkpoints were left out, by their names.
     """
 
     folder: Path
     files: tuple[File, ...]
-    damaged: dict[str, str] = field(default_factory=dict)
 
     def discard(self) -> None:
-        """Lets go of them."""
+        """Remove its links and copies."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def take_snapshot(run: RunDir) -> Snapshot:
-    """Keeps hold of a run's checkpoints, by links that take no space, and of its small files.
+    """Link the checkpoints of a run, which takes no space, and copy its small files.
 
-    A checkpoint whose files are not all there is left out, for the others shall be brought.
-
-    Args:
-        run: The run; no checkpoint of it is removed meanwhile.
+    A checkpoint that lacks a file is skipped. No checkpoint may be removed meanwhile.
     """
-    staging = run.path / STAGING
-    staging.mkdir(exist_ok=True)
-    folder, files = Path(tempfile.mkdtemp(dir=staging)), []
-    paths = [path for pattern in _SMALL_FILES for path in sorted(run.path.glob(pattern))]
-    for path in [*paths, run.path / RECIPE]:
+    (run.path / STAGING).mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=run.path / STAGING))
+    files: list[File] = []
+
+    def add(path: Path, keep: Callable[[Path, Path], Any], **entry: Any) -> None:
         name = path.relative_to(run.path).as_posix()
-        copy = place_in(folder, name)
-        shutil.copyfile(path, copy)
-        files.append(File(name, copy.stat().st_size, sha256_of_file(copy)))
-    damaged = {}
+        kept = _with_parents(folder / name)
+        keep(path, kept)
+        entry = entry or {"bytes": kept.stat().st_size, "sha256": sha256_of_file(kept)}
+        files.append(File(name, **entry))
+
+    for pattern in _SMALL_FILES:
+        for path in sorted(run.path.glob(pattern)):
+            add(path, shutil.copyfile)
     for checkpoint in checkpoint_folders(run.checkpoints):
         try:
-            entries = _entries(checkpoint)
+            entries = verify_sizes(checkpoint).files
         except InputError as error:
-            damaged[checkpoint.name] = str(error)
+            logger.info(f"{checkpoint.name} is not uploaded: {error}")
             continue
-        for entry, (num_bytes, digest) in entries.items():
-            name = f"{CHECKPOINTS}/{checkpoint.name}/{entry}"
-            _link(checkpoint / entry, place_in(folder, name))
-            files.insert(-1, File(name, num_bytes, digest))
-    return Snapshot(folder, tuple(files), damaged)
-
-
-def clear_staging(run: RunDir) -> None:
-    """Removes what a process that was killed kept hold of."""
-    shutil.rmtree(run.path / STAGING, ignore_errors=True)
-
-
-def place_in(folder: Path, path: str) -> Path:
-    """Returns a path in a folder, where its own folder is there."""
-    place = folder / path
-    place.parent.mkdir(parents=True, exist_ok=True)
-    return place
-
-
-def _entries(checkpoint: Path) -> dict[str, tuple[int, str]]:
-    """Returns bytes and sha256 of each file of a checkpoint; its manifest is the last.
-
-    Raises:
-        InputError: When one is missing or has another size.
-    """
-    listed = verify_sizes(checkpoint).files
-    manifest = checkpoint / MANIFEST
-    entries = {name: (entry["bytes"], entry["sha256"]) for name, entry in listed.items()}
-    return entries | {MANIFEST: (manifest.stat().st_size, sha256_of_file(manifest))}
-
-
-def _link(source: Path, target: Path) -> None:
-    """Gives a file a second name; copies it where the file system has none such."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-_LATEST = "latest.json"
-
-
-class Superseded(Exception):
-    """A newer snapshot waits, and there is no time for this one."""
+        for name, entry in entries.items():
+            add(checkpoint / name, _link_or_copy, **entry)
+        add(checkpoint / MANIFEST, _link_or_copy)
+    add(run.path / RECIPE, shutil.copyfile)
+    return Snapshot(folder, tuple(files))
 
 
 @dataclass
@@ -168,35 +136,36 @@ class RemoteRun:
     """
 
     folder: RemoteFolder
-    _there: set[str] | None = field(default=None, repr=False)
-    _ours: list[str | None] = field(default_factory=list, repr=False)
+    _objects: set[str] | None = field(default=None, repr=False)
+    _known_latest: list[str | None] = field(default_factory=list, repr=False)
 
     def latest(self) -> list[File] | None:
-        """Returns what stands there, or None when nothing does.
+        """Return the files of the run, or None if there is none.
 
         Raises:
-            InputError: When that cannot be told, or it is no run.
+            InputError: If they cannot be read, or do not describe a run.
         """
         text = self._read_latest()
-        self._ours = [text]
+        self._known_latest = [text]
         if text is None:
             return None
         try:
             files = [File(**entry) for entry in parse_json(text, _LATEST)["files"]]
-        except (ValueError, KeyError, TypeError):
-            files = []
-        if not files or not all(map(_is_sound, files)):
+            is_valid = bool(files) and all(file.is_valid() for file in files)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            is_valid = False
+        if not is_valid:
             raise InputError(
                 f"{self.folder.public}/{_LATEST} is damaged",
-                expected="what --sync wrote: the path, bytes and sha256 of each file of a run",
+                expected="what --sync wrote: path, bytes and sha256 of each file of a run",
             )
         return files
 
     def require_writable(self) -> None:
-        """Makes sure that a run can be brought there, before hours are spent.
+        """Upload and remove an empty file, before hours are spent.
 
         Raises:
-            InputError: When it cannot.
+            InputError: If that fails.
         """
         with tempfile.TemporaryDirectory() as name:
             probe = Path(name) / "probe"
@@ -204,92 +173,96 @@ class RemoteRun:
             self.folder.upload(probe, probe.name)
         self.folder.remove(probe.name)
 
-    def bring(self, snapshot: Snapshot, is_superseded: Callable[[], bool] = lambda: False) -> None:
-        """Brings a snapshot there, and then removes what belongs to none.
+    def upload(self, snapshot: Snapshot, is_superseded: Callable[[], bool] = lambda: False) -> bool:
+        """Upload a snapshot, then remove the objects that are no longer listed.
 
         Args:
             snapshot: From `take_snapshot`.
-            is_superseded: Is asked between two files.
+            is_superseded: Called before each file; if it returns True, the upload is abandoned and
+                the run at the address is left as it was.
+
+        Returns:
+            Whether the upload was completed.
 
         Raises:
-            Superseded: When it says so; what is there stays as it is.
-            InputError: When that fails, or another process has brought something since `latest`.
+            InputError: If that fails, or another process has uploaded since `latest`.
         """
-        if self._there is None:
-            self._there = {f"{OBJECTS}/{name}" for name in self.folder.names(OBJECTS)}
+        if self._objects is None:
+            self._objects = {f"{_OBJECTS}/{name}" for name in self.folder.names(_OBJECTS)}
         for file in snapshot.files:
-            if file.object not in self._there:
+            if file.object not in self._objects:
                 if is_superseded():
-                    raise Superseded
+                    return False
                 self.folder.upload(snapshot.folder / file.path, file.object)
-                self._there.add(file.object)
-        content = {"files": [vars(file) for file in snapshot.files]}
-        write_json(snapshot.folder / _LATEST, content)
-        if self._read_latest() not in self._ours:
+                self._objects.add(file.object)
+        latest = snapshot.folder / _LATEST
+        write_json(latest, {"files": [vars(file) for file in snapshot.files]})
+        if self._read_latest() not in self._known_latest:
             raise InputError(
                 f"another process syncs to {self.folder.public}",
-                fix="end one of them; each run needs an address of its own",
+                expected="an address of its own for each run",
+                fix="stop one of the two processes",
             )
-        # A write that fails may have been done all the same.
-        self._ours.append((snapshot.folder / _LATEST).read_text(encoding="utf-8"))
-        self.folder.upload(snapshot.folder / _LATEST, _LATEST)
-        self._ours = self._ours[-1:]
-        for name in (LOGS, METRICS):
+        # An upload that is reported as failed may have succeeded: then this is ours, too.
+        self._known_latest.append(latest.read_text(encoding="utf-8"))
+        self.folder.upload(latest, _LATEST)
+        self._known_latest = self._known_latest[-1:]
+        for name in (_LOGS, METRICS):
             if (snapshot.folder / name).is_file():
                 self.folder.upload(snapshot.folder / name, name)
-        for name in self._there - {file.object for file in snapshot.files}:
+        for name in self._objects - {file.object for file in snapshot.files}:
             self.folder.remove(name)
-            self._there.remove(name)
+            self._objects.remove(name)
+        return True
 
     def recipe(self, files: list[File]) -> Recipe:
-        """Returns the recipe of the run that stands there.
+        """Return the recipe of the run at the address.
 
         Raises:
-            InputError: When it cannot be had.
+            InputError: If it cannot be downloaded.
         """
         with tempfile.TemporaryDirectory() as name:
-            self._get(next(file for file in files if file.path == RECIPE), Path(name))
+            self._download(next(file for file in files if file.path == RECIPE), Path(name))
             return load_recipe(str(Path(name) / RECIPE))
 
-    def fetch(self, files: list[File], run: RunDir) -> None:
-        """Brings the run here, and makes sure that it is whole; `recipe.yaml` comes last.
+    def download(self, files: list[File], run: RunDir) -> None:
+        """Download the run and verify it; recipe.yaml, which makes it a run, comes last.
 
-        A checkpoint that is damaged there is passed over. What a kill cuts off is done again by the
-        next call.
+        A checkpoint that is damaged at the address is skipped. If a download is cut off, the next
+        call completes it.
 
         Args:
             files: From `latest`.
-            run: Where to; may hold an older state of the same run.
+            run: The run directory; may hold an older state of the same run.
 
         Raises:
-            InputError: When a file of it cannot be had, or no checkpoint of those that it has.
+            InputError: If a file cannot be downloaded, or no checkpoint is intact.
         """
-        staging = run.path / STAGING
-        staging.mkdir(parents=True, exist_ok=True)
+        (run.path / STAGING).mkdir(parents=True, exist_ok=True)
         run.checkpoints.mkdir(exist_ok=True)
         for file in files:
             if file.checkpoint is None and file.path != RECIPE:
-                self._get(file, run.path)
+                self._download(file, run.path)
         names = list(dict.fromkeys(file.checkpoint for file in files if file.checkpoint))
         are_here = [
-            self._fetch_checkpoint(name, [f for f in files if f.checkpoint == name], run)
+            self._download_checkpoint(name, [f for f in files if f.checkpoint == name], run)
             for name in names
         ]
         if names and not any(are_here) and newest_checkpoint(run.checkpoints) is None:
             raise InputError(
-                f"every checkpoint at {self.folder.public} is damaged, and none stands here",
-                expected="a whole one among them",
+                f"every checkpoint at {self.folder.public} is damaged, and {run.path} has none",
+                expected="at least one intact checkpoint",
                 found=", ".join(names),
-                fix="restore its files there; or, to begin anew, name another address with --sync "
-                "and another folder with --run",
+                fix="restore its files at the address; or start a new run, with another --sync and "
+                "another --run",
             )
         for file in files:
             if file.path == RECIPE:
-                self._get(file, run.path)
-        shutil.rmtree(staging)
+                self._download(file, run.path)
+        shutil.rmtree(run.path / STAGING)
 
-    def _fetch_checkpoint(self, name: str, files: list[File], run: RunDir) -> bool:
-        """Fetches a checkpoint, unless it is here; returns whether it now is."""
+    def _download_checkpoint(self, name: str, files: list[File], run: RunDir) -> bool:
+        """Download a checkpoint, unless it is intact here; return whether it is now."""
         final = run.checkpoints / name
         try:
             verify(final)
@@ -297,27 +270,25 @@ class RemoteRun:
             pass
         else:
             return True
-        parts = run.path / STAGING / "fetched"
-        shutil.rmtree(parts, ignore_errors=True)
+        staging = run.path / STAGING / "download"
+        shutil.rmtree(staging, ignore_errors=True)
         try:
             for file in files:
-                self._get(file, parts)
-            verify(parts / CHECKPOINTS / name)
+                self._download(file, staging)
+            verify(staging / _CHECKPOINTS / name)
         except UnusableFileError as error:
-            logger.info(f"passing over a damaged checkpoint: {error}")
+            logger.info(f"skipping a damaged checkpoint: {error}")
             return False
         if final.exists():
             quarantine(final)
-        (parts / CHECKPOINTS / name).rename(final)
+        (staging / _CHECKPOINTS / name).rename(final)
         return True
 
-    def _get(self, file: File, folder: Path) -> None:
-        """Downloads a file to its path in a folder, and checks it."""
-        target = place_in(folder, file.path)
+    def _download(self, file: File, folder: Path) -> None:
+        target = _with_parents(folder / file.path)
         self.folder.download(file.object, target, num_bytes=file.bytes, sha256=file.sha256)
 
     def _read_latest(self) -> str | None:
-        """Returns latest.json, or None where there is none."""
         with tempfile.TemporaryDirectory() as name:
             target = Path(name) / _LATEST
             try:
@@ -327,8 +298,130 @@ class RemoteRun:
             return target.read_text(encoding="utf-8")
 
 
-def _is_sound(file: File) -> bool:
-    """Says whether a file belongs where a run has its own: under its folder, and nowhere else."""
-    parts = PurePosixPath(file.path).parts
-    is_inside = bool(parts) and not file.path.startswith("/") and ".." not in parts
-    return is_inside and len(file.sha256) == 64 and file.sha256.isalnum()
+class AsyncUploader:
+    """Upload a run in a thread: neither training nor the next save waits for it.
+
+    An upload that fails is logged once, until one succeeds, and never stops training.
+
+    Args:
+        run: The run directory.
+        address: Where to, as given to --sync; None disables it.
+        enabled: False on all ranks but one; there, all methods do nothing.
+    """
+
+    def __init__(self, run: RunDir, address: str | None, *, enabled: bool) -> None:
+        self._run = run
+        self._remote: RemoteRun | None = None
+        if address is None or not enabled:
+            return
+        self._remote = open_remote(address)
+        self._remote.latest()
+        shutil.rmtree(run.path / STAGING, ignore_errors=True)  # of a process that was killed
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sync")
+        self._lock = threading.Lock()
+        self._pending: Snapshot | None = None
+        self._is_finishing = False
+        self._has_failed = False
+        if newest_checkpoint(run.checkpoints):
+            self.upload()  # an earlier process may have been killed before it did
+
+    def upload(self, checkpoint: Checkpoint | None = None) -> None:
+        """Start to upload the run as it is now; an older state that still waits is dropped."""
+        if self._remote is None:
+            return
+        try:
+            snapshot = take_snapshot(self._run)
+        except Exception as error:  # such as a disk that is full
+            self._log_failure(error)
+            return
+        with self._lock:
+            older, self._pending = self._pending, snapshot
+        if older:
+            older.discard()
+        else:
+            self._executor.submit(self._upload_pending)
+
+    def finish(self) -> None:
+        """Upload the run as it is at the end, and wait until that is done."""
+        if self._remote is None:
+            return
+        self._is_finishing = True
+        self.upload()
+        self._executor.shutdown()
+        shutil.rmtree(self._run.path / STAGING, ignore_errors=True)
+        if self._has_failed:
+            logger.info(
+                f"{self._remote.folder.public} lacks the end of the run; it is only in "
+                f"{self._run.path}"
+            )
+
+    def _upload_pending(self) -> None:
+        """Upload the snapshot that waits; in the thread."""
+        with self._lock:
+            snapshot, self._pending = self._pending, None
+        assert snapshot is not None
+        assert self._remote is not None
+        try:
+            if self._remote.upload(snapshot, self._is_superseded):
+                if self._has_failed:
+                    logger.info(f"uploading works again: {self._remote.folder.public}")
+                self._has_failed = False
+        except Exception as error:
+            self._log_failure(error)
+        finally:
+            snapshot.discard()
+
+    def _is_superseded(self) -> bool:
+        # At the end a launcher may leave seconds: give way to the newer state that waits.
+        return self._is_finishing and self._pending is not None
+
+    def _log_failure(self, error: Exception) -> None:
+        if not self._has_failed:
+            # A storage's own messages may hold a token; ours do not.
+            reason = error if isinstance(error, InputError) else type(error).__name__
+            logger.info(
+                f"uploading the run failed: {reason}\n  training continues; the next save retries"
+            )
+        self._has_failed = True
+
+
+def open_remote(address: str) -> RemoteRun:
+    """Return the run at an address of fsspec, or at a path, which may be relative."""
+    return RemoteRun(RemoteFolder(_absolute(address)))
+
+
+def require_outside_runs(address: str, run: RunDir) -> None:
+    """Refuse a path where an upload would replace or remove files of a run directory.
+
+    Raises:
+        InputError: If the path is in this run directory, is another one, or keeps this one among
+            its objects.
+    """
+    scheme, _, path = _absolute(address).rpartition("://")
+    if scheme not in {"", "file", "local"}:
+        return
+    here, there = run.path.resolve(), Path(path).resolve()
+    is_within = there.is_relative_to(here) or here.is_relative_to(there / _OBJECTS)
+    if is_within or (there / RECIPE).is_file():
+        raise InputError(
+            f"--sync {address}: a run cannot be uploaded into a run directory",
+            expected="an address for this run alone, outside of every run directory",
+            found=f"{there}, and --run {here}",
+            fix="choose another --sync",
+        )
+
+
+def _absolute(address: str) -> str:
+    return address if "://" in address else str(Path(address).absolute())
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # the file system has no hard links
+        shutil.copyfile(source, target)
+
+
+def _with_parents(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -217,7 +217,7 @@ def decode(content: bytes) -> Image.Image:
 
 
 def _decode(content: bytes) -> tuple[Image.Image, int]:
-    """Decode an image whole, to upright RGB or gray, and returns its orientation before.
+    """Decode an image whole, to upright RGB or gray, and return its orientation before.
 
     Pillow draws the line between damaged and useless, as it does for most who train on ImageNet: it
     reads over a flaw within the data, but not over data that end too early.

@@ -222,7 +222,7 @@ class Manifest:
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
-        """Read the manifest of the shards in `folder` and checks its columns against their hash.
+        """Read the manifest in `folder`, and check its columns against their hash.
 
         Raises:
             InputError: When there is none, or it is damaged, or of another format.
@@ -375,7 +375,7 @@ def _encode_columns(split: Split) -> bytes:
 
 
 def _read_split(folder: Path, entry: dict[str, Any]) -> Split:
-    """Read one split's columns and checks them against the hash in the JSON."""
+    """Read one split's columns and check them against the hash in the JSON."""
     path = folder / Path(entry["columns"]).name
     fix = "restore the file, or rebuild the manifest: python shard_imagenet.py index --shards DIR"
     if not path.is_file() or sha256_of_file(path) != entry["columns_sha256"]:

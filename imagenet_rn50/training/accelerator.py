@@ -1,4 +1,4 @@
-"""The Accelerator that training expects, and what logs say about a process."""
+"""Make the Accelerator that `Trainer` expects, and describe the system for logs."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) ->
     """Make the Accelerator that `Trainer` expects. The launcher chooses devices and precision.
 
     Args:
-        run: Run folder, for trackers that write files.
+        run: Run directory, for trackers that write files.
         trackers: Names of Accelerate's trackers: tensorboard, wandb, trackio.
 
     Raises:
-        InputError: If a tracker is not installed, which Accelerate would ignore; or if
-            Accelerate is told to accumulate gradients; if the processes of this launch did not
-            join.
+        InputError: If a tracker is not installed, which Accelerate would ignore; if Accelerate is
+            configured to accumulate gradients; or if the launched processes did not join.
     """
     for name in trackers:
         if importlib.util.find_spec(name) is None:
@@ -42,17 +41,17 @@ def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) ->
     check_world_size(accelerator.num_processes, on_gpu=accelerator.device.type == "cuda")
     if (num_steps := accelerator.gradient_accumulation_steps) != 1:
         raise InputError(
-            f"Accelerate is told to accumulate gradients over {num_steps} steps, which would scale "
-            "them a second time",
-            expected="1: the recipe's global_batch and micro_batch say how often to accumulate",
-            fix="unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS, or leave it out of the launcher's "
+            f"Accelerate is configured to accumulate gradients over {num_steps} steps, which would "
+            "scale them twice",
+            expected="1: the recipe's global_batch and micro_batch determine the accumulation",
+            fix="unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS, or omit it from the launcher's "
             "options",
         )
     return accelerator
 
 
 def system_info(accelerator: Accelerator) -> dict[str, Any]:
-    """Return what a model card or a bug report needs to know of this process; no secrets."""
+    """Return hardware, precision and versions, for model cards and bug reports; no secrets."""
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {

@@ -1,16 +1,16 @@
-"""BatchNorm statistics that do not depend on how a global batch was laid out.
+"""BatchNorm statistics that do not depend on how a global batch is split over ranks and time.
 
-A global batch is several micro batches, run one after the other on a rank or side by side on
-several. Running statistics r would then decay once per micro batch on one rank and once in all on
-many. Here every global batch moves them exactly once, by the mean over its micro batches:
+A global batch is several micro batches, one after the other on a rank or in parallel on several.
+Left alone, running statistics r would decay once per micro batch on one rank, and once per step on
+many. Here every global batch updates them exactly once, by the mean over its micro batches:
 
     r  <-  (1 - m) r + m mean(b_1, ..., b_n)
 
-On a rank that runs several micro batches in turn, the layers run with momentum 1, so that each
-leaves its own statistics b_i, which are added up; momentum m is applied once, after the step. (A
-momentum that changes from turn to turn would do without the sum, but under torch.compile each value
-of it is another graph to compile.) Over ranks, buffers are averaged after each step; the update is
-linear, so the average is the formula's too.
+On a rank that accumulates several micro batches, the layers run with momentum 1, so that each micro
+batch leaves its own statistics b_i. These are summed, and momentum m is applied once, after the
+step. (A momentum that changes with the micro step would need no sum, but torch.compile would
+compile one graph for each value.) Over ranks, buffers are averaged after each step; the update is
+linear, so the average equals the formula.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class RunningStatistics:
     """The running statistics of a model's BatchNorm layers, all of one momentum.
 
     Args:
-        model: The bare model.
-        accumulation: Micro batches that this rank runs in a step.
+        model: The unwrapped model.
+        accumulation: Micro batches of this rank in one step.
         world_size: Number of ranks.
     """
 
@@ -43,12 +43,16 @@ class RunningStatistics:
             for layer in self._layers:
                 layer.momentum = 1.0
 
-    def before_micro_batch(self, turn: int) -> None:
-        """Take note of the micro batch before; `turn` counts from 0 within the step."""
+    def before_micro_batch(self, micro_step: int) -> None:
+        """Collect the statistics of the previous micro batch of the step.
+
+        Args:
+            micro_step: Micro batches of this step that ran before.
+        """
         if self._accumulation == 1:
             return
-        self._num_begun = turn + 1
-        if turn == 0:
+        self._num_begun = micro_step + 1
+        if micro_step == 0:
             self._before = self._read()
             self._sum = torch.zeros_like(self._before)
         else:
@@ -56,7 +60,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def abandon_step(self) -> None:
-        """Undo the micro batches of a step that is not finished; BatchNorm counts them, too."""
+        """Undo the micro batches of an unfinished step, in BatchNorm's counters too."""
         if self._num_begun == 0:
             return
         self._write(self._before)
@@ -65,7 +69,11 @@ class RunningStatistics:
         self._num_begun = 0
 
     def after_step(self, reduce: Reduce) -> None:
-        """Moves the statistics by one step; every rank calls it after every step."""
+        """Update the running statistics; every rank calls it after every step.
+
+        Args:
+            reduce: Sums a tensor over all ranks.
+        """
         if self._accumulation == 1 and self._world_size == 1:
             return
         now = self._read()
@@ -77,7 +85,7 @@ class RunningStatistics:
         self._write(now)
 
     def _buffers(self) -> list[Tensor]:
-        """Return running means and variances, where they are now."""
+        """Return the current running means and variances."""
         buffers = [b for layer in self._layers for b in (layer.running_mean, layer.running_var)]
         return [buffer for buffer in buffers if buffer is not None]
 

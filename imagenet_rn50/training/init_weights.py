@@ -1,4 +1,4 @@
-"""What a run begins with, where it does not begin from scratch."""
+"""Initialise a run from pretrained weights (--init-from), and check that they fit the recipe."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def init_from_pretrained(
         init_from: Weights, as `read_pretrained` takes them.
         recipe: Its normalisation must be that of the weights.
         accelerator: Prints what was done, once.
-        kind: Averaged or raw weights, where a file holds both.
+        kind: Averaged or raw weights, if the file holds both.
 
     Returns:
-        The source of the weights, for the log line of this start.
+        The source of the weights, for the start line of metrics.jsonl.
 
     Raises:
-        InputError: If they cannot be read, belong to another architecture, or were trained for
-            other normalisation than the recipe's.
+        InputError: If they cannot be read, have another architecture, or were trained with another
+            normalisation than the recipe's.
     """
     assert isinstance(model, ResNetForImageClassification)
     pretrained = read_pretrained(init_from, kind, option="--init-weights")
@@ -64,57 +64,50 @@ def init_from_pretrained(
 
 
 def _require_same_architecture(pretrained: Pretrained, model: ResNetForImageClassification) -> None:
-    """Refuse weights of an architecture that training cannot build from a recipe.
-
-    Raises:
-        InputError: Naming the field of its configuration, with both values.
-    """
+    """Refuse weights of an architecture other than the recipe's, naming the field that differs."""
     variant = pretrained.declared.variant if pretrained.declared else {}
     for name in VARIANT:
         ours, theirs = getattr(model.config, name), variant.get(name, getattr(model.config, name))
         if theirs != ours:
             raise InputError(
-                f"{pretrained.declared} is another architecture than the recipe's",
-                expected=f"{name} {ours!r}, which is all that a recipe can train",
+                f"{pretrained.declared} has another architecture than the recipe",
+                expected=f"{name} {ours!r}, the only one that a recipe can train",
                 found=f"{name} {theirs!r}",
-                fix="begin with other weights",
+                fix="choose other weights",
             )
     pretrained.rebuild()
 
 
 def _require_same_normalisation(pretrained: Pretrained, data: DataRecipe) -> str:
-    """Refuse weights that were trained on images normalised in another way.
+    """Refuse weights that were trained with another normalisation, naming both values.
 
     Returns:
-        What is known of how images were prepared for them.
-
-    Raises:
-        InputError: Naming mean or deviation, with both values.
+        The preprocessing that the weights were trained with, as a sentence.
     """
     processor = pretrained.processor()
     if processor is None:
         return (
-            "they do not state how images were prepared: assuming the recipe's "
-            f"--data.mean {_words(data.mean)} --data.std {_words(data.std)}"
+            "they do not state their preprocessing: assuming the recipe's "
+            f"--data.mean {_numbers(data.mean)} --data.std {_numbers(data.std)}"
         )
     mean, std = normalisation_of(processor)
     for name, theirs, ours in (("mean", mean, data.mean), ("std", std, data.std)):
         if not all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip(theirs, ours, strict=True)):
             raise InputError(
-                f"{pretrained.name} was trained on images normalised in another way",
-                expected=f"{name} {_words(ours)}, the recipe's",
-                found=f"{name} {_words(theirs)}",
-                fix=f"--data.mean {_words(mean)} --data.std {_words(std)}",
+                f"{pretrained.name} was trained with another normalisation",
+                expected=f"{name} {_numbers(ours)}, the recipe's",
+                found=f"{name} {_numbers(theirs)}",
+                fix=f"--data.mean {_numbers(mean)} --data.std {_numbers(std)}",
             )
     settings = processor.to_dict()
     sizes = {name: settings.get(name) for name in ("size", "crop_size", "resample")}
-    return f"its images were prepared with {sizes}; the recipe resizes to {data.eval_resize} px" + (
+    return f"they were trained with {sizes}; the recipe resizes to {data.eval_resize} px" + (
         f", crops {data.eval_size} px and interpolates bilinearly"
     )
 
 
-def _words(values: Any) -> str:
-    """Return numbers as an option takes them."""
+def _numbers(values: Any) -> str:
+    """Return numbers as a command line takes them."""
     return " ".join(f"{value:g}" for value in values)
 
 
@@ -124,20 +117,20 @@ def _classifier(
     fresh: dict[str, torch.Tensor],
     took_head: bool,
 ) -> str:
-    """Put the classifier's rows into the order of the run's classes, and return what became of it.
+    """Reorder the classifier's rows to the run's classes; return what was done, for the log.
 
-    Where a name of one class stands at the index of another, rows follow the names; a class that
-    the weights do not name keeps its fresh row.
+    If names have other indices in the weights, rows are matched by name, and a class that the
+    weights do not name keeps its fresh row.
     """
     num_classes = model.config.num_labels
     if not took_head:
         return (
-            f"but its classifier is new: it told {pretrained.num_classes} classes apart, "
-            f"here there are {num_classes}"
+            f"with a new classifier: theirs has {pretrained.num_classes} classes, this run has "
+            f"{num_classes}"
         )
     theirs, ours = pretrained.labels(), list((model.config.id2label or {}).values())
     if theirs is None or theirs == ours:
-        return "its classifier included"
+        return "including the classifier"
     row_of = {first_name(name): row for row, name in enumerate(theirs)}
     rows = [row_of.get(first_name(name)) for name in ours]
     is_distinct = len(row_of) == len(theirs) == len({first_name(name) for name in ours})
@@ -150,11 +143,11 @@ def _classifier(
                     parameter[index] = fresh[name][index] if row is None else taken[row]
         named = sum(row is not None for row in rows)
         return (
-            f"its classifier in the order of the run's classes: {named} of {num_classes} by name"
-            + ("" if named == num_classes else ", the others new")
+            f"including the classifier, its rows reordered by class name: {named} of {num_classes} "
+            "matched" + ("" if named == num_classes else ", the others new")
         )
     differing = [pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1]]
     return (
-        f"its classifier included, though {len(differing)} of {num_classes} classes "
-        f"are named otherwise there ({differing[0][0]!r} for {differing[0][1]!r})"
+        f"including the classifier, although {len(differing)} of {num_classes} classes "
+        f"have another name there ({differing[0][0]!r} for {differing[0][1]!r})"
     )

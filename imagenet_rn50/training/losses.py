@@ -1,7 +1,7 @@
 """Loss, label smoothing, mixup and CutMix.
 
-The loss is computed outside the model: transformers' own knows no label smoothing. Mixing is drawn
-from (seed, position in the training stream), so that it is the same for any number of ranks.
+The loss is computed outside the model: transformers' own has no label smoothing. Mixing is seeded
+by (seed, position in the training stream), so that it is the same for any number of ranks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LABELS = {
     "cross_entropy": "cross-entropy, nats",
     "bce": "binary cross-entropy, mean over classes, nats",
 }
-"""What each loss is called in plots, with its unit."""
+"""Name and unit of each loss, for plots."""
 
 
 def smooth_targets(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
@@ -45,7 +45,7 @@ def training_loss(logits: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:
     Args:
         logits: (B, C) float.
         targets: True classes, (B,) int64; or their distribution, (B, C) float, already smoothed.
-        recipe: Says which loss, and how labels are smoothed.
+        recipe: Its loss, threshold and label smoothing.
 
     Returns:
         A scalar: cross-entropy in nats; for `bce` the mean over images and classes (Wightman et
@@ -61,43 +61,44 @@ def training_loss(logits: Tensor, targets: Tensor, recipe: Recipe) -> Tensor:
     return functional.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
-def mix(pictures: Tensor, targets: Tensor, recipe: Recipe, position: int) -> tuple[Tensor, Tensor]:
-    """Mix each picture of a micro batch with the one that stands opposite.
+def mix(images: Tensor, targets: Tensor, recipe: Recipe, position: int) -> tuple[Tensor, Tensor]:
+    """Mix each image i of a micro batch of B with image B - 1 - i.
 
-    Mixup (Zhang et al. 2018) adds the two with weights from a Beta distribution; CutMix (Yun et al.
-    2019) pastes a box of the other, whose area is drawn from one. Targets are mixed alike.
+    Mixup (Zhang et al. 2018) blends the two with a weight from a Beta distribution; CutMix (Yun et
+    al. 2019) pastes a box of the other image, whose area is from a Beta distribution. Targets are
+    mixed in the same proportion.
 
     Args:
-        pictures: (B, 3, H, W) float, normalised.
+        images: (B, 3, H, W) float, normalised.
         targets: Distributions over classes; (B, C) float.
-        recipe: Says what is on, and how much.
+        recipe: Its mixup_alpha, cutmix_alpha and seed.
         position: Where the micro batch begins in the training stream.
 
     Returns:
-        Pictures and targets of the same shapes; as they were, when the recipe does not mix.
+        Images and targets of the same shapes; unchanged if the recipe does not mix.
     """
     if not (recipe.mixup_alpha or recipe.cutmix_alpha):
-        return pictures, targets
+        return images, targets
     entropy = np.random.SeedSequence([recipe.seed, position, _MIXING_STREAM])
-    draws = np.random.Generator(np.random.Philox(entropy))
-    use_cutmix = bool(recipe.cutmix_alpha) and (not recipe.mixup_alpha or draws.random() < 0.5)
+    rng = np.random.Generator(np.random.Philox(entropy))
+    use_cutmix = bool(recipe.cutmix_alpha) and (not recipe.mixup_alpha or rng.random() < 0.5)
     alpha = recipe.cutmix_alpha if use_cutmix else recipe.mixup_alpha
-    weight = float(draws.beta(alpha, alpha))
+    weight = float(rng.beta(alpha, alpha))
     if use_cutmix:
-        pictures, weight = _paste(pictures, weight, draws)
+        images, weight = _paste(images, weight, rng)
     else:
-        pictures = pictures.lerp(pictures.flip(0), 1 - weight)
-    return pictures, targets.lerp(targets.flip(0), 1 - weight)
+        images = images.lerp(images.flip(0), 1 - weight)
+    return images, targets.lerp(targets.flip(0), 1 - weight)
 
 
-def _paste(pictures: Tensor, weight: float, draws: np.random.Generator) -> tuple[Tensor, float]:
-    """Paste a box of the opposite pictures, and returns what part of the own is left."""
-    height, width = pictures.shape[-2:]
+def _paste(images: Tensor, weight: float, rng: np.random.Generator) -> tuple[Tensor, float]:
+    """Paste a box of the other images; return the images and the fraction that is still theirs."""
+    height, width = images.shape[-2:]
     side = math.sqrt(1 - weight)
-    middle_y, middle_x = int(draws.integers(height)), int(draws.integers(width))
+    center_y, center_x = int(rng.integers(height)), int(rng.integers(width))
     half_height, half_width = round(height * side / 2), round(width * side / 2)
-    top, bottom = max(middle_y - half_height, 0), min(middle_y + half_height, height)
-    left, right = max(middle_x - half_width, 0), min(middle_x + half_width, width)
-    mixed = torch.clone(pictures, memory_format=torch.preserve_format)
-    mixed[..., top:bottom, left:right] = pictures.flip(0)[..., top:bottom, left:right]
+    top, bottom = max(center_y - half_height, 0), min(center_y + half_height, height)
+    left, right = max(center_x - half_width, 0), min(center_x + half_width, width)
+    mixed = torch.clone(images, memory_format=torch.preserve_format)
+    mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
     return mixed, 1 - (bottom - top) * (right - left) / (height * width)

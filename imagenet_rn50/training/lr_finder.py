@@ -1,8 +1,8 @@
-"""The learning rate finder: a ramp over the real model, data and ranks (Smith 2017).
+"""The learning rate range test (Smith 2017), on the real model, data and ranks.
 
-The rate grows exponentially, a step at a time; the smoothed loss falls, reaches its lowest and
-explodes. The rate where it is lowest is too high to train with: steps there nearly undo each other.
-A third of it is suggested as a peak.
+The learning rate grows exponentially with each step; the smoothed loss falls, reaches its minimum
+and explodes. The rate at the minimum is too high to train with: steps there nearly undo each other.
+A third of it is suggested as the peak.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _SAFETY = 3.0
 
 @dataclass(frozen=True)
 class Ramp:
-    """What a ramp found.
+    """Result of a range test.
 
     Attributes:
         rates: Learning rate of each step.
-        losses: Its loss, nats.
-        smoothed: Its smoothed loss, nats.
-        suggestion: Peak learning rate to try.
+        losses: Loss of each step, nats.
+        smoothed: Smoothed loss of each step, nats.
+        suggestion: Suggested peak learning rate.
     """
 
     rates: list[float]
@@ -45,14 +45,14 @@ class Ramp:
 
 
 def ramp(step: Callable[[float], float], num_steps: int = NUM_STEPS) -> Ramp:
-    """Take steps at growing rates until the loss explodes.
+    """Take steps at growing learning rates until the loss explodes.
 
     Args:
-        step: Takes one training step at a learning rate and returns its loss, before the step.
-        num_steps: Steps from `LOWEST` to `HIGHEST`.
+        step: Takes one training step at a learning rate, and returns the loss before it.
+        num_steps: Number of steps from `LOWEST` to `HIGHEST`.
 
-    Returns:
-        What was found.
+    Raises:
+        RuntimeError: If the loss is not finite at the first step.
     """
     rates: list[float] = []
     losses: list[float] = []
@@ -76,14 +76,14 @@ def ramp(step: Callable[[float], float], num_steps: int = NUM_STEPS) -> Ramp:
 
 
 def find_lr(trainer: Trainer, num_steps: int = NUM_STEPS) -> Ramp:
-    """Run the ramp from the trainer's weights, and restore everything afterwards.
+    """Run the range test from the trainer's weights, and restore all state afterwards.
 
     All ranks call it; one writes `lr_finder.json` and `lr_finder.png` into the run directory and
     logs the suggestion.
 
     Args:
-        trainer: One that has not trained yet.
-        num_steps: Steps of the ramp.
+        trainer: A trainer that has not trained yet.
+        num_steps: Number of steps.
     """
     recipe, is_main = trainer.recipe, trainer.accelerator.is_main_process
     before = trainer.state.snapshot()
@@ -113,15 +113,15 @@ def find_lr(trainer: Trainer, num_steps: int = NUM_STEPS) -> Ramp:
 
 
 def write(found: Ramp, folder: Path, *, loss: str) -> tuple[Path, Path]:
-    """Writes what a ramp found as `lr_finder.json` and draws it as `lr_finder.png`.
+    """Write `lr_finder.json` and `lr_finder.png`.
 
     Args:
         found: From `ramp`.
-        folder: Where to; made if need be.
+        folder: Directory to write to; created if it does not exist.
         loss: Name and unit of the loss, for the plot.
 
     Returns:
-        Both files.
+        Both paths.
     """
     table, plot = folder / "lr_finder.json", folder / "lr_finder.png"
     folder.mkdir(parents=True, exist_ok=True)

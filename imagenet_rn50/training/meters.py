@@ -1,4 +1,4 @@
-"""What is measured between two lines of metrics.jsonl: loss, speed, data wait, cost."""
+"""Metrics of training between two lines of metrics.jsonl: loss, speed, data wait, cost."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from imagenet_rn50.training.sample_hash import as_int64, hash_of_samples, wrappe
 
 
 class Meter:
-    """Add up losses on the device and times on the clock; reading it starts it anew.
+    """Accumulate losses on the device, and times on the host, until `compute_and_reset`.
 
     Args:
-        device: Where the losses are.
+        device: Device of the losses.
         world_size: Number of ranks.
-        sample_hash: Of the samples that the run saw before.
+        sample_hash: Hash of the samples that the run has seen before.
 
     Attributes:
-        sample_hash: Of all samples up to the last reading, on all ranks.
+        sample_hash: Hash of all samples up to the last `compute_and_reset`, on all ranks.
     """
 
     def __init__(self, device: torch.device, world_size: int, sample_hash: int = 0) -> None:
@@ -39,7 +39,7 @@ class Meter:
         self.reset()
 
     def reset(self) -> None:
-        """Discard everything since the last reading."""
+        """Discard everything since the last call."""
         self.num_steps = 0
         self._num_images = 0
         self._num_skipped = 0
@@ -94,9 +94,9 @@ class Meter:
 
         Returns:
             Mean `loss` over all ranks, nats; `num_images` and `images_per_second`, all ranks
-            together; `data_wait`, part of this rank's time, in [0, 1]; `seconds`; `sample_hash`,
-            16 hexadecimal digits; where they are not zero, `skipped_steps` and `gpu_gib`, the peak
-            of this rank's GPU memory.
+            together; `data_wait`, fraction of this rank's time, in [0, 1]; `seconds`;
+            `sample_hash`, 16 hexadecimal digits; `skipped_steps`, if any; `gpu_gib`, the peak
+            memory of this rank's GPU, if it has one.
         """
         loss = reduce(self._loss).item() / (self.num_steps * self._world_size)  # waits for device
         seconds = time.perf_counter() - self._began
@@ -129,9 +129,9 @@ class Cost:
     """The cost of a run: wall-clock time of all its processes x price, preempted work included.
 
     Args:
-        run: The run folder, before its journal is opened: work that is lost was paid for, too.
-        price_per_hour: Of the machines, USD; None when nobody knows.
-        progress: Where this process begins.
+        run: The run directory, before `MetricsLogger` removes the lines of lost work.
+        price_per_hour: Price of all machines, USD; None disables all metrics.
+        progress: Where this process starts.
     """
 
     def __init__(self, run: RunDir, price_per_hour: float | None, progress: Progress) -> None:
@@ -142,20 +142,19 @@ class Cost:
         self._began = time.monotonic()
 
     def metrics(self, samples_seen: int) -> dict[str, float]:
-        """Return what is written down beside other figures.
+        """Return the cost, for every line of metrics.jsonl.
 
         Args:
-            samples_seen: Where the run stands.
+            samples_seen: Training samples that the run has seen.
 
         Returns:
-            `cost_usd`, spent so far in the whole run; `cost_left_usd`, what the rest takes at the
-            speed of this process, evaluation and saving included, once it has trained. Nothing
-            where the price is not known.
+            `cost_usd`, of the whole run so far; `cost_left_usd`, of the rest at the speed of this
+            process, validation and saving included, once it has trained. Empty without a price.
         """
         if self._price_per_second is None:
             return {}
         spent = (time.monotonic() - self._began) * self._price_per_second
-        figures = {"cost_usd": self._spent_before + spent}
+        costs = {"cost_usd": self._spent_before + spent}
         if trained := samples_seen - self._first:
-            figures["cost_left_usd"] = spent / trained * (self._total - samples_seen)
-        return figures
+            costs["cost_left_usd"] = spent / trained * (self._total - samples_seen)
+        return costs

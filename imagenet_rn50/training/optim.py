@@ -1,4 +1,4 @@
-"""The optimizer, with weight decay on weights alone, and the moving average of the weights."""
+"""The optimizer, and the exponential moving average (EMA) of the weights."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe, *, fused: bool = 
     (He et al. 2019, "Bag of Tricks", section 3.1), unless the recipe says so.
 
     LAMB scales the update of each decayed weight by its norm (You et al. 2020); parameters without
-    decay take Adam's step. timm's form, as "ResNet strikes back" used it.
+    decay take Adam's step. It is timm's, as used by "ResNet strikes back".
 
     Args:
         model: The model.
         recipe: Hyperparameters.
-        fused: Whether SGD and AdamW update all parameters in one launch on a GPU. Not for fp16: a
-            fused step does not tell the GradScaler that it was skipped, and where SGD's very first
-            step is, its momentum is left as uninitialised memory (torch 2.14).
+        fused: Whether SGD and AdamW update all parameters in one kernel launch. Not for fp16: a
+            fused step does not report to the GradScaler that it was skipped, and if SGD's very
+            first step is, its momentum is uninitialised memory (torch 2.14).
     """
     weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
@@ -49,7 +49,7 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe, *, fused: bool = 
 
         lamb: Optimizer = Lamb(groups, lr=recipe.lr, betas=recipe.betas)
         return lamb
-    # Plain SGD cannot look ahead without momentum.
+    # Nesterov needs momentum.
     nesterov = recipe.nesterov and recipe.momentum > 0
     return SGD(groups, lr=recipe.lr, momentum=recipe.momentum, nesterov=nesterov, fused=fused)
 

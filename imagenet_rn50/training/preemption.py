@@ -1,13 +1,12 @@
-"""Being told to end: signals and notices become a flag that all ranks see at one micro batch.
+"""Preemption: signals and EC2's spot notice become a request that all ranks see at one micro batch.
 
-A handler may run between any two instructions, so it does nothing; a thread reads which signal came
-from a pipe that Python's C handler writes to. That works even while the main thread waits in C for
-a rank that is dead.
+A signal handler may run between any two instructions, so ours does nothing; a thread reads the
+signal's number from a pipe that Python's C handler writes to. That works even while the main thread
+waits in C for a rank that is dead.
 
-EC2's notice that a spot machine will be taken away, some two minutes ahead.
-
-The instance metadata service (IMDSv2) is asked every few seconds, by one rank of each machine in a
-thread. What goes wrong with that is told once, and never ends a training.
+EC2 announces the interruption of a spot instance about two minutes ahead. One rank of each machine
+polls the instance metadata service (IMDSv2) in a thread; an error is logged once, and never stops
+training.
 https://docs.aws.amazon.com/AWSEC2/latest/UserGuide/spot-instance-termination-notices.html
 """
 
@@ -35,27 +34,27 @@ from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.signals import STOP_SIGNALS, launcher, set_parent_death_signal
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
-_ECHO_SECONDS = 1.0  # launchers and terminals send the same signal along several ways
+_ECHO_SECONDS = 1.0  # launchers and terminals send the same signal on several paths
 _NO_SIGNAL = b"\0"
-_INSISTING = (signal.SIGTERM, signal.SIGINT)  # the others come again by themselves
+_EXIT_IF_REPEATED = (signal.SIGTERM, signal.SIGINT)  # the others are repeated by the system
 
 
 class StopTraining(Exception):
-    """Training ends here, on all ranks alike, after saving."""
+    """Stop training after saving; raised on all ranks at the same micro batch."""
 
 
 class SignalHandler:
-    """Hears that the process shall end; a context manager for the main thread.
+    """Turn signals into a request to save and stop; a context manager for the main thread.
 
-    SIGTERM and SIGINT ask for it, SIGHUP where it is not ignored as nohup does, and SIGUSR1, which
-    the kernel also sends when the launcher has ended. A second SIGTERM or SIGINT, a second or more
-    after the first, ends the process at once.
+    It handles SIGTERM, SIGINT, SIGHUP (unless ignored, as under nohup), and SIGUSR1, which the
+    kernel also sends when the launcher exits. A second SIGTERM or SIGINT, at least a second after
+    the first, exits immediately.
 
     Args:
-        verbose: Whether this process tells the user.
+        verbose: Whether this process logs the request.
 
     Attributes:
-        reason: Who asked, once anybody did.
+        reason: What requested the stop; None before that.
     """
 
     def __init__(self, *, verbose: bool) -> None:
@@ -64,16 +63,16 @@ class SignalHandler:
 
     @property
     def is_requested(self) -> bool:
-        """Whether anybody has asked."""
+        """Whether a stop was requested."""
         return self.reason is not None
 
     def request(self, reason: str) -> None:
-        """Asks to save and end; the first reason counts. May be called by any thread."""
+        """Request to save and stop; the first reason is kept. May be called from any thread."""
         if self.reason is not None:
             return
         self.reason = reason
         if self._verbose:
-            logger.info(f"{reason}: saving and ending. A second signal ends at once.")
+            logger.info(f"{reason}: saving and stopping; a second signal exits immediately")
 
     def __enter__(self) -> Self:
         self._parent = os.getppid()
@@ -86,7 +85,7 @@ class SignalHandler:
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
         if launcher().words:
-            # A launcher of one process dies of its SIGTERM and tells the trainer nothing.
+            # A launcher of one process dies of its SIGTERM without forwarding it.
             set_parent_death_signal(signal.SIGUSR1)
         return self
 
@@ -105,29 +104,29 @@ class SignalHandler:
         os.close(self._writing)
 
     def _listen(self) -> None:
-        """Acts on each signal as it comes."""
+        """Handle each signal; in the thread."""
         first: float | None = None
         while (byte := os.read(self._reading, 1)) != _NO_SIGNAL:
             number = byte[0]
-            if number not in STOP_SIGNALS:  # torch's loader hears of its workers' ends
+            if number not in STOP_SIGNALS:  # SIGCHLD: torch's loader watches its workers
                 continue
             if first is None:
-                # Any parent may end; of a launcher's end alone the kernel tells.
-                is_told = number == signal.SIGUSR1 and bool(launcher().words)
-                is_orphan = is_told and os.getppid() != self._parent
+                # Under a launcher, the kernel sends SIGUSR1 when the parent exits.
+                is_under_launcher = number == signal.SIGUSR1 and bool(launcher().words)
+                is_orphan = is_under_launcher and os.getppid() != self._parent
                 name = signal.Signals(number).name
-                self.request("the launcher has ended" if is_orphan else f"received {name}")
+                self.request("the launcher exited" if is_orphan else f"received {name}")
                 first = time.monotonic()
-            elif number in _INSISTING and time.monotonic() - first > _ECHO_SECONDS:
+            elif number in _EXIT_IF_REPEATED and time.monotonic() - first > _ECHO_SECONDS:
                 os._exit(128 + number)
 
 
 class Requests(NamedTuple):
-    """What any rank wishes for.
+    """Requests of one rank, or of any rank.
 
     Attributes:
-        stop: To save and end.
-        save: To save.
+        stop: Save and stop.
+        save: Save.
     """
 
     stop: bool
@@ -135,56 +134,59 @@ class Requests(NamedTuple):
 
 
 class RankFlags:
-    """Lets all ranks know at the same micro batch what any of them wishes.
+    """Exchange requests, so that all ranks act on them at the same micro batch.
 
-    The exchange runs in the background of a micro batch, on the host, and its answer is read after
-    the next: so it costs the device nothing, and a wish is heard one later. On one rank at once.
+    The exchange runs between hosts during a micro batch, and its result is read after the next: it
+    costs the device nothing, and requests arrive one call later. On one rank they arrive at once.
 
     Args:
         world_size: Number of ranks.
     """
 
     def __init__(self, world_size: int) -> None:
-        self._group = _group_of_hosts() if world_size > 1 else None
-        self._under_way: tuple[Any, torch.Tensor] | None = None
+        self._group = _cpu_group() if world_size > 1 else None
+        self._pending: tuple[Any, torch.Tensor] | None = None
 
     def exchange(self, *, stop: bool, save: bool = False) -> Requests:
-        """Tells this rank's wishes and returns those of all; every rank calls it equally often."""
+        """Send this rank's requests; return those of any rank, as of the previous call.
+
+        Every rank calls it equally often.
+        """
         if self._group is None:
             return Requests(stop, save)
-        agreed = self._read()
-        told = torch.tensor([stop, save], dtype=torch.uint8)
+        received = self._read()
+        flags = torch.tensor([stop, save], dtype=torch.uint8)
         work = distributed.all_reduce(
-            told, op=distributed.ReduceOp.MAX, group=self._group, async_op=True
+            flags, op=distributed.ReduceOp.MAX, group=self._group, async_op=True
         )
-        self._under_way = work, told
-        return agreed
+        self._pending = work, flags
+        return received
 
     def close(self) -> None:
-        """Waits for the exchange under way, so that no rank ends in the middle of it."""
-        with suppress(RuntimeError):  # another rank is dead, which is told elsewhere
+        """Wait for the pending exchange, so that no rank exits in the middle of it."""
+        with suppress(RuntimeError):  # another rank is dead, which is reported elsewhere
             self._read()
 
     def _read(self) -> Requests:
-        """Return what the exchange under way brings."""
-        if self._under_way is None:
+        """Return the result of the pending exchange."""
+        if self._pending is None:
             return Requests(stop=False, save=False)
-        work, told = self._under_way
+        work, flags = self._pending
         work.wait()
-        self._under_way = None
-        stop, save = told.tolist()
+        self._pending = None
+        stop, save = flags.tolist()
         return Requests(bool(stop), bool(save))
 
 
-def _group_of_hosts() -> distributed.ProcessGroup:
-    """Return all ranks as a group that talks over the hosts' network, whatever their devices."""
+def _cpu_group() -> distributed.ProcessGroup:
+    """Return a group of all ranks that communicates between hosts, whatever their devices."""
     group = distributed.new_group(backend="gloo")
     assert isinstance(group, distributed.ProcessGroup)  # of all ranks, so this one is a member
     return group
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """Is there so that Python writes the signal's number to the pipe."""
+    """Do nothing: with a handler set, Python writes the signal's number to the pipe."""
 
 
 POLL_SECONDS = 5.0
@@ -197,12 +199,12 @@ _VENDOR = Path("/sys/devices/virtual/dmi/id/sys_vendor")
 _TOKEN, _NOTICE = "latest/api/token", "latest/meta-data/spot/instance-action"
 _NOT_FOUND, _UNAUTHORIZED = 404, 401
 
-# A proxy would be asked about its own machine.
+# Never through a proxy: that would answer for its own machine.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class MetadataService:
-    """Asks the instance metadata service whether this machine will be taken away."""
+    """Client of the EC2 instance metadata service."""
 
     def __init__(self) -> None:
         self._endpoint = os.environ.get(_ENDPOINT_VARIABLE, _ENDPOINT).rstrip("/")
@@ -210,49 +212,49 @@ class MetadataService:
         self._token_until = 0.0
 
     def notice(self) -> str | None:
-        """Return what will happen and when, or None while nothing will.
+        """Return the spot interruption notice, `action at time`, or None if there is none.
 
         Raises:
-            OSError: When the service cannot be asked.
-            HTTPException: When what it answers is no HTTP.
-            ValueError: When its answer is no text.
+            OSError: If the service cannot be reached.
+            HTTPException: If its response is not HTTP.
+            ValueError: If its response is not text.
         """
         try:
             return self._notice()
         except urllib.error.HTTPError as error:
             if error.code != _UNAUTHORIZED:
                 raise
-        self._token_until = 0.0  # the token was withdrawn; with a new one it is answered
+        self._token_until = 0.0  # the token was revoked: retry with a new one
         return self._notice()
 
     def _notice(self) -> str | None:
-        """Asks once."""
+        """Request the notice once."""
         if time.monotonic() >= self._token_until:
             lifetime = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_SECONDS)}
-            self._token = self._ask(_TOKEN, "PUT", lifetime)
+            self._token = self._fetch(_TOKEN, "PUT", lifetime)
             self._token_until = time.monotonic() + _TOKEN_SECONDS / 2
         try:
-            text = self._ask(_NOTICE, "GET", {"X-aws-ec2-metadata-token": self._token})
+            text = self._fetch(_NOTICE, "GET", {"X-aws-ec2-metadata-token": self._token})
         except urllib.error.HTTPError as error:
             if error.code == _NOT_FOUND:
                 return None
             raise
         try:
-            told = json.loads(text)
-            return f"{told['action']} at {told['time']}"
+            content = json.loads(text)
+            return f"{content['action']} at {content['time']}"
         except (ValueError, KeyError, TypeError):
-            return text.strip()  # whatever it is, it is a notice
+            return text.strip()  # in whatever format, it is a notice
 
-    def _ask(self, path: str, method: str, headers: dict[str, str]) -> str:
-        """Return the service's answer."""
+    def _fetch(self, path: str, method: str, headers: dict[str, str]) -> str:
+        """Return the body of the service's response."""
         request = urllib.request.Request(f"{self._endpoint}/{path}", method=method, headers=headers)
-        with _opener.open(request, timeout=_TIMEOUT_SECONDS) as answer:
-            text: str = answer.read().decode()
+        with _opener.open(request, timeout=_TIMEOUT_SECONDS) as response:
+            text: str = response.read().decode()
         return text
 
 
 def is_spot_watched(spot: Spot) -> bool:
-    """Says whether to listen: where asked to, or by default on EC2."""
+    """Return whether to poll for a notice: as --spot says, by default on EC2."""
     if spot != "auto":
         return spot == "on"
     if os.environ.get(_DISABLED_VARIABLE, "").lower() == "true":
@@ -267,38 +269,38 @@ def is_spot_watched(spot: Spot) -> bool:
 def watch_spot_notice(
     request: Callable[[str], None], *, enabled: bool, poll_seconds: float = POLL_SECONDS
 ) -> Iterator[None]:
-    """Asks for an end as soon as a notice is there, while the body runs.
+    """Poll for a spot notice while the body runs.
 
     Args:
-        request: Is called with the notice, once, from another thread.
-        enabled: False on the ranks that do not listen.
-        poll_seconds: Time between two questions.
+        request: Called once with the notice, from another thread.
+        enabled: False on the ranks that do not poll.
+        poll_seconds: Time between two polls.
     """
     if not enabled:
         yield
         return
     done = threading.Event()
     arguments = (request, done, poll_seconds)
-    threading.Thread(target=_listen, args=arguments, name="spot notice", daemon=True).start()
+    threading.Thread(target=_poll, args=arguments, name="spot notice", daemon=True).start()
     try:
         yield
     finally:
-        done.set()  # not waited for: it may be in the middle of a question
+        done.set()  # without joining: the thread may be waiting for a response
 
 
-def _listen(request: Callable[[str], None], done: threading.Event, poll_seconds: float) -> None:
-    """Asks again and again until there is a notice, or nobody wants to know."""
-    service, has_complained = MetadataService(), False
+def _poll(request: Callable[[str], None], done: threading.Event, poll_seconds: float) -> None:
+    """Poll until there is a notice, or `done` is set; in the thread."""
+    service, has_warned = MetadataService(), False
     while not done.is_set():
         try:
             notice = service.notice()
         except (OSError, ValueError, HTTPException) as error:
-            if not has_complained:
+            if not has_warned:
                 logger.info(
-                    f"EC2's spot notice cannot be read: {error}; asking on, training goes on"
+                    f"the EC2 spot notice cannot be read: {error}; training continues, and retries"
                 )
-            has_complained, notice = True, None
+            has_warned, notice = True, None
         if notice is not None:
-            request(f"EC2 announces: {notice}")
+            request(f"EC2 spot notice: {notice}")
             return
         done.wait(poll_seconds)

@@ -1,4 +1,4 @@
-"""How far a run is: one integer. Epoch, step and learning rate follow from it."""
+"""Progress of a run: one integer. Epoch, step and learning rate follow from it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from imagenet_rn50.utils.errors import InputError
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
-    A run takes whole global batches until every image was seen `epochs` times; the last batch takes
-    what it lacks from the epoch that would follow, so nothing is dropped and nothing padded.
+    A run consists of whole global batches, until every image was seen `epochs` times. The last
+    batch is filled from the epoch that would follow, so nothing is dropped or padded.
 
     Args:
-        samples_seen: Training images seen so far, all ranks together.
+        samples_seen: Training images seen so far, on all ranks together.
         samples_per_epoch: Size of the training split.
         epochs: Length of the run.
         global_batch: Images in a step.
@@ -91,7 +91,7 @@ def require_global_batch(recipe: Recipe, num_samples: int, world_size: int) -> N
         f"{recipe.global_batch}",
         expected="at least one global batch; each step would train on images several times",
         fix=f"--global-batch {fitting} --micro-batch {micro_batch}, with the learning rate scaled "
-        f"alike: --optimizer.lr {lr:.3g}"
+        f"in proportion: --optimizer.lr {lr:.3g}"
         if fitting
         else f"train on at most {num_samples} processes",
     )

@@ -1,6 +1,6 @@
-"""The learning rate as a function of progress: nothing to step, and only a plateau remembers.
+"""The learning rate as a function of progress, without state; only the plateau rule remembers.
 
-The schedule of a recipe, drawn and in words, before hours are spent on it.
+Also the schedule of a recipe as a plot and as text, to check it before hours are spent on it.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.utils.files import require_writable_file
 from imagenet_rn50.utils.formatting import counted, percent
 
-# BatchNorm's running statistics alone take some 50 steps to forget where they began.
+# BatchNorm's running statistics alone take about 50 steps to forget their initial values.
 _FEW_STEPS = 100
 
 
 def learning_rate(recipe: Recipe, epoch: float, num_cuts: int = 0) -> float:
     """Return the learning rate at a point of the run.
 
-    From `start_factor` x peak up to the peak at `warmup_epochs`: by a cosine for `onecycle` (Smith
-    and Topin 2018, in the form of torch's OneCycleLR), linearly for the others. Then down to
+    Warm-up from `start_factor` x peak to the peak at `warmup_epochs`: by a cosine for `onecycle`
+    (Smith and Topin 2018, as in torch's OneCycleLR), linearly for the others. Then decay to
     `end_factor` x peak at `decay_until`: by a cosine for `onecycle` and `cosine`, linearly for
-    `linear`; by `gamma` at each milestone for `step`; not at all for `constant`.
+    `linear`, by `gamma` at each milestone for `step`; `constant` does not decay.
 
     Args:
-        recipe: Its schedule, peak and length.
-        epoch: Epochs done so far, fractional, in [0, recipe.epochs].
-        num_cuts: How often a plateau has cut the rate.
+        recipe: Its schedule, peak and epochs.
+        epoch: Epochs done, fractional, in [0, recipe.epochs].
+        num_cuts: Number of times that the plateau rule has cut the learning rate.
     """
     schedule, peak = recipe.schedule, recipe.optimizer.lr
     if epoch < schedule.warmup_epochs:
@@ -54,16 +54,19 @@ def decay_end(recipe: Recipe) -> float:
         return max(schedule.milestones, default=schedule.warmup_epochs)
     if schedule.decay_until is not None:
         return schedule.decay_until
-    return max(float(recipe.epochs), schedule.warmup_epochs + 1)  # a run that ends in its warm-up
+    return max(float(recipe.epochs), schedule.warmup_epochs + 1)  # the run ends during its warm-up
 
 
 class Plateau:
-    """Cuts the rate when the validation loss stays level, as torch's ReduceLROnPlateau does.
+    """Cut the learning rate when the validation loss stops falling, like ReduceLROnPlateau.
 
-    It watches from the end of the decay on: before that, the schedule itself moves the rate.
+    Active only after the decay: before that, the schedule itself changes the learning rate.
 
     Args:
-        recipe: Its schedule says how long to wait.
+        recipe: Its schedule has the patience and threshold.
+
+    Attributes:
+        num_cuts: Number of cuts so far.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -73,10 +76,10 @@ class Plateau:
         self._num_waited = 0
 
     def after_validation(self, epoch: float, loss: float) -> bool:
-        """Take note of a validation, and says whether it cuts the rate.
+        """Update with a validation; return whether it cuts the learning rate.
 
         Args:
-            epoch: Epochs done so far.
+            epoch: Epochs done, fractional.
             loss: Validation loss, nats; equal on all ranks.
         """
         schedule = self._recipe.schedule
@@ -92,7 +95,7 @@ class Plateau:
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint must hold."""
+        """Return the state, as JSON."""
         return {
             "num_cuts": self.num_cuts,
             "lowest": self._lowest if math.isfinite(self._lowest) else None,  # JSON has no inf
@@ -100,18 +103,18 @@ class Plateau:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what a checkpoint holds."""
+        """Restore the state that `state_dict` returned."""
         self.num_cuts = state["num_cuts"]
         self._lowest = math.inf if state["lowest"] is None else state["lowest"]
         self._num_waited = state["num_waited"]
 
 
 def schedule_warnings(recipe: Recipe, num_train: int | None = None) -> Iterator[str]:
-    """Yields, in words, what a run of this length would leave out of its schedule.
+    """Yield a warning for each part of the schedule that a run of this length would not reach.
 
     Args:
-        recipe: Its schedule, peak and length.
-        num_train: Training images, to count optimizer steps; None where they are not known.
+        recipe: Its schedule, peak and epochs.
+        num_train: Number of training images, to count optimizer steps; None if unknown.
     """
     schedule, epochs, peak = recipe.schedule, recipe.epochs, recipe.optimizer.lr
     last, end = learning_rate(recipe, epochs), decay_end(recipe)
@@ -121,69 +124,69 @@ def schedule_warnings(recipe: Recipe, num_train: int | None = None) -> Iterator[
     if schedule.warmup_epochs >= epochs:
         if last < peak:
             yield (
-                f"{ends}, before its peak: the rate stops at {last:.3g}, {percent(last / peak)} "
-                f"of the {peak:g} that it would reach at epoch {schedule.warmup_epochs:g}"
+                f"{ends}, before its peak: the learning rate ends at {last:.3g}, "
+                f"{percent(last / peak)} of the peak, {peak:g}, at epoch {schedule.warmup_epochs:g}"
             )
         elif schedule.name != "constant":
-            yield f"{ends}, while the rate is at its peak, {peak:g}: it never falls"
+            yield f"{ends}, with the learning rate at its peak of {peak:g}: it never decays"
         return
     if any(milestone <= schedule.warmup_epochs for milestone in schedule.milestones):
         yield (
-            f"a milestone lies within the warm-up of {schedule.warmup_epochs:g} epochs: the rate "
-            f"never reaches its peak, {peak:g}"
+            f"a milestone is within the warm-up of {schedule.warmup_epochs:g} epochs: the learning "
+            f"rate never reaches its peak of {peak:g}"
         )
     if schedule.name != "constant" and end > epochs:
         yield (
-            f"{ends}, before its decay does at epoch {end:g}: it stops at {last:.3g}, "
-            f"{percent(last / peak)} of the peak"
+            f"{ends}, before its decay does at epoch {end:g}: the learning rate ends at "
+            f"{last:.3g}, {percent(last / peak)} of the peak"
         )
     yield from _idle_plateau(recipe)
 
 
 def _few_steps(recipe: Recipe, num_train: int) -> Iterator[str]:
-    """Yields that a run has too few optimizer steps to learn much."""
+    """Yield a warning if the run has too few optimizer steps to learn much."""
     num_steps = Progress.of(recipe, num_train).total_samples // recipe.global_batch
     if num_steps < _FEW_STEPS:
         yield (
-            f"the run takes {counted(num_steps, 'optimizer step')} in all, of "
-            f"{counted(recipe.global_batch, 'image')} each: a network hardly learns in so few, "
+            f"the run has only {counted(num_steps, 'optimizer step')} of "
+            f"{counted(recipe.global_batch, 'image')}: a network hardly learns in so few; "
             "use more epochs or a smaller global_batch"
         )
 
 
 def _idle_plateau(recipe: Recipe) -> Iterator[str]:
-    """Yields that the plateau rule cannot cut the rate before the run ends."""
+    """Yield a warning if the plateau rule cannot cut the learning rate before the run ends."""
     patience, end = recipe.schedule.plateau_patience, decay_end(recipe)
     if patience is None:
         return
-    # The first evaluation sets the mark, and a cut after the last one changes nothing.
+    # The first validation sets the lowest loss, and a cut after the last one has no effect.
     first_cut = math.ceil(end) + patience + 1
     if first_cut >= recipe.epochs:
         yield (
-            f"the plateau rule never acts: it waits for the end of the decay, epoch {end:g}, and "
-            f"then for {counted(patience + 1, 'evaluation')} without progress"
+            f"the plateau rule never acts: it needs the end of the decay, epoch {end:g}, and "
+            f"then {counted(patience + 1, 'validation')} without a lower loss"
         )
 
 
 def _between(start: float, end: float, part: float, cosine: bool) -> float:
-    """Return the value `part` of the way from `start` to `end`, part in [0, 1]."""
-    travelled = (1 - math.cos(math.pi * part)) / 2 if cosine else part
-    return start + (end - start) * travelled
+    """Interpolate between `start` and `end`, at `part` in [0, 1]."""
+    weight = (1 - math.cos(math.pi * part)) / 2 if cosine else part
+    return start + (end - start) * weight
 
 
 _POINTS_PER_EPOCH = 20
 
 
 def draw_schedule(recipe: Recipe, name: str, out: Path) -> None:
-    """Draws learning rate and crop size over the run into a PNG file.
+    """Plot learning rate and crop size over the run into a PNG file.
 
     Args:
-        recipe: What is drawn.
+        recipe: The recipe.
         name: Its name, for the title.
         out: The file.
 
     Raises:
-        InputError: When it cannot be written.
+        InputError: If it cannot be written.
     """
     require_writable_file(out)
     epochs = [point / _POINTS_PER_EPOCH for point in range(recipe.epochs * _POINTS_PER_EPOCH + 1)]
@@ -201,11 +204,11 @@ def draw_schedule(recipe: Recipe, name: str, out: Path) -> None:
 
 
 def schedule_in_words(recipe: Recipe, num_train: int | None = None) -> str:
-    """Returns the course of the learning rate, and what the run would leave out of it.
+    """Return the learning rate at the epochs that matter, and all warnings, as text.
 
     Args:
-        recipe: What is told.
-        num_train: Training images, to count optimizer steps; None where they are not known.
+        recipe: The recipe.
+        num_train: Number of training images, to count optimizer steps; None if unknown.
     """
     schedule, end = recipe.schedule, decay_end(recipe)
     notes: dict[float, list[str]] = {0.0: [], schedule.warmup_epochs: []}
@@ -222,9 +225,9 @@ def schedule_in_words(recipe: Recipe, num_train: int | None = None) -> str:
     ]
     if schedule.plateau_patience is not None and end < recipe.epochs:
         lines.append(
-            f"from epoch {end:g} on x {schedule.plateau_factor:g} whenever the validation loss did "
-            f"not fall for more than {counted(schedule.plateau_patience, 'evaluation')}"
+            f"from epoch {end:g}: x {schedule.plateau_factor:g} after more than "
+            f"{counted(schedule.plateau_patience, 'validation')} without a lower validation loss"
         )
-    found = list(schedule_warnings(recipe, num_train))
-    lines += [f"warning: {concern}" for concern in found] or ["nothing of it is left out"]
+    warnings = list(schedule_warnings(recipe, num_train))
+    lines += [f"warning: {warning}" for warning in warnings] or ["no warnings"]
     return "\n".join(lines)

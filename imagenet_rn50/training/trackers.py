@@ -1,6 +1,6 @@
-"""Accelerate's trackers (TensorBoard, wandb, trackio), beside metrics.jsonl, which holds the same.
+"""Accelerate's trackers (TensorBoard, wandb, trackio), which log what metrics.jsonl holds.
 
-They write files or talk to servers. One that fails is disabled, and training continues.
+They write files or connect to servers. One that fails is disabled, and training continues.
 """
 
 from __future__ import annotations

@@ -41,6 +41,7 @@ from imagenet_rn50.runs.checkpoint import SCORE, checkpoint_folders, newest_chec
 from imagenet_rn50.runs.metrics import MetricsLogger
 from imagenet_rn50.runs.plots import bottleneck, draw_plots, write_logs
 from imagenet_rn50.runs.run_dir import RunDir
+from imagenet_rn50.runs.sync import AsyncUploader
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
 from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.training.accelerator import system_info
@@ -60,10 +61,9 @@ from imagenet_rn50.training.preemption import (
     watch_spot_notice,
 )
 from imagenet_rn50.training.progress import Progress, require_global_batch
-from imagenet_rn50.training.resume import ResumePoint, RunSpec, find_resume_point
+from imagenet_rn50.training.resume import ResumePoint, RunSpec, download_run, find_resume_point
 from imagenet_rn50.training.schedules import Plateau, learning_rate, schedule_warnings
 from imagenet_rn50.training.state import TrainState, checkpoint_bytes
-from imagenet_rn50.training.sync import Sync, fetch_run
 from imagenet_rn50.training.trackers import end_training, init_trackers, log_to_trackers
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import require_free_space
@@ -126,7 +126,7 @@ class Trainer:
         require_global_batch(recipe, self.train_split.num_samples, accelerator.num_processes)
 
         if create:
-            fetch_run(accelerator, self.run, recipe, shards.folder, self.config)
+            download_run(accelerator, self.run, recipe, shards.folder, self.config)
         self.run.check(recipe, shards.folder, self.config.allow_change)
         self.resume_point = self._find_resume_point() if create else ResumePoint()
         self._build(init_from, init_weights)
@@ -216,22 +216,22 @@ class Trainer:
         a second time and silently drop half of the data.
         """
         recipe, accelerator = self.recipe, self.accelerator
-        share = DistributedBatchSampler(
+        batch_sampler = DistributedBatchSampler(
             start=start,
             stop=stop,
             batch=recipe.micro_batch,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
         )
-        order = ShardShuffleSampler(
+        sampler = ShardShuffleSampler(
             self.train_split.shard_sizes, seed=recipe.seed, window=recipe.data.shuffle_window
         )
         return build_loader(
             self.shards,
             self.train_split,
-            share,
+            batch_sampler,
             TrainTransform(recipe.data, recipe.seed),
-            order=order,
+            order=sampler,
             num_workers=self.num_workers,
             pin_memory=accelerator.device.type == "cuda",
             on_corrupt=self.on_corrupt,
@@ -264,7 +264,7 @@ class Trainer:
         """
         state, accelerator = self.state, self.accelerator
         is_main = accelerator.is_main_process
-        self.sync = Sync(self.run, self.config, enabled=is_main)
+        self.uploader = AsyncUploader(self.run, self.config.sync, enabled=is_main)
         if reason := self._nothing_to_train():
             self._finish_untrained(reason)
             return
@@ -549,7 +549,7 @@ class Trainer:
             self.run,
             self.config,
             self.logger,
-            self.sync.bring,
+            self.uploader.upload,
             enabled=self.accelerator.is_main_process,
             saved=self.state,
         )
@@ -601,7 +601,7 @@ class Trainer:
         is_to_draw = (run / metrics.FILE_NAME).is_file() and not (run / "plots").is_dir()
         if self.accelerator.is_main_process and is_to_draw:
             draw_plots(run)
-        self.sync.finish()
+        self.uploader.finish()
 
     @contextmanager
     def _plots_on_failure(self) -> Iterator[None]:
@@ -633,7 +633,7 @@ class Trainer:
             newest = newest_checkpoint(self.run.checkpoints)
             kept = f"the newest is {newest.folder.name}" if newest else "there is none"
             raise RuntimeError(f"the last checkpoint could not be saved; {kept}")
-        self.sync.finish()
+        self.uploader.finish()
         if self.accelerator.is_main_process:
             logger.info(bottleneck(self.run.path))
         self.accelerator.wait_for_everyone()
@@ -652,7 +652,7 @@ class Trainer:
         reason = self.signals.reason or default
         self._write(metrics.STOP, reason=reason, saved=is_saved)
         self._close_logs()
-        self.sync.finish()
+        self.uploader.finish()
         what = "saved and stopped"
         if not is_saved:
             newest = newest_checkpoint(self.run.checkpoints)

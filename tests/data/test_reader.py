@@ -111,14 +111,19 @@ def test_a_resumed_run_reads_ahead_only_what_is_still_in_use(shards):
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="there is no such advice")
-def test_advice_covers_every_byte_in_pieces_that_the_kernel_takes(shards, monkeypatch):
+def test_every_byte_of_the_samples_and_of_no_other_is_read_ahead_in_small_pieces(
+    shards, monkeypatch
+):
     store, split = shards
+    chosen = split.select(np.array([0, 2, 5]))
     advice = []
-    monkeypatch.setattr(prefetch, "_PIECE_BYTES", 1000)
+    monkeypatch.setattr(prefetch, "_PIECE_BYTES", 100)
     monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: advice.append(arguments[1:3]))
-    Prefetcher(store, split, SequentialSampler(split.shard_sizes), 0, 1)._read(0)
-    assert [offset for offset, _ in advice] == list(range(0, split.shards[0].num_bytes, 1000))
-    assert {length for _, length in advice} == {1000}
+    Prefetcher(store, chosen, SequentialSampler(chosen.shard_sizes), 0, 1)._read(0)
+    advised = [byte for offset, length in advice for byte in range(offset, offset + length)]
+    spans = zip(chosen.offsets[:2].tolist(), chosen.lengths[:2].tolist(), strict=True)
+    assert advised == [byte for begin, length in spans for byte in range(begin, begin + length)]
+    assert max(length for _, length in advice) == 100
 
 
 def test_a_cache_must_hold_the_shards_in_use_and_those_ahead(shards):

@@ -80,7 +80,7 @@ def test_a_damaged_checkpoint_is_refused_and_no_other_taken_instead(tmp_path, sh
     run = write_run(tmp_path / "run", shards, NUM_CLASSES)
     weights = run / "checkpoints" / "samples-000000048" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
-    with pytest.raises(InputError, match=r"the last checkpoint, .*, is not whole"):
+    with pytest.raises(InputError, match=r"the last checkpoint, .*, is damaged"):
         load_model(str(run), "last")
     assert load_model(str(run), "best").checkpoint["samples_seen"] == 24
 

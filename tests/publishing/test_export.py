@@ -71,7 +71,7 @@ def test_a_checkpoint_without_averaged_weights_or_validation_is_no_mystery(run, 
     metrics = run.path / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
     export(run.path, tmp_path / "out", checkpoint="last")  # killed before its validation
-    assert "has no validation of" in capsys.readouterr().out
+    assert "not validated in" in capsys.readouterr().out
     assert "Nothing was measured" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -152,7 +152,7 @@ def test_a_run_without_checkpoints_or_no_run_at_all_is_named(tmp_path, shards):
 def test_no_other_checkpoint_is_exported_instead_of_a_damaged_one(run, tmp_path):
     path = run.checkpoints / folder_name(48) / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(InputError, match=r"the best checkpoint, .*000048, is not whole"):
+    with pytest.raises(InputError, match=r"the best checkpoint, .*000048, is damaged"):
         export(run.path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     export(run.path, tmp_path / "out", checkpoint="last")

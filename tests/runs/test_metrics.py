@@ -89,7 +89,7 @@ def test_lines_that_find_no_room_wait_until_they_do_and_that_is_told_once(tmp_pa
     Disk.room = 1000
     journal.write(TRAIN, 4, 1.0)
     assert [line["samples_seen"] for line in read_metrics(tmp_path)] == [0, 1, 2, 3, 4]
-    assert capsys.readouterr().out == "metrics.jsonl is written again\n"
+    assert capsys.readouterr().out == "metrics.jsonl can be written again\n"
     Disk.room = 0
     journal.write(TRAIN, 5, 1.0)
     journal.close()

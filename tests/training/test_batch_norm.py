@@ -20,10 +20,10 @@ def buffers_after(steps, world_size):
     accumulation = 4 // world_size
     statistics = [RunningStatistics(rank, accumulation, world_size) for rank in ranks]
     for micro_batches in steps:
-        for turn in range(accumulation):
+        for micro_step in range(accumulation):
             for number, rank in enumerate(ranks):
-                statistics[number].before_micro_batch(turn)
-                rank(micro_batches[turn * world_size + number])
+                statistics[number].before_micro_batch(micro_step)
+                rank(micro_batches[micro_step * world_size + number])
         all_reduce(statistics)
     return [dict(rank.named_buffers()) for rank in ranks]
 
@@ -57,8 +57,8 @@ def test_one_global_batch_moves_the_statistics_by_the_mean_over_its_micro_batche
     micro_batches = [torch.randn(5, 4, 8, 8) + shift for shift in range(3)]
     model = nn.Sequential(nn.BatchNorm2d(4, momentum=0.1))
     statistics = RunningStatistics(model, accumulation=3, world_size=1)
-    for turn, batch in enumerate(micro_batches):
-        statistics.before_micro_batch(turn)
+    for micro_step, batch in enumerate(micro_batches):
+        statistics.before_micro_batch(micro_step)
         model(batch)
     statistics.after_step(lambda flat: flat)
     expected = 0.1 * torch.stack([batch.mean((0, 2, 3)) for batch in micro_batches]).mean(0)
@@ -89,8 +89,8 @@ def test_all_micro_batches_of_a_step_are_one_graph_to_the_compiler():
     statistics = RunningStatistics(model, accumulation=4, world_size=1)
     compiled = torch.compile(model, backend=count)
     for _ in range(2):
-        for turn in range(4):
-            statistics.before_micro_batch(turn)
+        for micro_step in range(4):
+            statistics.before_micro_batch(micro_step)
             compiled(torch.randn(5, 3, 8, 8))
         statistics.after_step(lambda flat: flat)
     assert len(graphs) == 1

@@ -176,7 +176,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_taken(tiny, trai
     content[len(content) // 2] ^= 1
     newest.weights.write_bytes(bytes(content))
     said = trainers.train(tiny, run)
-    assert "passing over a damaged checkpoint" in said
+    assert "skipping a damaged checkpoint" in said
     assert "Nothing to train" not in said
     ours, alone = weights(run), weights(finished)
     assert all(torch.equal(ours[name], tensor) for name, tensor in alone.items())

@@ -50,7 +50,7 @@ def test_training_goes_on_from_there_with_a_new_classifier_and_the_journal_says_
     still = ["--optimizer.lr", "1e-12", "--optimizer.weight-decay", "0", "--epochs", "1"]
     weights = str(tiny / "weights.safetensors")
     said = trainers.train(tiny, tiny / "run", "--init-from", weights, *still)
-    assert "its classifier is new: it told 5 classes apart, here there are 3" in said
+    assert "a new classifier: theirs has 5 classes, this run has 3" in said
     checkpoint = newest_checkpoint(tiny / "run" / "checkpoints")
     assert checkpoint is not None
     ours = load_file(checkpoint.weights)
@@ -72,7 +72,7 @@ def test_the_same_classes_keep_their_classifier_and_other_names_are_said(tiny):
     line = init_from_pretrained(model, str(tiny), recipe, accelerator)
     assert line["init_from"]["classifier"] == "kept"
     assert torch.equal(model.state_dict()["classifier.1.bias"], theirs["classifier.1.bias"])
-    assert "1 of 3 classes are named otherwise there ('wolf' for 'second')" in told[0]
+    assert "1 of 3 classes have another name there ('wolf' for 'second')" in told[0]
 
 
 def test_a_checkpoint_taken_up_comes_before_other_weights_and_the_lr_finder_takes_up_none(

@@ -89,7 +89,7 @@ def test_a_launcher_that_is_ended_takes_its_one_trainer_along_and_it_saves(
         code, said = launched.wait()  # until the trainer too has closed its output
     assert code == -signal.SIGTERM
     wait_until(lambda: not psutil.pid_exists(trainer))
-    assert read_metrics(run, "stop")[-1]["reason"] == "the launcher has ended"
+    assert read_metrics(run, "stop")[-1]["reason"] == "the launcher exited"
     assert "ACCELERATE_USE_CPU=1 python -m accelerate.commands.launch --quiet --config_file" in said
     stopped_at = read_metrics(run, "stop")[-1]["samples_seen"]
     assert stopped_at == steps_saved(run)[-1] < NUM_EPOCHS * NUM_TRAIN

@@ -46,7 +46,7 @@ def test_a_garbled_answer_is_told_once_and_the_notice_after_it_is_heard(monkeypa
         with watch_spot_notice(requested.append, enabled=True, poll_seconds=0.01):
             wait_until(lambda: requested)
         server.shutdown()
-    assert requested == ["EC2 announces: stop at 2030-01-02T03:04:05Z"]
+    assert requested == ["EC2 spot notice: stop at 2030-01-02T03:04:05Z"]
     assert capsys.readouterr().out.count("cannot be read") == 1
 
 
@@ -116,6 +116,6 @@ def test_ec2s_notice_saves_within_seconds(tiny, trainers, metadata_service):
     assert trainer.wait() == EXIT_INTERRUPTED, trainer.said()
     assert time.monotonic() - announced < 30
     assert Metadata.asked[-2:] == ["first", "second"]
-    reason = "EC2 announces: terminate at 2030-01-02T03:04:05Z"
+    reason = "EC2 spot notice: terminate at 2030-01-02T03:04:05Z"
     assert read_metrics(run, "stop")[-1]["reason"] == reason
     assert newest_checkpoint(run / "checkpoints") is not None

@@ -9,10 +9,10 @@ import pytest
 
 from imagenet_rn50.runs.checkpoint import newest_checkpoint
 from imagenet_rn50.runs.run_dir import RunDir
-from imagenet_rn50.runs.sync import RemoteRun, take_snapshot
-from imagenet_rn50.training import sync as syncing
+from imagenet_rn50.runs.sync import AsyncUploader, RemoteRun, take_snapshot
+from imagenet_rn50.training import resume
 from imagenet_rn50.training.config import CheckpointConfig
-from imagenet_rn50.training.sync import Sync, fetch_run
+from imagenet_rn50.training.resume import download_run
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.storage import RemoteFolder, RetryPolicy
 from tests.training.trainers import hashes, steps_saved
@@ -53,9 +53,9 @@ def remote(folder, kind=RemoteFolder):
     return run
 
 
-def bring(folder, run):
+def upload(folder, run):
     snapshot = take_snapshot(run)
-    remote(folder).bring(snapshot)
+    remote(folder).upload(snapshot)
     snapshot.discard()
 
 
@@ -68,10 +68,10 @@ def test_an_upload_cut_off_at_any_file_leaves_the_state_before_it(stopped, later
     num_cut = 0
     while True:
         shutil.rmtree(there, ignore_errors=True)
-        bring(there, stopped)
+        upload(there, stopped)
         Broken.left = num_cut
         try:
-            remote(there, Broken).bring(snapshot)
+            remote(there, Broken).upload(snapshot)
         except InputError:
             pass
         else:
@@ -80,7 +80,7 @@ def test_an_upload_cut_off_at_any_file_leaves_the_state_before_it(stopped, later
         source = remote(there)
         files = source.latest()
         assert files is not None
-        source.fetch(files, fetched)
+        source.download(files, fetched)
         is_later = any(file.checkpoint == "samples-000000040" for file in files)
         assert hashes(fetched.path) == hashes((later if is_later else stopped).path)
         assert fetched.recipe() == stopped.recipe()
@@ -90,9 +90,9 @@ def test_an_upload_cut_off_at_any_file_leaves_the_state_before_it(stopped, later
 
 def test_a_fetch_cut_off_at_any_file_is_done_again(tiny, stopped, tmp_path, monkeypatch):
     there = tmp_path / "there"
-    bring(there, stopped)
+    upload(there, stopped)
     source = remote(there)
-    files, get, run = source.latest(), RemoteRun._get, RunDir(tmp_path / "run")
+    files, get, run = source.latest(), RemoteRun._download, RunDir(tmp_path / "run")
     assert files is not None
     for num_files in range(len(files)):
         left = iter(range(num_files))
@@ -102,9 +102,9 @@ def test_a_fetch_cut_off_at_any_file_is_done_again(tiny, stopped, tmp_path, monk
                 raise KeyboardInterrupt
             get(self, file, folder)
 
-        monkeypatch.setattr(RemoteRun, "_get", broken)
+        monkeypatch.setattr(RemoteRun, "_download", broken)
         try:
-            source.fetch(files, run)
+            source.download(files, run)
         except KeyboardInterrupt:
             assert not (run.path / "recipe.yaml").exists(), "it is no run before it is whole"
         else:
@@ -115,16 +115,16 @@ def test_a_fetch_cut_off_at_any_file_is_done_again(tiny, stopped, tmp_path, monk
     assert {path.name for path in run.path.iterdir()} == here
 
 
-def fetch_as_the_first(run, recipe, shards, address, monkeypatch):
+def download_as_the_first(run, recipe, shards, address, monkeypatch):
     """Does what the main process of a run does before it trains, and tries nothing twice."""
-    monkeypatch.setattr(syncing, "gather_object", lambda mains: [True])
+    monkeypatch.setattr(resume, "gather_object", lambda mains: [True])
     monkeypatch.setattr(
-        syncing, "_address", lambda given: RemoteFolder(given, RetryPolicy(tries=1))
+        resume, "open_remote", lambda given: RemoteRun(RemoteFolder(given, RetryPolicy(tries=1)))
     )
     accelerator: Any = SimpleNamespace(
         is_main_process=True, is_local_main_process=True, wait_for_everyone=lambda: None
     )
-    fetch_run(accelerator, RunDir(run), recipe, shards, CheckpointConfig(sync=str(address)))
+    download_run(accelerator, RunDir(run), recipe, shards, CheckpointConfig(sync=str(address)))
 
 
 def test_machines_that_share_nothing_all_go_on_from_what_the_first_one_has(
@@ -132,8 +132,8 @@ def test_machines_that_share_nothing_all_go_on_from_what_the_first_one_has(
 ):
     there, first, second = tmp_path / "there", tmp_path / "first", tmp_path / "second"
     shutil.copytree(later.path, first)
-    bring(there, stopped)  # and the sync of what came later broke off
-    monkeypatch.setattr(syncing, "gather_object", lambda mains: [True, True])
+    upload(there, stopped)  # and the sync of what came later broke off
+    monkeypatch.setattr(resume, "gather_object", lambda mains: [True, True])
     for run in (first, second):
         accelerator: Any = SimpleNamespace(
             is_main_process=run == first,
@@ -141,7 +141,7 @@ def test_machines_that_share_nothing_all_go_on_from_what_the_first_one_has(
             wait_for_everyone=lambda: None,
         )
         asked = RunDir(run), stopped.recipe(), tiny / "shards", CheckpointConfig(sync=str(there))
-        fetch_run(accelerator, *asked)
+        download_run(accelerator, *asked)
     assert hashes(first) == hashes(second) == hashes(later.path)
     assert steps_saved(second)[-1] == 40
 
@@ -153,21 +153,21 @@ def test_a_checkpoint_that_lacks_a_file_is_named_and_keeps_no_other_from_being_s
     shutil.copytree(later.path, run.path)
     assert steps_saved(run.path) == [32, 40]
     (run.checkpoints / "samples-000000032" / "optimizer.bin").unlink()
-    sync = Sync(run, CheckpointConfig(sync=str(there)), enabled=True)
-    sync.bring()
-    sync.finish()
+    uploader = AsyncUploader(run, str(there), enabled=True)
+    uploader.upload()
+    uploader.finish()
     files = remote(there).latest()
     assert files is not None
     assert {file.checkpoint for file in files if file.checkpoint} == {"samples-000000040"}
     said = capsys.readouterr().out
-    assert said.count("samples-000000032 is left out of what is synced") == 1
+    assert "samples-000000032 is not uploaded" in said
     assert "optimizer.bin is missing" in said
-    assert "not synced" not in said
+    assert "failed" not in said
 
 
 def test_a_damaged_checkpoint_there_is_passed_over_for_the_one_before(stopped, tmp_path, capsys):
     there = tmp_path / "there"
-    bring(there, stopped)
+    upload(there, stopped)
     files = remote(there).latest()
     assert files is not None
     newest = [file for file in files if file.checkpoint == "samples-000000024"]
@@ -176,8 +176,8 @@ def test_a_damaged_checkpoint_there_is_passed_over_for_the_one_before(stopped, t
     content[-1] ^= 1
     path.write_bytes(content)
     fetched = RunDir(tmp_path / "fetched")
-    remote(there).fetch(files, fetched)
-    assert "passing over a damaged checkpoint" in capsys.readouterr().out
+    remote(there).download(files, fetched)
+    assert "skipping a damaged checkpoint" in capsys.readouterr().out
     found = newest_checkpoint(fetched.checkpoints)
     assert found is not None
     assert found.samples_seen == 16
@@ -187,21 +187,21 @@ def test_a_run_whose_every_checkpoint_there_is_damaged_is_not_begun_anew_and_sta
     tiny, stopped, tmp_path, monkeypatch
 ):
     there, run = tmp_path / "there", tmp_path / "run"
-    bring(there, stopped)
+    upload(there, stopped)
     for path in there.glob("objects/*model.safetensors"):
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)
     before = contents(there)
     for _ in range(2):  # the same command again
-        with pytest.raises(InputError, match="is damaged, and none stands here") as refused:
-            fetch_as_the_first(run, stopped.recipe(), tiny / "shards", there, monkeypatch)
+        with pytest.raises(InputError, match="is damaged, and") as refused:
+            download_as_the_first(run, stopped.recipe(), tiny / "shards", there, monkeypatch)
         assert "samples-000000016, samples-000000024" in str(refused.value)
     assert contents(there) == before
     # Where one stands here, the run goes on from that.
     newest = stopped.checkpoints / "samples-000000024"
     shutil.copytree(newest, run / "checkpoints" / "samples-000000008")
-    fetch_as_the_first(run, stopped.recipe(), tiny / "shards", there, monkeypatch)
+    download_as_the_first(run, stopped.recipe(), tiny / "shards", there, monkeypatch)
     assert contents(there) == before
 
 
@@ -219,8 +219,8 @@ def test_an_address_where_a_run_folder_is_is_refused_before_anything_is_written(
         "../holds": tmp_path / "holds",
     }.get(address, run / address)
     before = contents(tmp_path)
-    with pytest.raises(InputError, match="not brought into a run folder"):
-        fetch_as_the_first(run, stopped.recipe(), tiny / "shards", given, monkeypatch)
+    with pytest.raises(InputError, match="uploaded into a run directory"):
+        download_as_the_first(run, stopped.recipe(), tiny / "shards", given, monkeypatch)
     assert contents(tmp_path) == before
 
 
@@ -230,12 +230,12 @@ def test_an_address_beside_the_run_folder_or_above_it_is_none_in_it(
     run = tmp_path / "runs" / "run"
     shutil.copytree(stopped.path, run)
     for address in (tmp_path / "runs", tmp_path / "runs" / "run-elsewhere"):
-        fetch_as_the_first(run, stopped.recipe(), tiny / "shards", address, monkeypatch)
+        download_as_the_first(run, stopped.recipe(), tiny / "shards", address, monkeypatch)
 
 
 @pytest.mark.parametrize("path", ["../recipe.yaml", "/tmp/x", "checkpoints/../../x", ""])
 def test_a_list_that_would_write_outside_the_run_folder_is_refused(stopped, tmp_path, path):
-    bring(tmp_path, stopped)
+    upload(tmp_path, stopped)
     content = json.loads((tmp_path / "latest.json").read_text())
     content["files"][0]["path"] = path
     (tmp_path / "latest.json").write_text(json.dumps(content))

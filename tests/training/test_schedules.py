@@ -96,11 +96,11 @@ def test_a_plateau_before_the_end_of_the_decay_is_no_plateau():
 def test_a_run_that_stops_before_its_decay_is_said_so_in_words():
     # The run by hand: a OneCycle over 250 epochs, stopped at 67.
     schedule = ScheduleRecipe(warmup_epochs=75.0, decay_until=250.0)
-    (concern,) = schedule_warnings(Recipe(epochs=67, schedule=schedule))
-    assert "before its peak" in concern
+    (warning,) = schedule_warnings(Recipe(epochs=67, schedule=schedule))
+    assert "before its peak" in warning
     schedule = ScheduleRecipe(warmup_epochs=10.0, decay_until=250.0)
-    (concern,) = schedule_warnings(Recipe(epochs=67, schedule=schedule))
-    assert "before its decay does at epoch 250" in concern
+    (warning,) = schedule_warnings(Recipe(epochs=67, schedule=schedule))
+    assert "before its decay does at epoch 250" in warning
     assert list(schedule_warnings(Recipe())) == []
 
 
@@ -116,27 +116,27 @@ def scheduled(epochs, **schedule):
 
 
 def test_a_run_that_ends_with_its_warmup_never_falls_but_has_its_peak():
-    (concern,) = schedule_warnings(scheduled(3, warmup_epochs=3.0))
-    assert "before" not in concern
-    assert "never falls" in concern
+    (warning,) = schedule_warnings(scheduled(3, warmup_epochs=3.0))
+    assert "before" not in warning
+    assert "never decays" in warning
     # A run that never moves the rate leaves nothing out.
     assert list(schedule_warnings(scheduled(3, name="constant", warmup_epochs=3.0))) == []
-    (concern,) = schedule_warnings(scheduled(3, warmup_epochs=5.0, start_factor=1.0))
-    assert "before its peak" not in concern
+    (warning,) = schedule_warnings(scheduled(3, warmup_epochs=5.0, start_factor=1.0))
+    assert "before its peak" not in warning
 
 
 def test_the_rate_at_which_a_run_stops_is_not_told_as_the_peak():
-    (concern,) = schedule_warnings(scheduled(300, warmup_epochs=300.1, name="linear"))
-    assert "99.97%" in concern
-    (concern,) = schedule_warnings(scheduled(300, warmup_epochs=5.0, decay_until=300.2))
-    assert " 0.00%" not in concern
+    (warning,) = schedule_warnings(scheduled(300, warmup_epochs=300.1, name="linear"))
+    assert "99.97%" in warning
+    (warning,) = schedule_warnings(scheduled(300, warmup_epochs=5.0, decay_until=300.2))
+    assert " 0.00%" not in warning
 
 
 def test_a_milestone_within_the_warmup_costs_the_peak():
-    (concern,) = schedule_warnings(
+    (warning,) = schedule_warnings(
         scheduled(9, name="step", warmup_epochs=3.0, milestones=(3.0, 6.0))
     )
-    assert "never reaches its peak" in concern
+    assert "never reaches its peak" in warning
     assert (
         list(schedule_warnings(scheduled(9, name="step", warmup_epochs=3.0, milestones=(4.0,))))
         == []
@@ -150,14 +150,14 @@ def test_a_plateau_rule_that_cannot_act_is_said_so(patience, acts):
     for epoch in range(1, 9):  # the last evaluation comes too late
         plateau.after_validation(epoch, loss=1.0)
     assert (plateau.num_cuts > 0) == acts
-    assert any("never acts" in concern for concern in schedule_warnings(recipe)) == (not acts)
+    assert any("never acts" in warning for warning in schedule_warnings(recipe)) == (not acts)
 
 
 @pytest.mark.parametrize(("num_train", "warns"), [(1437, False), (1056, True), (1, True)])
 def test_a_run_of_few_optimizer_steps_warns(num_train, warns):
     recipe = load_recipe("digits")  # 12 epochs, 128 images a step
     found = list(schedule_warnings(recipe, num_train))
-    assert any("optimizer step" in concern for concern in found) == warns
+    assert any("optimizer step" in warning for warning in found) == warns
     assert list(schedule_warnings(recipe)) == []
 
 

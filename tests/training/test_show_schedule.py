@@ -13,7 +13,7 @@ def test_every_recipe_can_be_drawn_and_told(name, tmp_path):
     assert (tmp_path / "schedule.png").read_bytes().startswith(b"\x89PNG")
     told = schedule_in_words(recipe)
     assert f"{recipe.optimizer.lr:.3g}, the peak" in told
-    assert told.endswith("nothing of it is left out")
+    assert told.endswith("no warnings")
 
 
 def test_a_cycle_that_does_not_fit_the_run_is_told():

@@ -76,7 +76,7 @@ def test_a_killed_run_goes_on_on_another_machine_from_s3_to_the_same_weights(
     trainer.until(lambda: trains_since_its_start(run)).send(signal.SIGTERM)
     assert trainer.wait() == EXIT_INTERRUPTED, trainer.said()
     said += trainer.said()
-    assert "fetching the run from s3://runs/one" in trainer.said()
+    assert "downloading the run from s3://runs/one" in trainer.said()
     saved = steps_saved(run)[-1]
     paid = read_metrics(run, "stop")[-1]["cost_usd"]
     shutil.rmtree(run)
@@ -114,7 +114,7 @@ def test_what_keeps_a_run_from_being_synced_is_said_once_and_ends_nothing(
     latest = (address / "latest.json").read_text()
     (address / "latest.json").write_text(latest + " ")  # as if another process had
     assert trainer.wait() == 0
-    assert trainer.said().count("the run is not synced: another process syncs to") == 1
+    assert trainer.said().count("uploading the run failed: another process syncs to") == 1
     assert "lacks the end of the run" in trainer.said()
     assert_same_run(run, finished)
     # The same command, once the other one is gone, brings what is missing.
@@ -148,5 +148,5 @@ def test_another_recipe_and_a_new_beginning_are_refused_where_a_run_stands(
     assert "elsewhere holds a run" in said
     assert not another.exists()
     said = trainers.train(tiny, another, "--sync", str(another), code=2)
-    assert "a run is not brought into a run folder" in said
+    assert "a run cannot be uploaded into a run directory" in said
     assert not another.exists()

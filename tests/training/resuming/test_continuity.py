@@ -123,8 +123,8 @@ def test_a_run_goes_on_from_a_checkpoint_of_another_run_and_then_from_its_own(
     pruned.rename(named)
     assert hashes(run) == hashes(finished)
     message = refusal(tiny, stopped, resume=named)
-    assert "would abandon" in message
-    assert "there is no such folder" in refusal(tiny, stopped, resume=str(tmp_path / "nowhere"))
+    assert "would be abandoned" in message
+    assert "does not exist" in refusal(tiny, stopped, resume=str(tmp_path / "nowhere"))
 
 
 def test_a_run_that_begins_where_all_but_evaluating_is_done_ends_well(tiny, tmp_path, capsys):
