@@ -19,6 +19,7 @@ import tyro
 from imagenet_rn50.shards.audit import read_audit, read_report
 from imagenet_rn50.shards.contact_sheet import write_sheet
 from imagenet_rn50.shards.images import is_installed
+from imagenet_rn50.shards.index import IndexOptions
 from imagenet_rn50.shards.index import index as index_shards
 from imagenet_rn50.shards.pack import Packed
 from imagenet_rn50.shards.pack import pack as pack_source
@@ -30,9 +31,11 @@ from imagenet_rn50.shards.subset import Selection
 from imagenet_rn50.shards.subset import subset as make_subset
 from imagenet_rn50.shards.verify import verify as verify_shards
 from imagenet_rn50.utils.errors import exit_on_input_error, require_at_least
+from imagenet_rn50.utils.storage import is_address
 
 EXIT_FOUND_SOMETHING = 1
 EXIT_INTERRUPTED = 130
+_REMOTE_STREAMS = 8
 
 
 def pack(
@@ -141,16 +144,22 @@ def _summary(packed: Packed, out: Path) -> str:
     return f"{out} is already packed; names and sizes match: {samples}"
 
 
-def verify(shards: Path, quick: bool = False, workers: int | None = None) -> int:
+def verify(
+    shards: str, quick: bool = False, workers: int | None = None, cache: Path | None = None
+) -> int:
     """Compare shards with their manifest. Exits with code 1 if they differ.
 
     Args:
-        shards: Folder of the shards.
-        quick: Check only names and sizes, not contents.
+        shards: Folder of the manifest: a path or an address.
+        quick: Check only names and sizes (and what the Hub says the sha256 is), not contents.
         workers: Number of shards read in parallel; defaults to one per core.
+        cache: Folder that keeps remote shards on this machine; without --quick, they are downloaded
+            into it.
     """
     threads = _num_workers(workers)
-    findings = verify_shards(shards, quick=quick, num_threads=threads, show_progress=True)
+    findings = verify_shards(
+        shards, quick=quick, cache=cache, num_threads=threads, show_progress=True
+    )
     for finding in findings:
         print(finding)
     if findings:
@@ -162,24 +171,61 @@ def verify(shards: Path, quick: bool = False, workers: int | None = None) -> int
 
 
 def index(
-    shards: Path,
+    shards: str,
+    out: Path | None = None,
+    cache: Path | None = None,
+    cache_gb: float = 100.0,
+    train: str | None = None,
+    validation: str | None = None,
+    label_key: str | None = None,
+    on_corrupt: Literal["stop", "skip"] = "stop",
     dataset: str | None = None,
     mapping: Path | None = None,
     force: bool = False,
     workers: int | None = None,
 ) -> int:
-    """Write a manifest for existing WebDataset shards.
+    """Write a manifest for existing WebDataset shards, anywhere. Run it again to resume.
 
     Args:
-        shards: Folder of the shards, named like imagenet1k-train-0000.tar.
+        shards: Folder of the shards: a path (read-only if --out is given), https://, s3://, or
+            hf://datasets/OWNER/NAME[@REVISION].
+        out: Output folder of the manifest; defaults to SHARDS, if that is a local folder.
+        cache: Folder that keeps remote shards on this machine, where training finds them.
+        cache_gb: How much space the shards in --cache may take, GB.
+        train: Names of the training shards, if the names do not say so: '*.tar',
+            'train/{0000..0123}.tar', relative to SHARDS.
+        validation: Names of the validation shards.
+        label_key: Field of the samples' .json that holds the label: a class index or a class name.
+            By default .cls, the field label, and wnids count, and must agree.
+        on_corrupt: What to do if samples have no image, no label or an image that cannot be read:
+            stop and write nothing, or skip them.
         dataset: Name of the data set; defaults to the prefix of the shards' names.
         mapping: File with the class names: LOC_synset_mapping.txt, classes.json or Keras'
             imagenet_class_index.json; searched for in SHARDS by default.
         force: Overwrite an intact manifest.
-        workers: Number of shards read in parallel; defaults to one per core.
+        workers: Number of shards read in parallel; defaults to one per core, and at least 8 if
+            SHARDS is an address.
     """
+    require_at_least("--cache-gb", cache_gb, 0)
+    num_threads = _num_workers(workers)
+    if workers is None and is_address(shards):
+        num_threads = max(num_threads, _REMOTE_STREAMS)
+    options = IndexOptions(
+        train=train,
+        validation=validation,
+        label_key=label_key,
+        on_corrupt=on_corrupt,
+        dataset=dataset,
+        mapping=mapping,
+        force=force,
+    )
     manifest = index_shards(
-        shards, dataset=dataset, mapping=mapping, force=force, num_threads=_num_workers(workers)
+        shards,
+        options,
+        out=out,
+        cache=cache,
+        limit_bytes=int(cache_gb * 1e9),
+        num_threads=num_threads,
     )
     for name, split in manifest.splits.items():
         print(f"{name}: {split.num_samples:,} samples in {len(split.shards):,} shards")

@@ -27,7 +27,7 @@ _MAX_ROWS = 200  # of one table in the report; the JSON has them all
 
 def audit_of(
     records: Sequence[ShardRecord],
-    folder: Path,
+    folder: Path | None,
     classes: Classes | None,
     options: dict[str, Any],
     source: Source | None = None,
@@ -36,7 +36,8 @@ def audit_of(
 
     Args:
         records: What each shard holds.
-        folder: Where the shards stand, to compare images that may be duplicates.
+        folder: Where the shards stand, to compare images that may be duplicates; None for remote
+            shards, whose images are compared by length and CRC-32.
         classes: The classes; None when their wnids are not known.
         options: How the shards were made.
         source: What was packed; None for shards that others packed.
@@ -63,6 +64,8 @@ def audit_of(
         "changed": _notes(records, "changed"),
         "skipped": _notes(records, "skipped"),
     }
+    if folder is None:
+        audit["duplicates_by"] = "length and CRC-32"
     if source is not None:
         for name, split in splits.items():
             split["files"] = _files(by_split[name], source, name)
@@ -199,10 +202,10 @@ def _elongated(records: Iterable[ShardRecord]) -> list[dict[str, Any]]:
     return sorted(found, key=lambda entry: (entry["split"], entry["key"]))
 
 
-def _duplicates(records: Sequence[ShardRecord], folder: Path) -> list[list[dict[str, Any]]]:
+def _duplicates(records: Sequence[ShardRecord], folder: Path | None) -> list[list[dict[str, Any]]]:
     """Find samples of equal images, byte for byte, over all splits.
 
-    Equal length and CRC-32 make them suspects; then their bytes are compared.
+    Equal length and CRC-32 make them suspects; then their bytes are compared, where they are local.
     """
     places: dict[tuple[int, int], list[tuple[ShardRecord, Row]]] = defaultdict(list)
     for record in records:
@@ -216,14 +219,16 @@ def _duplicates(records: Sequence[ShardRecord], folder: Path) -> list[list[dict[
 
 
 def _equal_groups(
-    suspects: Sequence[tuple[ShardRecord, Row]], folder: Path
+    suspects: Sequence[tuple[ShardRecord, Row]], folder: Path | None
 ) -> list[list[dict[str, Any]]]:
     """Group samples by the bytes of their images."""
     by_content: dict[bytes, list[dict[str, Any]]] = defaultdict(list)
     for record, row in suspects:
-        with (folder / record.shard.name).open("rb") as file:
-            file.seek(row.offset)
-            content = file.read(row.length)
+        content = b""
+        if folder is not None:
+            with (folder / record.shard.name).open("rb") as file:
+                file.seek(row.offset)
+                content = file.read(row.length)
         entry = {"split": record.split, "key": row.key, "label": row.label}
         by_content[content].append(entry)
     return [sorted(group, key=lambda e: (e["split"], e["key"])) for group in by_content.values()]
@@ -255,7 +260,7 @@ def report_of(audit: dict[str, Any]) -> str:
     lines += _note_report("Changed images", audit["changed"])
     lines += _note_report("Skipped images", audit["skipped"])
     lines += _not_packed_report(audit.get("not_packed", []))
-    lines += _duplicate_report(audit["duplicates"])
+    lines += _duplicate_report(audit["duplicates"], audit.get("duplicates_by"))
     return "\n".join(lines) + "\n"
 
 
@@ -347,9 +352,12 @@ def _not_packed_report(entries: Sequence[dict[str, Any]]) -> list[str]:
     return lines + _rest(len(entries))
 
 
-def _duplicate_report(groups: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+def _duplicate_report(
+    groups: Sequence[Sequence[dict[str, Any]]], compared_by: str | None
+) -> list[str]:
     """Return the list of equal images."""
-    lines = ["", f"## Exact duplicates: {counted(len(groups), 'group')}", ""]
+    title = "Exact duplicates" if compared_by is None else f"Duplicates by {compared_by}"
+    lines = ["", f"## {title}: {counted(len(groups), 'group')}", ""]
     lines += [
         "- " + " = ".join(_cell(f"{e['split']}/{e['key']} (class {e['label']})") for e in group)
         for group in groups[:_MAX_ROWS]

@@ -1,58 +1,67 @@
-"""Make a manifest for WebDataset shards that others have made, by reading them once.
+"""Make a manifest for WebDataset shards that others have made, by reading them once, anywhere.
 
-Nothing is extracted and no shard is touched. Names inside a tar are keys, never paths of ours; a
-name that leads out of its folder is refused all the same, because such a tar is not to be trusted.
+Shards are read several at a time. A remote shard is downloaded to a file first: into the cache,
+where training finds it, or else into the output folder, from which it is deleted when it was read.
+What was read is kept in `OUT/.indexing` until the manifest is written (see `indexing_state`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-import zlib
+import threading
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import pairwise
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
-from imagenet_rn50.jpeg.header import JpegError, read_header
+from imagenet_rn50.classes import Classes
 from imagenet_rn50.shards import manifest as manifests
+from imagenet_rn50.shards.audit import DATA_NAME, REPORT_NAME
 from imagenet_rn50.shards.imagenet1k import dataset_name
 from imagenet_rn50.shards.images import TURNED
+from imagenet_rn50.shards.indexing_state import FOLDER, IndexingState, commit_of
 from imagenet_rn50.shards.labels import MAPPING, Claim, classes_of, log_missing
-from imagenet_rn50.shards.manifest import INFO_NAME, TRAIN, VALIDATION, Manifest, Shard, timm_info
+from imagenet_rn50.shards.listing import (
+    FoundShard,
+    InfoSplit,
+    Listing,
+    depth_of,
+    find_shards,
+    local_files,
+    needs_list,
+    read_info,
+)
+from imagenet_rn50.shards.manifest import INFO_NAME, Manifest, timm_info
 from imagenet_rn50.shards.pack import write_manifest
-from imagenet_rn50.shards.sources.base import readable
-from imagenet_rn50.shards.tar import (
-    IMAGE_FIELDS,
-    Buffer,
-    TarError,
-    TarSample,
-    image_of,
-    mapped,
-    samples_in,
-)
-from imagenet_rn50.shards.writer import FOLDER as STATE_FOLDER
-from imagenet_rn50.shards.writer import Note, Row, ShardRecord
+from imagenet_rn50.shards.scan import ScannedShard, scan_shard
+from imagenet_rn50.shards.store import DEFAULT_LIMIT_BYTES, CachedShards, location_from
+from imagenet_rn50.shards.writer import FOLDER as PACKING_FOLDER
+from imagenet_rn50.shards.writer import Note, ShardRecord
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.files import read_json
+from imagenet_rn50.utils.files import make_folder, read_json, require_writable
+from imagenet_rn50.utils.formatting import counted
 from imagenet_rn50.utils.logging import logger, progress_bar
+from imagenet_rn50.utils.storage import (
+    DEFAULT_RETRY_POLICY,
+    DeniedError,
+    FileInfo,
+    MissingFileError,
+    RemoteFolder,
+    RetryPolicy,
+    is_address,
+    redact_url,
+)
 
-_SHARD_NAME = re.compile(
-    r"(?:(?P<dataset>.+?)[-_])?(?P<split>train|validation|val)[-_](?P<number>\d+)"
-    r"(?:-of-(?P<total>\d+))?\.tar"
-)
-# Tars of other names, compressed ones, and downloads under way.
-_LIKE_TAR = re.compile(
-    r".+\.(?:tar|tgz|tbz2?|txz|tzst|tar\.(?:gz|bz2|xz|zst|lz4)|tar\.(?:.+\.)?"
-    r"(?:part|partial|tmp|download|crdownload|incomplete|aria2))",
-    re.IGNORECASE,
-)
-_LARGEST_LABEL = 2**31 - 1  # of an int32 column
-_UNKNOWN = -1
+_BESIDE = (INFO_NAME, CLASSES_NAME, MAPPING)
+_OURS = frozenset({*_BESIDE, manifests.FILE_NAME, REPORT_NAME, DATA_NAME, FOLDER})
+_MAX_SHOWN = 5
+_POLL_SECONDS = 0.2
+_OPEN_TRIES = 3
 _WITHOUT_CLASSES = (
     f"The classes are not known: {CLASSES_NAME} is not written, and training will refuse these "
     f"shards.\nIndex them again with a list of their classes, such as {MAPPING} or another "
@@ -61,47 +70,59 @@ _WITHOUT_CLASSES = (
 _UNREADABLE = (
     "{number} images are no JPEGs, which training cannot read; "
     "they are listed in {folder}/audit.md.\n"
-    "Train with --on-corrupt substitute to do without them, or unpack the shards and pack again."
+    "Train with --on-corrupt substitute to do without them, leave them out with --on-corrupt skip, "
+    "or convert them: python shard_imagenet.py pack --source {folder} --out SHARDS"
 )
 
 
-class FoundShard(NamedTuple):
-    """A tar whose name says what it is; `total` is 0 where the name has no `-of-00004`."""
-
-    split: str
-    number: int
-    dataset: str
-    total: int
-    path: Path
-
-
-@dataclass
-class _Read:
-    """A shard as it was read, and the class that each of its samples gives."""
-
-    record: ShardRecord
-    claims: list[Claim] = field(default_factory=list)
-
-
-def index(
-    folder: Path,
-    *,
-    dataset: str | None = None,
-    mapping: Path | None = None,
-    force: bool = False,
-    num_threads: int = 1,
-) -> Manifest:
-    """Read the shards in `folder` and writes a manifest beside them.
+@dataclass(frozen=True)
+class IndexOptions:
+    """What to index, and how.
 
     Args:
-        folder: Holds `*train-0000.tar`, `*validation-00.tar` (or `-0000`, or `val`) and so on.
+        train: Names of the training shards: patterns of paths in the folder; None for those whose
+            names say so. See `listing.find_shards`.
+        validation: Names of the validation shards.
+        label_key: The field of the samples' JSON that holds the label, instead of all other labels.
+        on_corrupt: What to do if samples cannot be used: `stop` (nothing is written), or `skip`.
         dataset: The data set's name; None to take it from the shards' names, unless that is
             ImageNet-1k's and the data is not.
         mapping: A list of classes, as `Classes.read` takes it, for the classes' names; None to look
-            for `LOC_synset_mapping.txt` or `classes.json` in `folder`, and else to name the classes
-            by their wnids.
+            for `LOC_synset_mapping.txt` or `classes.json` beside the shards, and else to name the
+            classes by their wnids.
         force: Whether to overwrite an intact manifest.
+    """
+
+    train: str | None = None
+    validation: str | None = None
+    label_key: str | None = None
+    on_corrupt: str = "stop"
+    dataset: str | None = None
+    mapping: Path | None = None
+    force: bool = False
+
+
+def index(
+    shards: str | Path,
+    options: IndexOptions | None = None,
+    *,
+    out: Path | None = None,
+    cache: Path | None = None,
+    limit_bytes: int = DEFAULT_LIMIT_BYTES,
+    num_threads: int = 1,
+    retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY,
+) -> Manifest:
+    """Read shards and write a manifest of them; run it again to resume.
+
+    Args:
+        shards: Folder of the shards: a path, or an address. Nothing is written there, unless it is
+            the output folder.
+        options: What to index, and how.
+        out: Output folder of the manifest; None for the folder of the shards.
+        cache: Folder that keeps remote shards on this machine, for training; None to keep none.
+        limit_bytes: How much space the shards in it may take.
         num_threads: How many shards are read at a time.
+        retry_policy: How often downloads are retried.
 
     Returns:
         The manifest that was written.
@@ -110,250 +131,543 @@ def index(
         InputError: When there are no shards, or one is missing, damaged, unsafe or without labels;
             or two sources of labels contradict each other; or there is no such mapping.
     """
+    options = options or IndexOptions()
+    _require_mapping(options.mapping)
+    remote = _remote(shards, out, retry_policy) if is_address(shards) else None
+    folder = None if remote else Path(shards)
+    out = out or Path(shards)
+    is_beside = folder is not None and out.resolve() == folder.resolve()
+    listing = _list(shards, remote, options)
+    if is_beside:
+        require_writable(out, fix="give another folder for the manifest: --out DIR")
+    else:
+        make_folder(out, fix="give another --out")
+    location = None if is_beside else remote.location if remote else location_from(out, shards)
+    replaced = _replaced(out, location, options.force, is_beside=is_beside)
+    state = IndexingState(out)
+    with state.locked():
+        began = state.adopt({
+            "location": location or str(folder), "label_key": options.label_key
+        })  # fmt: skip
+        beside = folder or _fetch_beside(remote, listing, state)
+        info = read_info(beside / INFO_NAME) if (beside / INFO_NAME).is_file() else None
+        found = find_shards(listing, train=options.train, validation=options.validation, info=info)
+        _require_label_key(info, found, options.label_key, beside / INFO_NAME)
+        reader = _Reader(state, listing, options.label_key, folder, remote, began)
+        if remote and cache:
+            reader.cache = CachedShards(remote, cache, limit_bytes, out)
+        scanned = reader.read_all(found, num_threads)
+        if info:
+            _require_same_info(beside, [shard.record for shard in scanned], info, replaced, options)
+        num_skipped = _skip_unusable(scanned, options.on_corrupt)
+        manifest = _write(
+            scanned, out, beside, location, options, found[0].dataset, num_skipped=num_skipped
+        )
+        state.forget()
+    reader.log_cache()
+    return manifest
+
+
+def _require_mapping(mapping: Path | None) -> None:
     if mapping is not None and not mapping.is_file():
         raise InputError(
             f"--mapping {mapping} is not a file",
             found="a folder" if mapping.is_dir() else "nothing of that name",
             expected=f"Kaggle's {MAPPING}, or one like it",
         )
-    shards = find_shards(folder)
-    replaced = _manifest_of(folder)
-    if replaced is not None and not force:
+
+
+def _remote(shards: str | Path, out: Path | None, retry_policy: RetryPolicy) -> RemoteFolder:
+    """Return the remote folder of the shards, at its commit.
+
+    Raises:
+        InputError: When no output folder is given, or the address holds credentials.
+    """
+    address = str(shards).rstrip("/")
+    if redact_url(address) != address:
         raise InputError(
-            f"{folder} holds a manifest already",
-            expected="shards without one",
-            fix=f"compare the shards with it (python shard_imagenet.py verify --shards {folder}), "
-            "or write it anew from what they hold now: --force",
+            f"the address {redact_url(address)} carries credentials or a query",
+            expected="an address without them: the manifest names it for everyone who reads it",
+            fix="give credentials by the environment (AWS_PROFILE, HF_TOKEN or `hf auth login`, "
+            "~/.netrc)",
         )
-    shards_read: list[_Read] = []
-    with (
-        ThreadPoolExecutor(num_threads) as pool,
-        progress_bar(total=len(shards), description="indexing", unit="shard") as bar,
-    ):
-        for shard in pool.map(_read_shard, shards):
-            shards_read.append(shard)
-            bar.update()
-    records = [shard.record for shard in shards_read]
+    if out is None:
+        raise InputError(
+            f"{address} is remote",
+            expected="a local folder for the manifest",
+            fix="name one with --out",
+        )
+    return RemoteFolder(address, retry_policy).at_commit()
+
+
+def _list(shards: str | Path, remote: RemoteFolder | None, options: IndexOptions) -> Listing:
+    """List the files where the shards are.
+
+    Raises:
+        InputError: When the folder cannot be listed, or a packing in it is not finished.
+    """
+    patterns = (options.train, options.validation)
+    depth = depth_of(patterns)
+    if remote is None:
+        folder = Path(shards)
+        files = local_files(folder, depth)
+        if (folder / PACKING_FOLDER).is_dir() and manifests.FILE_NAME not in files:
+            raise InputError(
+                f"{folder} holds a packing that is not finished",
+                expected="all shards of a data set",
+                fix=f"run the same pack command again, or delete {folder / PACKING_FOLDER} to "
+                "index only the shards that are there",
+            )
+        return Listing(str(folder), folder.resolve().name, files)
+    place = remote.public
+    name = urlsplit(place).path.rstrip("/").rpartition("/")[2].partition("@")[0]
+    is_web = place.startswith(("http://", "https://"))
+    if is_web and not needs_list(patterns):
+        return Listing(place, name, None)
+    remote_files: dict[str, FileInfo] | None = None
+    try:
+        remote_files = remote.files(depth)
+    except (MissingFileError, DeniedError):
+        if not is_web:  # whose files may be read even where the folder is not listed
+            raise
+    if is_web and not remote_files:
+        remote_files = None
+    return Listing(place, name or urlsplit(place).netloc, remote_files)
+
+
+def _replaced(out: Path, location: str | None, force: bool, *, is_beside: bool) -> Manifest | None:
+    """Return the manifest that is to be replaced; None without one, or where it is damaged.
+
+    Raises:
+        InputError: When it may not be replaced, or `out` holds something else.
+    """
+    others = sorted(
+        path.name
+        for path in out.iterdir()
+        if path.name not in _OURS and not path.name.startswith("manifest-")
+    )
+    if not is_beside and others:
+        raise InputError(
+            f"{out} is not empty",
+            expected="a new or empty folder, or one with a manifest of these shards",
+            found=", ".join(others[:_MAX_SHOWN]) + " ..." * (len(others) > _MAX_SHOWN),
+            fix="give another --out",
+        )
+    replaced = None
+    with suppress(InputError):
+        replaced = Manifest.load(out)
+    if replaced is None or force:
+        return replaced
+    old, new = commit_of(replaced.location), commit_of(location)
+    if old and new and old != new:
+        raise InputError(
+            f"{out} holds a manifest of another commit",
+            expected=f"commit {old}",
+            found=f"commit {new}: the revision moved",
+            fix=f"keep the first by its address, {replaced.location}; or write the manifest anew: "
+            "--force",
+        )
+    raise InputError(
+        f"{out} holds a manifest already",
+        expected="shards without one" if is_beside else "a folder without one",
+        fix=f"compare the shards with it (python shard_imagenet.py verify --shards {out}), "
+        "or write it anew from what they hold now: --force",
+    )
+
+
+def _fetch_beside(remote: RemoteFolder | None, listing: Listing, state: IndexingState) -> Path:
+    """Download `_info.json`, `classes.json` and the mapping, where they are; return their folder.
+
+    Raises:
+        InputError: When one is there and cannot be downloaded.
+    """
+    assert remote is not None
+    folder = state.source
+    folder.mkdir(exist_ok=True)
+    for name in _BESIDE:
+        (folder / name).unlink(missing_ok=True)
+        if listing.files is not None and name not in listing.files:
+            continue
+        try:
+            remote.download(name, folder / name, is_json=name.endswith(".json"))
+        except (MissingFileError, DeniedError):
+            if listing.files is not None:  # else nobody says that it is there
+                raise
+    return folder
+
+
+def _require_label_key(
+    info: Mapping[str, InfoSplit] | None,
+    found: Sequence[FoundShard],
+    label_key: str | None,
+    path: Path,
+) -> None:
+    """Raise an error if `_info.json` takes the labels from a field, and no field is given."""
+    if label_key is not None:
+        return
+    names = {shard.name for shard in found}
+    for split_name, split in (info or {}).items():
+        if split.alt_label and names & split.lengths.keys():
+            raise InputError(
+                f"{path} takes the labels of {split_name} from the JSON field {split.alt_label!r}",
+                expected="labels in .cls, or in the JSON field 'label'",
+                fix=f"read them from there: --label-key {split.alt_label}",
+            )
+
+
+class _StoppedError(Exception):
+    """Another thread failed, or the user pressed Ctrl-C."""
+
+
+@dataclass
+class _Reader:
+    """Read shards, several at a time.
+
+    Args:
+        state: Keeps what was read, and remote shards while they are read.
+        listing: The files where the shards are.
+        label_key: The field of the samples' JSON that holds the label.
+        folder: The folder of local shards.
+        remote: The folder of remote ones.
+        began: When the first run began; the cache keeps all that was used since.
+        cache: Keeps remote shards; None for no cache.
+    """
+
+    state: IndexingState
+    listing: Listing
+    label_key: str | None
+    folder: Path | None
+    remote: RemoteFolder | None
+    began: float
+    cache: CachedShards | None = None
+
+    def __post_init__(self) -> None:
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._num_bytes = 0
+        self._not_kept: list[str] = []
+
+    def read_all(self, found: list[FoundShard], num_threads: int) -> list[ScannedShard]:
+        """Read the shards that no earlier run has read; return all of them in their order.
+
+        Raises:
+            InputError: When one cannot be read.
+        """
+        scanned: dict[str, ScannedShard] = {}
+        began = time.monotonic()
+        with (
+            ThreadPoolExecutor(num_threads) as pool,
+            progress_bar(total=len(found), description="indexing", unit="shard") as bar,
+        ):
+            running: set[Future[ScannedShard]] = {pool.submit(self._read, each) for each in found}
+            try:
+                while running:
+                    done, running = wait(running, _POLL_SECONDS, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        shard = future.result()
+                        scanned[shard.record.shard.name] = shard
+                    rate = self._num_bytes / max(time.monotonic() - began, 1e-9)
+                    bar.set_postfix_str(f"{rate / 1e6:.1f} MB/s", refresh=False)
+                    bar.update(len(done))
+            except BaseException:
+                self._stop.set()
+                pool.shutdown(cancel_futures=True)
+                self._log_kept(len(found))
+                raise
+        return [scanned[each.name] for each in found]
+
+    def _log_kept(self, total: int) -> None:
+        if count := self.state.num_records:
+            logger.info(
+                f"Stopped: {count} of {total} shards were read; "
+                "run the same command again to resume."
+            )
+
+    def _tick(self, num_bytes: int) -> None:
+        """Count bytes that were read; stop this thread if another one failed."""
+        if self._stop.is_set():
+            raise _StoppedError
+        with self._lock:
+            self._num_bytes += num_bytes
+
+    def _check_stop(self) -> None:
+        self._tick(0)
+
+    def _read(self, found: FoundShard) -> ScannedShard:
+        """Read one shard, unless an earlier run did."""
+        self._check_stop()
+        info = found.info
+        if self.remote and self.listing_is_bare(info):
+            info = self.remote.info(found.name)
+        if (known := self.state.load(found, info)) is not None:
+            return known
+        scanned = self._read_local(found) if self.remote is None else self._read_remote(found, info)
+        scanned.info = info
+        if bad := scanned.record.skipped:
+            logger.warning(
+                f"warning: {found.name}: {counted(len(bad), 'sample')} cannot be used: "
+                f"{bad[0].key!r} {bad[0].reason}"
+            )
+        self.state.save(scanned)
+        return scanned
+
+    @staticmethod
+    def listing_is_bare(info: FileInfo) -> bool:
+        """Return whether the list of files says nothing about a file, as that of a web server."""
+        return info == FileInfo()
+
+    def _read_local(self, found: FoundShard) -> ScannedShard:
+        assert self.folder is not None
+        path = self.folder / found.name
+        scanned = self._scan(found, path, None, str(path))
+        self._tick(scanned.record.shard.num_bytes)
+        return scanned
+
+    def _read_remote(self, found: FoundShard, info: FileInfo) -> ScannedShard:
+        """Download a shard, into the cache if there is space, and read it."""
+        assert self.remote is not None
+        where = f"{self.remote.public}/{found.name}"
+        for _ in range(_OPEN_TRIES if self.cache else 0):
+            assert self.cache is not None
+            path = self.cache.add(found.name, info, began=self.began, tick=self._tick)
+            if path is None:
+                break
+            with suppress(FileNotFoundError):  # evicted by another process
+                return self._scan(found, path, path.stem, where)
+        self._not_kept.append(found.name)
+        path = self.state.download_path(found.name)
+        try:
+            sha256 = self.remote.download(
+                found.name,
+                path,
+                num_bytes=info.num_bytes,
+                sha256=info.sha256,
+                tick=self._tick,
+            )
+            return self._scan(found, path, sha256, where)
+        finally:
+            path.unlink(missing_ok=True)
+
+    def _scan(self, found: FoundShard, path: Path, sha256: str | None, where: str) -> ScannedShard:
+        return scan_shard(
+            path,
+            name=found.name,
+            split=found.split,
+            where=where,
+            sha256=sha256,
+            label_key=self.label_key,
+            check_stop=self._check_stop,
+        )
+
+    def log_cache(self) -> None:
+        """Log how many shards the cache could not keep."""
+        if self.cache is not None and self._not_kept:
+            logger.info(
+                f"the cache {self.cache.cache} has no space for {len(self._not_kept)} of the shards"
+                f" ({self.cache.limit_bytes / 1e9:,.1f} GB in all): training downloads them again; "
+                "give it more with --cache-gb"
+            )
+
+
+def _require_same_info(
+    folder: Path,
+    records: Sequence[ShardRecord],
+    info: Mapping[str, InfoSplit],
+    replaced: Manifest | None,
+    options: IndexOptions,
+) -> None:
+    """Raise an error if `_info.json` contradicts the shards.
+
+    Args:
+        folder: The folder of that file.
+        records: What the shards hold, with the samples that cannot be used.
+        info: Its content.
+        replaced: A manifest that is to be replaced. Where the file was written with it, shards may
+            have been added or changed since, but none may be missing.
+        options: With patterns, it may list shards that are not indexed.
+
+    Raises:
+        InputError: When a shard is missing, not listed, or has another number of samples.
+    """
+    path = folder / INFO_NAME
+    fix = f"download the shards again, or move {path} elsewhere if it is not theirs"
+    is_ours = replaced is not None and read_json(path) == timm_info(replaced)
+    listed = {name: count for split in info.values() for name, count in split.lengths.items()}
+    num_samples = {record.shard.name: len(record.rows) + len(record.skipped) for record in records}
+    is_part = bool(options.train or options.validation)
+    if not is_part and (missing := sorted(listed.keys() - num_samples.keys())):
+        raise InputError(
+            f"{path} lists {len(missing)} shards that are not there, such as {missing[0]}",
+            expected=f"{len(listed)} shards",
+            found=f"{len(num_samples)} shards",
+            fix=f"download them, or move {path} elsewhere to index only what is there",
+        )
+    for name, count in num_samples.items():
+        if not is_ours and listed.get(name) != count:
+            raise InputError(
+                f"{name} is not as {path} describes it",
+                expected=f"{listed[name]} samples" if name in listed else "only shards it lists",
+                found=f"{count} samples",
+                fix=fix,
+            )
+
+
+def _skip_unusable(scanned: list[ScannedShard], on_corrupt: str) -> int:
+    """Leave out what cannot be used, images that are no JPEGs included; return how many.
+
+    Raises:
+        InputError: When there is something, and it may not be left out.
+    """
+    unusable = [note for shard in scanned for note in shard.record.skipped]
+    if unusable and on_corrupt != "skip":
+        shown = "; ".join(
+            f"the sample {note.key!r} in {note.path} {note.reason}"
+            for note in unusable[:_MAX_SHOWN]
+        )
+        raise InputError(
+            f"samples of the shards cannot be used: {len(unusable):,}",
+            expected="an image, and a class index, 0 or more, or a wnid, for each sample",
+            found=shown + "; ..." * (len(unusable) > _MAX_SHOWN),
+            fix="write the shards again without them, or leave them out of the manifest: "
+            "--on-corrupt skip",
+        )
+    if on_corrupt == "skip":
+        for shard in scanned:
+            _skip_other_formats(shard)
+    for split in dict.fromkeys(shard.record.split for shard in scanned):
+        chosen = [shard.record for shard in scanned if shard.record.split == split]
+        if not any(record.rows for record in chosen):
+            raise InputError(
+                f"the {split} shards have no sample that can be used",
+                expected="at least one",
+                found=f"{sum(len(record.skipped) for record in chosen)} that cannot",
+            )
+    return sum(len(shard.record.skipped) for shard in scanned)
+
+
+def _skip_other_formats(shard: ScannedShard) -> None:
+    """Move the images that are no JPEGs to what is skipped."""
+    record = shard.record
+    others = {note.key: note for note in record.changed if TURNED not in note.reason}
+    if not others:
+        return
+    kept = [number for number, row in enumerate(record.rows) if row.key not in others]
+    record.rows = [record.rows[number] for number in kept]
+    shard.claims = [shard.claims[number] for number in kept]
+    record.changed = [note for note in record.changed if note.key not in others]
+    record.skipped += [
+        note._replace(reason=note.reason.removeprefix("not changed, but "))
+        for note in others.values()
+    ]
+    record.shard = manifests.Shard(
+        record.shard.name, len(kept), record.shard.num_bytes, record.shard.sha256
+    )
+
+
+def _write(
+    scanned: list[ScannedShard],
+    out: Path,
+    beside: Path,
+    location: str | None,
+    options: IndexOptions,
+    default_name: str,
+    *,
+    num_skipped: int,
+) -> Manifest:
+    """Find the classes, fill in the labels, and write the manifest.
+
+    Raises:
+        InputError: When two sources contradict each other.
+    """
+    records = [shard.record for shard in scanned]
     _require_distinct_keys(records)
-    _require_same_info(folder, records, replaced)
-    seen = _first_claims(shards_read)
-    classes = classes_of(folder, mapping, seen)
+    if options.label_key is not None:
+        _settle_claims(scanned, options)
+    seen = _first_claims(scanned)
+    classes = classes_of(beside, options.mapping, seen)
     index_of = {wnid: label for each in seen.values() for label, wnid in each if label is not None}
     index_of.update({} if classes is None else classes.index_of)
-    for shard in shards_read:
+    for shard in scanned:
         _fill_labels(shard, index_of)
-    notes = [note for record in records for note in record.changed]
-    if unreadable := sum(TURNED not in note.reason for note in notes):
-        logger.info(_UNREADABLE.format(number=unreadable, folder=folder))
-    if classes is None:
-        logger.info(_WITHOUT_CLASSES)
-    else:
-        labels_of: dict[str, set[int]] = {}
-        for record in records:
-            labels_of.setdefault(record.split, set()).update(row.label for row in record.rows)
-        log_missing(classes, labels_of)
+    _log_classes(records, classes, out)
     num_images: Counter[str] = Counter()
     for record in records:
         num_images[record.split] += len(record.rows)
+    recorded: dict[str, Any] = {"indexed": True}
+    if options.label_key is not None:
+        recorded["label_key"] = options.label_key
+    if num_skipped:
+        recorded["num_skipped"] = num_skipped
+        logger.info(f"{num_skipped:,} samples are left out; {out / REPORT_NAME} lists them")
     return write_manifest(
         records,
-        folder,
-        dataset=dataset_name(dataset, shards[0].dataset, classes, num_images),
-        options={"indexed": True},
+        out,
+        dataset=dataset_name(options.dataset, default_name, classes, num_images),
+        options=recorded,
         classes=classes,
+        location=location,
     )
 
 
-def find_shards(folder: Path) -> list[FoundShard]:
-    """Find the shards by their names, training first, by number.
+def _log_classes(records: list[ShardRecord], classes: Classes | None, out: Path) -> None:
+    """Log what training needs to know of images and classes."""
+    notes: list[Note] = [note for record in records for note in record.changed]
+    if unreadable := sum(TURNED not in note.reason for note in notes):
+        logger.info(_UNREADABLE.format(number=unreadable, folder=out))
+    if classes is None:
+        logger.info(_WITHOUT_CLASSES)
+        return
+    labels_of: dict[str, set[int]] = {}
+    for record in records:
+        labels_of.setdefault(record.split, set()).update(row.label for row in record.rows)
+    log_missing(classes, labels_of)
+
+
+def _settle_claims(scanned: list[ScannedShard], options: IndexOptions) -> None:
+    """Decide what the labels in the chosen JSON field and the wnids in keys mean together.
+
+    Indices that are not the ranks of the wnids in the keys count other classes than these: the
+    field was chosen, so the wnids are dropped. Names become wnids where the mapping names them.
 
     Raises:
-        InputError: When there are none; other tars lie among them; they are of two data sets; or
-            one is missing, or comes in two spellings.
+        InputError: When the field holds indices in some samples and names in others.
     """
-    found, others = [], []
-    for path in sorted(folder.glob("[!.]*")):
-        if (match := _SHARD_NAME.fullmatch(path.name)) and path.is_file():
-            split = TRAIN if match["split"] == TRAIN else VALIDATION
-            dataset, total = match["dataset"] or folder.name, int(match["total"] or 0)
-            found.append(FoundShard(split, int(match["number"]), dataset, total, path))
-        elif _LIKE_TAR.fullmatch(path.name):
-            others.append(path.name)
-    if not found or others:
-        names = ", ".join(map(readable, others[:3])) + " ..." * (len(others) > 3)
+    claims = {claim for shard in scanned for claim in shard.claims}
+    kinds = {claim.label is None for claim in claims}
+    if len(kinds) > 1:
         raise InputError(
-            f"{folder} holds {'other tars beside its' if found else 'no'} shards",
-            expected="names like imagenet1k-train-0000.tar and imagenet1k-validation-00.tar",
-            found=names or "no tar files",
-            fix="decompress them, complete their download, rename them, or move them elsewhere"
-            if others
-            else None,
+            f"the JSON field {options.label_key!r} holds numbers in some samples, names in others",
+            expected="class indices in all samples, or class names in all",
         )
-    if (folder / STATE_FOLDER).is_dir() and not (folder / manifests.FILE_NAME).is_file():
-        raise InputError(
-            f"{folder} holds a packing that is not finished",
-            expected="all shards of a data set",
-            fix=f"run the same pack command again, or delete {folder / STATE_FOLDER} to index "
-            "only the shards that are there",
+    translate: dict[Claim, Claim] = {}
+    if kinds == {True} and options.mapping is not None:
+        classes = Classes.read(options.mapping)
+        wnid_of = dict(zip(classes.labels, classes.wnids, strict=True))
+        translate = {
+            claim: Claim(None, wnid_of.get(claim.wnid or "", claim.wnid)) for claim in claims
+        }
+    elif kinds == {False} and not _are_ranks(claims):
+        logger.info(
+            f"the labels in the JSON field {options.label_key!r} are not the ranks of the wnids in "
+            "the samples' keys: the field decides, and the wnids are not used"
         )
-    found.sort()
-    _require_complete(found)
-    return found
+        translate = {claim: Claim(claim.label, None) for claim in claims}
+    for shard in scanned:
+        shard.claims = [translate.get(claim, claim) for claim in shard.claims]
 
 
-def _require_complete(found: list[FoundShard]) -> None:
-    """Raise an error if shards of a numbered set are missing, or others are among them."""
-    first = found[0]
-    for shard in found:
-        if shard.dataset != first.dataset:
-            raise InputError(
-                f"{first.path.name} and {shard.path.name} are named as two data sets",
-                expected=f"shards of {first.dataset} alone",
-                fix="move one of the two sets elsewhere, or rename its shards",
-            )
-    for one, other in pairwise(found):
-        if one[:2] == other[:2]:
-            raise InputError(
-                f"{one.path.name} and {other.path.name} are the same shard in two spellings",
-                expected=f"number {one.number} of {one.split} once",
-                fix="move one of the two sets elsewhere",
-            )
-    for split in dict.fromkeys(shard.split for shard in found):
-        numbers = [shard.number for shard in found if shard.split == split]
-        totals = sorted({shard.total for shard in found if shard.split == split})
-        if len(totals) > 1:
-            raise InputError(
-                f"the {split} shards are numbered in two ways",
-                expected="the same -of-NNNNN in all names, or none",
-                found=", ".join(f"-of-{total:05d}" if total else "none" for total in totals),
-            )
-        last = max(numbers[-1], totals[0] - 1)
-        if missing := sorted(set(range(last + 1)) - set(numbers)):
-            raise InputError(
-                f"{len(missing)} of {last + 1} {split} shards are missing",
-                expected=f"numbers 0 to {last}",
-                found=f"{len(numbers)} shards, without {', '.join(map(str, missing[:5]))}"
-                + " ..." * (len(missing) > 5),
-                fix="download them; to index a part on purpose, number its shards from 0",
-            )
-
-
-def _manifest_of(folder: Path) -> Manifest | None:
-    """Return the manifest in `folder`; None without one, or where it is damaged."""
-    if not (folder / manifests.FILE_NAME).is_file():
-        return None
-    try:
-        return Manifest.load(folder)
-    except InputError:
-        return None
-
-
-def _read_shard(found: FoundShard) -> _Read:
-    """Read one shard whole."""
-    path = found.path
-    with mapped(path) as buffer:
-        sha256 = hashlib.sha256(buffer).hexdigest()
-        record = ShardRecord(found.split, Shard(path.name, 0, len(buffer), sha256))
-        shard = _Read(record)
-        distinct: dict[Claim, Claim] = {}
-        try:
-            for sample in samples_in(buffer):
-                row, claim, note = _row_of(buffer, sample, path)
-                record.rows.append(row)
-                shard.claims.append(distinct.setdefault(claim, claim))
-                record.changed += [] if note is None else [note]
-        except TarError as error:
-            raise InputError(
-                f"{path} {error}", expected="a whole, uncompressed tar", fix=error.fix
-            ) from None
-    record.shard = Shard(path.name, len(record.rows), record.shard.num_bytes, sha256)
-    return shard
-
-
-def _row_of(buffer: Buffer, sample: TarSample, path: Path) -> tuple[Row, Claim, Note | None]:
-    """Return a sample's row, its claim, and a note if it is no upright JPEG.
-
-    A label that is given as a wnid alone is filled in when all classes are known.
-    """
-    if ".." in PurePosixPath(sample.key).parts or sample.key.startswith("/"):
-        raise InputError(
-            f"{path} holds the member {sample.key!r}, which leads out of its folder",
-            expected="plain names such as n01440764_10026.jpg",
-            fix="make the shard anew without it; nothing was extracted",
-        )
-    if not sample.key.isprintable():
-        raise InputError(
-            f"{path} holds the member {readable(sample.key)!r}", expected="printable UTF-8 names"
-        )
-    image, claim = image_of(sample), _claim_of(sample, buffer, path)
-    if image is None or claim is None:
-        missing = "image (.jpg, .jpeg, .png)" if image is None else "label (.cls, or in .json)"
-        raise InputError(
-            f"the sample {sample.key!r} in {path} has no {missing}",
-            expected="an image, and a class index, 0 or more, or a wnid, for each sample",
-            found=f"members {', '.join(sorted(sample.members)) or 'none'}",
-        )
-    images = sorted(sample.members.keys() & set(IMAGE_FIELDS))
-    if len(images) > 1:
-        raise InputError(
-            f"the sample {sample.key!r} in {path} has {len(images)} images",
-            expected="one image per sample",
-            found=f"members {', '.join(images)}",
-            fix="write the shard again with one of them",
-        )
-    label = _UNKNOWN if claim.label is None else claim.label
-    content = bytes(buffer[image.offset : image.offset + image.size])
-    width = height = 0
-    note = None
-    try:
-        header = read_header(content)
-        width, height = header.width, header.height
-        if header.orientation != 1:
-            reason = f"not changed, but orientation {header.orientation}: {TURNED} as it is decoded"
-            note = Note(path.name, sample.key, label, reason)
-    except JpegError as error:
-        note = Note(path.name, sample.key, label, f"not changed, but {error}")
-    row = Row(
-        key=sample.key,
-        label=label,
-        offset=image.offset,
-        length=image.size,
-        crc32=zlib.crc32(content),
-        width=width,
-        height=height,
+def _are_ranks(claims: set[Claim]) -> bool:
+    """Return whether class indices and wnids go together one to one, and rise together."""
+    pairs = sorted(
+        (claim.label, claim.wnid)
+        for claim in claims
+        if claim.label is not None and claim.wnid is not None
     )
-    return row, claim, note
+    wnids = [wnid for _, wnid in pairs]
+    return len(dict(pairs)) == len(pairs) == len(set(wnids)) and wnids == sorted(wnids)
 
 
-def _claim_of(sample: TarSample, buffer: Buffer, path: Path) -> Claim | None:
-    """Return the class that a sample names; None if it names none or an invalid one.
-
-    Raises:
-        InputError: When it names two.
-    """
-    found = sample.labels(buffer)
-    index: int | None = None
-    wnid: str | None = None
-    for where, value in found:
-        if value is None or (isinstance(value, int) and not 0 <= value <= _LARGEST_LABEL):
-            return None
-        known = wnid if isinstance(value, str) else index
-        if known not in {None, value}:
-            other = next(other for other, v in found if v == known)
-            raise InputError(
-                f"the sample {sample.key!r} in {path} names two classes",
-                expected="one class, wherever a sample names it",
-                found=f"{known} in {other}, {value} in {where}",
-                fix="make the shard again with the right one; nothing was written",
-            )
-        if isinstance(value, str):
-            wnid = value
-        else:
-            index = value
-    return Claim(index, wnid) if found else None
-
-
-def _first_claims(shards: list[_Read]) -> dict[str, dict[Claim, str]]:
+def _first_claims(shards: list[ScannedShard]) -> dict[str, dict[Claim, str]]:
     """Return the distinct claims of each split, and the first sample that makes each."""
     seen: dict[str, dict[Claim, str]] = {}
     for shard in shards:
@@ -364,7 +678,7 @@ def _first_claims(shards: list[_Read]) -> dict[str, dict[Claim, str]]:
     return seen
 
 
-def _fill_labels(shard: _Read, index_of: Mapping[str | None, int]) -> None:
+def _fill_labels(shard: ScannedShard, index_of: Mapping[str | None, int]) -> None:
     """Fill in the class index of samples that give only a wnid."""
     record = shard.record
     record.rows = [
@@ -387,69 +701,3 @@ def _require_distinct_keys(records: list[ShardRecord]) -> None:
                     expected="each sample once",
                 )
             seen[place] = record.shard.name
-
-
-def _require_same_info(
-    folder: Path, records: Sequence[ShardRecord], replaced: Manifest | None
-) -> None:
-    """Raise an error if the `_info.json` in `folder` contradicts the shards that lie there.
-
-    Args:
-        folder: Where the shards stand; it need not hold that file.
-        records: What they hold.
-        replaced: A manifest that is to be replaced. Where the file was written with it, shards may
-            have been added or changed since, but none may be missing.
-
-    Raises:
-        InputError: When a shard is missing, not listed, or has another number of samples; or when
-            the labels are those of a JSON field.
-    """
-    path = folder / INFO_NAME
-    if not path.is_file():
-        return
-    fix = f"download the shards again, or move {path} elsewhere if it is not theirs"
-    content = read_json(path)
-    is_ours = replaced is not None and content == timm_info(replaced)
-    try:
-        listed: dict[str, int] = {}
-        for name, split in content["splits"].items():
-            lengths = dict(zip(split["filenames"], split["shard_lengths"], strict=True))
-            listed |= lengths
-            if split["num_samples"] != sum(lengths.values()):
-                raise InputError(
-                    f"{path} contradicts itself",
-                    expected=f"{sum(lengths.values())} samples, as its shard_lengths add up to",
-                    found=f"num_samples {split['num_samples']} of {name}",
-                    fix=fix,
-                )
-            if split.get("alt_label"):
-                raise InputError(
-                    f"{path} takes the labels of {name} from the JSON field {split['alt_label']!r}",
-                    expected="labels in .cls, or in the JSON field 'label'",
-                    fix="make the shards again with these labels in .cls",
-                )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{path} cannot be read",
-            expected="splits with filenames, shard_lengths and num_samples, as timm writes it",
-            found=f"an entry without {error}" if isinstance(error, KeyError) else "something else",
-            fix=f"move {path} elsewhere if it is not of these shards",
-        ) from None
-    counted = {record.shard.name: record.shard.num_samples for record in records}
-    if missing := sorted(listed.keys() - counted.keys()):
-        raise InputError(
-            f"{path} lists {len(missing)} shards that are not there, such as {missing[0]}",
-            expected=f"{len(listed)} shards",
-            found=f"{len(counted)} shards",
-            fix=f"download them, or move {path} elsewhere to index only what is there",
-        )
-    for name, count in counted.items():
-        if not is_ours and listed.get(name) != count:
-            raise InputError(
-                f"{name} is not as {path} describes it",
-                expected=f"{listed[name]} samples" if name in listed else "only shards it lists",
-                found=f"{count} samples",
-                fix=fix,
-            )

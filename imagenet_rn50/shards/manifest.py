@@ -187,7 +187,7 @@ class Manifest:
     @property
     def is_subset(self) -> bool:
         """Whether its shards may hold samples that it does not list."""
-        return "subset" in self.options
+        return "subset" in self.options or "num_skipped" in self.options
 
     def save(self, folder: Path) -> str:
         """Write the manifest into `folder`: each split's columns first, then the JSON.

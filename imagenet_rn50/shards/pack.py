@@ -26,12 +26,14 @@ from imagenet_rn50.shards.plan import PackOptions, Plan, ShardTask, make_plan, w
 from imagenet_rn50.shards.sources.base import Source
 from imagenet_rn50.shards.sources.reading import read_images
 from imagenet_rn50.shards.sources.scan import unusable
+from imagenet_rn50.shards.store import resolve_location
 from imagenet_rn50.shards.verify import verify
 from imagenet_rn50.shards.writer import FOLDER as STATE_FOLDER
 from imagenet_rn50.shards.writer import PackingState, ShardRecord, describe_difference, make_shards
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import require_free_space, sha256_of_file, write_json
 from imagenet_rn50.utils.logging import logger, progress_bar
+from imagenet_rn50.utils.storage import is_address
 
 # What tar headers, labels and restart markers add to an image, at most, in bytes and as a factor.
 _OVERHEAD_BYTES = 4096
@@ -92,16 +94,20 @@ def write_manifest(
     options: dict[str, Any],
     classes: Classes | None,
     source: Source | None = None,
+    location: str | None = None,
 ) -> Manifest:
     """Write the files beside the shards: classes, `_info.json`, audit and, last, the manifest.
 
+    Where the shards are elsewhere, there is no `_info.json`: timm reads shards beside it.
+
     Args:
         records: What each shard holds, in the order of the shards.
-        folder: Where the shards stand.
+        folder: Where the shards stand, or the manifest of shards elsewhere.
         dataset: The data set's name.
         options: How the shards were made.
         classes: The classes; None when their wnids are not known.
         source: What was packed; None for shards that others packed.
+        location: Where the shards are, as `Manifest.location` says it; None for `folder`.
 
     Returns:
         The manifest, as it was written.
@@ -110,9 +116,12 @@ def write_manifest(
     if classes is not None:
         classes.save(folder)
         classes_sha256 = sha256_of_file(folder / CLASSES_NAME)
-    manifest = Manifest(dataset, options, _splits_of(records), classes_sha256)
-    write_json(folder / INFO_NAME, timm_info(manifest))
-    write_audit(audit_of(records, folder, classes, options, source), folder)
+    manifest = Manifest(dataset, options, _splits_of(records), classes_sha256, location)
+    if location is None:
+        write_json(folder / INFO_NAME, timm_info(manifest))
+    shards = resolve_location(str(folder), location)
+    readable = None if is_address(shards) else Path(shards)
+    write_audit(audit_of(records, readable, classes, options, source), folder)
     manifest.save(folder)
     return manifest
 

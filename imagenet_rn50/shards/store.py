@@ -10,6 +10,7 @@ A cache is a bounded folder that all ranks and workers of a machine share:
       shards/                  <sha256>.tar      whole and checked when it was downloaded
                                <sha256>.lock     held by the process that downloads or discards it
                                <sha256>.tar.PID.partial, .tar.reserved    while it is downloaded
+                               <hash of the address>.*    the same, until the sha256 is known
       evict.lock               held while space is made
 
 A shard's name in the cache is its hash, so data sets never mix, and a shard that was packed again
@@ -20,9 +21,11 @@ Locks are `flock`: the kernel releases them when a process dies, however it dies
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import posixpath
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +38,7 @@ from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import lock_file, make_folder, read_json
 from imagenet_rn50.utils.storage import (
     DEFAULT_RETRY_POLICY,
+    FileInfo,
     RemoteFolder,
     RetryPolicy,
     is_address,
@@ -165,6 +169,60 @@ class CachedShards:
         """Return whether the cache has the shard."""
         return self._path(shard).is_file()
 
+    def add(
+        self,
+        name: str,
+        info: FileInfo,
+        *,
+        began: float,
+        tick: Callable[[int], None] | None = None,
+    ) -> Path | None:
+        """Download a shard of which no manifest knows the hash yet, and keep it.
+
+        Args:
+            name: Its name in the remote folder.
+            info: What is known of it.
+            began: Shards used since then are not evicted for it, in seconds since the epoch.
+            tick: Called with the number of bytes of each part that arrives.
+
+        Returns:
+            Its file in the cache, whose name is its hash; None if there is no space for it.
+
+        Raises:
+            InputError: If it cannot be downloaded.
+        """
+        self._shards.mkdir(parents=True, exist_ok=True)
+        key = info.sha256 or hashlib.sha256(f"{self.remote.public}/{name}".encode()).hexdigest()
+        path = self._shards / f"{key}.tar"
+        with lock_file(path.with_suffix(".lock")):
+            if info.sha256 is not None and _is_there(path):
+                return path
+            reserved = path.with_name(f"{path.name}.reserved")
+            reserved.unlink(missing_ok=True)
+            try:
+                if not self._reserve(info.num_bytes or 0, reserved, began):
+                    return None
+                target = path if info.sha256 else path.with_name(f"{path.name}.new.partial")
+                sha256 = self.remote.download(
+                    name, target, num_bytes=info.num_bytes, sha256=info.sha256, tick=tick
+                )
+                kept = self._shards / f"{sha256}.tar"
+                target.replace(kept)
+                return kept
+            finally:
+                reserved.unlink(missing_ok=True)
+                if info.sha256 is None:
+                    path.with_suffix(".lock").unlink(missing_ok=True)
+
+    def info(self, shard: Shard) -> FileInfo:
+        """Return what the remote storage says about a shard.
+
+        Raises:
+            MissingFileError: If it has no such file.
+            InputError: If it cannot be asked.
+        """
+        return self.remote.info(shard.name)
+
     def discard(self, shard: Shard, descriptor: int) -> bool:
         """Remove a damaged copy, unless another process has replaced it already."""
         path = self._path(shard)
@@ -209,17 +267,21 @@ class CachedShards:
                 expected=f"a limit of at least {shard.num_bytes} bytes",
                 found=f"{self.limit_bytes} bytes",
             )
+        return self._reserve(shard.num_bytes, reserved, math.inf)
+
+    def _reserve(self, num_bytes: int, reserved: Path, began: float) -> bool:
+        """Evict shards last used before `began` until a shard fits; return whether it fits."""
         with lock_file(self.cache / "evict.lock"):
-            used = self._remove_leftovers() + shard.num_bytes
+            used = self._remove_leftovers() + num_bytes
             for path in sorted(self._shards.glob("*.tar"), key=_last_use):
-                if used <= self.limit_bytes:
+                if used <= self.limit_bytes or _last_use(path) >= began:
                     break
                 used -= _size(path)
                 path.unlink(missing_ok=True)
             if used > self.limit_bytes:
                 return False
             with reserved.open("wb") as file:  # counts from the start with all its bytes
-                os.truncate(file.fileno(), shard.num_bytes)
+                os.truncate(file.fileno(), num_bytes)
             return True
 
     def _remove_leftovers(self) -> int:
@@ -283,6 +345,21 @@ def resolve_location(base: str, location: str | None) -> str:
         scheme, _, path = base.partition("://")
         return f"{scheme}://{posixpath.normpath(posixpath.join(path, location))}"
     return os.path.normpath(os.path.join(base, location))
+
+
+def location_from(out: Path, shards: str | Path) -> str:
+    """Return the `location` of shards, as a manifest in `out` must say it.
+
+    A path that was given relative stays relative, to the manifest.
+
+    Args:
+        out: Folder of the manifest.
+        shards: Where the shards are: a path, relative to the working directory, or an address.
+    """
+    if is_address(shards) or Path(shards).is_absolute():
+        return str(shards)
+    # Both resolved: a link in the middle of a path would change what `..` means.
+    return os.path.relpath(Path(shards).resolve(), out.resolve())
 
 
 def _require_cache(remote: RemoteFolder, cache: Path | None) -> Path:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +26,12 @@ from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.imagenet1k import dataset_name
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Split
 from imagenet_rn50.shards.plan import permutation
-from imagenet_rn50.shards.store import ShardStore, open_shards, resolve_location
+from imagenet_rn50.shards.store import (
+    ShardStore,
+    location_from,
+    open_shards,
+    resolve_location,
+)
 from imagenet_rn50.utils.errors import InputError, require_at_least
 from imagenet_rn50.utils.files import make_folder, read_text, sha256_of_file
 from imagenet_rn50.utils.logging import logger
@@ -169,7 +173,7 @@ def subset(
         dataset=dataset_name(dataset, out.resolve().name, classes, num_images, options),
         options=options,
         splits=splits,
-        location=_location_from(out, shards, parent),
+        location=location_from(out, resolve_location(shards, parent.location)),
         source_labels=tuple(int(own_labels[label]) for label in chosen),
     )
     _save(view, classes, out)
@@ -339,18 +343,6 @@ def _log_short_classes(splits: dict[str, Split], classes: Classes, selection: Se
         if short:
             wanted = f"fewer than {least} images" if least else "no images"
             logger.info(f"{name}: {len(short)} classes have {wanted}: {_shortened(short)}")
-
-
-def _location_from(out: Path, shards: str, parent: Manifest) -> str:
-    """Return the location of the parent's shards, as the manifest in `out` must say it.
-
-    A path that was given relative stays relative, to the new manifest.
-    """
-    location = resolve_location(shards, parent.location)
-    if is_address(location) or Path(location).is_absolute():
-        return location
-    # Both resolved: a link in the middle of a path would change what `..` means.
-    return os.path.relpath(Path(location).resolve(), out.resolve())
 
 
 def _save(view: Manifest, classes: Classes, out: Path) -> None:

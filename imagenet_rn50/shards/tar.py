@@ -19,17 +19,16 @@ The dot is looked for behind the last slash, so a key may have folders, and `a/x
 from __future__ import annotations
 
 import hashlib
+import json
 import mmap
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from imagenet_rn50.classes import WNID, wnids_in
-from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.parsing import parse_json
 
 BLOCK = 512  # bytes; headers and contents begin at multiples of it
 END = bytes(2 * BLOCK)
@@ -298,7 +297,7 @@ def _require_end(buffer: Buffer, position: int, begin: int, end: int) -> None:
         position += len(chunk)
 
 
-IMAGE_FIELDS = ("jpg", "jpeg", "png")
+IMAGE_FIELDS = ("jpg", "jpeg", "png", "webp")
 _FILE_FIELD = "filename"
 _TEXT_FIELDS = ("label", "wnid", "synset", "class_id", "class", _FILE_FIELD)  # of a `.json`
 _IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG")
@@ -312,12 +311,22 @@ class TarSample:
     key: str
     members: dict[str, Member] = field(default_factory=dict)
 
-    def labels(self, buffer: Buffer) -> list[tuple[str, int | str | None]]:
+    def labels(
+        self, buffer: Buffer, label_key: str | None = None
+    ) -> list[tuple[str, int | str | None]]:
         """Return all that the sample says about its class.
 
+        Args:
+            buffer: The tar.
+            label_key: The field of `.json` that holds the label, instead of all other labels; None
+                for `.cls`, and the usual fields of `.json`.
+
         Returns:
-            Where, and a class index or a wnid; None for a `.cls` that is neither.
+            Where, and a class index, or a wnid or name; None for a `.cls` that is neither, and for
+            a field `label_key` that is missing or is neither.
         """
+        if label_key is not None:
+            return [(f".json ({label_key})", self._field(buffer, label_key))]
         found: list[tuple[str, int | str | None]] = []
         if (member := self.members.get("cls")) is not None:
             text = bytes(buffer[member.offset : member.offset + member.size]).strip()
@@ -325,6 +334,17 @@ class TarSample:
         if (member := self.members.get("json")) is not None:
             found += _labels_in_json(bytes(buffer[member.offset : member.offset + member.size]))
         return found + [("its key", wnid) for wnid in wnids_in(self.key)]
+
+    def _field(self, buffer: Buffer, label_key: str) -> int | str | None:
+        """Return the class index or the name in a field of `.json`; None if it is neither."""
+        if (member := self.members.get("json")) is None:
+            return None
+        value = _json_object(bytes(buffer[member.offset : member.offset + member.size]))
+        label = value.get(label_key)
+        if isinstance(label, int) and not isinstance(label, bool):
+            return label
+        is_name = isinstance(label, str) and label.strip() and not label.strip().isdigit()
+        return str(label).strip() if is_name else None
 
 
 def image_of(sample: TarSample) -> Member | None:
@@ -369,14 +389,28 @@ def _index_or_wnid(text: str) -> int | str | None:
     return text if WNID.fullmatch(text) else None
 
 
+def _json_object(content: bytes) -> dict[str, Any]:
+    """Read a sample's JSON; empty where it is something else, or names a field twice.
+
+    NaN is read, which img2dataset writes for numbers that are missing.
+    """
+    try:
+        value = json.loads(content, object_pairs_hook=_distinct)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise ValueError("a field is named twice")
+    return fields
+
+
 def _labels_in_json(content: bytes) -> list[tuple[str, int | str | None]]:
     """Return `label` if it is an index, and each field that is a wnid or a file name with one."""
-    try:
-        value = parse_json(content, "a sample's JSON")
-    except InputError:
-        return []
-    if not isinstance(value, dict):
-        return []
+    value = _json_object(content)
     found: list[tuple[str, int | str | None]] = []
     label = value.get("label")
     if isinstance(label, int) and not isinstance(label, bool):

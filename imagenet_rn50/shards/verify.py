@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.shards import manifest as manifests
-from imagenet_rn50.shards.manifest import INFO_NAME, Manifest, Split, timm_info
-from imagenet_rn50.shards.store import ShardStore, open_shards
+from imagenet_rn50.shards.manifest import INFO_NAME, Manifest, Shard, Split, timm_info
+from imagenet_rn50.shards.store import CachedShards, ShardStore, open_shards, resolve_location
 from imagenet_rn50.shards.tar import (
     Buffer,
     TarError,
@@ -30,6 +30,14 @@ from imagenet_rn50.shards.tar import (
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json, sha256_of_file
 from imagenet_rn50.utils.logging import progress_bar
+from imagenet_rn50.utils.storage import (
+    DEFAULT_RETRY_POLICY,
+    MissingFileError,
+    RemoteFolder,
+    RetryPolicy,
+    UnusableFileError,
+    is_address,
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class _Task:
         split: The split of the shard.
         number: The shard's number in it.
         wnids: The wnid of each class; None, or none at all, where it is not known.
+        label_key: The field of the samples' JSON that alone holds the label; None for all labels.
+        names_of: What that field may call each class.
     """
 
     store: ShardStore
@@ -49,6 +59,8 @@ class _Task:
     split: Split
     number: int
     wnids: list[str | None]
+    label_key: str | None
+    names_of: list[set[str]]
 
 
 class Finding(NamedTuple):
@@ -68,35 +80,47 @@ class Finding(NamedTuple):
 
 
 def verify(
-    folder: Path, *, quick: bool = False, num_threads: int = 1, show_progress: bool = False
+    shards: str | Path,
+    *,
+    quick: bool = False,
+    cache: Path | None = None,
+    num_threads: int = 1,
+    show_progress: bool = False,
+    retry_policy: RetryPolicy = DEFAULT_RETRY_POLICY,
 ) -> list[Finding]:
     """Compare shards with their manifest.
 
     Args:
-        folder: Folder of the manifest.
-        quick: Check names and sizes only, not contents.
+        shards: Folder of the manifest: a path or an address.
+        quick: Check names and sizes only, not contents. Remote shards are not downloaded; their
+            sha256 is checked where the storage knows it, as the Hub does.
+        cache: Where a remote manifest and remote shards are kept on this machine.
         num_threads: How many shards are read at a time.
         show_progress: Whether to show a progress bar.
+        retry_policy: How often downloads are retried.
 
     Returns:
         All problems found; empty if the shards are intact.
 
     Raises:
-        InputError: When there is no manifest to compare with.
+        InputError: When there is no manifest to compare with, no cache is given for what must be
+            downloaded, or remote shards cannot be read at all.
     """
-    if not (folder / manifests.FILE_NAME).is_file():
-        Manifest.load(folder)  # says what is missing
+    is_remote = is_address(shards)
+    if not is_remote and not (Path(shards) / manifests.FILE_NAME).is_file():
+        Manifest.load(Path(shards))  # says what is missing
+    folder, store = _open(shards, quick, cache, retry_policy)
     try:
         manifest = Manifest.load(folder)
     except InputError as error:
         return [Finding(manifests.FILE_NAME, str(error))]
-    store = open_shards(folder)
     findings = [*_beside(folder, manifest)]
-    if manifest.location is None:
+    if manifest.location is None and not is_remote:
         findings = [*_surplus(folder, manifest), *findings]
-    wnids = _wnids(folder, manifest)
+    label_key = _label_key(manifest.options)
+    wnids, names_of = _wnids(folder, manifest), _names_of(folder, manifest)
     tasks = [
-        _Task(store, manifest, split, number, wnids)
+        _Task(store, manifest, split, number, wnids, label_key, names_of)
         for split in manifest.splits.values()
         for number in range(len(split.shards))
     ]
@@ -114,6 +138,20 @@ def verify(
             findings += found
             bar.update()
     return findings
+
+
+def _open(
+    shards: str | Path, quick: bool, cache: Path | None, retry_policy: RetryPolicy
+) -> tuple[Path, ShardStore]:
+    """Return the local folder of the manifest, and the shards."""
+    if quick and not is_address(shards):  # nothing is downloaded, so no cache is needed
+        folder = Path(shards)
+        location = resolve_location(str(shards), Manifest.location_of(folder))
+        if is_address(location):
+            remote = RemoteFolder(location, retry_policy)
+            return folder, CachedShards(remote, cache or folder, 0, folder)
+    store = open_shards(shards, cache=cache, retry_policy=retry_policy)
+    return store.folder, store
 
 
 def _surplus(folder: Path, manifest: Manifest) -> Iterator[Finding]:
@@ -151,9 +189,27 @@ def _wnids(folder: Path, manifest: Manifest) -> list[str | None]:
     return [wnid if WNID.fullmatch(wnid) else None for wnid in Classes.load(folder).wnids]
 
 
+def _names_of(folder: Path, manifest: Manifest) -> list[set[str]]:
+    """Return the wnid and the names of each class."""
+    path = folder / CLASSES_NAME
+    if not path.is_file() or sha256_of_file(path) != manifest.classes_sha256:
+        return []
+    classes = Classes.load(folder)
+    return [set(names) for names in zip(classes.wnids, classes.names, classes.labels, strict=True)]
+
+
+def _label_key(options: dict[str, Any]) -> str | None:
+    """Return the JSON field that the labels were read from, of a subset that of its parent."""
+    while "label_key" not in options and "parent" in options:
+        options = options["parent"]["options"]
+    return options.get("label_key")
+
+
 def _check_size(task: _Task) -> list[Finding]:
-    """Compare a shard's size with the manifest's."""
+    """Compare a shard's size with the manifest's; of a remote one, the storage's sha256, too."""
     shard = task.split.shards[task.number]
+    if isinstance(task.store, CachedShards):
+        return _check_info(task.store, shard)
     try:
         size = task.store.fetch(shard).stat().st_size
     except InputError:
@@ -163,13 +219,36 @@ def _check_size(task: _Task) -> list[Finding]:
     return []
 
 
+def _check_info(store: CachedShards, shard: Shard) -> list[Finding]:
+    """Compare a remote shard with the manifest by what the storage says about it.
+
+    Raises:
+        InputError: When the storage cannot be asked.
+    """
+    try:
+        info = store.info(shard)
+    except MissingFileError:
+        return [Finding(shard.name, f"is missing at {store.remote.public}")]
+    if info.num_bytes not in {None, shard.num_bytes}:
+        return [Finding(shard.name, f"has {info.num_bytes} bytes instead of {shard.num_bytes}")]
+    if info.sha256 not in {None, shard.sha256}:
+        return [Finding(shard.name, f"has the sha256 {info.sha256} instead of {shard.sha256}")]
+    return []
+
+
 def _check_content(task: _Task) -> list[Finding]:
     """Compare a shard's size, hash, structure, images and labels with the manifest's."""
     shard = task.split.shards[task.number]
     findings = _check_size(task)
+    if findings and isinstance(task.store, CachedShards):
+        return findings
     try:
-        path = task.store.fetch(shard)
+        path = _fetch_intact(task.store, shard)
+    except UnusableFileError as error:
+        return [Finding(shard.name, str(error))]
     except InputError:
+        if isinstance(task.store, CachedShards):
+            raise
         return findings
     with mapped(path) as buffer:
         is_same = hashlib.sha256(buffer).hexdigest() == shard.sha256
@@ -178,6 +257,20 @@ def _check_content(task: _Task) -> list[Finding]:
             problems = [*_image_problems(buffer, task.split, task.number), *problems]
             problems = problems or ["sha256 differs outside of images and labels"]
     return findings + [Finding(shard.name, problem) for problem in problems]
+
+
+def _fetch_intact(store: ShardStore, shard: Shard) -> Path:
+    """Return a shard's file; a damaged copy in a cache is downloaded again.
+
+    Raises:
+        InputError: When it is missing or cannot be downloaded.
+    """
+    path = store.fetch(shard)
+    if isinstance(store, CachedShards) and sha256_of_file(path) != shard.sha256:
+        with path.open("rb") as file:
+            store.discard(shard, file.fileno())
+        path = store.fetch(shard)
+    return path
 
 
 def _structure_problems(buffer: Buffer, task: _Task) -> list[str]:
@@ -208,8 +301,11 @@ def _sample_problems(buffer: Buffer, sample: TarSample, index: int, task: _Task)
     label = int(split.labels[index])
     wnid = task.wnids[label] if label < len(task.wnids) else None
     number = label if manifest.source_labels is None else manifest.source_labels[label]
-    for where, value in sample.labels(buffer) or [("any member", None)]:
+    for where, value in sample.labels(buffer, task.label_key) or [("any member", None)]:
         right = (wnid or value) if isinstance(value, str) else number
+        if task.label_key is not None and label < len(task.names_of):
+            names = task.names_of[label]
+            right = value if value in names else (number if isinstance(value, int) else min(names))
         if value != right:
             yield f"sample {sample.key!r} has the label {value} in {where} instead of {right}"
             return

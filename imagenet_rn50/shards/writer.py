@@ -277,9 +277,9 @@ class ShardRecord:
     skipped: list[Note] = field(default_factory=list)
     converted: dict[str, int] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
-        """Write the record as JSON, whole or not at all."""
-        content = {
+    def as_dict(self) -> dict[str, Any]:
+        """Return the record as `from_dict` takes it; JSON can hold it."""
+        return {
             "split": self.split,
             "shard": asdict(self.shard),
             "rows": self.rows,
@@ -287,7 +287,10 @@ class ShardRecord:
             "skipped": self.skipped,
             "converted": self.converted,
         }
-        write_text(path, json.dumps(content))
+
+    def save(self, path: Path) -> None:
+        """Write the record as JSON, whole or not at all."""
+        write_text(path, json.dumps(self.as_dict()))
 
     @classmethod
     def load(cls, path: Path) -> ShardRecord:
@@ -296,7 +299,15 @@ class ShardRecord:
         Raises:
             ValueError, KeyError, TypeError, OSError: When it is missing or is something else.
         """
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> ShardRecord:
+        """Return the record that `as_dict` described.
+
+        Raises:
+            ValueError, KeyError, TypeError: When it is something else.
+        """
         return cls(
             split=content["split"],
             shard=Shard(**content["shard"]),

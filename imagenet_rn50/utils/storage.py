@@ -12,13 +12,13 @@ import re
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from imagenet_rn50.utils.errors import InputError, RankError
 from imagenet_rn50.utils.files import TEMPORARY_SUFFIX, sync_folder
@@ -47,8 +47,10 @@ def redact(word: str) -> str:
 
 
 _WEB = frozenset({"http", "https"})
+_RATE_LIMIT = re.compile(r"r=0;\s*t=(\d+)")  # nothing remains; seconds until it does
 
 _DENIED = frozenset({401, 403, 407, 451})
+_NO_HEAD = frozenset({405, 501})
 _RETRIED = frozenset({408, 409, 412, 416, 425, 429, 500, 502, 503, 504})
 _RETRIED_CODES = frozenset({"RequestTimeout", "IncompleteBody", "BadDigest"})  # S3's, of status 400
 _NO_CONTAINER = frozenset(
@@ -140,19 +142,40 @@ class TransferError(Exception):
         self.retry_after = retry_after
 
 
-def open_to_read(address: str, scheme: str, timeout: float) -> Any:
-    """Open a remote file for streaming.
+def _read(address: str, scheme: str, timeout: float) -> Generator[bytes, None, None]:
+    """Yield the bytes of a remote file.
 
     Raises:
         InputError: If fsspec does not know the scheme, or lacks a package for it.
     """
+    if scheme == "hf" and not address.startswith("hf://buckets/"):
+        yield from _read_from_hub(address, timeout)
+        return
     storage = filesystem(scheme, timeout, os.getpid())
     storage.invalidate_cache()
-    if scheme in _WEB:
-        # Without blocks it streams. Any size keeps fsspec from asking for it first, in a way that
-        # turns every failure into FileNotFoundError.
-        return storage.open(address, "rb", block_size=0, size=1)
-    return storage.open(address, "rb", cache_type="none")
+    # Without blocks the web's file system streams. Any size keeps it from asking for the size
+    # first, in a way that turns every failure into FileNotFoundError.
+    settings = {"block_size": 0, "size": 1} if scheme in _WEB else {"cache_type": "none"}
+    with storage.open(address, "rb", **settings) as source:
+        while chunk := source.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _read_from_hub(address: str, timeout: float) -> Generator[bytes, None, None]:
+    """Yield the bytes of a file in a repository on the Hub, by a single request.
+
+    The Hub's own file system asks for revision and folder before each file, and retries in its own
+    way. The session keeps the token to the Hub: it is not sent to the host of a redirect.
+    """
+    from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status, parse_hf_uri
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
+
+    uri = parse_hf_uri(address)
+    url = hf_hub_url(uri.id, uri.path_in_repo, repo_type=uri.type, revision=uri.revision)
+    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
+        hf_raise_for_status(response)
+        yield from response.iter_bytes()
 
 
 @cache
@@ -265,8 +288,10 @@ def _answer(chain: list[BaseException]) -> tuple[int, str, Any]:
 
 
 def _retry_after(headers: Any) -> float:
-    """Return how many seconds a server asks to wait, which it says as a number or as a date."""
+    """Return how many seconds a server asks to wait: a number, a date, or the Hub's `ratelimit`."""
     value = str(headers.get("retry-after") or "")
+    if not value and (reset := _RATE_LIMIT.search(str(headers.get("ratelimit") or ""))):
+        return float(reset[1])
     with suppress(ValueError):
         return max(0.0, float(value))
     with suppress(ValueError):
@@ -291,6 +316,38 @@ class UnusableFileError(InputError):
 
 class MissingFileError(UnusableFileError):
     """A file that the storage says it does not have."""
+
+
+class DeniedError(InputError):
+    """A file or folder that the storage does not let this user read."""
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What is known of a file without reading it.
+
+    Args:
+        num_bytes: Its size; None where the server does not tell.
+        sha256: Its hash, which the Hub knows of large files; None elsewhere.
+        version: What changes with its content, such as an ETag; None where there is none.
+    """
+
+    num_bytes: int | None = None
+    sha256: str | None = None
+    version: str | None = None
+
+    @classmethod
+    def of(cls, entry: dict[str, Any]) -> FileInfo:
+        """Return what an entry of a file system says."""
+        entry = {name.lower(): value for name, value in entry.items()}
+        size, lfs = entry.get("size"), entry.get("lfs")
+        names = ("etag", "blob_id", "xet_hash", "last-modified", "lastmodified", "mtime")
+        version = next((str(entry[name]) for name in names if entry.get(name)), None)
+        return cls(
+            num_bytes=None if size is None else int(size),
+            sha256=None if lfs is None else str(lfs["sha256"]),
+            version=version,
+        )
 
 
 @dataclass(frozen=True)
@@ -369,7 +426,8 @@ class RemoteFolder:
         num_bytes: int | None = None,
         sha256: str | None = None,
         is_json: bool = False,
-    ) -> None:
+        tick: Callable[[int], None] | None = None,
+    ) -> str:
         """Download a file, whole or not at all: `target` appears once it is verified.
 
         Args:
@@ -378,6 +436,10 @@ class RemoteFolder:
             num_bytes: Its expected size.
             sha256: Its expected hash.
             is_json: Whether it must be JSON, which shows that a file of unknown length is whole.
+            tick: Called with the number of bytes of each part that arrives; may raise to stop.
+
+        Returns:
+            Its SHA-256.
 
         Raises:
             MissingFileError: If the storage has no such file.
@@ -387,8 +449,11 @@ class RemoteFolder:
         """
         temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
 
+        digest = ""
+
         def get() -> None:
-            size, digest = self._stream(name, temporary)
+            nonlocal digest
+            size, digest = self._stream(name, temporary, tick)
             problem = None
             if num_bytes is not None and size != num_bytes:
                 problem = f"{size} bytes instead of {num_bytes}"
@@ -404,6 +469,7 @@ class RemoteFolder:
             self._retry(get, name, "downloaded")
             temporary.replace(target)
             sync_folder(target.parent)
+            return digest
         except FileNotFoundError:
             raise
         except OSError as error:
@@ -449,6 +515,88 @@ class RemoteFolder:
 
         self._run(remove, name, "removed")
 
+    def files(self, max_depth: int | None = None) -> dict[str, FileInfo]:
+        """Return all files in the folder by their path in it.
+
+        A web server lists names only, as the links of an HTML page; `info` asks for more.
+
+        Args:
+            max_depth: 1 for the folder alone, 2 for its subfolders too, and so on; None for all.
+
+        Raises:
+            InputError: If access is denied, or every try fails.
+        """
+        from fsspec.core import strip_protocol
+
+        found: dict[str, FileInfo] = {}
+
+        def find(storage: Any, address: str) -> None:
+            storage.invalidate_cache()
+            top = strip_protocol(address).rstrip("/") + "/"
+            entries = storage.find(address, maxdepth=max_depth, detail=True)
+            found.clear()
+            for path, entry in entries.items():
+                name = path.removeprefix(top)
+                if self._scheme in _WEB:
+                    if {"?", "#"} & set(name):  # a link that sorts the page, say
+                        continue
+                    name = unquote(name)
+                found[name] = FileInfo.of(entry)
+
+        self._run(find, "", "listed")
+        return found
+
+    def info(self, name: str) -> FileInfo:
+        """Return what the storage says about a file.
+
+        Raises:
+            MissingFileError: If the storage has no such file.
+            InputError: If access is denied, or every try fails.
+        """
+        found = FileInfo()
+
+        def ask(storage: Any, address: str) -> None:
+            nonlocal found
+            if self._scheme in _WEB:
+                found = _head(storage, address)
+                return
+            if self._scheme != "hf":  # whose folders are listed once, at a commit
+                storage.invalidate_cache()
+            found = FileInfo.of(storage.info(address))
+
+        self._run(ask, name, "looked up")
+        return found
+
+    def at_commit(self) -> RemoteFolder:
+        """Return the folder at the commit that its revision names now.
+
+        Only repositories on the Hub have commits; other folders are returned as they are.
+
+        Raises:
+            InputError: If there is no such repository or revision, or access is denied.
+        """
+        if self._scheme != "hf" or self.location.startswith("hf://buckets/"):
+            return self
+        location = self.location
+
+        def resolve(storage: Any, address: str) -> None:
+            nonlocal location
+            from huggingface_hub import HfApi, parse_hf_uri
+
+            uri = parse_hf_uri(self.location)
+            commit = HfApi().repo_info(
+                uri.id,
+                repo_type=uri.type,
+                revision=uri.revision,
+                timeout=self.retry_policy.timeout,
+            )
+            kind = "" if uri.type == "model" else f"{uri.type}s/"
+            path = f"/{uri.path_in_repo}" if uri.path_in_repo else ""
+            location = f"hf://{kind}{uri.id}@{commit.sha}{path}"
+
+        self._run(resolve, "", "looked up")
+        return replace(self, location=location)
+
     def names(self, folder: str) -> list[str]:
         """Return the paths of all files under a subfolder, relative to it.
 
@@ -491,7 +639,7 @@ class RemoteFolder:
         Raises:
             InputError: If it never succeeds.
         """
-        where = f"{self.public}/{name}"
+        where = f"{self.public}/{name}".removesuffix("/")
         began, paused = time.monotonic(), 0.0
         for attempt in range(1, self.retry_policy.tries + 1):
             try:
@@ -499,7 +647,7 @@ class RemoteFolder:
             except TransferError as error:
                 failure = error
             if failure.is_final:
-                raise _final_error(failure, where, done)
+                raise _final_error(failure, where, done, self._access_fix(failure))
             pause = max(failure.retry_after, self.retry_policy.backoff(attempt))
             if paused + pause > self.retry_policy.max_total_backoff:
                 break
@@ -514,6 +662,19 @@ class RemoteFolder:
         kind = UnusableFileError if failure.is_unusable else RankError
         raise kind(f"{where} cannot be {done}", found=found, fix=failure.fix)
 
+    def _access_fix(self, failure: TransferError) -> str | None:
+        """Return what to do about a failure; if the Hub denies access, name the page."""
+        if not (failure.is_denied and self._scheme == "hf"):
+            return failure.fix
+        from huggingface_hub import constants, parse_hf_uri
+
+        uri = parse_hf_uri(self.location)
+        kind = "" if uri.type == "model" else f"{uri.type}s/"
+        return (
+            f"accept the terms at {constants.ENDPOINT}/{kind}{uri.id}, and log in with "
+            "`hf auth login` or set HF_TOKEN"
+        )
+
     @property
     def _scheme(self) -> str:
         """The scheme that fsspec knows the storage by; `file` for a path."""
@@ -522,9 +683,13 @@ class RemoteFolder:
     def _address(self, name: str) -> str:
         """Return the address of a file in the folder."""
         parts = urlsplit(self.location)
+        if self._scheme in _WEB:
+            name = quote(name)
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
-    def _stream(self, name: str, temporary: Path) -> tuple[int, str]:
+    def _stream(
+        self, name: str, temporary: Path, tick: Callable[[int], None] | None
+    ) -> tuple[int, str]:
         """Write the file to `temporary`; returns its size and hash."""
         digest, size = hashlib.sha256(), 0
         with temporary.open("wb") as file, closing(self._chunks(name)) as chunks:
@@ -532,6 +697,8 @@ class RemoteFolder:
                 file.write(chunk)
                 digest.update(chunk)
                 size += len(chunk)
+                if tick is not None:
+                    tick(len(chunk))
             file.flush()
             os.fsync(file.fileno())
         return size, digest.hexdigest()
@@ -545,8 +712,8 @@ class RemoteFolder:
         address, timeout = self._address(name), self.retry_policy.timeout
         began, size = time.monotonic(), 0
         try:
-            with open_to_read(address, self._scheme, timeout) as source:
-                while chunk := source.read(_CHUNK_BYTES):
+            with closing(_read(address, self._scheme, timeout)) as chunks:
+                for chunk in chunks:
                     yield chunk
                     size += len(chunk)
                     seconds = time.monotonic() - began
@@ -558,14 +725,33 @@ class RemoteFolder:
             raise transfer_error(error, self._scheme) from None
 
 
-def _final_error(failure: TransferError, where: str, done: str) -> InputError:
+def _final_error(failure: TransferError, where: str, done: str, fix: str | None) -> InputError:
     """Return the message for a failure that a retry cannot fix."""
-    if failure.is_missing and done == "downloaded":
-        return MissingFileError(f"there is no {where}", found=failure.found, fix=failure.fix)
-    problem = "may not be read" if failure.is_denied else "cannot be downloaded"
-    if done != "downloaded":
-        problem = f"cannot be {done}"
-    return InputError(f"{where} {problem}", found=failure.found, fix=failure.fix)
+    if failure.is_missing and done in {"downloaded", "looked up", "listed"}:
+        return MissingFileError(f"there is no {where}", found=failure.found, fix=fix)
+    problem = f"cannot be {done}"
+    if failure.is_denied and done in {"downloaded", "looked up"}:
+        problem = "may not be read"
+    kind = DeniedError if failure.is_denied else InputError
+    return kind(f"{where} {problem}", found=failure.found, fix=fix)
+
+
+def _head(storage: Any, address: str) -> FileInfo:
+    """Ask a web server for a file's size and version; unknown where it does not answer HEAD."""
+    from fsspec.asyn import sync
+
+    async def ask() -> FileInfo:
+        session = await storage.set_session()
+        headers = {"Accept-Encoding": "identity"}
+        url = storage.encode_url(address)
+        async with session.head(url, allow_redirects=True, headers=headers) as response:
+            if response.status in _NO_HEAD:
+                return FileInfo()
+            response.raise_for_status()
+            return FileInfo.of({**response.headers, "size": response.content_length})
+
+    found: FileInfo = sync(storage.loop, ask)
+    return found
 
 
 def _local_error(error: OSError, folder: Path) -> InputError:

@@ -9,7 +9,7 @@ import pytest
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.evaluation.datasets import ShardImages
 from imagenet_rn50.shards.imagenet1k import complete_splits, dataset_name, is_name
-from imagenet_rn50.shards.index import index
+from imagenet_rn50.shards.index import IndexOptions, index
 from imagenet_rn50.shards.manifest import Manifest, Shard, Split
 from imagenet_rn50.shards.pack import pack
 from imagenet_rn50.shards.plan import PackOptions, with_dataset
@@ -97,7 +97,7 @@ def test_shards_of_others_are_called_imagenet1k_only_if_they_are(tmp_path):
     for path in (tmp_path / "out").glob("*.tar"):
         path.rename(shards / path.name.replace("source", "imagenet1k"))
     with pytest.raises(InputError, match="--dataset imagenet1k"):
-        index(shards, dataset="imagenet1k")
+        index(shards, IndexOptions(dataset="imagenet1k"))
     assert index(shards).dataset == "imagenet1k-18-images"
     audit = json.loads((shards / "audit.json").read_text(encoding="utf-8"))
     assert audit["imagenet1k_splits"] == []

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import shard_imagenet
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.shards.index import index
+from imagenet_rn50.shards.index import IndexOptions, index
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.pack import pack
 from imagenet_rn50.shards.plan import PackOptions
@@ -155,7 +156,7 @@ def test_a_whole_manifest_is_replaced_only_by_force(tmp_path):
     with pytest.raises(InputError, match="holds a manifest already"):
         index(tmp_path)
     foreign(tmp_path, 1)
-    assert index(tmp_path, force=True).split("train").num_samples == 8
+    assert index(tmp_path, IndexOptions(force=True)).split("train").num_samples == 8
 
 
 def test_a_damaged_manifest_may_be_replaced(tmp_path):
@@ -171,16 +172,57 @@ def test_a_folder_without_shards_is_refused_by_the_names_it_holds(tmp_path):
         index(tmp_path)
 
 
-@pytest.mark.parametrize("ending", ["jpg", "png"])
-@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n", jpeg()[:20]], ids=["png", "cut off"])
-def test_images_that_training_cannot_read_are_counted_and_listed(tmp_path, capsys, ending, content):
-    members = {f"n01440764_1.{ending}": content, "n01440764_1.cls": b"0"}
+def encoded(form):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(buffer, format=form)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(("ending", "form"), [("jpg", "PNG"), ("png", "PNG"), ("webp", "WEBP")])
+def test_images_of_other_formats_are_listed_and_may_be_left_out(tmp_path, capsys, ending, form):
+    members = {f"n01440764_1.{ending}": encoded(form), "n01440764_1.cls": b"0"}
     members |= {"n01440764_2.jpg": jpeg(), "n01440764_2.cls": b"0"}
     (tmp_path / "x-train-0.tar").write_bytes(tar_of(members))
     assert index(tmp_path).split("train").num_samples == 2
     said = capsys.readouterr().out
     assert "1 images are no JPEGs, which training cannot read; they are listed in" in said
+    assert f"pack --source {tmp_path}" in said
     assert "n01440764_1" in (tmp_path / "audit.md").read_text()
+    skipping = index(tmp_path, IndexOptions(on_corrupt="skip", force=True))
+    assert [bytes(key) for key in skipping.split("train").keys] == [b"n01440764_2"]
+    assert verify(tmp_path) == []
+
+
+UNUSABLE = {
+    "a.jpg": jpeg(1), "b.cls": b"0", "c.jpg": jpeg(2), "c.png": b"", "c.cls": b"0",
+    "d.jpg": jpeg()[:20], "d.cls": b"0", "e.png": b"\x89PNG\r\n\x1a\n", "e.cls": b"0",
+    "f.jpg": b"", "f.cls": b"0", "g.x.jpg": jpeg(3), "g.cls": b"0",
+}  # fmt: skip
+
+
+def test_what_cannot_be_used_is_counted_and_named_and_left_out_only_on_request(tmp_path):
+    for number in range(2):
+        usable = {f"n01440764_{number}.jpg": jpeg(), f"n01440764_{number}.cls": b"0"}
+        unusable = {f"{number}{name}": content for name, content in UNUSABLE.items()}
+        (tmp_path / f"x-train-{number}.tar").write_bytes(tar_of(usable | unusable))
+    with pytest.raises(InputError, match="cannot be used: 14") as refused:
+        index(tmp_path)
+    assert "the sample '0a' in x-train-0.tar has no label" in str(refused.value)
+    assert not (tmp_path / "manifest.json").exists()
+    manifest = index(tmp_path, IndexOptions(on_corrupt="skip"))
+    assert manifest.split("train").num_samples == 2
+    assert manifest.options["num_skipped"] == 14
+    audit = (tmp_path / "audit.md").read_text()
+    assert "## Skipped images: 14" in audit
+    assert all(f"| 1{key} |" in audit for key in "abcdefg")
+    assert verify(tmp_path) == []
+    assert not (tmp_path / ".indexing").exists()
+
+
+def test_a_split_of_which_nothing_can_be_used_is_refused(tmp_path):
+    (tmp_path / "x-train-0.tar").write_bytes(tar_of({"a.cls": b"0"}))
+    with pytest.raises(InputError, match="no sample that can be used"):
+        index(tmp_path, IndexOptions(on_corrupt="skip"))
 
 
 @pytest.mark.parametrize("make", [Path.mkdir, lambda path: None])
@@ -205,8 +247,8 @@ def test_names_of_classes_come_from_a_mapping(tmp_path):
     foreign(tmp_path, 0)
     mapping = tmp_path / "mapping.txt"
     mapping.write_text("".join(f"{w} name of {w}\n" for w in WNIDS), encoding="utf-8")
-    index(tmp_path, mapping=mapping)
+    index(tmp_path, IndexOptions(mapping=mapping))
     assert Classes.load(tmp_path).names[0] == "name of n01440764"
     mapping.write_text("n01440764 the only one\n", encoding="utf-8")
     with pytest.raises(InputError, match="class index 2, beyond the 1 known classes"):
-        index(tmp_path, mapping=mapping, force=True)
+        index(tmp_path, IndexOptions(mapping=mapping, force=True))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import shard_imagenet
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.shards.index import index
+from imagenet_rn50.shards.index import IndexOptions, index
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.verify import verify
 from imagenet_rn50.utils.errors import InputError
@@ -117,7 +117,7 @@ def test_indices_that_contradict_the_wnids_in_keys_are_refused(tmp_path, labels,
         index(tmp_path)
     assert all(value in str(caught.value) for value in values)
     with pytest.raises(InputError):
-        index(tmp_path, mapping=mapping(tmp_path / "list.txt", *WNIDS, "n02999999"))
+        index(tmp_path, IndexOptions(mapping=mapping(tmp_path / "list.txt", *WNIDS, "n02999999")))
     assert not (tmp_path / "manifest.json").exists()
 
 
@@ -126,7 +126,7 @@ def test_a_mapping_does_not_rename_classes_whose_keys_have_wnids(tmp_path, index
     indexed(tmp_path, *index_of)
     listed = mapping(tmp_path / "list.txt", *WNIDS)
     with pytest.raises(InputError) as caught:
-        index(tmp_path, mapping=listed)
+        index(tmp_path, IndexOptions(mapping=listed))
     assert f"class index {index_of[0]} and the wnid {WNIDS[0]}" in str(caught.value)
     assert f"class index 0, the index of {WNIDS[0]} in {listed}" in str(caught.value)
     assert f"gives to {WNIDS[index_of[0]]}" in str(caught.value)
@@ -136,14 +136,17 @@ def test_indices_that_begin_at_1_are_refused_and_called_so(tmp_path):
     for key in ("{wnid}_{n}", "{n}"):
         indexed(tmp_path, 1, 2, 3, key=key)
         with pytest.raises(InputError, match=r"index 3, beyond the 3(.|\n)*may begin at 1"):
-            index(tmp_path, mapping=mapping(tmp_path / "list.txt", *WNIDS))
+            index(tmp_path, IndexOptions(mapping=mapping(tmp_path / "list.txt", *WNIDS)))
 
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_mapping_gives_names_by_wnid_in_any_order_and_may_list_more(tmp_path, order):
     indexed(tmp_path, 0, 1, 2)
     others = ("n01440000", "n01443000", "n02999999")  # WNIDS have the ranks 1, 3, 4 among these
-    index(tmp_path, mapping=mapping(tmp_path / "list.txt", *sorted((*WNIDS, *others))[::order]))
+    index(
+        tmp_path,
+        IndexOptions(mapping=mapping(tmp_path / "list.txt", *sorted((*WNIDS, *others))[::order])),
+    )
     assert names_in(tmp_path) == {wnid: f"name of {wnid}" for wnid in WNIDS}
     assert labels_in(tmp_path) == [0, 1, 2]
 
@@ -153,14 +156,14 @@ def test_indices_of_a_larger_mapping_keep_all_its_classes_and_empty_ones_are_log
 ):
     wnids = ("n01440000", *WNIDS)
     indexed(tmp_path, 1, 2, 3)
-    index(tmp_path, mapping=mapping(tmp_path / "list.txt", *wnids))
+    index(tmp_path, IndexOptions(mapping=mapping(tmp_path / "list.txt", *wnids)))
     assert Classes.load(tmp_path).wnids == wnids
     assert "1 of the 4 classes have no samples, such as class 0" in capsys.readouterr().out
 
 
 def test_wnids_as_labels_have_their_rank_in_the_mapping(tmp_path):
     shard(tmp_path, *(PLACES["cls"](n, wnid) for n, wnid in enumerate(WNIDS)))
-    index(tmp_path, mapping=mapping(tmp_path / "list.txt", "n01440000", *WNIDS))
+    index(tmp_path, IndexOptions(mapping=mapping(tmp_path / "list.txt", "n01440000", *WNIDS)))
     assert labels_in(tmp_path) == [1, 2, 3]
     assert verify(tmp_path) == []
 
@@ -180,8 +183,8 @@ def test_names_by_position_are_logged_and_need_a_sorted_mapping_of_the_same_clas
     listed = tmp_path / "list.txt"
     for wnids in (WNIDS[::-1], (*WNIDS, "n02999999")):
         with pytest.raises(InputError, match="by position"):
-            index(tmp_path, mapping=mapping(listed, *wnids))
-    index(tmp_path, mapping=mapping(listed, *WNIDS))
+            index(tmp_path, IndexOptions(mapping=mapping(listed, *wnids)))
+    index(tmp_path, IndexOptions(mapping=mapping(listed, *WNIDS)))
     assert names_in(tmp_path) == {wnid: f"name of {wnid}" for wnid in WNIDS}
     assert "3 class indices have no wnid" in capsys.readouterr().out
 
@@ -189,7 +192,7 @@ def test_names_by_position_are_logged_and_need_a_sorted_mapping_of_the_same_clas
 def test_validation_without_wnids_takes_the_classes_of_training(tmp_path, capsys):
     indexed(tmp_path, 0, 1, 2)
     indexed(tmp_path, 2, 0, key="ILSVRC2012_val_{n:08d}", split="validation")
-    index(tmp_path, mapping=mapping(tmp_path / "list.txt", *WNIDS))
+    index(tmp_path, IndexOptions(mapping=mapping(tmp_path / "list.txt", *WNIDS)))
     assert labels_in(tmp_path, "validation") == [2, 0]
     assert "by position" not in capsys.readouterr().out
 
@@ -199,7 +202,7 @@ def test_a_validation_wnid_that_training_lacks_is_refused_for_it_would_shift_ind
     shard(tmp_path, *(PLACES["cls"](n, wnid) for n, wnid in enumerate(WNIDS)), split="validation")
     with pytest.raises(InputError, match=f"wnid {WNIDS[0]}, which no training sample has"):
         index(tmp_path)
-    index(tmp_path, mapping=mapping(tmp_path / "list.txt", *WNIDS))
+    index(tmp_path, IndexOptions(mapping=mapping(tmp_path / "list.txt", *WNIDS)))
     assert labels_in(tmp_path) == [1, 2]
 
 
@@ -210,7 +213,7 @@ def test_classes_json_is_compared_with_keys_and_mappings(tmp_path):
         index(tmp_path)
     indexed(tmp_path, 0, 1, 2, key="{n}")
     with pytest.raises(InputError, match=r"list different classes(.|\n)*n01500000"):
-        index(tmp_path, mapping=mapping(tmp_path / "list.txt", *WNIDS))
+        index(tmp_path, IndexOptions(mapping=mapping(tmp_path / "list.txt", *WNIDS)))
 
 
 def test_two_names_of_a_wnid_are_refused_until_one_list_is_chosen(tmp_path):
@@ -219,7 +222,7 @@ def test_two_names_of_a_wnid_are_refused_until_one_list_is_chosen(tmp_path):
     listed = mapping(tmp_path / "LOC_synset_mapping.txt", *WNIDS)
     with pytest.raises(InputError, match=f"'a' in(.|\n)*'name of {WNIDS[0]}' in(.|\n)*--mapping"):
         index(tmp_path)
-    index(tmp_path, mapping=listed)
+    index(tmp_path, IndexOptions(mapping=listed))
     assert names_in(tmp_path)[WNIDS[0]] == f"name of {WNIDS[0]}"
 
 
@@ -227,7 +230,10 @@ def test_names_may_be_given_after_indexing_without_them(tmp_path):
     indexed(tmp_path, 0, 1, 2)
     index(tmp_path)
     assert names_in(tmp_path) == dict(zip(WNIDS, WNIDS, strict=True))
-    index(tmp_path, mapping=mapping(tmp_path / "list.txt", *WNIDS, "n02999999"), force=True)
+    index(
+        tmp_path,
+        IndexOptions(mapping=mapping(tmp_path / "list.txt", *WNIDS, "n02999999"), force=True),
+    )
     assert names_in(tmp_path) == {wnid: f"name of {wnid}" for wnid in WNIDS}
 
 
@@ -358,10 +364,10 @@ def test_force_takes_added_shards_but_none_may_be_missing(tmp_path):
     indexed(tmp_path, 0, 1, 2)
     index(tmp_path)
     indexed(tmp_path, 0, 1, 2, key="{wnid}_1{n}", number=1)
-    assert index(tmp_path, force=True).split("train").num_samples == 6
+    assert index(tmp_path, IndexOptions(force=True)).split("train").num_samples == 6
     (tmp_path / "x-train-0001.tar").unlink()
     with pytest.raises(InputError, match=r"not there, such as x-train-0001\.tar"):
-        index(tmp_path, force=True)
+        index(tmp_path, IndexOptions(force=True))
 
 
 @pytest.mark.parametrize("module", [gzip, bz2, lzma])
@@ -397,4 +403,4 @@ def test_an_image_that_is_part_of_no_sample_is_refused(tmp_path, name):
         if name not in members:
             assert index(tmp_path).split("train").num_samples == 3
     with pytest.raises(InputError, match="which readers skip"):
-        index(tmp_path, force=True)
+        index(tmp_path, IndexOptions(force=True))
