@@ -25,16 +25,30 @@ from tests.shards.helpers import jpeg, samples_of
 ANIMALS = ("zebra", "cat", "dog/wolf")
 
 
-def write(path, labels, *, image="image", label="label", names=ANIMALS, first=0, **others):
+def write(
+    path,
+    labels,
+    *,
+    image="image",
+    label="label",
+    names=ANIMALS,
+    first=0,
+    size=(40, 30),
+    quality=90,
+    **others,
+):
     """Write a file as `Dataset.to_parquet` does: one drawn image per label."""
     features = Features({
         image: Image(),
         label: ClassLabel(names=list(names)),
-        **{name: Value("string") if name != "coarse_label" else ClassLabel(names=["x"])
+        **{name: Value("string") if name != "coarse_label" else ClassLabel(names=["x", "y"])
            for name in others},
     })  # fmt: skip
     rows = {
-        image: [{"bytes": jpeg(first + i), "path": f"{i}.jpg"} for i in range(len(labels))],
+        image: [
+            {"bytes": jpeg(first + i, size, quality=quality), "path": f"{i}.jpg"}
+            for i in range(len(labels))
+        ],
         label: list(labels),
         **{name: [value] * len(labels) for name, value in others.items()},
     }
@@ -123,7 +137,7 @@ def test_several_columns_that_fit_are_named_until_one_is_chosen(tmp_path):
     source = read_source(tmp_path, train_only=True, label_column="fine_label")
     assert len(source.classes) == 3
     source = read_source(tmp_path, train_only=True, label_column="coarse_label")
-    assert source.classes.wnids == ("x",)
+    assert source.classes.wnids == ("x", "y")
     with pytest.raises(InputError, match="img is no column of labels"):
         read_source(tmp_path, train_only=True, label_column="img")
 
@@ -135,8 +149,7 @@ def test_columns_may_be_plain_bytes_and_texts(tmp_path):
         read_source(tmp_path, train_only=True)
     with pytest.raises(InputError, match=r"--label-column NAME"):
         read_source(tmp_path, train_only=True, image_column="photo")
-    columns = {"image_column": "photo", "label_column": "animal"}
-    source = read_source(tmp_path, train_only=True, **columns)
+    source = read_source(tmp_path, train_only=True, image_column="photo", label_column="animal")
     pack(source, tmp_path / "out", PackOptions(train_only=True))
     assert named_samples(tmp_path / "out", "train") == sorted(
         (name, jpeg(i)) for i, name in enumerate(ANIMALS)

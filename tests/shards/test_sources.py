@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -179,7 +180,7 @@ def test_the_same_name_in_two_classes_gives_two_keys():
 
 def test_an_image_that_vanishes_after_listing_is_named(tmp_path):
     source = read_source(write_imagefolder(tmp_path / "source"))
-    (source.root / source.splits["train"][3].path).unlink()
+    (Path(source.root) / source.splits["train"][3].path).unlink()
     with pytest.raises(InputError, match="the source changed while it was read"):
         pack(source, tmp_path / "out", PackOptions())
 

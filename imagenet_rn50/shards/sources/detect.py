@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,8 @@ from imagenet_rn50.shards.sources.folders import (
 )
 from imagenet_rn50.shards.sources.official import is_official, read_official
 from imagenet_rn50.shards.sources.parquet import is_parquet, read_parquet
+from imagenet_rn50.shards.sources.parquet_columns import AskedColumns
+from imagenet_rn50.shards.sources.remote import read_remote
 from imagenet_rn50.shards.sources.shards import is_shards, read_shards
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.storage import is_address
@@ -57,9 +59,9 @@ def read_source(
         InputError: When the folder is missing or empty, is laid out in no way that is known or in
             several, or has no validation images and nobody said that it may.
     """
-    columns = {"image_column": image_column, "label_column": label_column}
+    asked = AskedColumns(image_column, label_column)
     if is_address(root):
-        source = read_shards(root, train_only, cache=cache)
+        source = read_remote(str(root), layout, train_only, cache=cache, asked=asked)
     else:
         folder = _require_folder(Path(root))
         name = layout or _layout_of(folder)
@@ -67,10 +69,10 @@ def read_source(
         if name == "shards":
             read = partial(read_shards, cache=cache)
         elif name == "parquet":
-            read = partial(read_parquet, **columns)
+            read = partial(read_parquet, asked=asked)
         source = read(folder, train_only)
     if source.layout != "parquet":
-        _require_no_columns(source, columns)
+        _require_no_columns(source, asked)
     if not train_only and VALIDATION not in source.splits:
         raise _without_validation(source)
     _require_classes_of_training(source)
@@ -94,12 +96,12 @@ def _require_folder(root: Path) -> Path:
     return root
 
 
-def _require_no_columns(source: Source, columns: Mapping[str, str | None]) -> None:
+def _require_no_columns(source: Source, asked: AskedColumns) -> None:
     """Raise an error if a column is named for a source without columns."""
-    for name, column in columns.items():
+    for name, column in asked._asdict().items():
         if column is not None:
             raise InputError(
-                f"--{name.replace('_', '-')} {column} needs a source in parquet files",
+                f"--{name}-column {column} needs a source in parquet files",
                 found=f"the layout {source.layout} of {source.root}",
                 fix="leave it out",
             )

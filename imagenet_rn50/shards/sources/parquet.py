@@ -25,7 +25,14 @@ from imagenet_rn50.shards.sources.base import (
     Unpacked,
     with_keys,
 )
-from imagenet_rn50.shards.sources.parquet_columns import IMAGE, LABEL, Columns, find_columns
+from imagenet_rn50.shards.sources.parquet_columns import (
+    ANY_COLUMNS,
+    IMAGE,
+    LABEL,
+    AskedColumns,
+    Columns,
+    find_columns,
+)
 from imagenet_rn50.shards.sources.scan import TEST_REASON, others_beside
 from imagenet_rn50.utils.errors import InputError
 
@@ -49,7 +56,7 @@ _NUMBERED = re.compile(
     r"(?P<tail>(?:-[0-9a-f]+)?\.parquet)"
 )
 _FOLDER = "data"
-_BUFFER_BYTES = 1 << 20
+_BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 1 << 20, 1 << 24  # that are read at a time
 _BATCH_ROWS = 64
 _NUM_THREADS = 8  # that list remote files
 _NO_LABEL = -1  # as data sets mark images whose class is kept secret
@@ -112,26 +119,29 @@ class LocalFiles:
 
 def is_parquet(root: Path) -> bool:
     """Return whether `root` holds parquet files of a training or a validation split."""
-    found = _files_of_splits(LocalFiles(root).names())
-    return any({TRAIN, VALIDATION} & splits.keys() for splits in found.values())
+    return has_splits(LocalFiles(root).names())
+
+
+def has_splits(names: Iterable[str]) -> bool:
+    """Return whether one of these parquet files is of a training or a validation split."""
+    splits = _files_of_splits(names).values()
+    return any({TRAIN, VALIDATION} & files.keys() for files in splits)
 
 
 def read_parquet(
-    root: Path,
-    train_only: bool = False,
-    *,
-    image_column: str | None = None,
-    label_column: str | None = None,
+    root: Path, train_only: bool = False, *, asked: AskedColumns = ANY_COLUMNS
 ) -> Source:
     """List the images of parquet files on this machine; see `list_parquet`."""
-    return list_parquet(LocalFiles(root), train_only, image_column, label_column)
+    return list_parquet(LocalFiles(root), train_only, asked)
 
 
 def list_parquet(
     files: ParquetFiles,
     train_only: bool = False,
-    image_column: str | None = None,
-    label_column: str | None = None,
+    asked: AskedColumns = ANY_COLUMNS,
+    *,
+    name: str = "",
+    options: Mapping[str, Any] | None = None,
 ) -> Source:
     """List the images of a data set in parquet files.
 
@@ -139,8 +149,9 @@ def list_parquet(
         files: `data/train-*.parquet`, `train.parquet`, `train/0000.parquet` and the like, in their
             folder or in a folder below.
         train_only: Whether validation is not read.
-        image_column: The column of images; None to find it by its type.
-        label_column: The column of labels; None to find it by its type.
+        asked: The columns that the user names.
+        name: What to call the data set; empty for the folder's name.
+        options: What the manifest of the shards records of the source.
 
     Raises:
         InputError: When a file of a numbered set is missing, the columns are not found, or the
@@ -156,9 +167,9 @@ def list_parquet(
     listing = _Listing(unpacked)
     is_test = False
     for split in (TRAIN, VALIDATION):
-        listing.read(files, split, found.get(split, []), image_column, label_column)
+        listing.read(files, split, found.get(split, []), asked)
     if not train_only and not listing.rows[VALIDATION]:
-        listing.read(files, VALIDATION, found.get(_TEST, []), image_column, label_column)
+        listing.read(files, VALIDATION, found.get(_TEST, []), asked)
         is_test = bool(listing.rows[VALIDATION])
     else:
         unpacked += [Unpacked("", name, TEST_REASON) for name in found.get(_TEST, [])]
@@ -183,7 +194,8 @@ def list_parquet(
         splits,
         unpacked,
         notes,
-        options={"validation_split": _TEST} if is_test else {},
+        name=name,
+        options={**(options or {}), **({"validation_split": _TEST} if is_test else {})},
         reader=ParquetReader(files, columns),
     )
 
@@ -231,8 +243,15 @@ class ParquetReader:
 
 
 @contextmanager
-def _opened(files: ParquetFiles, name: str) -> Iterator[pq.ParquetFile]:
+def _opened(
+    files: ParquetFiles, name: str, *, pre_buffer: bool = False
+) -> Iterator[pq.ParquetFile]:
     """Open a parquet file.
+
+    Args:
+        files: The files.
+        name: Which.
+        pre_buffer: Whether to read columns that are close to each other at once, and whole.
 
     Raises:
         InputError: When it cannot be read, here or in the body.
@@ -241,7 +260,9 @@ def _opened(files: ParquetFiles, name: str) -> Iterator[pq.ParquetFile]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(files.open(name), buffer_size=_BUFFER_BYTES) as file:
+        size = _REMOTE_BUFFER_BYTES if files.is_remote else _BUFFER_BYTES
+        source = files.open(name)
+        with pq.ParquetFile(source, buffer_size=size, pre_buffer=pre_buffer) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         raise InputError(
@@ -373,8 +394,7 @@ class _Listing:
         files: ParquetFiles,
         split: str,
         names: Sequence[str],
-        image_column: str | None,
-        label_column: str | None,
+        asked: AskedColumns,
     ) -> None:
         """List the files of a split.
 
@@ -382,9 +402,7 @@ class _Listing:
             InputError: When columns or names of classes differ from those of the files before.
         """
         with ThreadPoolExecutor(_NUM_THREADS if files.is_remote else 1) as pool:
-            listed = pool.map(
-                lambda name: _list_file(files, split, name, image_column, label_column), names
-            )
+            listed = pool.map(lambda name: _list_file(files, split, name, asked), names)
             unlabelled: list[Unpacked] = []
             for name, (columns, rows, without_image, without_label) in zip(
                 names, listed, strict=True
@@ -418,8 +436,7 @@ def _list_file(
     files: ParquetFiles,
     split: str,
     name: str,
-    image_column: str | None,
-    label_column: str | None,
+    asked: AskedColumns,
 ) -> tuple[Columns, list[_Row], list[Unpacked], list[Unpacked]]:
     """List labels, paths and places; the bytes stay where they are.
 
@@ -427,8 +444,8 @@ def _list_file(
         The columns, the labelled images, what has no image, and what has no label.
     """
     where = f"{files.root}/{name}"
-    with _opened(files, name) as file:
-        columns = find_columns(file.schema_arrow, where, image_column, label_column)
+    with _opened(files, name, pre_buffer=files.is_remote) as file:
+        columns = find_columns(file.schema_arrow, where, asked)
         read = [columns.label] + ([columns.name_path] if columns.name_path else [])
         table = file.read(columns=read)
         num_rows = file.metadata.num_rows
@@ -503,10 +520,10 @@ def _class_names(root: Path | str, rows: Sequence[_Row], columns: Columns) -> di
     labels = {row.label for row in rows}
     if columns.class_names is None:
         if numbers := sorted(label for label in labels if isinstance(label, int)):
-            row = rows[0].listed
+            first = rows[0].listed
             raise InputError(
                 f"the labels of {root} are numbers without names: {columns.label} of row "
-                f"{row.offset} of {row.path} is {rows[0].label}",
+                f"{first.offset} of {first.path} is {rows[0].label}",
                 expected="a ClassLabel, which names its classes, or paths that end in the wnid, as "
                 "n01440764_10026_n01440764.JPEG",
                 found=f"{len(numbers)} numbers from {numbers[0]} to {numbers[-1]}",

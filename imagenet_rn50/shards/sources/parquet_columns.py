@@ -17,6 +17,21 @@ if TYPE_CHECKING:
 IMAGE, LABEL = "image", "label"  # preferred where several columns fit
 
 
+class AskedColumns(NamedTuple):
+    """The columns that the user names: `--image-column` and `--label-column`.
+
+    Args:
+        image: The column of images; None to find it by its type.
+        label: The column of labels; None to find it by its type.
+    """
+
+    image: str | None = None
+    label: str | None = None
+
+
+ANY_COLUMNS = AskedColumns()
+
+
 class Columns(NamedTuple):
     """The columns of a file that are read.
 
@@ -43,23 +58,21 @@ class Columns(NamedTuple):
         return value or b""
 
 
-def find_columns(
-    schema: pa.Schema, where: str, image: str | None = None, label: str | None = None
-) -> Columns:
+def find_columns(schema: pa.Schema, where: str, asked: AskedColumns) -> Columns:
     """Find the columns of images and labels.
 
     Args:
         schema: Of the file.
         where: The file, for messages.
-        image: The column that `--image-column` names; None to find it.
-        label: The column that `--label-column` names; None to find it.
+        asked: The columns that the user names.
 
     Raises:
         InputError: When none fits, several do, or the named one does not.
     """
     features = _features(schema, where)
-    image = _choose(_image_columns(schema, features), image, IMAGE, schema, where)
-    label = _choose(_label_columns(schema, features, label), label, LABEL, schema, where)
+    image = _choose(_image_columns(schema, features), asked.image, IMAGE, schema, where)
+    labels = _label_columns(schema, features, asked.label)
+    label = _choose(labels, asked.label, LABEL, schema, where)
     fields = _fields_of(schema.field(image).type)
     return Columns(
         image=image,

@@ -158,7 +158,7 @@ def others_beside(root: Path, folder: Path, taken: Collection[str]) -> list[Unpa
         Unpacked(
             "",
             readable((prefix / entry.name).as_posix()) + "/" * entry.is_dir(),
-            _reason(entry),
+            reason_of(entry.name),
             _count(entry),
         )
         for entry in entries_of(folder)
@@ -166,10 +166,11 @@ def others_beside(root: Path, folder: Path, taken: Collection[str]) -> list[Unpa
     ]
 
 
-def _reason(entry: os.DirEntry[str]) -> str:
-    if is_junk(entry.name, (*JUNK_FILES, *JUNK_FOLDERS)):
+def reason_of(name: str) -> str:
+    """Return why a file or folder of this name beside the splits is not packed."""
+    if is_junk(name, (*JUNK_FILES, *JUNK_FOLDERS)):
         return JUNK
-    is_test = "test" in PurePosixPath(entry.name).stem.lower().replace("-", "_").split("_")
+    is_test = "test" in PurePosixPath(name).stem.lower().replace("-", "_").split("_")
     return TEST_REASON if is_test else "no part of the layout"
 
 

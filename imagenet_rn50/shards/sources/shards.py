@@ -27,7 +27,7 @@ from imagenet_rn50.shards.manifest import INFO_NAME, VALIDATION, Manifest, Shard
 from imagenet_rn50.shards.plan import STREAM, permutation
 from imagenet_rn50.shards.sources.base import Source, SourceImage, Unpacked
 from imagenet_rn50.shards.sources.scan import others_beside
-from imagenet_rn50.shards.store import CachedShards, ShardStore, open_shard, open_shards
+from imagenet_rn50.shards.store import CachedShards, LocalShards, open_shard, open_shards
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import sha256_of_file
 
@@ -58,9 +58,11 @@ def read_shards(root: Path | str, train_only: bool = False, *, cache: Path | Non
     chosen = dict(manifest.splits)
     if train_only and (left_out := chosen.pop(VALIDATION, None)):
         unpacked.append(Unpacked("", f"{VALIDATION}/", "--train-only", left_out.num_samples))
+    place: Path | str
     if isinstance(store, CachedShards):
-        place: Path | str = store.remote.public
+        place = store.remote.public
     else:
+        assert isinstance(store, LocalShards)
         place = store.location or store.folder
         _require_whole(store, chosen)
         unpacked += _others(manifest, store.folder, place)
@@ -191,7 +193,7 @@ def _order(manifest: Manifest, name: str) -> NDArray[np.intp]:
     return np.argsort(permutation(split.num_samples, seed=seed, stream=STREAM[name]))
 
 
-def _require_whole(store: ShardStore, splits: Mapping[str, Split]) -> None:
+def _require_whole(store: LocalShards, splits: Mapping[str, Split]) -> None:
     """Raise an error if a shard on this machine is missing or has another size.
 
     Their contents are compared when they are read, image by image.
