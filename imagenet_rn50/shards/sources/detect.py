@@ -114,8 +114,10 @@ def _layout_of(root: Path) -> str:
         InputError: When it is laid out in no way that is known, or in several.
     """
     fitting = [name for name, (fits, _) in _LAYOUTS.items() if fits(root)]
-    if len(fitting) > 1 and "imagefolder" in fitting and not _has_class_folders(root):
-        fitting.remove("imagefolder")  # files named train/0000.tar or train/0000.parquet
+    if len(fitting) > 1 and "imagefolder" in fitting and _has_only_files(root):
+        fitting.remove("imagefolder")  # but files named train/0000.tar or train/0000.parquet
+    if len(fitting) > 1 and "shards" in fitting:
+        fitting.remove("shards")  # they lie beside what is laid out, and are named as not packed
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -139,9 +141,10 @@ def _layout_of(root: Path) -> str:
     )
 
 
-def _has_class_folders(root: Path) -> bool:
+def _has_only_files(root: Path) -> bool:
+    """Return whether the folders of the splits have no folders of classes."""
     folders = split_folders(root).values()
-    return any(path.is_dir() for folder in folders for path in folder.iterdir())
+    return bool(folders) and not any(p.is_dir() for folder in folders for p in folder.iterdir())
 
 
 def _without_validation(source: Source) -> InputError:
