@@ -239,13 +239,6 @@ class Recipe(_Section):
         """Return every field, defaults included, as YAML that `load_recipe` reads back."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
 
-    def differences(self, other: Recipe) -> Iterator[str]:
-        """Yield `key: value here -> value in other` for each field that differs."""
-        here, there = dict(flatten(self.model_dump())), dict(flatten(other.model_dump()))
-        for key, value in here.items():
-            if there[key] != value:
-                yield f"{key}: {value} -> {there[key]}"
-
 
 def flatten(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield `optimizer.lr`, value for nested sections."""

@@ -1,6 +1,6 @@
 import pytest
 
-from imagenet_rn50.recipe import DataRecipe, Recipe, load_recipe, parse_recipe, recipe_names
+from imagenet_rn50.recipe import Recipe, load_recipe, parse_recipe, recipe_names
 from imagenet_rn50.utils.errors import InputError
 
 
@@ -72,8 +72,3 @@ def test_accumulation_makes_up_the_global_batch_on_any_number_of_ranks():
     assert [recipe.accumulation(world_size) for world_size in (1, 2, 4, 8)] == [8, 4, 2, 1]
     with pytest.raises(InputError, match="cannot be shared by 3 ranks"):
         recipe.accumulation(3)
-
-
-def test_differences_name_each_field_that_changed():
-    changed = Recipe(epochs=17, data=DataRecipe(flip=0.25))
-    assert list(Recipe().differences(changed)) == ["epochs: 16 -> 17", "data.flip: 0.5 -> 0.25"]

@@ -1,1 +1,1 @@
-"""Runs: what a run leaves behind. Training writes it; export, card and people read it."""
+"""The run directory: written by training, read by evaluation and publishing."""

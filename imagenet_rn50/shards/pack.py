@@ -24,6 +24,7 @@ from imagenet_rn50.shards.images import BadImageError, prepare, require_installe
 from imagenet_rn50.shards.manifest import INFO_NAME, TRAIN, VALIDATION, Manifest, Split, timm_info
 from imagenet_rn50.shards.plan import PackOptions, Plan, ShardTask, make_plan, with_dataset
 from imagenet_rn50.shards.sources.base import Source
+from imagenet_rn50.shards.sources.folders import split_folders
 from imagenet_rn50.shards.sources.reading import read_images
 from imagenet_rn50.shards.sources.scan import unusable
 from imagenet_rn50.shards.store import resolve_location
@@ -177,6 +178,7 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
     if options.restart_blocks is not None:
         require_installed()
     options = with_dataset(options, source)
+    _require_beside_classes(source, out)
     if options.on_corrupt == "stop":
         _require_usable(source)
     plan = make_plan(source, options)
@@ -214,6 +216,20 @@ def _identity(source: Source, plan: Plan, options: PackOptions) -> dict[str, Any
         del chosen["train_only"]
     identity = {**chosen, "layout": source.layout, "source_sha256": plan.source_sha256}
     return identity | source.options
+
+
+def _require_beside_classes(source: Source, out: Path) -> None:
+    """Raise an error if the output folder is among class folders, where it would be a class."""
+    if source.layout != "imagefolder":
+        return
+    root = Path(source.root)
+    for folder in split_folders(root).values() or [root]:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"--out {out} is in {folder}, where every folder is a class",
+                expected="a folder outside",
+                fix="give another --out",
+            )
 
 
 def _require_usable(source: Source) -> None:

@@ -15,12 +15,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from imagenet_rn50.shards.imagenet1k import dataset_name
+from imagenet_rn50.shards.imagenet1k import dataset_name, require_dataset_name
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
 from imagenet_rn50.shards.sources.base import ImageReader, Source, SourceImage
 from imagenet_rn50.utils.errors import InputError
 
-_DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RESIZE = re.compile(r"(short|max)=([1-9]\d{0,4})")
 
 
@@ -62,11 +61,8 @@ class PackOptions:
         Raises:
             InputError: Naming the first that cannot be used.
         """
-        if self.dataset is not None and not _DATASET_NAME.fullmatch(self.dataset):
-            raise InputError(
-                f"the dataset name {self.dataset!r} cannot begin a file name",
-                expected="letters, digits, - and _",
-            )
+        if self.dataset is not None:
+            require_dataset_name(self.dataset)
         if self.seed < 0:
             raise InputError(f"--seed must be at least 0, got {self.seed}")
         if self.resize is not None and not _RESIZE.fullmatch(self.resize):

@@ -1,1 +1,1 @@
-"""Training: fit (the loop), schedules, optimizer, checkpoints, journal."""
+"""Training: the loop (trainer.py), its state, checkpoints, schedules and optimizer."""

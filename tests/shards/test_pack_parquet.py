@@ -279,3 +279,12 @@ def test_names_that_repeat_get_the_name_of_their_class_in_front(tmp_path):
     pack(source, tmp_path / "out", PackOptions(train_only=True))
     keys = {"dog_wolf_0", "dog_wolf_0-2", "dog_wolf_1", "dog_wolf_1-2"}
     assert samples_of(tmp_path / "out", "train").keys() == keys
+
+
+def test_a_hold_out_leaves_the_test_split_alone(tmp_path):
+    write(tmp_path / "train.parquet", [0, 1, 2, 0, 1, 2])
+    write(tmp_path / "test.parquet", [2, 1], first=10)
+    source = read_source(tmp_path, holdout=0.5)
+    assert len(source.splits["validation"]) == 3
+    assert "test.parquet" in [entry.path for entry in source.unpacked]
+    assert "validation_split" not in source.options

@@ -86,7 +86,7 @@ def test_a_packing_records_the_manifest_it_came_from(packed, tmp_path):
 
 @settings(max_examples=10, deadline=None)
 @given(
-    num_classes=st.integers(1, 3),
+    num_classes=st.integers(2, 3),
     images_per_class=st.none() | st.integers(1, 5),
     holdout=st.booleans(),
     seed=st.integers(0, 5),

@@ -8,15 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from imagenet_rn50.shards.holdout import hold_out, require_fraction
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
 from imagenet_rn50.shards.sources.base import Source
-from imagenet_rn50.shards.sources.folders import (
-    is_imagefolder,
-    is_kaggle,
-    read_imagefolder,
-    read_kaggle,
-    split_folders,
-)
+from imagenet_rn50.shards.sources.class_folders import describe, is_imagefolder, read_imagefolder
+from imagenet_rn50.shards.sources.folders import is_kaggle, read_kaggle, split_folders
 from imagenet_rn50.shards.sources.official import is_official, read_official
 from imagenet_rn50.shards.sources.parquet import is_parquet, read_parquet
 from imagenet_rn50.shards.sources.parquet_columns import AskedColumns
@@ -41,6 +37,8 @@ def read_source(
     layout: str | None = None,
     *,
     train_only: bool = False,
+    holdout: float | None = None,
+    seed: int = 0,
     cache: Path | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
@@ -51,17 +49,29 @@ def read_source(
         root: The folder that holds it: a path, or an address.
         layout: How it is laid out; None to find out.
         train_only: Whether to leave out its validation images, or do without.
+        holdout: Fraction of the training images of each class that becomes the validation split, in
+            (0, 1); None to validate on the source's validation images.
+        seed: Seed of the choice of these images.
         cache: Where remote shards are kept on this machine.
         image_column: The column of images in parquet files; None to find it by its type.
         label_column: The column of labels in parquet files; None to find it by its type.
 
     Raises:
         InputError: When the folder is missing or empty, is laid out in no way that is known or in
-            several, or has no validation images and nobody said that it may.
+            several, has no validation images and nobody said that it may, has some that a hold-out
+            would replace.
     """
     asked = AskedColumns(image_column, label_column)
+    require_fraction("--holdout", holdout)
     if is_address(root):
-        source = read_remote(str(root), layout, train_only, cache=cache, asked=asked)
+        source = read_remote(
+            str(root),
+            layout,
+            train_only,
+            cache=cache,
+            asked=asked,
+            may_use_test=holdout is None,
+        )
     else:
         folder = _require_folder(Path(root))
         name = layout or _layout_of(folder)
@@ -69,11 +79,13 @@ def read_source(
         if name == "shards":
             read = partial(read_shards, cache=cache)
         elif name == "parquet":
-            read = partial(read_parquet, asked=asked)
+            read = partial(read_parquet, asked=asked, may_use_test=holdout is None)
         source = read(folder, train_only)
     if source.layout != "parquet":
         _require_no_columns(source, asked)
-    if not train_only and VALIDATION not in source.splits:
+    if holdout is not None:
+        source = hold_out(source, holdout, seed)
+    elif not train_only and VALIDATION not in source.splits:
         raise _without_validation(source)
     _require_classes_of_training(source)
     return replace(source, notes=source.notes + _notes(source))
@@ -134,9 +146,10 @@ def _layout_of(root: Path) -> str:
     ]
     raise InputError(
         f"the source {root} is laid out in no way that is known",
-        expected="ILSVRC/Data/CLS-LOC/ (Kaggle), train/<wnid>/ and val/<wnid>/ (ImageFolder), "
+        expected="ILSVRC/Data/CLS-LOC/ (Kaggle), train/<class>/ and val/<class>/ or just "
+        "<class>/ for at least two classes (ImageFolder), "
         "ILSVRC2012_img_train.tar (official), data/train-*.parquet (Hugging Face) or a manifest",
-        found=", ".join(sorted(path.name for path in root.iterdir())[:5]),
+        found=describe(root),
         fix=f"--source {below[0]}" if len(below) == 1 else "give the folder that holds them",
     )
 
@@ -149,12 +162,15 @@ def _has_only_files(root: Path) -> bool:
 
 def _without_validation(source: Source) -> InputError:
     """Return the refusal of a source without validation images."""
-    found = ", ".join(f"{entry.path} ({entry.reason})" for entry in source.unpacked[-3:])
+    # Folders beside the splits first: one of them may be the validation split, by another name.
+    entries = sorted(source.unpacked, key=lambda entry: (not entry.path.endswith("/"), entry.path))
+    found = ", ".join(f"{entry.path} ({entry.reason})" for entry in entries[:3])
     return InputError(
         f"the source {source.root} has no validation images",
         expected="a split to validate on, in val/, validation/ or valid/ or as the layout names it",
         found=f"training images, and {found or 'nothing else'}",
-        fix="add it, or pack the training images alone: --train-only",
+        fix="add it (a split of another name: rename it to val/), or take it out of the training "
+        "images: --holdout 0.1, or pack these alone: --train-only",
     )
 
 

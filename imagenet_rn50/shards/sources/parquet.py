@@ -129,10 +129,14 @@ def has_splits(names: Iterable[str]) -> bool:
 
 
 def read_parquet(
-    root: Path, train_only: bool = False, *, asked: AskedColumns = ANY_COLUMNS
+    root: Path,
+    train_only: bool = False,
+    *,
+    asked: AskedColumns = ANY_COLUMNS,
+    may_use_test: bool = True,
 ) -> Source:
     """List the images of parquet files on this machine; see `list_parquet`."""
-    return list_parquet(LocalFiles(root), train_only, asked)
+    return list_parquet(LocalFiles(root), train_only, asked, may_use_test=may_use_test)
 
 
 def list_parquet(
@@ -140,6 +144,7 @@ def list_parquet(
     train_only: bool = False,
     asked: AskedColumns = ANY_COLUMNS,
     *,
+    may_use_test: bool = True,
     name: str = "",
     options: Mapping[str, Any] | None = None,
 ) -> Source:
@@ -150,6 +155,7 @@ def list_parquet(
             folder or in a folder below.
         train_only: Whether validation is not read.
         asked: The columns that the user names.
+        may_use_test: Whether `test` may be validation, where there is no other.
         name: What to call the data set; empty for the folder's name.
         options: What the manifest of the shards records of the source.
 
@@ -168,7 +174,7 @@ def list_parquet(
     is_test = False
     for split in (TRAIN, VALIDATION):
         listing.read(files, split, found.get(split, []), asked)
-    if not train_only and not listing.rows[VALIDATION]:
+    if may_use_test and not train_only and not listing.rows[VALIDATION]:
         listing.read(files, VALIDATION, found.get(_TEST, []), asked)
         is_test = bool(listing.rows[VALIDATION])
     else:

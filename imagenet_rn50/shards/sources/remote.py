@@ -35,6 +35,7 @@ def read_remote(
     *,
     cache: Path | None = None,
     asked: AskedColumns = ANY_COLUMNS,
+    may_use_test: bool = True,
 ) -> Source:
     """List the images of a source at an address.
 
@@ -44,6 +45,7 @@ def read_remote(
         train_only: Whether validation is left out.
         cache: Where remote shards are kept on this machine.
         asked: The columns of parquet files that the user names.
+        may_use_test: Whether the split `test` may be validation, where there is no other.
 
     Raises:
         InputError: When there is neither, or it cannot be read.
@@ -70,6 +72,7 @@ def read_remote(
         files,
         train_only,
         asked,
+        may_use_test=may_use_test,
         name=_name_of(remote.public),
         options={"source": pinned.public},
     )
