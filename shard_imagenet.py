@@ -57,6 +57,8 @@ def pack(
     train_only: bool = False,
     holdout: float | None = None,
     cache: Path | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> int:
     """Pack images into shards. Run the same command again to resume.
 
@@ -84,6 +86,8 @@ def pack(
         holdout: Fraction of the training images of each class that becomes the validation split,
             for a source without one.
         cache: Folder that keeps remote shards on this machine while they are read.
+        image_column: Column of the images in parquet files, where several could be.
+        label_column: Column of the labels in parquet files, where several could be.
     """
     if restart_blocks == "auto" and not is_installed():
         print("jpegtran (libjpeg-turbo-progs) is not installed: packing without restart markers")
@@ -102,7 +106,14 @@ def pack(
         train_only=train_only,
     )
     found = read_source(
-        source, layout, train_only=train_only, holdout=holdout, seed=seed, cache=cache
+        source,
+        layout,
+        train_only=train_only,
+        holdout=holdout,
+        seed=seed,
+        cache=cache,
+        image_column=image_column,
+        label_column=label_column,
     )
     packed = pack_source(found, out, options, _num_workers(workers))
     print(_summary(packed, out))

@@ -45,7 +45,7 @@ VERSION = 1
 TRAIN = "train"
 VALIDATION = "validation"
 
-_OFFICIAL_TAR = re.compile(r"ILSVRC2012|n\d{8}\.tar")  # of images, to pack
+OFFICIAL_TAR = re.compile(r"ILSVRC2012|n\d{8}\.tar")  # of images, to pack
 _COLUMNS = ("offset", "length", "label", "key")
 _OPTIONAL_COLUMN = "crc32"
 
@@ -369,7 +369,7 @@ def _look_for_shards(folder: Path) -> tuple[str, str]:
     if (folder.parent / FILE_NAME).is_file():
         return "shards in the folder above", f"name {folder.parent}"
     tars = [path.name for path in folder.glob("*.tar")]
-    if tars and not any(_OFFICIAL_TAR.match(name) for name in tars):
+    if tars and not any(OFFICIAL_TAR.match(name) for name in tars):
         return (
             f"{counted(len(tars), 'tar')} and no {FILE_NAME}",
             f"python shard_imagenet.py index --shards {folder}",

@@ -240,7 +240,7 @@ def _require_usable(source: Source) -> None:
     """
     is_folders = source.layout in {"kaggle", "imagefolder"}
     images = [image for split in source.splits.values() for image in split]
-    if bad := unusable(source.root, images if is_folders else [], source.unpacked):
+    if bad := unusable(Path(source.root), images if is_folders else [], source.unpacked):
         raise InputError(
             f"files of the source {source.root} cannot be packed: {len(bad)}",
             expected="images in the folders of classes, and nothing else",

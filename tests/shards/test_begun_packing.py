@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -141,7 +142,7 @@ def test_a_source_that_changed_since_is_noticed(tmp_path):
     source = read_source(write_kaggle(tmp_path / "source"))
     pack(source, tmp_path / "out", PackOptions())
     first = source.splits["train"][0]
-    (source.root / first.path).write_bytes(jpeg(99, size=(50, 50)))
+    (Path(source.root) / first.path).write_bytes(jpeg(99, size=(50, 50)))
     with pytest.raises(InputError, match="source_sha256 was"):
         pack(read_source(source.root), tmp_path / "out", PackOptions())
 

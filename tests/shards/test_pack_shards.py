@@ -1,13 +1,20 @@
 """Packing shards anew: views, shards of others, remote shards."""
 
+import io
+import json
 import shutil
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+import shard_imagenet
 from imagenet_rn50.classes import Classes
+from imagenet_rn50.jpeg.header import read_header
 from imagenet_rn50.shards.audit import read_audit
+from imagenet_rn50.shards.index import index
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.pack import pack
 from imagenet_rn50.shards.plan import PackOptions
@@ -18,7 +25,9 @@ from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import (
     WNIDS,
     contents,
+    jpeg,
     samples_of,
+    tar_of,
     write_imagefolder,
     write_kaggle,
     write_official,
@@ -77,7 +86,7 @@ def test_a_packing_records_the_manifest_it_came_from(packed, tmp_path):
 
 @settings(max_examples=10, deadline=None)
 @given(
-    num_classes=st.integers(1, 3),
+    num_classes=st.integers(2, 3),
     images_per_class=st.none() | st.integers(1, 5),
     holdout=st.booleans(),
     seed=st.integers(0, 5),
@@ -267,3 +276,97 @@ def test_a_cached_shard_stays_and_a_damaged_copy_of_it_is_downloaded_again(
     pack(read_source("s3://data/it", cache=tmp_path / "cache"), tmp_path / "out", PackOptions())
     assert samples_of(tmp_path / "out", "train") == samples_of(packed, "train")
     assert [path.stem for path in (tmp_path / "cache" / "shards").glob("*.tar")] == [intact.sha256]
+
+
+def write_foreign(folder, num_shards=3, form="PNG", split="train", first=0):
+    """Write shards with webdataset's own writer; return (label, pixels) by key."""
+    webdataset = pytest.importorskip("webdataset")
+    folder.mkdir(parents=True, exist_ok=True)
+    expected = {}
+    pattern = str(folder / f"birds-{split}-%04d.tar")
+    with webdataset.ShardWriter(pattern, maxcount=4, verbose=0) as writer:
+        for number in range(first, first + 4 * num_shards):
+            label = number % 3
+            key = f"{WNIDS[label]}/{WNIDS[label]}_{number}"
+            image = Image.open(io.BytesIO(jpeg(number)))
+            buffer = io.BytesIO()
+            image.save(buffer, form, **({"lossless": True} if form == "WEBP" else {}))
+            members = {"__key__": key, form.lower(): buffer.getvalue(), "cls": str(label).encode()}
+            writer.write(members | {"json": json.dumps({"caption": "a bird"}).encode()})
+            expected[key] = label, np.asarray(image.convert("RGB"))
+    return expected
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_shards_of_others_become_jpeg_shards_with_restart_markers(tmp_path, form):
+    expected = write_foreign(tmp_path / "birds", form=form)
+    write_foreign(tmp_path / "birds", num_shards=1, form=form, split="val", first=50)
+    before = contents(tmp_path / "birds")
+    source = read_source(tmp_path / "birds")
+    assert source.layout == "shards"
+    options = PackOptions(train_shards=2, restart_blocks=2)
+    made = pack(source, tmp_path / "out", options).manifest
+    found = samples_of(tmp_path / "out", "train")
+    assert {key: label for key, (label, _) in found.items()} == {
+        key: label for key, (label, _) in expected.items()
+    }
+    for key, (_, content) in found.items():
+        decoded = np.asarray(Image.open(io.BytesIO(content))).astype(int)
+        assert abs(decoded - expected[key][1]).mean() < 4
+        assert read_header(content).restart_interval == 2
+    assert "parent" not in made.options
+    assert made.dataset == "birds"
+    assert any(".json" in note for note in source.notes)
+    assert contents(tmp_path / "birds") == before
+    assert verify(tmp_path / "out") == []
+
+
+def test_shards_of_others_give_what_their_index_gives(tmp_path):
+    write_foreign(tmp_path / "birds")
+    index(tmp_path / "birds", out=tmp_path / "index")
+    options = PackOptions(dataset="it", train_shards=2, train_only=True)
+    for name in ("birds", "index"):
+        pack(read_source(tmp_path / name, train_only=True), tmp_path / f"of-{name}", options)
+    assert tars(tmp_path / "of-birds") == tars(tmp_path / "of-index")
+    assert Manifest.options_of(tmp_path / "of-index")["parent"]["options"] == {"indexed": True}
+
+
+def test_shards_of_others_are_refused_as_by_index_with_the_way_to_its_options(tmp_path):
+    write_foreign(tmp_path / "birds")
+    for path in (tmp_path / "birds").iterdir():
+        path.rename(path.with_name(path.name.removeprefix("birds-train-")))
+    with pytest.raises(InputError, match=r"--train(.|\n)*index --shards .*birds --out INDEX"):
+        read_source(tmp_path / "birds")
+
+
+def test_shards_of_others_without_known_classes_are_refused(tmp_path):
+    (tmp_path / "birds").mkdir()
+    members = {"a.jpg": jpeg(1), "a.cls": b"0", "b.jpg": jpeg(2), "b.cls": b"1"}
+    (tmp_path / "birds" / "birds-train-0000.tar").write_bytes(tar_of(members))
+    with pytest.raises(InputError, match=r"classes of .*birds are not known"):
+        read_source(tmp_path / "birds", train_only=True)
+
+
+def test_indexed_shards_pack_from_the_command_line(tmp_path, monkeypatch, capsys):
+    write_foreign(tmp_path / "birds")
+    words = ["x", "pack", "--source", tmp_path / "birds", "--out", tmp_path / "out", "--train-only"]
+    monkeypatch.setattr("sys.argv", [str(word) for word in words])
+    with pytest.raises(SystemExit) as left:
+        shard_imagenet.main()
+    assert left.value.code == 0
+    printed = capsys.readouterr().out
+    assert "which training cannot read" not in printed
+    assert "other members of the samples" in printed
+
+
+@pytest.mark.parametrize("name", ["backup.tar", "manifest.json"])
+def test_shards_beside_class_folders_are_not_the_source_and_are_named(packed, tmp_path, name):
+    root = write_imagefolder(tmp_path / "source")
+    for path in packed.iterdir():
+        if name == "manifest.json" or path.name == "source-train-00.tar":
+            shutil.copy(path, root / (name if name == "backup.tar" else path.name))
+    source = read_source(root)
+    assert source.layout == "imagefolder"
+    assert name in [entry.path for entry in source.unpacked]
+    pack(source, tmp_path / "out", PackOptions())
+    assert len(samples_of(tmp_path / "out", "train")) == 12

@@ -152,13 +152,14 @@ def with_keys(listed: Iterable[Listed], classes: Classes) -> list[SourceImage]:
     rows = list(listed)
     _require_own_wnids(rows)
     stems = [readable(row.stem).replace(".", "_") for row in rows]
+    in_key = str.maketrans("./\0", "___")  # names of classes that are no folders may have any
     counts = Counter(stems)
     taken = {stem for stem, count in counts.items() if count == 1}
     images = []
     for row, stem in zip(rows, stems, strict=True):
         key = stem
         if counts[stem] > 1:
-            base = key = f"{row.wnid.replace('.', '_')}_{stem}"
+            base = key = f"{row.wnid.translate(in_key)}_{stem}"
             number = 1
             while key in taken:
                 number += 1

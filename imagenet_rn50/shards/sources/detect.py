@@ -15,6 +15,8 @@ from imagenet_rn50.shards.sources.class_folders import describe, is_imagefolder,
 from imagenet_rn50.shards.sources.folders import is_kaggle, read_kaggle, split_folders
 from imagenet_rn50.shards.sources.official import is_official, read_official
 from imagenet_rn50.shards.sources.parquet import is_parquet, read_parquet
+from imagenet_rn50.shards.sources.parquet_columns import AskedColumns
+from imagenet_rn50.shards.sources.remote import read_remote
 from imagenet_rn50.shards.sources.shards import is_shards, read_shards
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.storage import is_address
@@ -38,6 +40,8 @@ def read_source(
     holdout: float | None = None,
     seed: int = 0,
     cache: Path | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> Source:
     """List the images and classes of a source.
 
@@ -49,17 +53,36 @@ def read_source(
             (0, 1); None to validate on the source's validation images.
         seed: Seed of the choice of these images.
         cache: Where remote shards are kept on this machine.
+        image_column: The column of images in parquet files; None to find it by its type.
+        label_column: The column of labels in parquet files; None to find it by its type.
 
     Raises:
         InputError: When the folder is missing or empty, is laid out in no way that is known or in
             several, has no validation images and nobody said that it may, has some that a hold-out
             would replace.
     """
+    asked = AskedColumns(image_column, label_column)
     require_fraction("--holdout", holdout)
     if is_address(root):
-        source = read_shards(root, train_only, cache=cache)
+        source = read_remote(
+            str(root),
+            layout,
+            train_only,
+            cache=cache,
+            asked=asked,
+            may_use_test=holdout is None,
+        )
     else:
-        source = _read_folder(Path(root), layout, train_only, cache)
+        folder = _require_folder(Path(root))
+        name = layout or _layout_of(folder)
+        read = _LAYOUTS[name][1]
+        if name == "shards":
+            read = partial(read_shards, cache=cache)
+        elif name == "parquet":
+            read = partial(read_parquet, asked=asked, may_use_test=holdout is None)
+        source = read(folder, train_only)
+    if source.layout != "parquet":
+        _require_no_columns(source, asked)
     if holdout is not None:
         source = hold_out(source, holdout, seed)
     elif not train_only and VALIDATION not in source.splits:
@@ -68,8 +91,12 @@ def read_source(
     return replace(source, notes=source.notes + _notes(source))
 
 
-def _read_folder(root: Path, layout: str | None, train_only: bool, cache: Path | None) -> Source:
-    """List the images of a folder on this machine."""
+def _require_folder(root: Path) -> Path:
+    """Return a folder that is not empty.
+
+    Raises:
+        InputError: When it is no folder, or empty.
+    """
     if not root.is_dir():
         raise InputError(
             f"the source {root} is not a folder",
@@ -78,9 +105,18 @@ def _read_folder(root: Path, layout: str | None, train_only: bool, cache: Path |
         )
     if not any(root.iterdir()):
         raise InputError(f"the source {root} is empty", expected="a folder of images")
-    name = layout or _layout_of(root)
-    read = partial(read_shards, cache=cache) if name == "shards" else _LAYOUTS[name][1]
-    return read(root, train_only)
+    return root
+
+
+def _require_no_columns(source: Source, asked: AskedColumns) -> None:
+    """Raise an error if a column is named for a source without columns."""
+    for name, column in asked._asdict().items():
+        if column is not None:
+            raise InputError(
+                f"--{name}-column {column} needs a source in parquet files",
+                found=f"the layout {source.layout} of {source.root}",
+                fix="leave it out",
+            )
 
 
 def _layout_of(root: Path) -> str:
@@ -90,8 +126,10 @@ def _layout_of(root: Path) -> str:
         InputError: When it is laid out in no way that is known, or in several.
     """
     fitting = [name for name, (fits, _) in _LAYOUTS.items() if fits(root)]
-    if {"shards", "imagefolder"} <= set(fitting) and not _has_class_folders(root):
-        fitting.remove("imagefolder")  # shards named like train/0000.tar
+    if len(fitting) > 1 and "imagefolder" in fitting and _has_only_files(root):
+        fitting.remove("imagefolder")  # but files named train/0000.tar or train/0000.parquet
+    if len(fitting) > 1 and "shards" in fitting:
+        fitting.remove("shards")  # they lie beside what is laid out, and are named as not packed
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -116,9 +154,10 @@ def _layout_of(root: Path) -> str:
     )
 
 
-def _has_class_folders(root: Path) -> bool:
+def _has_only_files(root: Path) -> bool:
+    """Return whether the folders of the splits have no folders of classes."""
     folders = split_folders(root).values()
-    return any(path.is_dir() for folder in folders for path in folder.iterdir())
+    return bool(folders) and not any(p.is_dir() for folder in folders for p in folder.iterdir())
 
 
 def _without_validation(source: Source) -> InputError:

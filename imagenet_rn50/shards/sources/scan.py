@@ -46,7 +46,7 @@ _ARCHIVES = ("tar", "tar.gz", "tgz", "zip")
 JUNK = "left behind by a system or a tool"
 OTHER_SPLITS = ("test", "testing", "dev", "eval", "evaluation", "holdout")
 """Names of folders, in lower case, that are splits, but neither for training nor validation."""
-_TEST = "a test split, which is neither trained on nor validated on"
+TEST_REASON = "a test split, which is neither trained on nor validated on"
 _OTHER_SPLIT = "named as a split that is neither train/ nor val/"
 
 
@@ -175,7 +175,7 @@ def others_beside(root: Path, folder: Path, taken: Collection[str]) -> list[Unpa
         Unpacked(
             "",
             readable((prefix / entry.name).as_posix()) + "/" * entry.is_dir(),
-            _reason(entry),
+            reason_of(entry.name),
             _count(entry),
         )
         for entry in entries_of(folder)
@@ -183,12 +183,13 @@ def others_beside(root: Path, folder: Path, taken: Collection[str]) -> list[Unpa
     ]
 
 
-def _reason(entry: os.DirEntry[str]) -> str:
-    if is_junk(entry.name, (*JUNK_FILES, *JUNK_FOLDERS)):
+def reason_of(name: str) -> str:
+    """Return why a file or folder of this name beside the splits is not packed."""
+    if is_junk(name, (*JUNK_FILES, *JUNK_FOLDERS)):
         return JUNK
-    if "test" in PurePosixPath(entry.name).stem.lower().replace("-", "_").split("_"):
-        return _TEST
-    if entry.is_dir() and entry.name.lower() in OTHER_SPLITS:
+    if "test" in PurePosixPath(name).stem.lower().replace("-", "_").split("_"):
+        return TEST_REASON
+    if name.rstrip("/").lower() in OTHER_SPLITS:
         return _OTHER_SPLIT
     return "no part of the layout"
 

@@ -1,4 +1,4 @@
-"""Shards as a source: whatever a manifest lists, wherever its shards are.
+"""Shards as a source: whatever a manifest lists, wherever its shards are; or WebDataset shards.
 
 Packing a view anew makes real shards of a subset, and gives shards made by others restart markers,
 another size or another layout. Only the listed samples are packed, with their keys and the class
@@ -13,8 +13,9 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -23,44 +24,92 @@ from numpy.typing import NDArray
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.shards import manifest as manifests
+from imagenet_rn50.shards.index import IndexOptions, index
+from imagenet_rn50.shards.labels import MAPPING
 from imagenet_rn50.shards.manifest import INFO_NAME, VALIDATION, Manifest, Shard, Split
 from imagenet_rn50.shards.plan import STREAM, permutation
 from imagenet_rn50.shards.sources.base import Source, SourceImage, Unpacked
+from imagenet_rn50.shards.sources.folders import SPLIT_FOLDERS
 from imagenet_rn50.shards.sources.scan import others_beside
-from imagenet_rn50.shards.store import CachedShards, ShardStore, open_shard, open_shards
+from imagenet_rn50.shards.store import CachedShards, LocalShards, open_shard, open_shards
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import sha256_of_file
+from imagenet_rn50.utils.storage import is_address
 
 _AUDIT = ("audit.json", "audit.md")
 
 
 def is_shards(root: Path) -> bool:
+    """Return whether `root` holds a manifest, or tars that are not ImageNet's official ones."""
+    if is_manifest(root):
+        return True
+    folders = [root, *(root / name for names in SPLIT_FOLDERS.values() for name in names)]
+    tars = (path.name for folder in folders for path in folder.glob("[!.]*.tar"))
+    return any(not manifests.OFFICIAL_TAR.match(name) for name in tars)
+
+
+def is_manifest(root: Path) -> bool:
     """Return whether `root` holds a manifest."""
     return (root / manifests.FILE_NAME).is_file()
 
 
 def read_shards(root: Path | str, train_only: bool = False, *, cache: Path | None = None) -> Source:
-    """List the samples of a manifest.
+    """List the samples of a manifest, or of WebDataset shards on this machine without one.
 
     Args:
-        root: Folder of the manifest: a path or an address.
+        root: Folder of the manifest, a path or an address; or of the shards, a path.
         train_only: Whether validation is left out.
         cache: Where remote shards are kept on this machine.
 
     Raises:
-        InputError: When there is no manifest, its classes are not known, a shard is missing or has
+        InputError: When there are no shards, their classes are not known, a shard is missing or has
             another size, or no cache is given for remote shards.
     """
-    store = open_shards(root, cache=cache)
+    if is_address(root) or is_manifest(Path(root)):
+        return _read_manifest(root, root, train_only, cache)
+    with TemporaryDirectory(prefix="index-") as folder:
+        _index(Path(root), Path(folder))
+        source = _read_manifest(folder, root, train_only, None)
+        shards = [
+            shard for split in Manifest.load(Path(folder)).splits.values() for shard in split.shards
+        ]
+    taken = {PurePosixPath(shard.name).parts[0] for shard in shards}
+    others = others_beside(Path(root), Path(root), taken | {INFO_NAME, CLASSES_NAME, MAPPING})
+    return replace(source, options={}, unpacked=source.unpacked + others)
+
+
+def _index(root: Path, folder: Path) -> None:
+    """Write a manifest of shards that others have made into a temporary folder.
+
+    Raises:
+        InputError: When they cannot be indexed.
+    """
+    try:
+        index(root, IndexOptions(for_packing=True), out=folder, num_threads=os.cpu_count() or 1)
+    except InputError as error:
+        raise InputError(
+            f"{error}\n  (shards without a manifest are indexed before they are packed; to give "
+            f"options, index them yourself: python shard_imagenet.py index --shards {root} "
+            "--out INDEX, then pack --source INDEX)"
+        ) from None
+
+
+def _read_manifest(
+    folder: Path | str, root: Path | str, train_only: bool, cache: Path | None
+) -> Source:
+    """List the samples of the manifest in `folder`; messages name `root`."""
+    store = open_shards(folder, cache=cache)
     manifest = Manifest.load(store.folder)
     classes = _classes(manifest, store.folder, root)
     unpacked: list[Unpacked] = []
     chosen = dict(manifest.splits)
     if train_only and (left_out := chosen.pop(VALIDATION, None)):
         unpacked.append(Unpacked("", f"{VALIDATION}/", "--train-only", left_out.num_samples))
+    place: Path | str
     if isinstance(store, CachedShards):
-        place: Path | str = store.remote.public
+        place = store.remote.public
     else:
+        assert isinstance(store, LocalShards)
         place = store.location or store.folder
         _require_whole(store, chosen)
         unpacked += _others(manifest, store.folder, place)
@@ -142,8 +191,8 @@ def _classes(manifest: Manifest, folder: Path, root: Path | str) -> Classes:
         raise InputError(
             f"the classes of {root} are not known",
             expected=f"{CLASSES_NAME} beside its manifest",
-            fix="index the shards with a list of their classes: python shard_imagenet.py index "
-            f"--shards {root} --mapping FILE",
+            fix="index the shards with a list of their classes, and pack the index: python "
+            f"shard_imagenet.py index --shards {root} --out INDEX --mapping FILE",
         )
     if manifest.classes_sha256 not in {None, sha256_of_file(path)}:
         raise InputError(
@@ -191,7 +240,7 @@ def _order(manifest: Manifest, name: str) -> NDArray[np.intp]:
     return np.argsort(permutation(split.num_samples, seed=seed, stream=STREAM[name]))
 
 
-def _require_whole(store: ShardStore, splits: Mapping[str, Split]) -> None:
+def _require_whole(store: LocalShards, splits: Mapping[str, Split]) -> None:
     """Raise an error if a shard on this machine is missing or has another size.
 
     Their contents are compared when they are read, image by image.
