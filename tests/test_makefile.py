@@ -28,3 +28,21 @@ def test_a_model_of_any_name_reaches_the_space(venv, model):
     command = ["make", "-s", "app", f"VENV={venv}", f"MODEL_ID={word}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, f"app/app.py: {model}\n"), done.stderr
+
+
+@pytest.mark.parametrize("failing", [None, "ruff", "mypy", "lint-imports", "python"])
+def test_make_test_fails_where_a_check_or_the_tests_fail(tmp_path, failing):
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "ruff", "mypy", "lint-imports"):
+        program = tmp_path / "bin" / name
+        program.write_text(f'#!/bin/sh\necho "ran {name} $*"\nexit {int(name == failing)}\n')
+        program.chmod(0o755)
+    for name in (".installed", ".installed-dev"):
+        (tmp_path / name).touch()
+    done = subprocess.run(
+        ["make", "test", f"VENV={tmp_path}"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode == 0) == (failing is None), done.stdout + done.stderr
+    if failing is None:
+        for program in ("ruff format", "ruff check", "mypy", "lint-imports", "python -m pytest"):
+            assert f"ran {program}" in done.stdout
