@@ -17,7 +17,7 @@ from imagenet_rn50.tools.digits import write_ilsvrc
 from tests.commands import DOCUMENTS, ROOT, Command, check, commands_in
 
 COMMANDS = [command for document in DOCUMENTS for command in commands_in(document)]
-JOURNEY = "demo doctor estimate preview schedule export evaluate".split()
+JOURNEY = "demo doctor estimate preview schedule evaluate export".split()
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
