@@ -19,9 +19,9 @@ import shard_imagenet
 from imagenet_rn50.data.loader import build_loader
 from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform
-from imagenet_rn50.shards import index as indexing
 from imagenet_rn50.shards.index import IndexOptions, index
 from imagenet_rn50.shards.manifest import Manifest
+from imagenet_rn50.shards.scan import scan_shard
 from imagenet_rn50.shards.store import CachedShards, open_shards
 from imagenet_rn50.shards.subset import Selection, subset
 from imagenet_rn50.shards.verify import verify
@@ -76,7 +76,7 @@ def img2dataset(folder):
     """Write shards as img2dataset does, with files beside them; labels are a column."""
     folder.mkdir()
     for number in range(3):
-        members = {}
+        members: dict[str, bytes] = {}
         for n, (_, label, image) in enumerate(samples(number)):
             key = f"{number:05d}{n:04d}"
             about = {"url": "http://x", "key": key, "label": label, "original_width": float("nan")}
@@ -300,14 +300,13 @@ def test_hiccups_of_the_hub_are_retried_and_a_wrong_sha256_is_named(tmp_path, hu
 
 def failing_scan(monkeypatch, name):
     """Make the scan of one shard fail as a bug would."""
-    scan = indexing.scan_shard
 
     def fail(path, **arguments):
         if arguments["name"] == name:
             raise RuntimeError("planted")
-        return scan(path, **arguments)
+        return scan_shard(path, **arguments)
 
-    monkeypatch.setattr(indexing, "scan_shard", fail)
+    monkeypatch.setattr("imagenet_rn50.shards.index.scan_shard", fail)
 
 
 def test_a_run_that_stopped_is_resumed_and_reads_nothing_twice(tmp_path, monkeypatch):
@@ -517,7 +516,7 @@ def test_patterns_give_shards_in_the_order_of_their_numbers(tmp_path, capsys):
 
 
 def json_shard(folder, key, labels, number=0):
-    members = {}
+    members: dict[str, bytes] = {}
     for n, label in enumerate(labels):
         name = key.format(wnid=WNIDS[n % 3], n=n)
         about = json.dumps({"filename": "x", "coarse": label}).encode()
