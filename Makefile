@@ -19,7 +19,7 @@ demo: $(VENV)/.installed  ## pack, train, export, evaluate and predict real imag
 
 # Three processes on two cores, for some tests wait.
 test: check  ## check format, lint, types and import layers, then run the default tests
-	$(BIN)/python -m pytest -n 3
+	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 test-baseline-isa: $(VENV)/.installed-dev  ## run the numeric tests without AVX: processors round differently
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest -n 3 \

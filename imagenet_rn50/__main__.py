@@ -1,4 +1,4 @@
-"""python -m imagenet_rn50 VERB: what there is besides sharding and training."""
+"""python -m imagenet_rn50 COMMAND: everything besides packing and training."""
 
 from __future__ import annotations
 
@@ -20,26 +20,25 @@ from imagenet_rn50.cli import (
 )
 from imagenet_rn50.utils.errors import exit_on_input_error
 
-_SCRIPT = "imagenet-rn50"  # as pyproject.toml installs it; shells complete the verbs of a name only
+_SCRIPT = "imagenet-rn50"  # as pyproject.toml installs it; shell completion needs a name
 
-_DESCRIPTION = """shard_imagenet.py packs, train_accelerate.py trains; this does what comes before,
-between and after, in this order."""
+_DESCRIPTION = """Commands in the order of the workflow. shard_imagenet.py packs, and
+train_accelerate.py trains: before that run doctor to prove-resume, after it evaluate to push."""
 
 app = tyro.extras.SubcommandApp()
-# In the order of the journey.
 app.command(demo)
 app.command(doctor)
 app.command(estimate)
 app.command(preview)
 app.command(schedule)
 app.command(name="prove-resume")(prove_resume)
-app.command(export)
 app.command(evaluate)
+app.command(export)
 app.command(push)
 
 
 def main() -> None:
-    """Runs the verb that the command line names."""
+    """Run the command that the command line names."""
     installed = Path(sys.argv[0]).name == _SCRIPT
     prog = _SCRIPT if installed else "python -m imagenet_rn50"
     with exit_on_input_error():

@@ -1,8 +1,8 @@
 """Classes: wnid <-> index <-> name.
 
 The index of a class is the rank of its WordNet id (wnid) among all wnids in sorted order, as in
-every ImageNet-1k model. The names come from Kaggle's `LOC_synset_mapping.txt`; they are packed
-beside the shards and end in a model's `id2label`.
+every ImageNet-1k model. The names come from Kaggle's `LOC_synset_mapping.txt`; they are saved
+with the shards and become a model's `id2label`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def wnids_in(name: str) -> list[str]:
 
 
 def read_synset_mapping(path: Path) -> dict[str, str]:
-    """Read Kaggle's mapping: a line a class, `n01440764 tench, Tinca tinca`.
+    """Read Kaggle's mapping, one line per class: `n01440764 tench, Tinca tinca`.
 
     Args:
         path: `LOC_synset_mapping.txt`.
@@ -37,7 +37,7 @@ def read_synset_mapping(path: Path) -> dict[str, str]:
         The name of each wnid, in the order of the lines.
 
     Raises:
-        InputError: When a line has no wnid or no name, a wnid repeats, or there is no line.
+        InputError: If a line has no wnid or no name, a wnid repeats, or there is no line.
     """
     names: dict[str, str] = {}
     line_of: dict[str, int] = {}
@@ -70,7 +70,7 @@ class Classes:
 
     Args:
         wnids: WordNet ids such as `n01440764`, sorted and distinct.
-        names: One human-readable name each, as the source gives it.
+        names: One human-readable name each, from the source.
     """
 
     wnids: tuple[str, ...]
@@ -80,18 +80,18 @@ class Classes:
         """Check that position i is the class with index i.
 
         Raises:
-            InputError: When wnids repeat, are not sorted, do not match the names, or are not UTF-8,
-                as a folder's name need not be.
+            InputError: If wnids repeat, are not sorted, do not match the names, or are not UTF-8
+                (folder names may be anything).
         """
         for text in (*self.wnids, *self.names):
             if text != text.encode("utf-8", "replace").decode("utf-8"):
                 raise InputError(
-                    f"the class {ascii(text)} cannot be written down",
+                    f"the class {ascii(text)} is not valid UTF-8",
                     expected="wnids and names of classes in UTF-8",
-                    fix="give the folder of the class another name",
+                    fix="rename the folder of the class",
                 )
         if len(self.wnids) != len(self.names):
-            raise InputError(f"{len(self.wnids)} wnids cannot carry {len(self.names)} class names")
+            raise InputError(f"{len(self.wnids)} wnids do not match {len(self.names)} class names")
         for previous, wnid in zip(self.wnids, self.wnids[1:], strict=False):
             if previous >= wnid:
                 problem = "repeats" if previous == wnid else "is out of order"
@@ -108,7 +108,7 @@ class Classes:
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
-        """One distinct name a class: a repeated name (ImageNet has two cranes) gets its wnid."""
+        """One distinct name per class: a repeated name (ImageNet has two cranes) gets its wnid."""
         counts = Counter(self.names)
         return tuple(
             name if counts[name] == 1 else f"{name} ({wnid})"
@@ -117,14 +117,14 @@ class Classes:
 
     @classmethod
     def read(cls, path: Path) -> Classes:
-        """Read a list of classes; the content decides the format, not the name.
+        """Read a list of classes; the format is detected by content, not by name.
 
         Args:
             path: A classes.json or a folder that holds one; Keras' imagenet_class_index.json; or
                 Kaggle's LOC_synset_mapping.txt.
 
         Raises:
-            InputError: When there is no such file, or it lists no classes.
+            InputError: If there is no such file, or it lists no classes.
         """
         if path.is_dir():
             return cls.load(path)
@@ -150,7 +150,7 @@ class Classes:
         """Read the `classes.json` in `folder`.
 
         Raises:
-            InputError: When it is missing or is not a list of classes in the order of their index.
+            InputError: If it is missing or is not a list of classes in the order of their index.
         """
         return cls._from_json(folder / FILE_NAME)
 

@@ -12,29 +12,25 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.errors import InputError, require_at_least, require_positive
 
 
 def _require_local(shards: Path) -> None:
-    """Refuses an address: a Path has made one slash of its two.
-
-    Raises:
-        InputError: When it is one.
-    """
+    """Raise `InputError` if `shards` is an address; as a Path it has one slash, not two."""
     if re.match(r"[a-z][a-z0-9+]+:/", str(shards)):
         raise InputError(
             f"{shards} is an address",
-            expected="a folder on this machine: this looks at the volume that training reads from",
-            fix="name a local copy; train_accelerate.py takes addresses, with --cache",
+            expected="a folder on this machine",
+            fix="pass a local copy; train_accelerate.py, evaluate and export accept addresses",
         )
 
 
 def demo(folder: Path = Path("runs/demo"), data: Path = Path("data/digits")) -> None:
-    """Take real pictures down the whole path: pack, train, export, evaluate, predict.
+    """Run the whole pipeline on small real images: pack, train, export, evaluate, predict.
 
     Args:
-        folder: Run folder of the demo; the exported model goes inside.
-        data: Where the digits and their shards go.
+        folder: Run directory; the exported model is written inside.
+        data: Folder for the images and their shards.
     """
     from imagenet_rn50.tools.demo import run_demo
 
@@ -48,14 +44,13 @@ def doctor(
     seconds: float = 5.0,
     json: bool = False,
 ) -> None:
-    """Measure this machine, name what holds training up; exit code 1 when a run would not start.
+    """Measure this machine and report the bottleneck; exit code 1 if a run would not start.
 
     Args:
         recipe: Name of the recipe that would run, or a YAML file.
-        shards: Folder on this machine that shard_imagenet.py wrote; without it, volume and loader
-            are left out.
-        workers: Loader processes of each rank.
-        seconds: How long each single thing is measured.
+        shards: Local folder of shards; without it, volume and loader are not measured.
+        workers: Loader workers of each rank.
+        seconds: Duration of each measurement.
         json: Print JSON, which `estimate --measured` reads, instead of a table.
     """
     from json import dumps
@@ -65,11 +60,8 @@ def doctor(
 
     if shards is not None:
         _require_local(shards)
-    if not 0 < seconds < float("inf") or workers < 0:
-        raise InputError(
-            f"--seconds {seconds:g} --workers {workers} makes no sense",
-            expected="--seconds over 0, --workers of 0 or more",
-        )
+    require_positive("--seconds", seconds)
+    require_at_least("--workers", workers, 0)
     found = diagnose(load_recipe(recipe), recipe, shards, workers, seconds)
     print(dumps(found.to_json(), indent=2) if json else format_diagnosis(found))
     if found.blockers:
@@ -91,23 +83,23 @@ def estimate(
     shards: Path | None = None,
     images: tuple[int, int] | None = None,
 ) -> None:
-    """Compute hours and price of a run, with every assumption, before money is spent.
+    """Estimate hours and cost of a run, and list every assumption.
 
     Args:
         recipe: Name of a recipe, or a YAML file.
-        instance: Kind of EC2 instance, from the table of prices; g6.12xlarge unless --measured.
-        nodes: How many of them.
+        instance: EC2 instance type, from the price table; default g6.12xlarge without --measured.
+        nodes: Number of instances.
         precision: Mixed precision, or no.
-        target: Top-1 in (0, 1]: also list the recipes whose published figure reaches it.
-        measured: What `doctor --json` printed on the machine, instead of speeds that others found.
-        images_per_second: Speed of all GPUs of a machine at 224 px, where you know it better.
-        disk: MiB/s of the volume of the shards.
-        price: USD an hour of a machine.
-        prices: A table of your own, like imagenet_rn50/tools/prices.yaml.
-        micro_batch: Instead of the recipe's.
-        shards: Folder on this machine that shard_imagenet.py wrote, to count its images; without
-            it those that were --measured, or ImageNet-1k's for a recipe with a published figure.
-        images: Instead of shards that are not there yet: training and validation images.
+        target: Top-1 in (0, 1]: also list the recipes whose published result reaches it.
+        measured: Output of `doctor --json` on the machine, instead of published speeds.
+        images_per_second: Images/s of all GPUs of a machine at 224 px, if you know it.
+        disk: MiB/s of the volume that holds the shards.
+        price: Price of a machine, USD per hour.
+        prices: Your own price table, like imagenet_rn50/tools/prices.yaml.
+        micro_batch: Micro batch, instead of the recipe's.
+        shards: Local folder of shards whose images to count. Without it, the shards of --measured
+            count, or ImageNet-1k if the recipe has a published result.
+        images: Numbers of training and validation images, instead of --shards.
     """
     from imagenet_rn50.recipe import load_recipe, parse_recipe
     from imagenet_rn50.tools.estimate import (
@@ -142,16 +134,16 @@ def preview(
     rows: int = 4,
     columns: int = 8,
 ) -> None:
-    """Write a picture of what the model will see, after cropping and augmentation.
+    """Write a PNG of what the model sees, after cropping and augmentation.
 
     Args:
-        shards: Folder on this machine that shard_imagenet.py wrote.
+        shards: Local folder of shards.
         recipe: Name of a recipe, or a YAML file.
         out: PNG file to write.
-        split: The training stream, or what validation sees.
-        start: Position of the first picture: in training, the images seen before it.
+        split: The split; `train` is augmented as in training.
+        start: Position of the first image; in training, the number of samples seen before it.
         rows: Rows of the grid.
-        columns: Pictures in a row.
+        columns: Columns of the grid.
     """
     _require_local(shards)
     from imagenet_rn50.recipe import load_recipe
@@ -164,11 +156,11 @@ def preview(
 
 
 def schedule(recipe: str, shards: Path | None = None, out: Path = Path("schedule.png")) -> None:
-    """Draw the learning rate of a recipe, and say what a run of it would leave out.
+    """Plot the learning rate of a recipe, and report warnings about its schedule.
 
     Args:
         recipe: Name of a recipe, or a YAML file.
-        shards: Folder on this machine that shard_imagenet.py wrote, to count optimizer steps.
+        shards: Local folder of shards, to count optimizer steps.
         out: PNG file to write.
     """
     from imagenet_rn50.recipe import load_recipe
@@ -192,17 +184,17 @@ def prove_resume(
     launcher: str = sys.executable,
     options: str = "",
 ) -> None:
-    """Kill a training of yours with kill -9, resume it, and compare it with one left in peace.
+    """Kill a run with kill -9, resume it, and compare it with an uninterrupted run.
 
-    Exit code 1 when they differ. In real processes, with whatever this machine trains on.
+    Both train in real processes on this machine. The exit code is 1 if they differ.
 
     Args:
         recipe: Name of a recipe, or a YAML file.
-        shards: Folder that shard_imagenet.py wrote, or its address: s3://, https://, hf://.
+        shards: Folder of shards, or its address: s3://, https://, hf://.
         steps: Optimizer steps before the kill, and again after it.
-        run: New folder to leave both runs in; None removes them.
-        launcher: What starts the script: "accelerate launch --config_file ...".
-        options: More options of train_accelerate.py: --options="--workers 4 --optimizer.lr 0.1".
+        run: New folder to keep both runs in; without it, they are removed.
+        launcher: Command that starts the script: "accelerate launch --config_file ...".
+        options: Further options of train_accelerate.py: --options="--workers 4 --optimizer.lr 0.1".
     """
     from imagenet_rn50.tools.prove_resume import Proof
     from imagenet_rn50.tools.prove_resume import prove_resume as prove
@@ -214,46 +206,46 @@ def prove_resume(
 
 @dataclass(frozen=True)
 class EvaluateArguments:
-    """What to count, of which model, over which images."""
+    """The model, the images, and how to evaluate."""
 
     model: str
-    """Run folder, exported folder, or Hub id."""
+    """Run directory, exported folder, or Hub id."""
     shards: str | None = None
-    """Folder that shard_imagenet.py wrote, or its address: s3://, https://, hf://."""
+    """Folder of shards, or its address: s3://, https://, hf://."""
     split: Literal["validation", "train"] = "validation"
-    """Which images of the shards."""
+    """Split of the shards."""
     real: Path | None = None
-    """ImageNet-ReaL's real.json, to count the validation images by its labels, too."""
+    """ImageNet-ReaL's real.json, to also evaluate with its labels."""
     images: Path | None = None
     """Folder of ImageNet-V2, -A, -R or -Sketch, instead of shards."""
     layout: Literal["imagenetv2", "imagenet-a", "imagenet-r", "imagenet-sketch"] | None = None
-    """How that is laid out; found out by itself."""
+    """Layout of that folder; detected by default."""
     classes: Path | None = None
-    """A list of classes (classes.json, LOC_synset_mapping.txt or Keras' imagenet_class_index.json,
-    of any name), where folders are named by wnid and neither model nor shards list them."""
+    """List of classes (classes.json, LOC_synset_mapping.txt or Keras' imagenet_class_index.json),
+    if folders are named by wnid and neither model nor shards list them."""
     checkpoint: Literal["best", "last"] = "best"
-    """Of a run: the one with the best validation top-1, or the newest."""
+    """Checkpoint of a run: best validation top-1, or newest."""
     weights: Literal["auto", "ema", "raw"] = "auto"
-    """Of a run: its averaged weights, its raw ones, or whichever scored better."""
+    """Weights of a run: averaged (EMA), raw, or whichever scored better."""
     transform: Literal["both", "training", "processor"] = "both"
-    """Training's evaluation transform, the processor shipped with the model, or both."""
+    """Training's evaluation transform, the model's own processor, or both."""
     flip: bool = False
-    """Also average with the logits of the mirrored picture, and report that apart."""
+    """Also report results with logits averaged over the image and its mirror image."""
     batch: int = 128
-    """Images in a forward pass."""
+    """Images per forward pass."""
     workers: int = min(8, os.cpu_count() or 1)
-    """Loader processes of each rank."""
+    """Loader workers of each rank."""
     cache: Path | None = None
-    """Folder of this machine to keep remote shards in."""
+    """Local folder to cache remote shards in."""
     out: Path | None = None
     """Folder to write metrics.json, per_class.csv and report.html to."""
 
 
-def evaluate(asked: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) -> None:
-    """Count how often a model is right, over shards or a test set of files, on any number of ranks.
+def evaluate(arguments: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) -> None:
+    """Evaluate top-1 and top-5 of a model on shards or a test set, on any number of ranks.
 
     Args:
-        asked: What to count, of which model, over which images.
+        arguments: The model, the images, and how to evaluate.
     """
     from imagenet_rn50.evaluation.datasets import open_images, read_real
     from imagenet_rn50.evaluation.evaluate import evaluate as evaluate_model
@@ -267,41 +259,38 @@ def evaluate(asked: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) -> Non
     )
     from imagenet_rn50.utils.logging import logger
 
-    if asked.batch < 1 or asked.workers < 0:
-        raise InputError(
-            f"--batch {asked.batch} --workers {asked.workers} makes no sense",
-            expected="--batch of 1 or more, --workers of 0 or more",
-        )
-    if asked.out:
-        require_own_folder(asked.out)
+    require_at_least("--batch", arguments.batch, 1)
+    require_at_least("--workers", arguments.workers, 0)
+    if arguments.out:
+        require_own_folder(arguments.out)
     with joined_ranks() as state:
-        loaded = load_model(asked.model, asked.checkpoint, asked.weights)
+        loaded = load_model(arguments.model, arguments.checkpoint, arguments.weights)
         images, known = open_images(
             loaded,
-            asked.shards,
-            asked.images,
-            split=asked.split,
-            layout=asked.layout,
-            classes=asked.classes,
-            cache=asked.cache,
+            arguments.shards,
+            arguments.images,
+            split=arguments.split,
+            layout=arguments.layout,
+            classes=arguments.classes,
+            cache=arguments.cache,
         )
         if images.not_counted and state.is_main_process:
             first, num_files = images.not_counted[0], sum(e.num_files for e in images.not_counted)
-            logger.info(f"not counted: {num_files:,} files, such as {first.path}: {first.reason}")
+            logger.info(f"skipped {num_files:,} files, such as {first.path}: {first.reason}")
         evaluation = evaluate_model(
             loaded,
             images,
-            transform=asked.transform,
-            flip=asked.flip,
-            batch=asked.batch,
-            num_workers=asked.workers,
-            real=read_real(asked.real, images, len(loaded.labels)) if asked.real else None,
+            transform=arguments.transform,
+            flip=arguments.flip,
+            batch=arguments.batch,
+            num_workers=arguments.workers,
+            real=read_real(arguments.real, images, len(loaded.labels)) if arguments.real else None,
         )
         if state.is_main_process:
             logger.info(results_table(evaluation.results, num_classes_counted(loaded, images)))
-            if asked.out:
-                write_evaluation(asked.out, loaded, images, evaluation, known)
-                logger.info(f"wrote {asked.out}: metrics.json, per_class.csv, report.html")
+            if arguments.out:
+                write_evaluation(arguments.out, loaded, images, evaluation, known)
+                logger.info(f"wrote {arguments.out}: metrics.json, per_class.csv, report.html")
 
 
 def export(
@@ -320,55 +309,57 @@ def export(
     eval_resize: int | None = None,
     eval_size: int | None = None,
 ) -> None:
-    """Write a model as a folder that others load: of a run, or from weights of others.
+    """Export a run, or pretrained weights, to a folder for other libraries.
 
     Args:
         out: Folder to write.
-        run: Run folder of the training.
-        from_: Instead of a run: a .safetensors or .pth file of torchvision's, timm's or ours, an
-            exported folder, or a Hub id.
-        checkpoint: With --run: the checkpoint with the best validation top-1, or the newest.
-        weights: Averaged (EMA) weights, raw ones, or of a run whichever scored better. With --from:
-            needed where the file holds both.
-        format: Who loads it.
-        dtype: Type of the weights.
-        shards: Pictures to compare original and export on: a folder of shards, or its address.
-        cache: Folder of this machine to keep remote shards in.
-        metrics: metrics.json of `evaluate`, for the card; by default that of the run.
-        classes: With --from: a list of classes (classes.json, LOC_synset_mapping.txt or Keras'
-            imagenet_class_index.json, of any name), where the weights do not name theirs.
-        arch: With --from: name of their architecture in timm (resnet50, or resnet50.a1_in1k to take
-            its preprocessing too), where neither a config.json nor the file declares it.
-        eval_resize: With --from: shorter side to resize pictures to, px; by default what its folder
-            says, or training's.
-        eval_size: With --from: side of the central crop, px; likewise.
+        run: Run directory.
+        from_: Pretrained weights, instead of a run: a .safetensors or .pth file of torchvision,
+            timm or this project, an exported folder, or a Hub id.
+        checkpoint: With --run: best validation top-1, or newest.
+        weights: Averaged (EMA) or raw weights; `auto` takes whichever scored better in the run.
+            With --from, required if the file holds both.
+        format: Library that loads it.
+        dtype: Data type of the weights.
+        shards: Folder or address of shards, to compare original and export on images.
+        cache: Local folder to cache remote shards in.
+        metrics: metrics.json of `evaluate`, for the card; default: that of the run.
+        classes: With --from: list of classes (classes.json, LOC_synset_mapping.txt or Keras'
+            imagenet_class_index.json), if the weights do not name theirs.
+        arch: With --from: name of the architecture in timm (resnet50, or resnet50.a1_in1k to use
+            its preprocessing too), if neither a config.json nor the file declares it.
+        eval_resize: With --from: shorter side to resize images to, px; default: that of its
+            configuration, or the recipes' default.
+        eval_size: With --from: side of the center crop, px; same default.
     """
-    from imagenet_rn50.publishing.export import Wanted, convert
+    from imagenet_rn50.publishing.export import ExportOptions, convert
     from imagenet_rn50.publishing.export import export as export_run
     from imagenet_rn50.shards.store import open_shards
 
     if (run is None) == (from_ is None):
-        raise InputError("one thing is exported at a time", expected="either --run or --from")
+        raise InputError("--run and --from exclude each other", expected="one of them")
     sizes = {"eval_resize": eval_resize, "eval_size": eval_size}
     given = {name: size for name, size in sizes.items() if size is not None}
     if run is not None:
-        of_others = {"--classes": classes, "--arch": arch, "--eval-resize or --eval-size": given}
-        _refuse("--run", "--from", of_others)
+        from_only = {"--classes": classes, "--arch": arch, "--eval-resize or --eval-size": given}
+        _refuse("--run", "--from", from_only)
     else:
         _refuse("--from", "--run", {"--checkpoint": checkpoint != "best"})
     store = open_shards(shards, cache=cache) if shards else None
-    wanted = Wanted(form=format, dtype=dtype, shards=store, metrics=metrics)
+    export_options = ExportOptions(form=format, dtype=dtype, shards=store, metrics=metrics)
     if run is not None:
-        export_run(run, out, checkpoint=checkpoint, weights=weights, wanted=wanted)
+        export_run(run, out, checkpoint=checkpoint, weights=weights, options=export_options)
         return
     kind = None if weights == "auto" else weights
-    convert(str(from_), out, classes=classes, sizes=given, kind=kind, arch=arch, wanted=wanted)
+    convert(
+        str(from_), out, classes=classes, sizes=given, kind=kind, arch=arch, options=export_options
+    )
 
 
 def _refuse(source: str, other: str, options: dict[str, Any]) -> None:
-    """Raises `InputError` where options of one source were given with another."""
+    """Raise `InputError` if an option of the other source was given."""
     for name in (name for name, given in options.items() if given):
-        raise InputError(f"{name} says nothing of {source}", fix=f"give it with {other} alone")
+        raise InputError(f"{name} does not apply to {source}", fix=f"use it with {other} only")
 
 
 def push(
@@ -378,17 +369,17 @@ def push(
     private: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Put an exported model on the Hugging Face Hub, and the Space that shows it.
+    """Upload an exported model, and optionally a Space for it, to the Hugging Face Hub.
 
-    The token is HF_TOKEN, or that of `hf auth login`. A push that broke off goes on when it is run
-    again.
+    The token is HF_TOKEN, or that of `hf auth login`. Run the same command again to resume an
+    interrupted push.
 
     Args:
         model: Exported folder.
-        to: Its id on the Hub, user/name; created where it is new.
-        space: Id of a Space to show it in, user/name, pinned to the model's commit.
+        to: Hub id of the model, user/name; created if it does not exist.
+        space: Hub id of the Space, user/name; it is pinned to the model's commit.
         private: Make new repositories private.
-        dry_run: Only list what would be sent, with sizes.
+        dry_run: Only list the files and their sizes.
     """
     from imagenet_rn50.publishing.hub import Target
     from imagenet_rn50.publishing.hub import push as push_model

@@ -1,6 +1,6 @@
-"""The model: transformers' `ResNetForImageClassification`, built, initialised and normalised.
+"""Build, load and save the model: transformers' `ResNetForImageClassification`.
 
-It is the ResNet v1.5 of torchvision (stride on the 3x3), with the same initialisation.
+It is the ResNet v1.5 of torchvision (stride on the 3x3), with the same initialization.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from transformers.utils import logging
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.recipe import DataRecipe, ModelRecipe
-from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.errors import InputError, first_line
 from imagenet_rn50.utils.files import follow_umask
 
 _BILINEAR = 2  # PIL's number, which processor configurations store
@@ -46,11 +46,11 @@ _TO_TORCHVISION = (
 
 
 def build_model(recipe: ModelRecipe, classes: Classes) -> ResNetForImageClassification:
-    """Build a freshly initialised model from torch's current random state.
+    """Build a freshly initialized model from torch's current random state.
 
     Args:
         recipe: Shape of the network.
-        classes: Give the size of the head and its labels.
+        classes: The classes of the classifier.
 
     Returns:
         A model on the CPU, in training mode. It takes (B, 3, H, W) float32 and its `logits` are
@@ -62,12 +62,12 @@ def build_model(recipe: ModelRecipe, classes: Classes) -> ResNetForImageClassifi
 def build_labelled(
     recipe: ModelRecipe, labels: Sequence[str], variant: Mapping[str, Any] | None = None
 ) -> ResNetForImageClassification:
-    """Build a model as `build_model` does, for classes of which only names are known.
+    """Build a model like `build_model`, for classes without wnids.
 
     Args:
         recipe: Shape of the network.
-        labels: One name a class, as `name_classes` takes them.
-        variant: Other fields of its configuration, such as `hidden_act`; by default transformers'.
+        labels: One name per class; see `name_classes`.
+        variant: Other fields of its configuration, such as `hidden_act`.
     """
     config = ResNetConfig(
         embedding_size=recipe.embedding_size,
@@ -86,7 +86,7 @@ def build_labelled(
 
 
 def name_classes(config: ResNetConfig, labels: Sequence[str]) -> None:
-    """Set the names of a model's classes; a repeated one gets its index, to stay apart."""
+    """Set the names of a model's classes; a repeated name gets its index appended."""
     counts = Counter(labels)
     names = [name if counts[name] == 1 else f"{name} ({i})" for i, name in enumerate(labels)]
     config.id2label = dict(enumerate(names))
@@ -94,7 +94,7 @@ def name_classes(config: ResNetConfig, labels: Sequence[str]) -> None:
 
 
 def build_processor(data: DataRecipe) -> BitImageProcessor:
-    """Build the processor that prepares pictures as evaluation does."""
+    """Build the processor that preprocesses images like training's evaluation."""
     return processor_of(data.eval_resize, data.eval_size, data.mean, data.std, _BILINEAR)
 
 
@@ -121,8 +121,8 @@ def processor_of(
 
 
 def load_exported(folder: Path) -> PreTrainedModel:
-    """Load an exported folder as anybody would, in evaluation mode and float32."""
-    logging.disable_progress_bar()  # it is read in a moment
+    """Load an exported folder with transformers, in evaluation mode and float32."""
+    logging.disable_progress_bar()  # loading takes a moment only
     model: PreTrainedModel = AutoModelForImageClassification.from_pretrained(
         folder, dtype=torch.float32, trust_remote_code=False
     )
@@ -131,33 +131,32 @@ def load_exported(folder: Path) -> PreTrainedModel:
 
 
 def load_whole(path: Path, name: str) -> PreTrainedModel:
-    """Load the model in a folder as `load_exported` does, and require that it is whole.
+    """Load the model in a folder like `load_exported`, and require all its weights.
 
     Args:
         path: The folder.
-        name: What messages call the model.
+        name: Name of the model in messages.
 
     Raises:
-        InputError: When it is damaged, or its weights are not those of its configuration.
+        InputError: If it is damaged, or its weights do not fit its configuration.
     """
-    logging.disable_progress_bar()  # it is read in a moment
+    logging.disable_progress_bar()  # loading takes a moment only
     try:
         network, info = AutoModelForImageClassification.from_pretrained(
             path,
             use_safetensors=True if (path / "model.safetensors").is_file() else None,
-            trust_remote_code=False,  # None would ask whether to run Python that lies there
+            trust_remote_code=False,  # None would ask whether to run code from the folder
             dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # they are named below, with both sizes
+            ignore_mismatched_sizes=True,  # reported below, with both sizes
             output_loading_info=True,
         )
     except (OSError, SafetensorError, RuntimeError, ValueError) as error:
-        first, *_ = str(error).splitlines() or [type(error).__name__]
         raise InputError(
             f"the model {name} cannot be loaded",
-            expected="config.json and model.safetensors, whole, of an image classifier",
-            found=first,
+            expected="config.json and model.safetensors of an image classifier",
+            found=first_line(error),
         ) from None
-    problem = f"the weights of {name} are not those of its config.json"
+    problem = f"the weights of {name} do not fit its config.json"
     for tensor, found, expected in sorted(info["mismatched_keys"]):
         raise InputError(
             problem,
@@ -172,43 +171,42 @@ def load_whole(path: Path, name: str) -> PreTrainedModel:
 
 
 def load_processor(folder: Path) -> BaseImageProcessor:
-    """Load the processor beside a model; Python that lies there is not run.
+    """Load the processor of a model, without running code from its folder.
 
     Raises:
-        InputError: When it is damaged, or is none without such Python.
+        InputError: If it is damaged, or needs such code.
     """
     try:
-        # None, the default, would ask the person at the terminal whether to run it.
+        # None, the default, would ask whether to run code from the folder.
         loaded = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-    except Exception as error:  # whatever a damaged configuration makes transformers raise
-        first, *_ = str(error).splitlines() or [type(error).__name__]
+    except Exception as error:  # a damaged configuration can raise anything
         raise InputError(
             f"the processor in {folder} cannot be loaded",
-            expected="a preprocessor_config.json, whole, of a processor that transformers has",
-            found=first,
+            expected="a preprocessor_config.json of a processor in transformers",
+            found=first_line(error),
         ) from None
     processor: BaseImageProcessor = loaded
     return processor
 
 
-def logits_of(model: nn.Module, pictures: Tensor) -> Tensor:
-    """Run the model on normalised pictures.
+def logits_of(model: nn.Module, images: Tensor) -> Tensor:
+    """Run the model on normalized images.
 
     Args:
         model: The model, or a wrapper around it.
-        pictures: (B, 3, H, W) float.
+        images: (B, 3, H, W) float.
 
     Returns:
         (B, num_classes) float.
     """
-    logits: Tensor = model(pixel_values=pictures).logits
+    logits: Tensor = model(pixel_values=images).logits
     return logits
 
 
 def weights_digest(network: nn.Module) -> str:
     """Return a SHA-256 over names, types, shapes and values of all weights and buffers.
 
-    Equal for a checkpoint and for what was exported from it, whose files differ.
+    It is equal for a checkpoint and its export, although their files differ.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
@@ -220,12 +218,12 @@ def weights_digest(network: nn.Module) -> str:
 def save_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write a safetensors file that whoever may read a new file here may read.
+    """Write a safetensors file with the mode of a new file.
 
     Args:
         path: The file.
-        tensors: By their names; made contiguous, as safetensors needs them.
-        metadata: For its header; by default the mark of PyTorch, which transformers asks for.
+        tensors: The tensors by name; they are made contiguous, as safetensors requires.
+        metadata: Metadata of the header; by default PyTorch's, which transformers requires.
     """
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(contiguous, path, metadata=metadata or {"format": "pt"})
@@ -239,7 +237,7 @@ def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         state: From a `ResNetForImageClassification` of the same depths.
 
     Returns:
-        What `torchvision.models.resnet50().load_state_dict` takes, strictly.
+        A state dict for `torchvision.models.resnet50().load_state_dict(strict=True)`.
     """
     return {_torchvision_name(name): tensor for name, tensor in state.items()}
 
@@ -249,10 +247,10 @@ def from_torchvision(state: Mapping[str, Tensor], names: Iterable[str]) -> dict[
 
     Args:
         state: Under torchvision's names; timm uses the same.
-        names: The names that the transformers model has.
+        names: The names in the transformers model.
 
     Returns:
-        What its `load_state_dict` takes. A name that it has no place for stays as it is.
+        A state dict for it; unknown names are unchanged.
     """
     ours = {_torchvision_name(name): name for name in names}
     return {ours.get(name, name): tensor for name, tensor in state.items()}

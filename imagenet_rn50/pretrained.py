@@ -1,9 +1,8 @@
-"""Weights that others trained: torchvision's, timm's, an exported folder's or the Hub's.
+"""Read pretrained weights: of torchvision, timm, an exported folder or the Hub.
 
-They are read without running anything that they hold (contract 6): safetensors, or pickles of which
-torch takes tensors alone. Whatever names the parameters have, they leave here under torchvision's,
-which are timm's too; `take_weights` puts them into transformers' model. What else they come with,
-such as their architecture, is read in `pretrained_config`.
+No code in them is run (contract 6): they are safetensors, or pickles read with `weights_only`.
+`read_pretrained` renames all parameters to torchvision's names, which timm shares; `load_weights`
+loads them into transformers' model. `pretrained_config` finds their architecture and preprocessing.
 """
 
 from __future__ import annotations
@@ -29,6 +28,8 @@ from imagenet_rn50.model import (
     to_torchvision,
 )
 from imagenet_rn50.pretrained_config import (
+    BATCH_COUNTER,
+    CONFIG,
     PROCESSOR,
     Declared,
     declared_by_checkpoint,
@@ -38,15 +39,15 @@ from imagenet_rn50.pretrained_config import (
     layers_of,
 )
 from imagenet_rn50.recipe import ModelRecipe
-from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.errors import InputError, first_line
 from imagenet_rn50.utils.files import read_json, sha256_of_file
 
 Kind: TypeAlias = Literal["raw", "ema"]
 
 _HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
-_FILES = ("*.safetensors", "config.json", "preprocessor_config.json")  # of the Hub
+_FILES = ("*.safetensors", CONFIG, PROCESSOR)  # downloaded from the Hub
 _PICKLES = {".pth", ".pt", ".bin", ".tar", ".ckpt"}
-_STEMS = {  # by the layer whose name shows where a state dict begins, one that it must have, too
+_STEMS = {  # first layer of a state dict, which shows its prefix: another layer that it must have
     "conv1.weight": "layer1.0.conv1.weight",
     "resnet.embedder.embedder.convolution.weight": (
         "resnet.encoder.stages.0.layers.0.layer.0.convolution.weight"
@@ -54,27 +55,26 @@ _STEMS = {  # by the layer whose name shows where a state dict begins, one that 
 }
 _AVERAGED = {"ema", "swa", "avg", "average", "averaged", "shadow"}
 _KIND_OF_FILE: dict[str, Kind] = {"model.safetensors": "raw", "ema.safetensors": "ema"}
-_AVERAGES = "n_averaged"  # of torch.optim.swa_utils.AveragedModel
-_DEPTH = 4  # of dicts in a training checkpoint
+_NUM_AVERAGED = "n_averaged"  # in torch.optim.swa_utils.AveragedModel
+_MAX_DEPTH = 4  # of nested dicts in a training checkpoint
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_SIDE = 97  # px, of images to compare on; odd, to show how layers round
-_TOLERANCE = 1e-4  # of the largest logit, for kernels that sum in another order
-_COUNTER = "num_batches_tracked"  # which files from before torch 0.4.1 lack
+_SIDE = 97  # px, of the images to compare on; odd, so that rounding in layers shows
+_TOLERANCE = 1e-4  # of the largest logit; kernels sum in different orders
 _HEAD = ("fc.weight", "fc.bias")
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights as they were found.
+    """Pretrained weights.
 
     Attributes:
         name: Name of the file or Hub id, without folders.
         sha256: Hash of the file of weights.
         state: Tensors under torchvision's names, float32.
-        folder: Where its configuration stands, if it came with one.
-        kind: Whether they are averaged weights or raw ones.
-        entry: Which entry of the file they are; empty where it holds nothing else.
-        declared: Their architecture, where anything declares it.
+        folder: Folder of its configuration, if there is one.
+        kind: Averaged (EMA) or raw weights.
+        entry: Their entry in the file; empty if the file holds nothing else.
+        declared: Their architecture, if declared.
     """
 
     name: str
@@ -86,46 +86,47 @@ class Pretrained:
     declared: Declared | None = None
 
     def __str__(self) -> str:
-        """Return the name, and which weights of several they are."""
-        averaged = "averaged (EMA) weights" if self.kind == "ema" else "raw weights"
-        is_plain = not self.entry and self.kind == "raw"
-        return (
-            self.name
-            if is_plain
-            else f"{self.name}, {averaged}" + (f" (its entry {self.entry})" if self.entry else "")
-        )
+        """Return the name; for averaged weights or one of several sets, also kind and entry."""
+        if not self.entry and self.kind == "raw":
+            return self.name
+        kind = "averaged (EMA) weights" if self.kind == "ema" else "raw weights"
+        return f"{self.name}, {kind}" + (f" (its entry {self.entry})" if self.entry else "")
 
     @property
     def num_classes(self) -> int:
-        """Number of classes that the classifier tells apart."""
+        """Number of classes of the classifier."""
         return len(self.state[_HEAD[0]])
 
     def labels(self) -> list[str] | None:
-        """Return the names of the classes that its configuration gives, if it does.
+        """Return the class names in its configuration, or None.
 
         Raises:
-            InputError: When it is no configuration, or does not count the classes from 0.
+            InputError: If it is not a configuration, or does not number the classes from 0.
         """
         if self.declared is not None and self.declared.labels is not None:
             self.declared.require("number of names", self.num_classes, len(self.declared.labels))
             return self.declared.labels
-        if self.folder is None or not (self.folder / "config.json").is_file():
+        if self.folder is None or not (self.folder / CONFIG).is_file():
             return None
-        config = read_json(self.folder / "config.json")
+        config = read_json(self.folder / CONFIG)
         labels = (config.get("id2label") or {}) if isinstance(config, dict) else None
         ids = [str(index) for index in range(self.num_classes)]
         if isinstance(labels, dict) and len(labels) != len(ids):
             return None
         if not isinstance(labels, dict) or labels.keys() != set(ids):
             raise InputError(
-                f"{self.folder / 'config.json'} does not say which class is which",
+                f"{self.folder / CONFIG} does not name the classes",
                 expected=f'"id2label": {{"0": NAME, ...}}, with ids from 0 to {len(ids) - 1}',
-                fix="correct it",
+                fix="correct its id2label",
             )
         return [str(labels[index]) for index in ids]
 
     def shape(self) -> ModelRecipe:
-        """Return the shape of the ResNet whose weights these are."""
+        """Return the shape of the ResNet, from names and shapes of the tensors.
+
+        Raises:
+            InputError: If they are not those of a ResNet.
+        """
         depths: list[int] = []
         while f"layer{len(depths) + 1}.0.conv1.weight" in self.state:
             stage = f"layer{len(depths) + 1}."
@@ -146,10 +147,10 @@ class Pretrained:
         )
 
     def processor(self) -> BaseImageProcessor | None:
-        """Return what prepares images for the model, where it came with that.
+        """Return the processor that came with the weights, or None.
 
         Raises:
-            InputError: When it is damaged, or cannot be expressed.
+            InputError: If it is damaged, or cannot be expressed.
         """
         if self.declared is not None and (found := self.declared.processor()) is not None:
             return found
@@ -158,14 +159,13 @@ class Pretrained:
         return None
 
     def rebuild(self) -> tuple[ResNetForImageClassification, nn.Module | None]:
-        """Build transformers' model with these weights, and the model as its own library builds it.
+        """Build transformers' model with these weights, and the same with their own library.
 
         Returns:
-            Both, in evaluation mode; None for the second where nothing declares an architecture
-            that a library builds.
+            Both, in evaluation mode; None for the second if no library declares the architecture.
 
         Raises:
-            InputError: When they do not compute the same, on random images.
+            InputError: If their logits differ on random images.
         """
         shape, declared = self.shape(), self.declared
         if declared is not None:
@@ -175,7 +175,7 @@ class Pretrained:
                     declared.require(name, getattr(shape, name), getattr(declared.shape, name))
         numbers = [str(index) for index in range(self.num_classes)]
         ours = build_labelled(shape, numbers, declared.variant if declared else {}).eval()
-        take_weights(ours, self)
+        load_weights(ours, self)
         if declared is None or declared.build is None:
             return ours, None
         theirs = declared.build(self.state).eval()
@@ -195,38 +195,35 @@ def read_pretrained(
     Args:
         source: A .safetensors file, a .pth file of tensors, a folder with such a file in it, or a
             Hub id, user/name or user/name@revision.
-        weights: Averaged or raw weights, where there are both; None where there is but one set.
-        arch: Name of the architecture in timm, where nothing else declares one.
-        option: What `weights` was given as, for messages.
+        weights: Averaged or raw weights, if there are both; None if there is one set.
+        arch: Name of the architecture in timm, if nothing else declares one.
+        option: The command-line option for `weights`, for messages.
 
     Raises:
-        InputError: When there is no such thing, it is damaged, it would have to run code, it holds
-            no ResNet, or both averaged and raw weights and none was chosen.
+        InputError: If the source is missing, damaged, holds code or no ResNet, or holds several
+            sets of weights and none was chosen.
     """
     path = Path(source)
     if path.is_file():
-        # The configuration beside a file is its own.
-        folder = path.parent if (path.parent / "config.json").is_file() else None
-        return _named(path.name, path, folder, weights, arch, option)
+        # A configuration beside the file belongs to it.
+        folder = path.parent if (path.parent / CONFIG).is_file() else None
+        return _read_file(path.name, path, folder, weights, arch, option)
     if path.is_dir():
-        file = _weights_in(path, weights, option)
-        return _named(path.resolve().name, file, path, weights, arch, option)
+        file = _find_file(path, weights, option)
+        return _read_file(path.resolve().name, file, path, weights, arch, option)
     if not is_hub_id(source):
         raise InputError(
             f"there are no weights {source}",
             expected="a .safetensors or .pth file, an exported folder, or a Hub id: user/name",
             found="no such file or folder",
         )
-    folder = fetch(source, _FILES)
-    file = _weights_in(folder, weights, option)
-    return _named(source, file, folder, weights, arch, option)
+    folder = download(source, _FILES)
+    file = _find_file(folder, weights, option)
+    return _read_file(source, file, folder, weights, arch, option)
 
 
 def is_hub_id(text: str) -> bool:
-    """Return whether a text names a model of the Hub, and no file or folder that is not there.
-
-    A mistyped path shall be called one, and not be asked of the Hub.
-    """
+    """Return whether a text is a Hub id, and not a mistyped path."""
     found = _HUB_ID.fullmatch(text)
     if found is None or text.startswith("."):
         return False
@@ -234,18 +231,18 @@ def is_hub_id(text: str) -> bool:
     return not is_file and not Path(found[1]).parent.is_dir()
 
 
-def fetch(hub_id: str, wanted: Sequence[str]) -> Path:
-    """Fetch files of a model on the Hub, into its cache.
+def download(hub_id: str, wanted: Sequence[str]) -> Path:
+    """Download files of a model on the Hub into its cache.
 
     Args:
         hub_id: user/name, or user/name@revision.
-        wanted: Patterns of their names.
+        wanted: Patterns of file names.
 
     Returns:
-        The folder of that very commit, by whose hash it is named.
+        The folder of the commit, named by its hash.
 
     Raises:
-        InputError: When they cannot be had.
+        InputError: If they cannot be downloaded.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -256,58 +253,57 @@ def fetch(hub_id: str, wanted: Sequence[str]) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(wanted)))
     except (OSError, HFValidationError) as error:
-        first, *_ = str(error).splitlines() or [type(error).__name__]
         raise InputError(
-            f"there is no folder {hub_id}, and the Hub does not give a model of that name",
-            found=first,
-            fix="check the spelling, the network, and HF_TOKEN where the model is private",
+            f"there is no folder {hub_id}, and the model cannot be downloaded from the Hub",
+            found=first_line(error),
+            fix="check the spelling, the network, and for a private model HF_TOKEN",
         ) from None
 
 
-def take_weights(
+def load_weights(
     model: ResNetForImageClassification, pretrained: Pretrained, *, new_head: bool = False
 ) -> bool:
-    """Puts weights into a model, in place.
+    """Load pretrained weights into a model, in place.
 
     Args:
-        model: Of the same shape.
-        pretrained: What to put in.
-        new_head: Whether a classifier of another number of classes is left as it was initialised,
-            to be trained, instead of being an error.
+        model: A model of the same shape.
+        pretrained: The weights.
+        new_head: If the numbers of classes differ, keep the model's initial classifier instead of
+            raising an error.
 
     Returns:
-        Whether the classifier was taken too.
+        Whether the classifier was loaded.
 
     Raises:
-        InputError: When the shapes differ.
+        InputError: If the shapes differ.
     """
     own, state = model.state_dict(), dict(pretrained.state)
     num_classes = model.config.num_labels
-    takes_head: bool = pretrained.num_classes == num_classes
-    if not takes_head and not new_head:
+    loads_head: bool = pretrained.num_classes == num_classes
+    if not loads_head and not new_head:
         raise InputError(
-            f"{pretrained.name} tells other classes apart",
+            f"{pretrained.name} has another number of classes",
             expected=f"{num_classes} classes",
             found=f"{pretrained.num_classes}",
         )
-    if not takes_head:
+    if not loads_head:
         state = {name: tensor for name, tensor in state.items() if name not in _HEAD}
     theirs = from_torchvision(state, own)
-    kept = {name for name in own if name.endswith(_COUNTER)}
-    if not takes_head:
+    kept = {name for name in own if name.endswith(BATCH_COUNTER)}
+    if not loads_head:
         kept |= {name for name in own if name.startswith("classifier.")}
     _require_shapes(pretrained.name, own, theirs, kept)
     model.load_state_dict({**own, **theirs})
-    return takes_head
+    return loads_head
 
 
 def _require_shapes(
     name: str, own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], kept: set[str]
 ) -> None:
-    """Compare names and shapes; what the model may keep need not be there.
+    """Compare names and shapes; tensors in `kept` may be missing.
 
     Raises:
-        InputError: Naming the first differences.
+        InputError: If they differ; it names the first three.
     """
     wrong = [f"no {n}" for n in own if n not in theirs and n not in kept]
     wrong += [f"an unknown {n}" for n in theirs if n not in own]
@@ -319,8 +315,8 @@ def _require_shapes(
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise InputError(
-            f"the weights in {name} belong to another network",
-            expected="a ResNet of the recipe's shape, as torchvision, timm or transformers have it",
+            f"the weights in {name} do not fit the model",
+            expected="a ResNet of the recipe's shape, of torchvision, timm or transformers",
             found=", ".join(wrong[:3]) + more,
         )
 
@@ -329,7 +325,7 @@ def _require_same_function(ours: nn.Module, theirs: nn.Module, declared: Declare
     """Compare two models on random images.
 
     Raises:
-        InputError: When their logits differ by more than kernels may.
+        InputError: If their logits differ by more than rounding.
     """
     images = torch.randn(2, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -344,33 +340,29 @@ def _require_same_function(ours: nn.Module, theirs: nn.Module, declared: Declare
     surplus = sorted(layers_of(theirs) - plain)
     layers = f" with layers that ours lacks: {', '.join(surplus)}" if surplus else ""
     raise InputError(
-        f"{declared} is another architecture than transformers' ResNet, of the same parameters",
+        f"{declared} has the parameters of transformers' ResNet, but another architecture",
         expected="the same logits on random images",
         found=f"{declared.name}{layers}; logits differ by {difference:.2g} of the largest",
         fix="use it with its own library",
     )
 
 
-def _named(
+def _read_file(
     name: str, file: Path, folder: Path | None, weights: Kind | None, arch: str | None, option: str
 ) -> Pretrained:
-    """Read a file of weights and gives its tensors torchvision's names.
+    """Read a file of weights, and rename its tensors to torchvision's names.
 
     Raises:
-        InputError: When it does not hold the tensors of a ResNet.
+        InputError: If it does not hold the tensors of a ResNet.
     """
-    content = _tensors(file)
-    entry, kind, state = _chosen(file, content, weights, option)
+    content = _load_file(file)
+    entry, kind, state = _select_weights(file, content, weights, option)
     if any(key.startswith("resnet.") for key in state):
         state = to_torchvision(state)
     missing = [key for key in ("layer1.0.conv1.weight", *_HEAD) if key not in state]
     if missing:
-        raise InputError(
-            f"{file.name} does not hold the weights of a ResNet",
-            expected="parameters named as torchvision, timm or transformers name them",
-            found=f"no {missing[0]} among {len(state)} tensors",
-        )
-    _require_numbers(file, state)
+        raise _not_a_resnet(file, f"no {missing[0]} among {len(state)} tensors")
+    _require_finite(file, state)
     state = {key: t.float() if t.is_floating_point() else t for key, t in state.items()}
     sha256 = sha256_of_file(file)
     named = declared_by_name(arch) if arch else None
@@ -383,18 +375,26 @@ def _named(
     return Pretrained(name, sha256, state, folder, kind, entry, declared)
 
 
-def _require_numbers(file: Path, state: Mapping[str, Tensor]) -> None:
-    """Refuse what would lose its meaning as float32.
+def _not_a_resnet(file: Path, found: str) -> InputError:
+    return InputError(
+        f"{file.name} does not hold the weights of a ResNet",
+        expected="parameter names of torchvision, timm or transformers",
+        found=found,
+    )
+
+
+def _require_finite(file: Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that float32 cannot represent.
 
     Raises:
-        InputError: When a tensor is quantized, or not finite.
+        InputError: If a tensor is quantized, or not finite.
     """
     for key, tensor in state.items():
-        if key.endswith(_COUNTER):
+        if key.endswith(BATCH_COUNTER):
             continue
         if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
             raise InputError(
-                f"{file} holds quantized weights, or none",
+                f"{file} holds tensors that are quantized or not numbers",
                 expected="float16, bfloat16, float32 or float64",
                 found=f"{key} of {tensor.dtype}",
             )
@@ -402,11 +402,11 @@ def _require_numbers(file: Path, state: Mapping[str, Tensor]) -> None:
             raise InputError(f"{file} holds weights of a run that diverged", found=f"nan in {key}")
 
 
-def _tensors(weights: Path) -> Any:
-    """Read what a file of weights holds; nothing in it is run.
+def _load_file(weights: Path) -> Any:
+    """Return the content of a file of weights, without running code in it.
 
     Raises:
-        InputError: When it is damaged, of an unknown kind, or holds more than tensors.
+        InputError: If it is damaged, of an unknown type, or holds code.
     """
     if weights.suffix == ".safetensors":
         try:
@@ -415,34 +415,34 @@ def _tensors(weights: Path) -> Any:
             raise InputError(f"{weights} is damaged", found=str(error)) from None
     if weights.suffix not in _PICKLES:
         raise InputError(
-            f"{weights} is no file of weights", expected=f".safetensors, {', '.join(_PICKLES)}"
+            f"{weights} is not a file of weights", expected=f".safetensors, {', '.join(_PICKLES)}"
         )
     try:
-        # timm's and torchvision's scripts save their options: a class that holds values, no more.
+        # timm's and torchvision's scripts save their options in one: it holds values only.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever a damaged or hostile pickle makes torch raise
+    except Exception as error:  # a damaged or hostile pickle can raise anything in torch
         raise InputError(
-            f"{weights} cannot be read without running code that it may hold, or is damaged",
+            f"{weights} is damaged, or cannot be read without running code",
             expected="tensors and nothing else: torch.load(..., weights_only=True)",
-            found=(str(error) or type(error).__name__).splitlines()[0],
-            fix="whoever trusts it saves its state_dict alone, best as .safetensors",
+            found=first_line(error),
+            fix="if you trust it, load it yourself and save its state_dict, best as .safetensors",
         ) from None
 
 
-def _chosen(
+def _select_weights(
     file: Path, content: Any, weights: Kind | None, option: str
 ) -> tuple[str, Kind, dict[str, Tensor]]:
-    """Return the chosen set of weights of all that a file holds.
+    """Select one of the sets of weights in a file.
 
-    A set is what lies under the name of its first layer: `state_dict.conv1.weight`,
-    `model_ema.module.conv1.weight`.
+    A set is all tensors with one prefix, found by the name of the first layer:
+    `state_dict.conv1.weight`, `model_ema.module.conv1.weight`.
 
     Returns:
-        Its entry in the file, whether it is averaged, and its tensors.
+        Its entry in the file, its kind, and its tensors.
 
     Raises:
-        InputError: When there is no set, not the wanted one, or more than one.
+        InputError: If no set, or more than one, is of the wanted kind.
     """
     if not isinstance(content, dict) or not content:
         raise InputError(f"{file} holds no state dict", found=type(content).__name__)
@@ -454,16 +454,12 @@ def _chosen(
         if key.endswith(stem) and key.removesuffix(stem) + block in flat
     ]
     if not prefixes:
-        raise InputError(
-            f"{file.name} does not hold the weights of a ResNet",
-            expected="parameters named as torchvision, timm or transformers name them",
-            found=f"no conv1.weight among {len(flat)} entries",
-        )
-    kinds: dict[str, Kind] = {prefix: _kind(file, prefix, flat) for prefix in prefixes}
+        raise _not_a_resnet(file, f"no conv1.weight among {len(flat)} entries")
+    kinds: dict[str, Kind] = {prefix: _kind_of(file, prefix, flat) for prefix in prefixes}
     fitting = [prefix for prefix in prefixes if weights in {None, kinds[prefix]}]
     if len(fitting) != 1:
         found = ", ".join(
-            f"{_entry(prefix) or file.name} ({kind})" for prefix, kind in kinds.items()
+            f"{_entry_name(prefix) or file.name} ({kind})" for prefix, kind in kinds.items()
         )
         choices = sorted(set(kinds.values()))
         raise InputError(
@@ -483,16 +479,16 @@ def _chosen(
         for key, value in flat.items()
         if key.startswith(prefix) and not key.startswith(tuple(others))
     }
-    state.pop(_AVERAGES, None)
+    state.pop(_NUM_AVERAGED, None)
     if not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise InputError(
-            f"{file} holds other things than tensors",
+            f"{file} holds something other than tensors",
             found=next(key for key, value in state.items() if not isinstance(value, Tensor)),
         )
-    return _entry(prefix) if len(prefixes) > 1 else "", kinds[prefix], state
+    return _entry_name(prefix) if len(prefixes) > 1 else "", kinds[prefix], state
 
 
-def _flattened(content: Mapping[Any, Any], depth: int = _DEPTH) -> Iterator[tuple[str, Any]]:
+def _flattened(content: Mapping[Any, Any], depth: int = _MAX_DEPTH) -> Iterator[tuple[str, Any]]:
     """Yield the values of nested dicts under dotted names."""
     for key, value in content.items():
         if isinstance(value, dict) and depth:
@@ -501,26 +497,26 @@ def _flattened(content: Mapping[Any, Any], depth: int = _DEPTH) -> Iterator[tupl
             yield str(key), value
 
 
-def _kind(file: Path, prefix: str, flat: Mapping[str, Any]) -> Kind:
-    """Return whether a set of weights is averaged: by its name, or torch's count of averages."""
+def _kind_of(file: Path, prefix: str, flat: Mapping[str, Any]) -> Kind:
+    """Return whether a set of weights is averaged, by its name or by torch's `n_averaged`."""
     parent = ".".join(prefix.split(".")[:-2])
     is_averaged = (
         bool(_AVERAGED & set(re.split(r"[._]", prefix)))
-        or f"{parent}.{_AVERAGES}".removeprefix(".") in flat
+        or f"{parent}.{_NUM_AVERAGED}".removeprefix(".") in flat
     )
     return "ema" if is_averaged else _KIND_OF_FILE.get(file.name, "raw")
 
 
-def _entry(prefix: str) -> str:
-    """Return the entry of a file that a set of weights lies in, without the wrappers in it."""
+def _entry_name(prefix: str) -> str:
+    """Return a prefix without the names of wrappers at its end."""
     return re.sub(r"(\.module|\._orig_mod)+$", "", prefix.removesuffix("."))
 
 
-def _weights_in(folder: Path, weights: Kind | None, option: str) -> Path:
-    """Return the one file of weights in a folder, or of a checkpoint the one that is chosen.
+def _find_file(folder: Path, weights: Kind | None, option: str) -> Path:
+    """Return the file of weights in a folder; in a checkpoint, the one of the wanted kind.
 
     Raises:
-        InputError: When there is none, or more than one.
+        InputError: If there is none, or more than one.
     """
     found = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     names = [path.name for path in found]

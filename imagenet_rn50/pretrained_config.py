@@ -1,8 +1,8 @@
-"""What weights of others come with besides tensors: their architecture, classes and preprocessing.
+"""Find the architecture, classes and preprocessing that belong to pretrained weights.
 
 Layers without parameters, such as activations, strides, pooling and blur, leave no trace in a state
-dict. So an architecture is taken from whoever declares it, and what our model computes is compared
-with the model as its own library builds it. In this order:
+dict. So the architecture must be declared, and the logits of our model are compared with those of
+the model that its own library builds. The first of these that exists declares it:
 
     --arch NAME                                     timm
     config.json with "model_type"                   transformers
@@ -10,8 +10,8 @@ with the model as its own library builds it. In this order:
     "arch", or "args", of a training checkpoint     timm, torchvision's references
     the hash of the file                            a file that torchvision or timm published
 
-Nothing of it is run: names are looked up in the libraries' own registries, and of timm only
-arguments of its ResNet are passed on.
+No code that comes with weights is run: names are looked up in the libraries' own registries, and
+timm receives arguments of its ResNet only.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from transformers.activations import ACT2FN
 
 from imagenet_rn50.model import load_processor, load_whole, processor_of
 from imagenet_rn50.recipe import ModelRecipe
-from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.errors import InputError, first_line
 from imagenet_rn50.utils.files import read_json
 
 CONFIG = "config.json"
@@ -47,27 +47,23 @@ _SHAPE = ("embedding_size", "hidden_sizes", "depths", "layer_type")
 VARIANT = ("hidden_act", "downsample_in_first_stage", "downsample_in_bottleneck")
 _RESAMPLING = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # PIL's numbers
 _PLAIN = (("global_pool", "avg"), ("in_chans", 3))  # arguments of any ResNet
-_COUNTER = "num_batches_tracked"
-
-
-def _no_processor() -> BaseImageProcessor | None:
-    return None
+BATCH_COUNTER = "num_batches_tracked"  # missing in files older than torch 0.4.1
 
 
 @dataclass(frozen=True)
 class Declared:
-    """An architecture, by whoever declares it.
+    """A declared architecture.
 
     Attributes:
         name: The library and its name of the architecture.
-        by: Where that is said.
-        build: Builds the model with weights, under torchvision's names, as its own library does; it
-            is called as transformers' models are. None where no library can.
+        by: Where it is declared.
+        build: Builds the model with its own library, given weights under torchvision's names; the
+            model is called like those of transformers. None if no library can build it.
         variant: Fields of transformers' configuration that leave no trace in a state dict.
-        shape: The shape by its configuration, where that states it.
-        num_classes: Likewise.
-        labels: Names of the classes, in the order of their indices, where they are given.
-        processor: Returns what prepares images for it, where that is known.
+        shape: The shape in its configuration, if given.
+        num_classes: The number of classes in its configuration, if given.
+        labels: Names of the classes, by index, if given.
+        processor: Returns the processor that prepares images for it, or None if unknown.
     """
 
     name: str
@@ -77,7 +73,7 @@ class Declared:
     shape: ModelRecipe | None = None
     num_classes: int | None = None
     labels: list[str] | None = None
-    processor: Callable[[], BaseImageProcessor | None] = _no_processor
+    processor: Callable[[], BaseImageProcessor | None] = lambda: None
 
     def __str__(self) -> str:
         """Return the architecture and who declares it."""
@@ -87,7 +83,7 @@ class Declared:
         """Refuse weights that contradict what is declared.
 
         Raises:
-            InputError: Where both are known and differ.
+            InputError: If both are known and differ.
         """
         if expected is not None and found != expected:
             raise InputError(
@@ -98,10 +94,10 @@ class Declared:
 
 
 def declared_in(folder: Path) -> Declared | None:
-    """Return the architecture that a folder's config.json declares, if it has one that does.
+    """Return the architecture that a folder's config.json declares, or None.
 
     Raises:
-        InputError: When it is no configuration, or one of another kind of model.
+        InputError: If it is not a configuration, or that of another kind of model.
     """
     path = folder / CONFIG
     if not path.is_file():
@@ -115,13 +111,13 @@ def declared_in(folder: Path) -> Declared | None:
 
 
 def declared_by_checkpoint(content: Any) -> Declared | None:
-    """Return the architecture that a training script recorded beside its weights, if it did.
+    """Return the architecture that a training script saved beside its weights, or None.
 
     Args:
-        content: What was saved: {"arch": ..., "args": ..., "state_dict": ...}.
+        content: The saved object: {"arch": ..., "args": ..., "state_dict": ...}.
 
     Raises:
-        InputError: When it is none of timm's ResNets.
+        InputError: If timm's ResNet does not accept the saved arguments.
     """
     if not isinstance(content, dict):
         return None
@@ -141,10 +137,10 @@ def declared_by_checkpoint(content: Any) -> Declared | None:
 
 
 def declared_by_name(name: str) -> Declared:
-    """Return an architecture of timm by its name, with a tag that tells its preprocessing or not.
+    """Return an architecture of timm by its name; a tag after a dot selects its preprocessing.
 
     Raises:
-        InputError: When timm has no such ResNet.
+        InputError: If timm has no such ResNet.
     """
     from timm.models import get_pretrained_cfg
 
@@ -159,7 +155,7 @@ def declared_by_name(name: str) -> Declared:
 
 
 def declared_by_hash(sha256: str) -> Declared | None:
-    """Return the architecture of a file that torchvision or timm published under its hash."""
+    """Return the architecture of a file published by torchvision or timm, or None."""
     make = _published().get(sha256[:8])
     return make() if make else None
 
@@ -168,7 +164,7 @@ def _by_transformers(content: dict[str, Any], path: Path) -> Declared:
     """Return what a configuration of transformers declares.
 
     Raises:
-        InputError: Naming the field that we cannot honour.
+        InputError: If a field has no counterpart in transformers' ResNet.
     """
     _require_field(path, "model_type", content.get("model_type"), "resnet")
     classes = content.get("architectures") or [_CLASS]
@@ -184,9 +180,10 @@ def _by_transformers(content: dict[str, Any], path: Path) -> Declared:
         shape = ModelRecipe.model_validate(
             {name: getattr(config, name) for name in _SHAPE}, strict=False
         )
-    except Exception as error:  # whatever a damaged configuration makes transformers raise
-        first, *_ = str(error).splitlines() or [type(error).__name__]
-        raise InputError(f"{path} is not the configuration of a ResNet", found=first) from None
+    except Exception as error:  # a damaged configuration can raise anything in transformers
+        raise InputError(
+            f"{path} is not the configuration of a ResNet", found=first_line(error)
+        ) from None
     folder = path.parent
     is_loadable = any((folder / name).is_file() for name in _TRANSFORMERS_WEIGHTS)
     return Declared(
@@ -204,7 +201,7 @@ def _by_timm_config(content: dict[str, Any], path: Path) -> Declared:
     """Return what a configuration of timm declares.
 
     Raises:
-        InputError: Naming the field that we cannot honour.
+        InputError: If a field has no counterpart in transformers' ResNet.
     """
     name, data = content["architecture"], content.get("pretrained_cfg") or {}
     if not isinstance(name, str) or not _is_of_timm(name):
@@ -213,10 +210,10 @@ def _by_timm_config(content: dict[str, Any], path: Path) -> Declared:
         _require_field(path, "pretrained_cfg.label_offset", data, "none")
     arguments = {"global_pool": content.get("global_pool"), **(content.get("model_args") or {})}
     names = content.get("label_names") or data.get("label_names")
-    told = content.get("label_descriptions") or data.get("label_descriptions") or {}
+    descriptions = content.get("label_descriptions") or data.get("label_descriptions") or {}
     if isinstance(names, dict):
         names = [names.get(str(index)) for index in range(len(names))]
-    labels = [str(told.get(label, label)) for label in names] if names else None
+    labels = [str(descriptions.get(label, label)) for label in names] if names else None
     return _timm(
         name,
         arguments,
@@ -241,7 +238,7 @@ def _timm(
     """Return a ResNet of timm.
 
     Raises:
-        InputError: When timm's ResNet takes no such argument.
+        InputError: If timm's ResNet has no such argument.
     """
     from timm.models.resnet import ResNet
 
@@ -254,7 +251,7 @@ def _timm(
     known = inspect.signature(ResNet).parameters.keys() - {"block", "device", "dtype"}
     if unknown := sorted(given.keys() - known):
         raise InputError(
-            f"timm's {name} cannot be built as {by} says",
+            f"timm's {name} cannot be built with the arguments in {by}",
             expected="arguments of timm's ResNet",
             found=f"{unknown[0]} {given[unknown[0]]!r}",
         )
@@ -298,7 +295,7 @@ def _timm_processor(data: Mapping[str, Any], by: str) -> BaseImageProcessor:
     """Return timm's preprocessing for evaluation as a processor of transformers.
 
     Raises:
-        InputError: Naming the setting that cannot be expressed.
+        InputError: If a setting cannot be expressed.
     """
     from timm.data import resolve_data_config
 
@@ -355,7 +352,7 @@ def _torchvision_data(options: Mapping[str, Any]) -> BaseImageProcessor | None:
     """Return the preprocessing that torchvision's training script evaluated with."""
     if not {"val_resize_size", "val_crop_size", "interpolation"} <= options.keys():
         return None
-    imagenet = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # its presets know no other
+    imagenet = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # the only values of its presets
     resize, size = options["val_resize_size"], options["val_crop_size"]
     return processor_of(resize, size, *imagenet, _RESAMPLING[options["interpolation"]])
 
@@ -393,7 +390,7 @@ def _published() -> dict[str, Callable[[], Declared]]:
 
 
 def _hash_in(url: str) -> str:
-    """Return the digits of a file's sha256 that end its name."""
+    """Return the first digits of a file's sha256, which end its name."""
     return url.rpartition("-")[2].partition(".")[0]
 
 
@@ -412,24 +409,26 @@ def _is_of_timm(name: str) -> bool:
 def _with_weights(
     make: Callable[[], nn.Module], state: Mapping[str, Tensor], name: str
 ) -> nn.Module:
-    """Build a model of another library and give it weights.
+    """Build a model of another library and load weights into it.
 
     Raises:
-        InputError: When it cannot be built, or has other parameters.
+        InputError: If it cannot be built, or has other parameters.
     """
     try:
         model = make()
         own = model.state_dict()
-        counters = {key: own[key] for key in own.keys() - state.keys() if key.endswith(_COUNTER)}
+        counters = {
+            key: own[key] for key in own.keys() - state.keys() if key.endswith(BATCH_COUNTER)
+        }
         model.load_state_dict({**state, **counters}, strict=True)
-    except Exception as error:  # whatever arguments that do not fit make a library raise
+    except Exception as error:  # wrong arguments can raise anything in a library
         first = " ".join(str(error).split("\n\t")[:2]) or type(error).__name__
         raise InputError(f"the weights are not those of {name}", found=first[:300]) from None
     return _AsTransformers(model).eval()
 
 
 class _AsTransformers(nn.Module):
-    """A model of another library, called as transformers' models are."""
+    """A model of another library, called like those of transformers."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -440,7 +439,7 @@ class _AsTransformers(nn.Module):
 
 
 def layers_of(model: nn.Module) -> set[str]:
-    """Return the kinds of layers without parameters of their own that a model has."""
+    """Return the class names of a model's layers without parameters of their own."""
     return {type(layer).__name__ for layer in model.modules() if not [*layer.parameters()]}
 
 
@@ -448,7 +447,7 @@ def _require_field(path: Path, name: str, found: Any, expected: Any) -> None:
     """Refuse a field of a configuration that has no counterpart here.
 
     Raises:
-        InputError: When it is not as expected.
+        InputError: If it is not as expected.
     """
     if found != expected:
         raise InputError(
@@ -458,8 +457,8 @@ def _require_field(path: Path, name: str, found: Any, expected: Any) -> None:
         )
 
 
-def normalisation_of(processor: BaseImageProcessor) -> tuple[list[float], list[float]]:
-    """Return mean and deviation that a processor normalises with, of values in [0, 1]."""
+def normalization_of(processor: BaseImageProcessor) -> tuple[list[float], list[float]]:
+    """Return the mean and standard deviation that a processor normalizes values in [0, 1] with."""
     settings = processor.to_dict()
     scale = 255 * (settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale") else 1)
     mean, std = settings.get("image_mean") or [0.0], settings.get("image_std") or [1.0]

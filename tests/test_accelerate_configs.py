@@ -91,11 +91,10 @@ def tiny(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.timeout(900)  # two launchers and two ranks on a possibly busy machine
-@pytest.mark.parametrize(
-    "name", ["2x8gpu_static", pytest.param("2x8gpu_c10d", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["2x8gpu_static", "2x8gpu_c10d"])
 def test_two_machines_split_the_samples_and_match_single_process_weights(
     tiny, tmp_path, name, monkeypatch
 ):

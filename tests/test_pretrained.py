@@ -11,8 +11,8 @@ from torchvision.models import resnet18, resnet50
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.model import build_labelled, load_exported, to_torchvision
-from imagenet_rn50.pretrained import read_pretrained, take_weights
-from imagenet_rn50.publishing.export import Wanted, convert
+from imagenet_rn50.pretrained import load_weights, read_pretrained
+from imagenet_rn50.publishing.export import ExportOptions, convert
 from imagenet_rn50.recipe import ModelRecipe
 from imagenet_rn50.utils.errors import InputError
 
@@ -65,7 +65,7 @@ def test_weights_go_both_ways_and_compute_the_same(tmp_path, make, wrapped):
     torch.save(wrapped(theirs.state_dict()), tmp_path / "theirs.pth")
     pretrained = read_pretrained(str(tmp_path / "theirs.pth"))
     ours = build_labelled(pretrained.shape(), [str(index) for index in range(1000)]).eval()
-    assert take_weights(ours, pretrained)
+    assert load_weights(ours, pretrained)
     require_equal_logits(ours, theirs, size=64)
     back = make().eval()
     back.load_state_dict(to_torchvision(ours.state_dict()), strict=True)
@@ -96,8 +96,8 @@ def test_other_classes_get_a_new_classifier_where_it_is_to_be_trained(weights):
     ours = build_labelled(TINY, NAMES[:3])
     before = ours.state_dict()["classifier.1.weight"].clone()
     with pytest.raises(InputError, match="expected: 3 classes\n  found:    5"):
-        take_weights(ours, pretrained)
-    assert not take_weights(ours, pretrained, new_head=True)
+        load_weights(ours, pretrained)
+    assert not load_weights(ours, pretrained, new_head=True)
     assert torch.equal(ours.state_dict()["classifier.1.weight"], before)
     stem = ours.state_dict()["resnet.embedder.embedder.convolution.weight"]
     assert torch.equal(stem, pretrained.state["conv1.weight"])
@@ -137,10 +137,10 @@ def test_what_is_no_file_of_weights_says_what_it_is(tmp_path, weights):
     assert "is damaged" in refused(whole[: len(whole) // 2])
     assert "is damaged" in refused(b"")
     flat = {"conv1.weight": torch.ones(1), "layer1.0.conv1.weight": torch.ones(1), "lr": 0.1}
-    assert "or is damaged" in refused(b"nonsense", "weights.pth")
-    assert "is no file of weights" in refused(b"a picture", "cat.jpg")
+    assert "is damaged" in refused(b"nonsense", "weights.pth")
+    assert "is not a file of weights" in refused(b"a picture", "cat.jpg")
     assert "no state dict" in refused(torch.zeros(3), "tensor.pth")
-    assert "other things than tensors" in refused(flat, "a.pth")
+    assert "other than tensors" in refused(flat, "a.pth")
     assert "no conv1.weight among 1" in refused({"stem.weight": torch.ones(1)}, "vit.pth")
     for nowhere in ("nothing.pth", "a/b/c/d", "s3://bucket/weights.pth"):
         with pytest.raises(InputError, match="there are no weights"):
@@ -154,11 +154,11 @@ def test_another_architecture_is_named_by_its_first_differences(tmp_path, weight
     pretrained = read_pretrained(str(weights))
     wider = build_labelled(TINY.model_copy(update={"hidden_sizes": (8, 32)}), NAMES)
     with pytest.raises(InputError, match=r"of \(16, .*\) instead of \(32, .*and \d+ more"):
-        take_weights(wider, pretrained)
+        load_weights(wider, pretrained)
     save_file(from_timm("seresnet18").state_dict(), tmp_path / "se.safetensors")
     gated = read_pretrained(str(tmp_path / "se.safetensors"))
-    with pytest.raises(InputError, match="another network"):
-        take_weights(build_labelled(gated.shape(), [""] * 1000), gated)
+    with pytest.raises(InputError, match="do not fit the model"):
+        load_weights(build_labelled(gated.shape(), [""] * 1000), gated)
 
 
 def test_files_from_before_batches_were_counted_load_too(weights, tmp_path):
@@ -167,7 +167,7 @@ def test_files_from_before_batches_were_counted_load_too(weights, tmp_path):
     assert len(old) < len(pretrained.state)
     save_file(old, tmp_path / "old.safetensors")
     ours = build_labelled(TINY, NAMES)
-    assert take_weights(ours, read_pretrained(str(tmp_path / "old.safetensors")))
+    assert load_weights(ours, read_pretrained(str(tmp_path / "old.safetensors")))
 
 
 def test_weights_of_others_become_a_folder_that_computes_the_same(weights, tmp_path, capsys):
@@ -185,7 +185,7 @@ def test_weights_of_others_become_a_folder_that_computes_the_same(weights, tmp_p
     assert "they are those of weights.safetensors<!--origin.json name-->" in card
     assert "license:" not in card
 
-    convert(str(tmp_path / "out"), tmp_path / "again", wanted=Wanted(dtype="float16"))
+    convert(str(tmp_path / "out"), tmp_path / "again", options=ExportOptions(dtype="float16"))
     again = load_exported(tmp_path / "again")
     assert names_of(again) == NAMES
     assert processor_in(tmp_path / "out") == processor_in(tmp_path / "again")
@@ -215,7 +215,7 @@ def test_other_sizes_change_nothing_else_of_a_folders_processor(weights, tmp_pat
         made(eval_size=300)
 
     path.write_text('{"image_processor_type": "ConvNextImageProcessor", "image_mean": [0, 0, 0]}')
-    with pytest.raises(InputError, match="fix:      say it: --eval-resize 256 --eval-size 224"):
+    with pytest.raises(InputError, match="fix:      pass --eval-resize and --eval-size"):
         made()
     said = made(eval_size=32, eval_resize=40)
     assert (said["size"], said["image_mean"]) == ({"shortest_edge": 40}, [0, 0, 0])
@@ -227,9 +227,9 @@ def test_other_sizes_change_nothing_else_of_a_folders_processor(weights, tmp_pat
 )
 def test_a_configuration_that_does_not_count_classes_from_0_is_refused(weights, tmp_path, config):
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(InputError, match=r"config\.json does not say which class is which"):
+    with pytest.raises(InputError, match=r"config\.json does not name the classes"):
         convert(str(tmp_path), tmp_path / "out")
-    with pytest.raises(InputError, match=r"config\.json does not say which class is which"):
+    with pytest.raises(InputError, match=r"config\.json does not name the classes"):
         read_pretrained(str(weights)).labels()  # a configuration beside a file is its own
 
 
@@ -239,7 +239,7 @@ def test_what_weights_do_not_say_of_classes_and_pictures_must_be_said(weights, t
     save_file(shaken(resnet18()).state_dict(), tmp_path / "rn18.safetensors")
     convert(str(tmp_path / "rn18.safetensors"), tmp_path / "out")
     said = capsys.readouterr().out
-    assert "taken as ImageNet's" in said
+    assert "assuming ImageNet's" in said
     assert "resizing to 256 px, the central 224 px" in said
     labels = json.loads((tmp_path / "out" / "config.json").read_text())["id2label"]
     assert len(set(labels.values())) == 1000

@@ -11,7 +11,7 @@ from transformers import BitImageProcessor, ResNetConfig, ResNetForImageClassifi
 
 from imagenet_rn50.model import load_exported, load_processor, to_torchvision
 from imagenet_rn50.pretrained import read_pretrained
-from imagenet_rn50.pretrained_config import declared_by_hash, declared_by_name, normalisation_of
+from imagenet_rn50.pretrained_config import declared_by_hash, declared_by_name, normalization_of
 from imagenet_rn50.publishing.export import convert
 from imagenet_rn50.publishing.formats import require_format
 from imagenet_rn50.utils.errors import InputError
@@ -214,7 +214,7 @@ def test_a_bare_file_claims_no_architecture(theirs, tmp_path, capsys):
     convert(str(tmp_path / "w.pth"), tmp_path / "out", classes=mapping, sizes=SIZES)
     said = capsys.readouterr().out
     assert "w.pth does not state its architecture: assuming" in said
-    assert "which no model of another library could confirm" in said
+    assert "which no other library could confirm" in said
     assert "which was assumed" in (tmp_path / "out" / "README.md").read_text()
 
 
@@ -330,7 +330,7 @@ def test_the_processor_of_a_folder_is_kept_where_only_sizes_change(theirs, tmp_p
 )
 def test_normalisation_is_told_in_one_unit(settings, mean, std):
     given = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3} | settings
-    found = normalisation_of(BitImageProcessor(**given))
+    found = normalization_of(BitImageProcessor(**given))
     torch.testing.assert_close(torch.tensor(found), torch.tensor([[mean] * 3, [std] * 3]))
 
 

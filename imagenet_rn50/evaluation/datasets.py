@@ -43,11 +43,11 @@ _NUMBERED, _COMPLETE, _BY_WNID = "imagenetv2", "imagenet-sketch", "wnids"
 
 
 class ImageSet(Protocol):
-    """Labelled pictures in a fixed order."""
+    """Labeled images in a fixed order."""
 
     @property
     def name(self) -> str:
-        """What it is called in results."""
+        """Its name in results."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -55,26 +55,26 @@ class ImageSet(Protocol):
 
     @property
     def subset(self) -> NDArray[np.int64] | None:
-        """The class indices that a model may name, sorted; None for all."""
+        """The classes that a model may predict, sorted; None for all."""
 
     @property
     def description(self) -> dict[str, Any]:
-        """What identifies it, for metrics.json."""
+        """Its identity, for metrics.json."""
 
     def key_of(self, index: int) -> str:
-        """Return the name of a picture."""
+        """Return the name of an image."""
 
     def read(self, index: int) -> bytes:
-        """Return a picture, a JPEG."""
+        """Return an image as JPEG bytes."""
 
     def loader(
         self,
-        share: DistributedBatchSampler,
+        sampler: DistributedBatchSampler,
         transform: Transform,
         num_workers: int,
         pin_memory: bool,
     ) -> Loader:
-        """Make the loader of one rank; `Batch.indices` are positions in `labels`."""
+        """Return a loader for one rank; `Batch.indices` are positions in `labels`."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ class ShardImages:
     """A split of packed shards.
 
     Args:
-        store: Where they stand.
-        name: Which split: `validation` or `train`.
+        store: The shards.
+        name: The split: `validation` or `train`.
     """
 
     store: ShardStore
@@ -118,22 +118,22 @@ class ShardImages:
         return self._manifest.split(self.name).key_of(index)
 
     def read(self, index: int) -> bytes:
-        """Return a sample's JPEG."""
+        """Return the JPEG of a sample."""
         with ShardReader(self.store, self._manifest.split(self.name)) as reader:
             return reader.read(index)
 
     def loader(
         self,
-        share: DistributedBatchSampler,
+        sampler: DistributedBatchSampler,
         transform: Transform,
         num_workers: int,
         pin_memory: bool,
     ) -> Loader:
-        """Make the loader of one rank."""
+        """Return a loader for one rank."""
         return build_loader(
             self.store,
             self._manifest.split(self.name),
-            share,
+            sampler,
             transform,
             num_workers=num_workers,
             pin_memory=pin_memory,
@@ -142,14 +142,14 @@ class ShardImages:
 
 @dataclass(frozen=True)
 class FolderImages:
-    """A test set of files, one folder a class; see `read_folder`.
+    """A test set of files with one folder per class; see `read_folder`.
 
     Args:
-        root: The folder of the class folders.
-        layout: How they are named: a `Layout`, or just `wnids`.
-        images: The pictures, by class index and file name.
-        subset: The class indices that a model may name, sorted; None for all.
-        not_counted: Files that are no images.
+        root: The folder that holds the class folders.
+        layout: Layout of the folders: a `Layout`, or `wnids` if not known more exactly.
+        images: The images, by class index and file name.
+        subset: The classes that a model may predict, sorted; None for all.
+        not_counted: Files that are not images.
     """
 
     root: Path
@@ -166,7 +166,7 @@ class FolderImages:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Class indices; (n,) int64."""
-        return np.array([picture.label for picture in self.images], dtype=np.int64)
+        return np.array([image.label for image in self.images], dtype=np.int64)
 
     @property
     def description(self) -> dict[str, Any]:
@@ -180,25 +180,25 @@ class FolderImages:
         }
 
     def key_of(self, index: int) -> str:
-        """Return a picture's path below the folder."""
+        """Return the path of an image, relative to the folder."""
         return self.images[index].path
 
     def read(self, index: int) -> bytes:
-        """Return a picture as RGB or gray JPEG."""
+        """Return an image as RGB or gray JPEG bytes."""
         return read_image(self.root, self.images[index])
 
     def loader(
         self,
-        share: DistributedBatchSampler,
+        sampler: DistributedBatchSampler,
         transform: Transform,
         num_workers: int,
         pin_memory: bool,
     ) -> Loader:
-        """Make the loader of one rank."""
+        """Return a loader for one rank."""
         return make_file_loader(
             self.root,
             self.images,
-            share,
+            sampler,
             transform,
             num_workers=num_workers,
             pin_memory=pin_memory,
@@ -208,67 +208,67 @@ class FolderImages:
 def read_folder(
     root: Path, num_classes: int, classes: Classes | None, layout: Layout | None = None
 ) -> FolderImages:
-    """List a test set of files.
+    """List the images of a test set of files.
 
     Args:
-        root: The folder of the class folders.
-        num_classes: How many classes the model tells apart.
-        classes: Translates wnids into class indices; needed where folders are named by wnid.
-        layout: How it is laid out; None to find out.
+        root: The folder that holds the class folders.
+        num_classes: Number of classes of the model.
+        classes: The classes, needed if folders are named by wnid.
+        layout: Its layout; None detects it.
 
     Raises:
-        InputError: When it is laid out in no way that is known, its classes are not the model's, or
-            it holds files that are no images of a class.
+        InputError: If its layout is unknown, its classes are not those of the model, or it holds
+            files that are not images of a class.
     """
     found = _scan(root)
     folders = sorted(found.classes)
-    named = layout or _detect(root, folders)
-    if named == _NUMBERED:
+    detected = layout or _detect(root, folders)
+    if detected == _NUMBERED:
         label_of = _numbered(root, folders, num_classes)
     else:
-        label_of = _by_wnid(root, folders, classes, num_classes, complete=named == _COMPLETE)
+        label_of = _by_wnid(root, folders, classes, num_classes, complete=detected == _COMPLETE)
     listed = sorted(labelled(root, found), key=lambda row: (label_of[row.wnid], row.path))
-    pictures = tuple(
+    images = tuple(
         SourceImage(row.path, label_of[row.wnid], row.path, 0, row.length) for row in listed
     )
-    if bad := unusable(root, pictures, found.unpacked):
+    if bad := unusable(root, images, found.unpacked):
         raise InputError(
-            f"files of {root} cannot be counted: {len(bad)}",
-            expected="images in the folders of classes, and nothing else",
+            f"{len(bad)} files of {root} cannot be evaluated",
+            expected="only images in class folders",
             found="; ".join(bad[:5]) + "; ..." * (len(bad) > 5),
-            fix="replace them, or move them elsewhere",
+            fix="replace or remove them",
         )
     present = np.array(sorted(label_of.values()), dtype=np.int64)
     subset = present if len(present) < num_classes else None
-    return FolderImages(root, named, pictures, subset, tuple(found.unpacked))
+    return FolderImages(root, detected, images, subset, tuple(found.unpacked))
 
 
 def _scan(root: Path) -> Scan:
-    """List the class folders, and says of files beside them why they do not count."""
+    """List the class folders, and why files beside them do not count."""
     if not root.is_dir():
-        raise InputError(f"there is no folder {root}", expected="one folder a class")
+        raise InputError(f"there is no folder {root}", expected="one folder per class")
     found = scan(root, root, "test")
     found.unpacked += without_class(root, found, found.loose, "test")
     return found
 
 
 def _detect(root: Path, folders: list[str]) -> str:
-    """Find out how a test set is laid out."""
+    """Detect the layout of a test set."""
     if folders and all(name.isdecimal() for name in folders):
         return _NUMBERED
     if folders and all(WNID.fullmatch(name) for name in folders):
         return _BY_WNID
     found = ", ".join(folders[:5]) or "no folders"
     raise InputError(
-        f"{root} is laid out in no way that is known",
-        expected="one folder a class, named 0 to 999 (ImageNet-V2) or by wnid (-A, -R, -Sketch)",
+        f"the layout of {root} is unknown",
+        expected="one folder per class, named 0 to 999 (ImageNet-V2) or by wnid (-A, -R, -Sketch)",
         found=found,
-        fix="give the folder that holds the class folders",
+        fix="pass the folder that holds the class folders",
     )
 
 
 def _numbered(root: Path, folders: list[str], num_classes: int) -> dict[str, int]:
-    """Return the class index by folder name, where that is a number."""
+    """Return the class index by folder name, for folders named by number."""
     label_of = {name: int(name) for name in folders if name.isdecimal()}
     if sorted(label_of.values()) != list(range(num_classes)) or len(label_of) != len(folders):
         others = [name for name in folders if not name.isdecimal() or int(name) >= num_classes]
@@ -283,16 +283,16 @@ def _numbered(root: Path, folders: list[str], num_classes: int) -> dict[str, int
 def _by_wnid(
     root: Path, folders: list[str], classes: Classes | None, num_classes: int, *, complete: bool
 ) -> dict[str, int]:
-    """Return the class index by folder name, where that is a wnid."""
+    """Return the class index by folder name, for folders named by wnid."""
     if classes is None:
         raise InputError(
-            f"the folders of {root} are named by wnid, and the model does not say its classes'",
-            expected="a classes.json, or Kaggle's LOC_synset_mapping.txt",
-            fix="give one with --classes, or the shards with --shards",
+            f"the folders of {root} are named by wnid, but those of the model are unknown",
+            expected="a list of classes: classes.json or LOC_synset_mapping.txt",
+            fix="pass one as --classes, or shards as --shards",
         )
     if surplus := [name for name in folders if name not in classes.index_of]:
         raise InputError(
-            f"{root} has folders that are no class of the model",
+            f"{root} has folders of classes that the model does not have",
             expected=f"wnids among its {num_classes} classes",
             found=f"{len(surplus)} others, such as {surplus[0]}",
         )
@@ -309,19 +309,19 @@ _KEY = re.compile(r"ILSVRC2012_val_(\d{8})(?!\d)")
 
 
 def read_real(path: Path, images: ImageSet, num_classes: int) -> list[frozenset[int]]:
-    """Read the reassessed labels of a set.
+    """Read ImageNet-ReaL's labels of a set of images.
 
     Args:
         path: `real.json`.
         images: ImageNet's validation images, in any order.
-        num_classes: How many classes the model tells apart.
+        num_classes: Number of classes of the model.
 
     Returns:
-        The classes that fit, image by image in the order of `images`; empty where none does.
+        The classes that fit each image, in the order of `images`; empty if none does.
 
     Raises:
-        InputError: When the file lists other images or classes, or none that fit, or keys are not
-            ImageNet's.
+        InputError: If the file is for other images or classes, has no labels for these images, or
+            keys are not those of ImageNet.
     """
     lists = read_json(path)
     if not _is_list_of_classes(lists, num_classes):
@@ -331,11 +331,11 @@ def read_real(path: Path, images: ImageSet, num_classes: int) -> list[frozenset[
         )
     numbers = [_number_of(images.key_of(index)) for index in range(len(images.labels))]
     highest = max(numbers)
-    # A set from which bad pictures were left out has gaps in its numbers, and fits a longer list.
+    # A set without its bad images has gaps in its numbers, so the file may have more lists.
     is_complete = highest == len(numbers)
     if len(lists) < highest or (is_complete and len(lists) != highest):
         raise InputError(
-            f"{path} is not about these images",
+            f"{path} is not for these images",
             expected=f"{highest} lists, one for each image up to the last one's number",
             found=f"{len(lists)} lists",
         )
@@ -360,7 +360,7 @@ def _number_of(key: str) -> int:
     if match is None or int(match[1]) < 1:
         raise InputError(
             f"the image {key} is not one of ImageNet's validation images",
-            expected="keys like ILSVRC2012_val_00000001, to which real.json can be matched",
+            expected="keys like ILSVRC2012_val_00000001, which select a list of real.json",
         )
     return int(match[1])
 
@@ -375,22 +375,22 @@ def open_images(
     classes: Path | None = None,
     cache: Path | None = None,
 ) -> tuple[ShardImages | FolderImages, Classes | None]:
-    """Open the images that a command names.
+    """Open the images to evaluate on.
 
     Args:
         loaded: The model.
-        shards: Folder or address of shards; beside `folder` they only give the classes.
+        shards: Folder or address of shards; if `folder` is given, only their classes are used.
         folder: A test set of files.
-        split: Which split of the shards.
-        layout: How the folder is laid out; None to find out.
-        classes: Lists the model's classes, as `Classes.read` takes it.
+        split: Split of the shards.
+        layout: Layout of the folder; None detects it.
+        classes: List of the model's classes, see `Classes.read`.
         cache: Local folder to cache remote shards in.
 
     Returns:
-        The labelled images, and the classes with their wnids where they are known.
+        The images, and the classes with their wnids, if known.
 
     Raises:
-        InputError: When neither is named, or the classes are not the model's.
+        InputError: If neither shards nor folder is given, or classes differ from the model's.
     """
     store = None if shards is None else open_shards(shards, cache=cache)
     lists = [] if classes is None else [(str(classes), Classes.read(classes))]

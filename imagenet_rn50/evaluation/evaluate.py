@@ -61,17 +61,17 @@ def validate(
     """Evaluate a model through the training pipeline's evaluation transform.
 
     Args:
-        model: The bare model, not wrapped for DDP: ranks run different numbers of batches.
-        shards: Where the shards stand.
+        model: The unwrapped model, not DDP: ranks run different numbers of batches.
+        shards: The shards.
         split: The split to evaluate.
-        data: Sizes and normalisation.
-        device: Where the model is.
-        batch: Images in a forward pass.
-        num_workers: Loader processes.
+        data: Sizes and normalization.
+        device: Device of the model.
+        batch: Images per forward pass.
+        num_workers: Loader workers.
         rank: This rank, from 0.
         world_size: Number of ranks that share the split.
-        reduce: Adds the counts of all ranks; called once, by every rank.
-        on_batch: Told every batch and its logits, (B, C) float on `device`.
+        reduce: Sums the counts over all ranks; called once by every rank.
+        on_batch: Called with each batch on the host and its logits, (B, C) float on `device`.
 
     Returns:
         The accuracy over the whole split, equal on all ranks.
@@ -107,7 +107,7 @@ def run_batches(
 
     Args:
         model: The unwrapped model, on `device`.
-        loader: Closed at the end: its workers would live on for seconds, beside those of training.
+        loader: The loader; closed at the end, or its workers would outlive it for seconds.
         data: Mean and standard deviation to normalize with.
         device: Where to move each batch.
         on_batch: Called with each batch on the device and its logits, (B, C) float.
@@ -119,7 +119,7 @@ def run_batches(
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation without gradients, and back to what was before."""
+    """Switch to evaluation mode without gradients, and restore the mode afterwards."""
     was_training = model.training
     model.eval()
     try:
@@ -145,7 +145,7 @@ def joined_ranks() -> Iterator[PartialState]:
             fix="start with one of them, or unset WORLD_SIZE",
         )
     on_gpu = torch.cuda.is_available()
-    if world_size == 1:  # before Accelerate waits for the other tasks of an MPI launch
+    if world_size == 1:  # before Accelerate waits for other tasks of an MPI launch
         check_world_size(1, on_gpu=on_gpu)
     state = PartialState(cpu=not on_gpu)
     try:
@@ -164,11 +164,11 @@ def _raise_together(error: InputError | None) -> None:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of evaluating a model over a set of images.
+    """The results of a model on a set of images.
 
     Args:
-        results: One row for each way of counting; the first is the one that details speak of.
-        predictions: What the model said of each image, in that first row.
+        results: One row per transform, flip averaging and labels; details are for the first row.
+        predictions: The predictions for each image in the first row.
     """
 
     results: tuple[Result, ...]
@@ -185,25 +185,24 @@ def evaluate(
     num_workers: int = 0,
     real: Sequence[frozenset[int]] | None = None,
 ) -> Evaluation:
-    """Evaluate a model; every rank calls it, and all get the same.
+    """Evaluate a model; every rank must call it, and all get the same result.
 
     Args:
         loaded: The model.
-        images: What to count over.
-        transform: What prepares the pictures: training's evaluation transform, the processor that
-            is shipped with the model, or one after the other.
-        flip: Whether to add rows for logits that are averaged with those of the mirrored picture.
-        batch: Images in a forward pass.
-        num_workers: Loader processes of each rank.
+        images: The images.
+        transform: Training's evaluation transform, the model's own processor, or both in turn.
+        flip: Whether to add rows with logits averaged over the image and its mirror image.
+        batch: Images per forward pass.
+        num_workers: Loader workers of each rank.
         real: ReaL's classes for each image, to add rows for them.
 
     Raises:
-        InputError: When a picture cannot be decoded, or the model's logits are not finite.
-        RuntimeError: When an image was not counted exactly once.
+        InputError: If an image cannot be decoded, or the model's logits are not finite.
+        RuntimeError: If an image was not counted exactly once.
     """
     if not len(images.labels):
-        raise InputError(f"{images.name} holds no images", expected="one or more to count over")
-    # That of `joined_ranks` where it was called; else this process is alone.
+        raise InputError(f"{images.name} holds no images", expected="one or more")
+    # The state of `joined_ranks` if it was called, else a single process.
     state = PartialState(cpu=not torch.cuda.is_available())
     loaded.network.to(state.device)
     targets = [(images.name, images.labels)] + ([("real", real)] if real is not None else [])
@@ -220,15 +219,17 @@ def evaluate(
         for is_averaged, table in zip((False, True), tables, strict=False):
             passes.append(Predictions.of(table))
             results += [
-                result_of(what, name, flip=is_averaged, predictions=passes[-1], targets=truth)
-                for what, truth in targets
+                result_of(
+                    labels_name, name, flip=is_averaged, predictions=passes[-1], targets=truth
+                )
+                for labels_name, truth in targets
             ]
     results.sort(key=lambda row: row.name != images.name)  # stable: ReaL's rows come last
     return Evaluation(tuple(results), passes[0])
 
 
 def _transforms(loaded: LoadedModel, wanted: TransformName) -> dict[str, Transform]:
-    """Return what prepares the pictures, by name."""
+    """Return the transforms to evaluate with, by name."""
     found: dict[str, Transform] = {}
     if loaded.data is not None:
         found["training"] = EvalTransform(loaded.data.eval_resize, loaded.data.eval_size)
@@ -237,10 +238,10 @@ def _transforms(loaded: LoadedModel, wanted: TransformName) -> dict[str, Transfo
         return found
     if wanted not in found:
         raise InputError(
-            f"training's transform cannot do what the processor of {loaded.name} does",
-            expected="shortest side resized bilinearly, then a central square, normalised",
+            f"training's transform cannot express the processor of {loaded.name}",
+            expected="bilinear resizing of the shorter side, center crop, normalization",
             found=type(loaded.processor).__name__,
-            fix="give --transform processor",
+            fix="pass --transform processor",
         )
     return {wanted: found[wanted]}
 

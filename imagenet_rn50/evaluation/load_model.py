@@ -33,7 +33,7 @@ from imagenet_rn50.model import (
     load_whole,
     weights_digest,
 )
-from imagenet_rn50.pretrained import fetch, is_hub_id
+from imagenet_rn50.pretrained import download, is_hub_id
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.runs.checkpoint import SelectedWeights, Weights, Which, select_checkpoint
 from imagenet_rn50.runs.run_dir import RunDir
@@ -46,17 +46,17 @@ _STEPS = ("resize", "center_crop", "rescale", "normalize")
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, ready to be evaluated.
+    """A model to evaluate.
 
     Args:
-        name: The folder or Hub id as it was given.
-        network: Takes (B, 3, H, W) float32, normalised.
-        labels: Its name for each class index.
-        processor: The one that is, or will be, shipped with it.
-        data: Sizes and normalisation for training's evaluation transform; None where the processor
-            does something that this transform cannot.
-        classes: Its classes with their wnids, where they stand beside it.
-        checkpoint: Which weights these are, for metrics.json.
+        name: The folder or Hub id, as given.
+        network: The model; its input is (B, 3, H, W) float32, normalized.
+        labels: Its class names, by index.
+        processor: Its processor; for a run, the one that an export would have.
+        data: Sizes and normalization for training's evaluation transform; None if that cannot
+            express the processor.
+        classes: Its classes with wnids, if its folder has them.
+        checkpoint: Identity of the weights, for metrics.json.
     """
 
     name: str
@@ -69,29 +69,29 @@ class LoadedModel:
 
 
 def load_model(model: str, which: Which = "best", weights: Weights = "auto") -> LoadedModel:
-    """Load the model of a run folder, an exported folder or the Hub.
+    """Load the model of a run directory, an exported folder or the Hub.
 
     Args:
         model: A folder, or a Hub id: `microsoft/resnet-50`, or `user/name@revision`.
-        which: Of a run: the checkpoint with the best validation top-1, or the newest.
-        weights: Of a run: averaged, raw, or whichever scored better.
+        which: Checkpoint of a run: best validation top-1, or newest.
+        weights: Weights of a run: averaged (EMA), raw, or whichever scored better.
 
     Raises:
-        InputError: When there is no such model, or it is incomplete or damaged.
+        InputError: If there is no such model, or it is incomplete or damaged.
     """
     path = Path(model)
     is_run = path.is_dir() and not any((path / name).is_file() for name in _EXPORTED)
     is_other = path.is_dir() and not is_run or is_hub_id(model)
     if is_other and (which, weights) != ("best", "auto"):
         raise InputError(
-            f"--checkpoint and --weights choose among those of a run, and {model} is none",
-            expected="a run folder",
-            fix="omit them; `export --weights` chooses what goes into an exported folder",
+            f"--checkpoint and --weights apply to runs, and {model} is not a run",
+            expected="a run directory",
+            fix="omit them; `export --weights` selects the weights of an export",
         )
     if path.is_file():
         raise InputError(
-            f"{model} is a file, which tells neither its classes nor how to prepare pictures",
-            expected="a run folder, an exported folder, or a Hub id like microsoft/resnet-50",
+            f"{model} is a file, without classes and preprocessing",
+            expected="a run directory, an exported folder, or a Hub id like microsoft/resnet-50",
             fix=f"python -m imagenet_rn50 export --from {model} --out DIR, and evaluate DIR",
         )
     if is_run:
@@ -99,12 +99,12 @@ def load_model(model: str, which: Which = "best", weights: Weights = "auto") -> 
     elif path.is_dir():
         loaded = _exported(path, model)
     elif is_hub_id(model):
-        folder = fetch(model, [*_EXPORTED, CLASSES_FILE])
+        folder = download(model, [*_EXPORTED, CLASSES_FILE])
         loaded = replace(_exported(folder, model), checkpoint={"hub_commit": folder.name})
     else:
         raise InputError(
             f"there is no model {model}",
-            expected="a run folder, an exported folder, or a Hub id like microsoft/resnet-50",
+            expected="a run directory, an exported folder, or a Hub id like microsoft/resnet-50",
             found="no such folder",
         )
     identity = loaded.checkpoint | {"weights_sha256": weights_digest(loaded.network)}
@@ -112,7 +112,7 @@ def load_model(model: str, which: Which = "best", weights: Weights = "auto") -> 
 
 
 def _of_run(path: Path, which: Which, weights: Weights) -> LoadedModel:
-    """Load the model of a run, as training's evaluation sees it."""
+    """Load the model of a run."""
     run = RunDir(path)
     recipe, classes = run.recipe(), run.classes()
     choice = select_checkpoint(run, which, weights)
@@ -134,10 +134,10 @@ def _of_run(path: Path, which: Which, weights: Weights) -> LoadedModel:
 
 
 def network_of(run: RunDir, choice: SelectedWeights) -> ResNetForImageClassification:
-    """Build the network of a run, with weights that were chosen.
+    """Build the model of a run, with the selected weights.
 
     Raises:
-        InputError: When they do not fit the recipe and the classes that stand beside them.
+        InputError: If they do not fit the recipe and the classes of the run.
     """
     classes = run.classes()
     network = build_model(run.recipe().model, classes)
@@ -153,7 +153,7 @@ def network_of(run: RunDir, choice: SelectedWeights) -> ResNetForImageClassifica
 
 
 def _exported(path: Path, name: str) -> LoadedModel:
-    """Load an exported folder as anybody would."""
+    """Load an exported folder with transformers."""
     missing = [file for file in _EXPORTED if not (path / file).is_file()]
     if missing:
         weights = (file.name for file in path.glob("*") if file.suffix in _OTHER_WEIGHTS)
@@ -178,13 +178,13 @@ def _exported(path: Path, name: str) -> LoadedModel:
 
 
 def _labels_of(network: PreTrainedModel) -> tuple[str, ...]:
-    """Return the model's names in the order of class indices."""
+    """Return the class names of a model, by index."""
     names = {int(index): str(name) for index, name in (network.config.id2label or {}).items()}
     return tuple(names[index] for index in sorted(names))
 
 
 def _data_of(processor: BaseImageProcessor) -> DataRecipe | None:
-    """Return a processor's settings as training states them; None where training has no such."""
+    """Return the settings of a processor for training's transform, or None if it has none."""
     settings = processor.to_dict()
     resize = (settings.get("size") or {}).get("shortest_edge")
     crop = settings.get("crop_size") or {}
@@ -202,7 +202,7 @@ def _data_of(processor: BaseImageProcessor) -> DataRecipe | None:
             mean=tuple(settings["image_mean"]),
             std=tuple(settings["image_std"]),
         )
-    except ValueError:  # a crop that is larger than the picture, which a processor pads
+    except ValueError:  # a crop larger than the resized image, which a processor pads
         return None
 
 
@@ -210,7 +210,7 @@ _NAMELESS = re.compile(r"LABEL_\d+|\d+")
 
 
 def check_classes(model: str, labels: Sequence[str], where: str, classes: Classes) -> None:
-    """Raise where a model's classes are not those of the data.
+    """Check that a model's classes are those of the data.
 
     Args:
         model: The model, for the message.
@@ -219,11 +219,11 @@ def check_classes(model: str, labels: Sequence[str], where: str, classes: Classe
         classes: The classes of the data.
 
     Raises:
-        InputError: When they differ in number, or a label contradicts the class of its index.
+        InputError: If they differ in number, or a label contradicts the class of its index.
     """
     if len(labels) != len(classes):
         raise InputError(
-            f"{model} and {where} do not speak of the same classes",
+            f"{model} and {where} have different numbers of classes",
             expected=f"a model of {len(classes)} classes",
             found=f"one of {len(labels)}",
         )
@@ -244,21 +244,21 @@ def check_classes(model: str, labels: Sequence[str], where: str, classes: Classe
         f"the classes of {model} are not those of {where}, or not in their order",
         expected=f"class {example} to be {classes.wnids[example]} {names[example]!r}",
         found=f"{labels[example]!r}",
-        fix="evaluate it over the data of its own classes, or correct id2label in its config.json",
+        fix="evaluate it on data of its own classes, or correct id2label in its config.json",
     )
 
 
 def check_wnids(one: str, classes: Classes, other: str, others: Classes) -> None:
-    """Stop where two lists of classes give one index two wnids.
+    """Check that two lists of classes have the same wnids.
 
     Args:
         one: Where the first list comes from, for the message.
         classes: The first list.
         other: Where the second list comes from.
-        others: The second list; class names that are no wnids are not compared.
+        others: The second list; names that are not wnids are not compared.
 
     Raises:
-        InputError: When they differ.
+        InputError: If they differ.
     """
     pairs = zip(classes.wnids, others.wnids, strict=False)
     for index, (wnid, found) in enumerate(pairs):
@@ -272,5 +272,5 @@ def check_wnids(one: str, classes: Classes, other: str, others: Classes) -> None
 
 
 def first_name(label: str) -> str:
-    """Return the first of a class's names, without a wnid in parentheses that may follow it."""
+    """Return the first name of a class, without a wnid in parentheses."""
     return label.partition(",")[0].partition(" (")[0].strip()

@@ -1,4 +1,4 @@
-"""Exact counts: sums of what was right, divided once at the end (contract 4)."""
+"""Count correct predictions exactly: integer sums, divided once at the end (contract 4)."""
 
 from __future__ import annotations
 
@@ -6,23 +6,25 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from imagenet_rn50.utils.formatting import counted, percent
 
 TOP_K = 5
-"""Classes that a model may name for top-5; all of them, where a data set has fewer."""
+"""Number of predictions in top-5; fewer if there are fewer classes."""
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How often a model was right.
+    """Accuracy and loss on a split.
 
     Attributes:
-        top1: Part of the images whose first class was the true one, in [0, 1].
-        top5: Part of the images whose first five classes held the true one, in [0, 1].
+        top1: Top-1 accuracy, in [0, 1].
+        top5: Top-5 accuracy, in [0, 1].
         loss: Mean cross-entropy, nats.
         num_images: Number of images counted.
     """
@@ -37,7 +39,7 @@ class Accuracy:
         return dict(vars(self))
 
     def describe(self, num_classes: int) -> str:
-        """Return a line for people; top-5 is left out where naming five classes names all."""
+        """Return one line of text, without top-5 if there are at most five classes."""
         top5 = f", top-5 {percent(self.top5)}" if num_classes > TOP_K else ""
         images = counted(self.num_images, "image")
         return f"top-1 {percent(self.top1)}{top5}, loss {self.loss:.4f} on {images}"
@@ -65,39 +67,46 @@ def widest_float(device: torch.device) -> torch.dtype:
     return torch.float64
 
 
+def count_correct(hits: Tensor | NDArray[np.bool_]) -> tuple[Any, Any]:
+    """Count images that are right by top-1 and by top-5; every accuracy comes from here.
+
+    Args:
+        hits: Whether each prediction, best first, is right; (n, k) bool, k up to 5.
+
+    Returns:
+        Both counts, integers of the kind of `hits`: tensors on its device, or NumPy's.
+    """
+    return hits[:, 0].sum(), hits.any(1).sum()
+
+
 def count(logits: Tensor, labels: Tensor) -> Tensor:
-    """Count one batch, on the device where it is.
+    """Count one batch, on its device.
 
     Args:
         logits: (B, C) float.
         labels: True classes; (B,) int64.
 
     Returns:
-        (4,) `widest_float`: right at first, right among five, summed loss, images. Counts of many
-        batches and of many ranks may be added in any order: float32 holds numbers of images up to
+        (4,) `widest_float`: correct by top-1, correct by top-5, sum of losses, images. Counts of
+        batches and ranks may be added in any order: float32 holds numbers of images up to
         2^24 exactly.
     """
     dtype = widest_float(logits.device)
     hits = top_classes(logits) == labels[:, None]
     loss = functional.cross_entropy(logits.float(), labels, reduction="none")
-    sums = [
-        hits[:, 0].sum(),
-        hits.any(1).sum(),
-        loss.to(dtype).sum(),
-        torch.ones_like(labels).sum(),
-    ]
+    sums = [*count_correct(hits), loss.to(dtype).sum(), torch.ones_like(labels).sum()]
     return torch.stack([value.to(dtype) for value in sums])
 
 
 def accuracy_of(counts: Tensor, expected_images: int) -> Accuracy:
-    """Divide summed counts, once.
+    """Divide the summed counts.
 
     Args:
         counts: Sum of `count` over all batches of all ranks; (4,) float.
-        expected_images: Size of the split, which every evaluation covers exactly once.
+        expected_images: Size of the split.
 
     Raises:
-        RuntimeError: When another number of images was counted; no accuracy is better than that.
+        RuntimeError: If another number of images was counted.
     """
     first, five, loss, images = counts.tolist()
     if images != expected_images:

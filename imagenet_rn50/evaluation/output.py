@@ -2,8 +2,8 @@
 
 OUT/
   metrics.json      every row of results; see docs/evaluation.md for each field
-  per_class.csv     how each class fared, in the first of these rows
-  report.html       both to look at, with plots, confusions and the most confident mistakes
+  per_class.csv     accuracy of each class, for the first row
+  report.html       both, with plots, confusions and the most confident mistakes
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ _PACKAGES = ("torch", "transformers", "torchvision", "pillow", "simplejpeg")
 
 
 def require_own_folder(out: Path) -> None:
-    """Check that an evaluation's files do not come among those of a model, which are pushed.
+    """Check that an evaluation is not written into a model's folder, which `push` uploads.
 
     Raises:
-        InputError: When a model stands there, it is no folder, or it cannot be written.
+        InputError: If `out` holds a model, is not a folder or is not writable.
     """
     if (out / "config.json").is_file() or (out.exists() and not out.is_dir()):
         raise InputError(
             f"{out} holds a model" if out.is_dir() else f"{out} is not a folder",
-            expected="a folder of its own for metrics.json, per_class.csv and report.html",
-            fix="name another one with --out",
+            expected="a separate folder for metrics.json, per_class.csv and report.html",
+            fix="pass another folder as --out",
         )
-    require_writable(out, fix="name another one with --out")
+    require_writable(out, fix="pass another folder as --out")
 
 
 def write_evaluation(
@@ -57,14 +57,14 @@ def write_evaluation(
     evaluation: Evaluation,
     classes: Classes | None,
 ) -> None:
-    """Write the files of an evaluation; what stood there of an earlier one is replaced.
+    """Write the files of an evaluation, replacing those of an earlier one.
 
     Args:
         out: The folder.
         loaded: The model.
-        images: What was counted over.
-        evaluation: What came of it.
-        classes: Give per_class.csv its wnids, where they are known.
+        images: The images.
+        evaluation: The results.
+        classes: The wnids for per_class.csv, if known.
     """
     metrics = metrics_of(loaded, images, evaluation)
     counted = class_counts(images.labels, evaluation.predictions.top)
@@ -72,11 +72,11 @@ def write_evaluation(
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / PER_CLASS, _per_class(loaded, counted, classes))
     write_text(out / REPORT, page)
-    write_json(out / METRICS, metrics)  # last: where it is, the rest is
+    write_json(out / METRICS, metrics)  # last: if it exists, so does the rest
 
 
 def metrics_of(loaded: LoadedModel, images: ImageSet, evaluation: Evaluation) -> dict[str, Any]:
-    """Return what stands in metrics.json."""
+    """Return the content of metrics.json."""
     return {
         "schema": SCHEMA,
         "model": loaded.name,
@@ -94,16 +94,16 @@ def metrics_of(loaded: LoadedModel, images: ImageSet, evaluation: Evaluation) ->
 
 
 def num_classes_counted(loaded: LoadedModel, images: ImageSet) -> int:
-    """Return how many classes could be named: those of a test set, where it has only some."""
+    """Return how many classes could be predicted: those of the test set, if it has a subset."""
     return len(loaded.labels) if images.subset is None else len(images.subset)
 
 
 def results_table(results: tuple[Result, ...], num_classes: int) -> str:
-    """Return the results as people read them in a terminal, a line a row.
+    """Return the results as a table for the terminal.
 
     Args:
         results: The rows.
-        num_classes: Classes that could be named; with five or fewer, top-5 is always right.
+        num_classes: Classes that could be predicted; top-5 is omitted for five or fewer.
     """
     head = ("images", "transform", "flip", "number", "top-1 (95% interval)", "top-5", "loss", "ECE")
     rows = [head]
@@ -127,7 +127,7 @@ def results_table(results: tuple[Result, ...], num_classes: int) -> str:
 
 
 def _per_class(loaded: LoadedModel, counted: list[ClassCount], classes: Classes | None) -> str:
-    """Return per_class.csv; accuracies are parts in [0, 1]."""
+    """Return per_class.csv; accuracies are in [0, 1]."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(
@@ -148,6 +148,6 @@ def _per_class(loaded: LoadedModel, counted: list[ClassCount], classes: Classes 
 
 
 def _versions() -> dict[str, str]:
-    """Return the versions of what computes a result."""
+    """Return the versions of the packages that results depend on."""
     ours = {"imagenet_rn50": __version__, "python": platform.python_version()}
     return ours | {package: version(package) for package in _PACKAGES}

@@ -1,8 +1,8 @@
-"""Predictions of a model: what is kept of each image, and a row of results counted from it.
+"""Predictions of a model, and the results counted from them.
 
-All figures of a report come from the five predicted classes, the confidence and the loss of each
-image; logits are not kept. Each rank fills in the rows of its images in a table and leaves zeros
-elsewhere. The tables of all ranks are summed, and each image must have been seen once (contract 4).
+Only the five predicted classes, the confidence and the loss of each image are kept, not its logits.
+Each rank fills in the rows of its images in a table of zeros. The tables of all ranks are summed,
+and each image must have been seen exactly once (contract 4).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from imagenet_rn50.evaluation.metrics import top_classes
+from imagenet_rn50.evaluation.metrics import count_correct, top_classes
 from imagenet_rn50.evaluation.statistics import Calibration, Interval, calibration, wilson
 from imagenet_rn50.utils.errors import InputError
 
@@ -24,17 +24,17 @@ _SEEN, _LOSS, _CONFIDENCE, _TOP = 0, 1, 2, 3
 
 
 def rows_of(logits: Tensor, labels: Tensor, subset: Tensor | None = None) -> Tensor:
-    """Make the rows of one batch, on the device where it is.
+    """Return the table rows of one batch, on its device.
 
     Args:
         logits: (B, C) float.
         labels: True classes; (B,) int64.
-        subset: The classes that may be named, sorted, where these are not all; (S,) int64. All
-            other logits are left out before the softmax.
+        subset: The classes that may be predicted, sorted, (S,) int64; None for all. All other
+            logits are dropped before the softmax.
 
     Returns:
-        (B, 3 + k) float64, k = min(5, C or S): 1, loss in nats, confidence in [0, 1], classes
-        named, best first.
+        (B, 3 + k) float64, k = min(5, C or S): 1, loss in nats, confidence in [0, 1], predicted
+        classes, best first.
     """
     if subset is not None:
         logits, labels = logits[:, subset], torch.searchsorted(subset, labels)
@@ -62,14 +62,14 @@ class Predictions:
 
     @classmethod
     def of(cls, table: Tensor) -> Self:
-        """Read the table that all ranks filled in together.
+        """Read the summed table of all ranks.
 
         Args:
             table: (n, 3 + k) float64.
 
         Raises:
-            RuntimeError: When an image was not seen exactly once.
-            InputError: When the model's logits are not numbers.
+            RuntimeError: If an image was not seen exactly once.
+            InputError: If the model's logits are not finite.
         """
         rows = table.numpy()
         seen = rows[:, _SEEN]
@@ -88,17 +88,17 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Result:
-    """How often a model was right about a set of images.
+    """The accuracy of a model on a set of images.
 
     Args:
-        name: What was counted: `validation`, `real`, the name of a test set's folder.
-        transform: What prepared the pictures: `training` or `processor`.
-        flip: Whether logits were averaged with those of the mirrored picture.
+        name: Name of images and labels: `validation`, `real`, or the folder of a test set.
+        transform: The transform: `training` or `processor`.
+        flip: Whether logits are averaged over the image and its mirror image.
         num_images: Number of images counted.
-        correct_top1: Images whose top-1 prediction was right.
+        correct_top1: Images whose top-1 prediction is right.
         correct_top5: Images with a right class among the top 5.
-        loss: Mean cross-entropy, nats; None where several classes may be right.
-        calibration: How confidence and accuracy agree.
+        loss: Mean cross-entropy, nats; None if several classes may be right.
+        calibration: Confidence and accuracy in bins.
     """
 
     name: str
@@ -112,12 +112,12 @@ class Result:
 
     @property
     def top1(self) -> float:
-        """Part of the images that was right at first, in [0, 1]."""
+        """Top-1 accuracy, in [0, 1]."""
         return self.correct_top1 / self.num_images
 
     @property
     def top5(self) -> float:
-        """Part of the images that was right among the first five, in [0, 1]."""
+        """Top-5 accuracy, in [0, 1]."""
         return self.correct_top5 / self.num_images
 
     @property
@@ -160,12 +160,12 @@ def result_of(
     """Count the correct predictions.
 
     Args:
-        name: What is counted.
-        transform: What prepared the pictures.
-        flip: Whether logits were averaged with those of the mirrored picture.
-        predictions: What the model said of each image.
-        targets: The true class of each image, (n,) int64; or the classes that are true of each,
-            where images with none are left out.
+        name: Name of images and labels.
+        transform: Name of the transform.
+        flip: Whether logits are averaged over the image and its mirror image.
+        predictions: The predictions for each image.
+        targets: The true class of each image, (n,) int64; or a set of true classes per image,
+            where images with none are not counted.
     """
     top, confidence, loss = predictions.top, predictions.confidence, float(predictions.loss.mean())
     if isinstance(targets, np.ndarray):
@@ -176,13 +176,14 @@ def result_of(
         fitting_classes = [fitting for fitting in targets if fitting]
         pairs = zip(top.tolist(), fitting_classes, strict=True)
         hits = np.array([[c in fitting for c in named] for named, fitting in pairs])
+    correct_top1, correct_top5 = count_correct(hits)
     return Result(
         name=name,
         transform=transform,
         flip=flip,
         num_images=len(top),
-        correct_top1=int(hits[:, 0].sum()),
-        correct_top5=int(hits.any(1).sum()),
+        correct_top1=int(correct_top1),
+        correct_top5=int(correct_top5),
         loss=mean_loss,
         calibration=calibration(confidence, hits[:, 0]),
     )

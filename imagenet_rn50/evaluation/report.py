@@ -32,7 +32,7 @@ from imagenet_rn50.runs.plots import new_figure, png_of
 from imagenet_rn50.utils import formatting
 
 _LIGHT, _DARK = "default", "dark_background"
-_BARS, _GAPS = "#2f7ebc", "#e07b39"  # told apart without colour vision, and readable on both pages
+_BARS, _GAPS = "#2f7ebc", "#e07b39"  # distinguishable without color vision, readable on both pages
 _DARK_PAGE = "#16191d"
 
 
@@ -72,7 +72,7 @@ def reliability_plot(calibration: Calibration) -> Plot:
 
 
 def class_plot(accuracies: NDArray[np.float64]) -> Plot:
-    """Draw how many classes have which top-1 accuracy.
+    """Draw a histogram of the top-1 accuracy of the classes.
 
     Args:
         accuracies: Top-1 of each class, in [0, 1]; (C,) float64.
@@ -91,7 +91,7 @@ def class_plot(accuracies: NDArray[np.float64]) -> Plot:
 
 
 def _drawn(draw: Callable[[Figure], None]) -> Plot:
-    """Draw the same for both pages."""
+    """Draw a plot for light and dark pages."""
     pngs = []
     for name, page in ((_LIGHT, "#ffffff"), (_DARK, _DARK_PAGE)):
         with rc_context(), style.context(name):
@@ -104,7 +104,7 @@ def _drawn(draw: Callable[[Figure], None]) -> Plot:
     return Plot(*pngs)
 
 
-_NUM_CLASSES_SHOWN = 10  # at either end
+_NUM_CLASSES_SHOWN = 10  # of the best, and of the worst
 _NUM_PAIRS = 20
 _NUM_MISTAKES = 24
 _THUMBNAIL = 224  # px
@@ -125,20 +125,20 @@ class ShownClass:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A picture of the gallery.
+    """A wrong prediction in the gallery.
 
     Args:
-        key: The image's name.
-        picture: A JPEG.
-        width: In px.
-        height: In px.
-        target: Its class.
-        named: What the model took it for.
-        confidence: How sure it was, in [0, 1].
+        key: Name of the image.
+        image: JPEG bytes.
+        width: Width, px.
+        height: Height, px.
+        target: Name of the true class.
+        named: Name of the predicted class.
+        confidence: Its probability, in [0, 1].
     """
 
     key: str
-    picture: bytes
+    image: bytes
     width: int
     height: int
     target: str
@@ -153,14 +153,14 @@ def render_report(
     counted: list[ClassCount],
     metrics: dict[str, Any],
 ) -> str:
-    """Return the page.
+    """Return the report as HTML.
 
     Args:
         loaded: The model.
-        images: What was counted over.
-        evaluation: What came of it.
-        counted: How each class fared.
-        metrics: What stands in metrics.json.
+        images: The images.
+        evaluation: The results.
+        counted: Counts per class.
+        metrics: The content of metrics.json.
     """
     first, predictions, labels = evaluation.results[0], evaluation.predictions, loaded.labels
     ranked = sorted(counted, key=lambda row: (row.top1 / row.num_images, row.label))
@@ -201,7 +201,7 @@ def render_report(
 
 
 def _shown(row: ClassCount, labels: tuple[str, ...]) -> ShownClass:
-    """Return a class as tables show it."""
+    """Return a row of the tables of classes."""
     return ShownClass(
         label=labels[row.label],
         num_images=row.num_images,
@@ -213,17 +213,17 @@ def _shown(row: ClassCount, labels: tuple[str, ...]) -> ShownClass:
 
 
 def _mistakes(images: ImageSet, evaluation: Evaluation, labels: tuple[str, ...]) -> list[Mistake]:
-    """Return the mistakes of which the model was most confident."""
+    """Return the most confident mistakes."""
     predictions = evaluation.predictions
     wrong = np.flatnonzero(predictions.top[:, 0] != images.labels)
     order = np.argsort(-predictions.confidence[wrong], kind="stable")
     shown = []
     for index in wrong[order][:_NUM_MISTAKES].tolist():
-        picture, width, height = _thumbnail(images.read(index))
+        image, width, height = _thumbnail(images.read(index))
         shown.append(
             Mistake(
                 key=images.key_of(index),
-                picture=picture,
+                image=image,
                 width=width,
                 height=height,
                 target=labels[images.labels[index]],
@@ -235,9 +235,9 @@ def _mistakes(images: ImageSet, evaluation: Evaluation, labels: tuple[str, ...])
 
 
 def _thumbnail(content: bytes) -> tuple[bytes, int, int]:
-    """Return a picture small enough to be put into the page, with its size in px."""
-    with Image.open(io.BytesIO(content)) as picture:
-        small = picture.convert("RGB")
+    """Return a thumbnail as JPEG bytes, with its width and height in px."""
+    with Image.open(io.BytesIO(content)) as image:
+        small = image.convert("RGB")
     small.thumbnail((_THUMBNAIL, _THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, format="JPEG", quality=_THUMBNAIL_QUALITY)
@@ -245,5 +245,5 @@ def _thumbnail(content: bytes) -> tuple[bytes, int, int]:
 
 
 def _base64(content: bytes) -> str:
-    """Return bytes as a data URL holds them."""
+    """Return bytes as base64 text, for a data URL."""
     return base64.b64encode(content).decode("ascii")

@@ -1,7 +1,4 @@
-"""Statistics of an accuracy: its confidence interval, calibration, and the classes that fail.
-
-Everything is computed from what `predictions` keeps of each image.
-"""
+"""Confidence intervals, calibration, accuracy per class and confusions, from `Predictions`."""
 
 from __future__ import annotations
 
@@ -11,8 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from imagenet_rn50.evaluation.metrics import count_correct
+
 NUM_BINS = 15
-"""Bins of confidence, as Guo et al. 2017 take."""
+"""Bins of confidence, as in Guo et al. 2017."""
 
 _Z = 1.959963984540054  # of a two-sided 95% interval: the normal quantile of 0.975
 
@@ -28,30 +27,30 @@ def wilson(hits: int, num_images: int) -> Interval:
     """Return the 95% score interval of a proportion (Wilson 1927).
 
     With p = hits / n and z = 1.96:  (p + z^2/2n  -+  z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n).
-    Unlike p -+ z sqrt(p(1-p)/n) it stays in [0, 1] and is not empty where p is 0 or 1.
+    Unlike p -+ z sqrt(p(1-p)/n) it stays in [0, 1], and has a width if p is 0 or 1.
 
     Args:
-        hits: How many images were right.
-        num_images: Of how many, at least 1.
+        hits: Number of correct images.
+        num_images: Number of images, at least 1.
     """
     p, n = hits / num_images, num_images
     middle = p + _Z**2 / (2 * n)
     spread = _Z * np.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
     low, high = ((middle + sign * spread) / (1 + _Z**2 / n) for sign in (-1, 1))
-    # At the ends the formula gives 0 and 1 but for rounding.
+    # At the ends the formula gives 0 and 1 except for rounding.
     return Interval(0.0 if hits == 0 else float(low), 1.0 if hits == n else float(high))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How confidence and accuracy agree, in bins of equal width.
+    """Confidence and accuracy in bins of equal width.
 
     Bin m of M holds the images with a confidence in ((m-1)/M, m/M].
 
     Args:
         num_images: Images in each bin; (M,) int64.
-        confidence: Their mean confidence, in [0, 1]; (M,) float64, 0 where the bin is empty.
-        accuracy: Part of them that was right, in [0, 1]; (M,) float64, 0 where it is empty.
+        confidence: Their mean confidence, in [0, 1]; (M,) float64, 0 for an empty bin.
+        accuracy: Their top-1 accuracy, in [0, 1]; (M,) float64, 0 for an empty bin.
     """
 
     num_images: NDArray[np.int64]
@@ -74,8 +73,8 @@ def calibration(
     """Sort images into bins by confidence.
 
     Args:
-        confidence: Probability of the first class named, in [0, 1]; (n,) float64.
-        right: Whether that was the true class; (n,) bool.
+        confidence: Probability of the top-1 class, in [0, 1]; (n,) float64.
+        right: Whether that is the true class; (n,) bool.
         num_bins: Number of bins.
     """
     edges = np.arange(1, num_bins) / num_bins
@@ -124,7 +123,7 @@ def class_counts(labels: NDArray[np.int64], top: NDArray[np.int64]) -> list[Clas
 
     Args:
         labels: True classes; (n,) int64.
-        top: Classes that the model named, best first; (n, k) int64.
+        top: Predicted classes, best first; (n, k) int64.
     """
     hits = top == labels[:, None]
     order = np.argsort(labels, kind="stable")
@@ -134,12 +133,13 @@ def class_counts(labels: NDArray[np.int64], top: NDArray[np.int64]) -> list[Clas
         wrong = top[rows, 0][~hits[rows, 0]]
         others, count = np.unique(wrong, return_counts=True)
         most = int(count.argmax()) if len(wrong) else None
+        top1, top5 = count_correct(hits[rows])
         counted.append(
             ClassCount(
                 label=label,
                 num_images=len(rows),
-                top1=int(hits[rows, 0].sum()),
-                top5=int(hits[rows].any(1).sum()),
+                top1=int(top1),
+                top5=int(top5),
                 most_confused_with=None if most is None else int(others[most]),
                 count=0 if most is None else int(count[most]),
             )
@@ -152,8 +152,8 @@ def confusions(labels: NDArray[np.int64], named: NDArray[np.int64], limit: int) 
 
     Args:
         labels: True classes; (n,) int64.
-        named: The first class that the model named; (n,) int64.
-        limit: How many to return at most.
+        named: Top-1 predictions; (n,) int64.
+        limit: Maximum number to return.
     """
     wrong = named != labels
     pairs = np.stack([labels[wrong], named[wrong]], axis=1)

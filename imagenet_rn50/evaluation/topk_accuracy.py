@@ -4,8 +4,8 @@ import evaluate
 metric = evaluate.load("imagenet_rn50/evaluation/topk_accuracy.py")
 metric.compute(predictions=[[3, 1, 0, 2, 4]], references=[1])
 
-`evaluate.evaluator("image-classification")` takes it, too; its predictions are one class an image,
-of which top-5 cannot be known.
+`evaluate.evaluator("image-classification")` accepts it, too, but passes one class per image, so it
+computes top-1 only.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from typing import Any
 import datasets
 import evaluate
 
-_DESCRIPTION = "Part of the images whose true class is the first, or among the first five, named."
+_DESCRIPTION = "Fraction of images whose true class is predicted first, or among the first five."
 _INPUTS = """
 Args:
-    predictions: for each image its most likely classes, best first: (n, k) int; or one: (n,) int.
-    references: true classes: (n,) int; or several that are true, of each image: a list of lists.
+    predictions: the most likely classes of each image, best first, (n, k) int; or one, (n,) int.
+    references: the true class of each image, (n,) int; or a list of true classes per image.
 Returns:
-    top1, and where more than one class is named top5: in [0, 1]; num_images.
+    top1 and, for more than one class per image, top5, in [0, 1]; num_images.
 """
 
 _ONE = datasets.Value("int64")

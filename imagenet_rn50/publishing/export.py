@@ -1,9 +1,9 @@
-"""Export: from a run, or from weights of others, to a folder that needs none of our code.
+"""Export a run, or pretrained weights, to a folder that needs nothing of this package.
 
 OUT/
-  config.json  preprocessor_config.json      architecture, classes; what is done to a picture
+  config.json  preprocessor_config.json      architecture and classes; image preprocessing
   model.safetensors                          or resnet50.safetensors, or model.onnx
-  README.md                                  the card
+  README.md                                  the model card
   metrics.jsonl  recipe.yaml  plots/  ...    what the card's numbers come from
 """
 
@@ -60,14 +60,14 @@ _SCHEMA = 1  # of metrics.json
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What an export shall be.
+class ExportOptions:
+    """Options of an export.
 
     Attributes:
         form: Format of the weights.
-        dtype: Type of the weights.
-        shards: Pictures to compare on, besides random ones; None for none.
-        metrics: metrics.json of `evaluate`, for the card; None for that of the run, if any.
+        dtype: Data type of the weights.
+        shards: Images to compare logits on, in addition to random ones.
+        metrics: metrics.json of `evaluate`, for the card; None uses that of the run, if any.
     """
 
     form: Format = "transformers"
@@ -82,23 +82,22 @@ def export(
     *,
     checkpoint: Which = "best",
     weights: Weights = "auto",
-    wanted: Wanted = Wanted(),
+    options: ExportOptions = ExportOptions(),
 ) -> None:
-    """Write a model of a run as others load it, and loads it back to compare.
+    """Export a model of a run, load it back and compare its logits.
 
     Args:
-        run: The run folder.
-        out: The new folder; an earlier export that stands there is replaced, nothing else.
-        checkpoint: The one with the best validation top-1, or the newest.
-        weights: Averaged, raw, or whichever scored better there.
-        wanted: Format and type of the weights, and what to compare on.
+        run: The run directory.
+        out: The new folder; an earlier export there is replaced, anything else is an error.
+        checkpoint: Best validation top-1, or newest.
+        weights: Averaged (EMA), raw, or whichever scored better.
+        options: Options of the export.
 
     Raises:
-        InputError: When there is no such run or checkpoint, or `out` holds something else.
-        RuntimeError: When the exported model does not compute what the trained one does, or a
-            number in its card has no source.
+        InputError: If there is no such run or checkpoint, or `out` holds something else.
+        RuntimeError: If the logits differ, or a number in the card has no source.
     """
-    _write(source_of_run(run, checkpoint, weights, wanted.metrics), out, wanted)
+    _write(source_of_run(run, checkpoint, weights, options.metrics), out, options)
 
 
 def convert(
@@ -109,125 +108,126 @@ def convert(
     sizes: Mapping[str, int] | None = None,
     kind: Kind | None = None,
     arch: str | None = None,
-    wanted: Wanted = Wanted(),
+    options: ExportOptions = ExportOptions(),
 ) -> None:
-    """Write weights of others as an exported folder: torchvision's, timm's, or of the Hub.
+    """Export pretrained weights of torchvision, timm or the Hub.
 
     Args:
-        weights: As `read_pretrained` takes them.
-        out: The new folder; an earlier export that stands there is replaced, nothing else.
-        classes: Lists the model's classes, as `Classes.read` takes it; None for those of its
-            configuration, or of ImageNet where it has a thousand.
-        sizes: `eval_resize` and `eval_size`, px, where they are to be others than its
-            configuration says.
-        kind: Averaged or raw weights, where the file holds both.
-        arch: Name of the architecture in timm, where nothing else declares one.
-        wanted: Format and type of the weights, and what to compare on.
+        weights: See `read_pretrained`.
+        out: The new folder; an earlier export there is replaced, anything else is an error.
+        classes: List of classes, see `Classes.read`; None uses those of the configuration, or
+            ImageNet's for 1,000 classes.
+        sizes: `eval_resize` and `eval_size`, px, to override those of the configuration.
+        kind: Averaged or raw weights, if the file holds both.
+        arch: Name of the architecture in timm, if nothing else declares one.
+        options: Options of the export.
 
     Raises:
-        InputError: When the weights cannot be read, belong to another architecture, or their
-            classes or processor are not known.
-        RuntimeError: When the exported model does not compute what the original does.
+        InputError: If the weights cannot be read, do not fit the declared architecture, or have
+            unknown classes or preprocessing.
+        RuntimeError: If the logits differ, or a number in the card has no source.
     """
-    source = source_of_weights(weights, classes, sizes or {}, wanted.metrics, kind=kind, arch=arch)
-    _write(source, out, wanted)
+    source = source_of_weights(weights, classes, sizes or {}, options.metrics, kind=kind, arch=arch)
+    _write(source, out, options)
 
 
-def _write(source: Source, out: Path, wanted: Wanted) -> None:
-    """Write an export under a temporary name, checks it, and gives it its name."""
-    require_format(source.model, source.processor, wanted.form, wanted.dtype)
-    if wanted.shards:
-        where = wanted.shards.folder
+def _write(source: Source, out: Path, options: ExportOptions) -> None:
+    """Write an export under a temporary name, check it, and rename it."""
+    require_format(source.model, source.processor, options.form, options.dtype)
+    if options.shards:
+        where = options.shards.folder
         labels = list((source.model.config.id2label or {}).values())
         check_classes("the model", labels, str(where), Classes.load(where))
     _require_replaceable(out)
     size = sum(tensor.nbytes for tensor in source.model.state_dict().values())
     require_free_space(out, size, "the exported model")
-    final = Path(os.path.realpath(out))  # unlike resolve(), it takes a loop of links
+    final = Path(os.path.realpath(out))  # unlike resolve(), accepts a loop of links
     temporary = final.with_name(final.name + TEMPORARY_SUFFIX)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        told = _fill(source, temporary, wanted)
+        result = _fill(source, temporary, options)
         if (final / EXAMPLES).is_dir():
             shutil.copytree(final / EXAMPLES, temporary / EXAMPLES)
         replace_folder(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    logger.info(f"exported {source.described} to {out}: {told}")
+    logger.info(f"exported {source.location} to {out}: {result}")
 
 
 def _require_replaceable(out: Path) -> None:
-    """Check that nothing but an earlier export would be replaced.
+    """Check that `out` is new, empty or an earlier export.
 
     Raises:
-        InputError: When something else stands there, or nothing can be written there.
+        InputError: If it holds something else, or is not writable.
     """
-    fix = "name another folder with --out"
+    fix = "pass another folder as --out"
     require_writable(out.absolute().parent, fix)
     if not out.exists():
         return
     if not out.is_dir():
         raise InputError(f"{out} is not a folder", expected="a new or empty one", fix=fix)
     if Path.cwd().is_relative_to(out.resolve()):
-        raise InputError(f"{out} would be replaced while this stands in it", fix=fix)
+        raise InputError(
+            f"{out} is the current folder, or a parent of it, and cannot be replaced", fix=fix
+        )
     names = [path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()]
     others = sorted(name for name in names if not is_of_export(name))
     if others or (names and CONFIG not in names):
         raise InputError(
-            f"{out} holds something else than an exported model",
-            expected="a new or empty folder, or one with an earlier export and nothing more",
+            f"{out} holds something other than an exported model",
+            expected="a new or empty folder, or one that holds an earlier export only",
             found=", ".join(others[:5]) or f"no {CONFIG}",
             fix="move that away, or " + fix,
         )
 
 
-def _fill(source: Source, folder: Path, wanted: Wanted) -> str:
-    """Write all files of an export and checks them.
+def _fill(source: Source, folder: Path, options: ExportOptions) -> str:
+    """Write all files of an export and check them.
 
     Returns:
-        What was found, for the last line that is said.
+        How its logits compare, for the log.
 
     Raises:
-        RuntimeError: When something in it is not as it should be.
+        RuntimeError: If the logits differ, or a number in the card has no source.
     """
     model = source.model.eval()
-    written = converted(model, wanted.dtype)
-    exported = write_model(written, folder, wanted.form)
+    written = converted(model, options.dtype)
+    exported = write_model(written, folder, options.form)
     source.processor.save_pretrained(folder)
-    _copy_evidence(source, folder)
-    _check_evaluation(folder, weights_digest(written.float()), insist=wanted.metrics is not None)
-    info = CardInfo(source.name, wanted.form, wanted.dtype, source.choice)
+    _copy_sources(source, folder)
+    _check_evaluation(folder, weights_digest(written.float()), required=options.metrics is not None)
+    info = CardInfo(source.name, options.form, options.dtype, source.choice)
     write_text(folder / CARD, model_card(folder, info))
     if problems := unsourced_numbers(folder):
         raise RuntimeError("the card has numbers without a source: " + "; ".join(problems))
 
-    allowed = tolerance(wanted.form, wanted.dtype)
+    allowed = tolerance(options.form, options.dtype)
     original = source.reference or model
     difference = compare_logits(original, exported, source.data.eval_size, allowed)
-    told = f"it computes the logits of {_reference(source)}, within {difference:.1g} of the largest"
-    if wanted.shards is None:
-        return f"{told} (not compared on pictures: no --shards)"
-    same, compared = compare_on_shards(original, exported, wanted.shards, source.data, allowed)
-    return f"{told}, and names the same class first for {same} of {compared} pictures"
+    result = f"logits agree with {_reference(source)} within {difference:.1g} of the largest"
+    if options.shards is None:
+        return f"{result} (not compared on images: no --shards)"
+    same, compared = compare_on_shards(original, exported, options.shards, source.data, allowed)
+    return f"{result}; the same top-1 class on {same} of {compared} images"
 
 
 def _reference(source: Source) -> str:
-    """Return what an export was compared with, and claim no more."""
+    """Return the name of the model that the export was compared with."""
     if source.origin is None:
         return "the trained model"
     if source.reference is None:
-        return "the architecture assumed, which no model of another library could confirm"
+        return "the assumed architecture, which no other library could confirm,"
     return str(source.origin.declared)
 
 
-def _copy_evidence(source: Source, folder: Path) -> None:
-    """Copy what the card's numbers come from.
+def _copy_sources(source: Source, folder: Path) -> None:
+    """Copy the files that the card's numbers come from.
 
     Raises:
-        InputError: When a file is missing.
+        InputError: If a file is missing.
     """
-    for name, path in source.evidence.items():
+    for name, path in source.files.items():
         if not path.is_file():
             raise InputError(f"there is no file {path}", expected=f"a {name}, for the card")
         (folder / name).parent.mkdir(exist_ok=True)
@@ -245,16 +245,16 @@ def _copy_evidence(source: Source, folder: Path) -> None:
         write_json(folder / ORIGIN, origin)
 
 
-def _check_evaluation(folder: Path, weights: str, *, insist: bool) -> None:
-    """Check that metrics.json speaks of these very weights.
+def _check_evaluation(folder: Path, weights: str, *, required: bool) -> None:
+    """Check that metrics.json was measured with the exported weights.
 
     Args:
-        folder: Where it was copied to, if there is one.
-        weights: Digest of what is exported.
-        insist: Whether it was asked for, or else found in the run, and left out when it does not.
+        folder: The export, which may have a metrics.json.
+        weights: Digest of the exported weights.
+        required: Whether other weights are an error; otherwise metrics.json is removed.
 
     Raises:
-        InputError: When it does not.
+        InputError: If it was measured with other weights, or not written by `evaluate`.
     """
     path = folder / EVALUATION
     if not path.is_file():
@@ -264,21 +264,21 @@ def _check_evaluation(folder: Path, weights: str, *, insist: bool) -> None:
     dataset = content.get("dataset") if is_known else None
     if not isinstance(dataset, dict) or not {"name", "split"} <= dataset.keys():
         raise InputError(
-            "that metrics.json was not written by evaluate",
+            "metrics.json was not written by evaluate",
             expected=f'{{"schema": {_SCHEMA}, "dataset": {{...}}, "results": [...]}}',
             fix="python -m imagenet_rn50 evaluate --model MODEL --shards SHARDS --out FOLDER",
         )
     measured = content.get("checkpoint", {}).get("weights_sha256", weights)
     if measured == weights:
-        # Folders of this machine are nobody else's business.
+        # Do not publish local paths.
         write_json(path, content | {"model": Path(content["model"]).name})
         return
-    if insist:
+    if required:
         raise InputError(
-            "that metrics.json speaks of other weights",
+            "metrics.json was measured with other weights",
             expected=f"weights_sha256 {weights}",
             found=str(measured),
             fix="evaluate the exported folder, and export again with its metrics.json",
         )
-    logger.info("the run's metrics.json speaks of other weights: it is left out of the card")
+    logger.info("the run's metrics.json was measured with other weights: omitted from the card")
     path.unlink()

@@ -1,7 +1,4 @@
-"""The formats of an exported model: each is written, and read back as those who use it do.
-
-An export proves itself: what was written computes what was trained.
-"""
+"""Write an exported model in each format, load it back as users do, and compare its logits."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ from imagenet_rn50.utils.files import follow_umask
 
 Dtype = Literal["float32", "float16"]
 Logits = Callable[[Tensor], Tensor]
-"""From normalised pictures, (B, 3, H, W) float32, to logits, (B, num_classes) float32."""
+"""From normalized images, (B, 3, H, W) float32, to logits, (B, num_classes) float32."""
 
 _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
@@ -48,10 +45,10 @@ _ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 def require_format(
     model: ResNetForImageClassification, processor: BaseImageProcessor, form: Format, dtype: Dtype
 ) -> None:
-    """Check that a model can be written in a format, before anything is.
+    """Check that a model can be written in a format, before writing anything.
 
     Raises:
-        InputError: When it cannot: another architecture, another type, packages that are missing.
+        InputError: If architecture or data type do not fit, or packages are missing.
     """
     if form == "torchvision":
         num_classes = model.get_submodule("classifier.1").get_parameter("weight").shape[0]
@@ -60,10 +57,10 @@ def require_format(
         ours = {n: t.shape for n, t in to_torchvision(model.state_dict()).items()}
         if theirs != ours:
             raise InputError(
-                "torchvision has no such network",
+                "torchvision has no such model",
                 expected="the recipe's model to be ResNet-50: torchvision.models.resnet50",
-                found=f"{len(ours.items() - theirs.items())} of {len(ours)} tensors are not its",
-                fix="export with --format transformers, or onnx",
+                found=f"{len(ours.items() - theirs.items())} of {len(ours)} tensors differ",
+                fix="export with --format transformers or onnx",
             )
         _require_plain(model.config, processor)
     if form == "onnx":
@@ -75,18 +72,18 @@ def require_format(
             )
         if dtype != "float32":
             raise InputError(
-                "an ONNX model is written in float32 alone",
+                "an ONNX model must be float32",
                 expected="--dtype float32",
                 found=f"--dtype {dtype}",
-                fix="onnxruntime's own tools convert it for the hardware that it will run on",
+                fix="convert it with onnxruntime's tools, for the hardware that it will run on",
             )
 
 
 def _require_plain(config: ResNetConfig, processor: BaseImageProcessor) -> None:
-    """Refuse what torchvision's ResNet-50, and what cards say of preparing images for it, lack.
+    """Check that torchvision's ResNet-50 and the card's snippet can express the configuration.
 
     Raises:
-        InputError: Naming the field.
+        InputError: If a field has another value.
     """
     defaults, settings = ResNetConfig(), processor.to_dict()
     fields = [(CONFIG, n, getattr(config, n), getattr(defaults, n)) for n in VARIANT]
@@ -97,25 +94,25 @@ def _require_plain(config: ResNetConfig, processor: BaseImageProcessor) -> None:
     for file, name, found, expected in fields:
         if found != expected:
             raise InputError(
-                f"{file} asks for what torchvision's ResNet-50 has not",
+                f"torchvision's ResNet-50 does not support {file}",
                 expected=f"{name} {expected}",
                 found=f"{name} {found}",
-                fix="export with --format transformers, or onnx",
+                fix="export with --format transformers or onnx",
             )
 
 
 def write_model(model: ResNetForImageClassification, folder: Path, form: Format) -> Logits:
-    """Write configuration and weights, and loads them back.
+    """Write configuration and weights, and load them back.
 
     Args:
         model: From `converted`.
-        folder: Where to.
+        folder: The folder to write to.
         form: Format of the weights.
 
     Returns:
-        The model that was written, as its users load it, computing in float32.
+        The written model, loaded as users do; it computes in float32.
     """
-    logging.disable_progress_bar()  # it is written in a moment
+    logging.disable_progress_bar()  # writing takes a moment only
     if form == "onnx":
         return _write_onnx(model, folder)
     write = _write_transformers if form == "transformers" else _write_torchvision
@@ -127,22 +124,22 @@ def _write_transformers(model: ResNetForImageClassification, folder: Path) -> Lo
     follow_umask(folder / TRANSFORMERS_WEIGHTS)
     exported = load_exported(folder)
     _require_same(model.state_dict(), exported.state_dict())
-    return lambda pictures: logits_of(exported, pictures)
+    return lambda images: logits_of(exported, images)
 
 
 def _write_torchvision(model: ResNetForImageClassification, folder: Path) -> Logits:
-    """Write torchvision's state dict, as safetensors: a .pth is a pickle, which can run code."""
+    """Write torchvision's state dict as safetensors; a .pth is a pickle, which can run code."""
     model.config.save_pretrained(folder)
     state = to_torchvision(model.state_dict())
     save_tensors(folder / TORCHVISION_WEIGHTS, state)
     exported = resnet50(num_classes=len(state["fc.bias"])).eval()
     exported.load_state_dict(load_file(folder / TORCHVISION_WEIGHTS), strict=True)
     _require_same(state, exported.state_dict())
-    return lambda pictures: exported(pictures)
+    return lambda images: exported(images)
 
 
 def _write_onnx(model: ResNetForImageClassification, folder: Path) -> Logits:
-    """Write an ONNX graph for any number of pictures of any size."""
+    """Write an ONNX graph for any number of images of any size."""
     import onnxruntime
 
     model.config.save_pretrained(folder)
@@ -159,18 +156,18 @@ def _write_onnx(model: ResNetForImageClassification, folder: Path) -> Logits:
     program.save(folder / ONNX_MODEL)
     session = onnxruntime.InferenceSession(folder / ONNX_MODEL, providers=["CPUExecutionProvider"])
 
-    def logits(pictures: Tensor) -> Tensor:
-        (computed,) = session.run(["logits"], {"pixel_values": pictures.contiguous().numpy()})
+    def logits(images: Tensor) -> Tensor:
+        (computed,) = session.run(["logits"], {"pixel_values": images.contiguous().numpy()})
         return torch.from_numpy(computed)
 
     return logits
 
 
 def _require_same(written: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
-    """Compare weights bit by bit.
+    """Check that weights are bit-identical.
 
     Raises:
-        RuntimeError: When something was lost on the way.
+        RuntimeError: If they differ.
     """
     pairs = ((name, tensor.to(loaded[name].dtype)) for name, tensor in written.items())
     wrong = [name for name, tensor in pairs if not torch.equal(tensor, loaded[name])]
@@ -179,7 +176,7 @@ def _require_same(written: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -
 
 
 class _LogitsOnly(nn.Module):
-    """The model with one tensor as its answer, for a graph with one output."""
+    """A model that returns only logits, for a graph with one output."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -190,10 +187,10 @@ class _LogitsOnly(nn.Module):
 
 
 def converted(model: ResNetForImageClassification, dtype: Dtype) -> ResNetForImageClassification:
-    """Return a copy with floating values of a type; counters stay integers.
+    """Return a copy with floating-point tensors of another type; counters stay integers.
 
     Raises:
-        InputError: When a value is too large for it.
+        InputError: If a value is too large for the type.
     """
     other: ResNetForImageClassification = copy.deepcopy(model)
     other.to(getattr(torch, dtype))
@@ -204,16 +201,15 @@ def converted(model: ResNetForImageClassification, dtype: Dtype) -> ResNetForIma
 
 
 _SAMPLE = 128  # images of the validation split
-_BATCHES = (1, 4)  # an exported graph must take more sizes than the one it was traced with
+_BATCHES = (1, 4)  # an exported graph must accept other sizes than the one it was traced with
 
 
 def tolerance(form: Format, dtype: Dtype) -> float:
-    """Return how far logits may differ, as a part of the largest one.
+    """Return the largest allowed difference of logits, as a fraction of the largest logit.
 
     Returns:
-        1e-5 where the same numbers are computed with, though by kernels that torch may choose
-        otherwise where they lie otherwise in memory; 1e-4 where another runtime fuses them; 2e-2
-        where weights have 11 bits instead of 24.
+        1e-5 for the same weights, because torch chooses kernels by memory layout; 1e-4 for
+        onnxruntime, which fuses operations; 2e-2 for weights of 11 bits instead of 24.
     """
     if dtype == "float16":
         return 2e-2
@@ -222,25 +218,25 @@ def tolerance(form: Format, dtype: Dtype) -> float:
 
 @torch.inference_mode()
 def compare_logits(model: nn.Module, exported: Logits, size: int, allowed: float) -> float:
-    """Compare logits on random pictures, in batches of several sizes.
+    """Compare logits on random images, in batches of several sizes.
 
     Args:
-        model: What was trained, in evaluation mode.
-        exported: What was written.
-        size: Side of the pictures, px.
+        model: The original model, in evaluation mode.
+        exported: The exported model.
+        size: Side of the images, px.
         allowed: From `tolerance`.
 
     Returns:
-        The largest difference, as a part of the largest logit.
+        The largest difference, as a fraction of the largest logit.
 
     Raises:
-        RuntimeError: When they differ by more than is allowed.
+        RuntimeError: If they differ by more than `allowed`.
     """
     worst = 0.0
     for seed, batch in zip(positions(), _BATCHES, strict=False):
         generator = torch.Generator().manual_seed(seed)
-        pictures = torch.randn(batch, 3, size, size, generator=generator)
-        worst = max(worst, _difference(logits_of(model, pictures), exported(pictures), allowed))
+        images = torch.randn(batch, 3, size, size, generator=generator)
+        worst = max(worst, _difference(logits_of(model, images), exported(images), allowed))
     return worst
 
 
@@ -248,21 +244,21 @@ def compare_logits(model: nn.Module, exported: Logits, size: int, allowed: float
 def compare_on_shards(
     model: nn.Module, exported: Logits, shards: ShardStore, data: DataRecipe, allowed: float
 ) -> tuple[int, int]:
-    """Compare logits and first classes, on the first images of the validation split.
+    """Compare logits and top-1 classes on the first images of the validation split.
 
     Args:
-        model: What was trained, in evaluation mode.
-        exported: What was written.
-        shards: Where the pictures stand.
-        data: Sizes and normalisation.
+        model: The original model, in evaluation mode.
+        exported: The exported model.
+        shards: The shards.
+        data: Sizes and normalization.
         allowed: From `tolerance`.
 
     Returns:
-        For how many images the same class comes first, and how many there were.
+        The number of images with the same top-1 class, and the number compared.
 
     Raises:
-        RuntimeError: When logits differ by more than is allowed, or another class comes first where
-            our logits of both do not lie closer together than that.
+        RuntimeError: If logits differ by more than `allowed`, or top-1 classes differ whose logits
+            are farther apart than that.
     """
     split = Manifest.load(shards.folder).split(VALIDATION)
     num_images = min(_SAMPLE, split.num_samples)
@@ -278,35 +274,35 @@ def compare_on_shards(
     for batch in on_device(loader, torch.device("cpu"), data.mean, data.std):
         ours, theirs = logits_of(model, batch.images), exported(batch.images)
         _difference(ours, theirs, allowed)
-        same += _same_first(ours, theirs, allowed)
+        same += _num_same_top1(ours, theirs, allowed)
     loader.close()
     return same, num_images
 
 
-def _same_first(ours: Tensor, theirs: Tensor, allowed: float) -> int:
-    """Return for how many pictures the same class comes first.
+def _num_same_top1(ours: Tensor, theirs: Tensor, allowed: float) -> int:
+    """Return the number of images with the same top-1 class.
 
     Raises:
-        RuntimeError: When another one does, and not for being as good as equal.
+        RuntimeError: If classes differ whose logits are not nearly equal.
     """
     named = theirs.argmax(1, keepdim=True)
     margins = ours.max(1).values - ours.gather(1, named)[:, 0]
     if num_wrong := int((margins > allowed * ours.abs().max()).sum()):
         raise RuntimeError(
-            f"the exported model names another class first for {num_wrong} of {len(ours)} pictures"
+            f"the exported model predicts another top-1 class for {num_wrong} of {len(ours)} images"
         )
     return int((ours.argmax(1) == named[:, 0]).sum())
 
 
 def _difference(ours: Tensor, theirs: Tensor, allowed: float) -> float:
-    """Return the largest difference, as a part of the largest logit.
+    """Return the largest difference, as a fraction of the largest logit.
 
     Raises:
-        RuntimeError: When it is more than is allowed.
+        RuntimeError: If it is more than `allowed`.
     """
     largest = ours.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
     difference = ((ours - theirs.float()).abs().max() / largest).item()
-    if not difference <= allowed:  # nan is no agreement either
+    if not difference <= allowed:  # also true for nan
         raise RuntimeError(
             f"the exported model's logits differ by {difference:.3g} of the largest; "
             f"at most {allowed:.3g} is allowed"

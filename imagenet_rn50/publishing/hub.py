@@ -1,13 +1,9 @@
-"""What goes to the Hub, laid out as it will stand there.
+"""Push an exported model, and optionally a Space for it, to the Hugging Face Hub.
 
-The card names the model's Hub id in its snippet; the Space has the model in its metadata, and a
-model.json that pins it to the model's commit.
-
-Push: an exported model, and the Space that shows it, to the Hub through huggingface_hub.
-
-What goes up is laid out in a folder of its own first (staging), and compared with what stands there
-afterwards. Each repository gets one commit, and a push that broke off is taken up by the same
-command: what the Hub has already is not sent again.
+The files of each repository are first staged in a temporary folder: the card's snippet gets the
+model's Hub id; the Space gets the model in its metadata, and a model.json that pins it to the
+model's commit. After the upload, hashes are compared. Each repository gets one commit. Running the
+same command again resumes an interrupted push: files that the Hub has are not uploaded again.
 """
 
 from __future__ import annotations
@@ -43,18 +39,18 @@ from imagenet_rn50.utils.logging import logger
 
 APP = Path(__file__).parents[2] / "app"
 PINNED = "model.json"
-"""In the Space: which model it shows, and the commit of it."""
+"""File in the Space with the id and commit of its model."""
 
-_LEFT_OUT = ("__pycache__", ".")  # how names begin that stay here
+_SKIPPED_PREFIXES = ("__pycache__", ".")  # of names that are not uploaded
 
 
 def stage_model(folder: Path, hub_id: str, stage: Path) -> None:
-    """Lays out what goes into the model's repository.
+    """Stage the files of the model's repository.
 
     Args:
         folder: Exported folder.
-        hub_id: What its card calls it instead of "this folder".
-        stage: New folder; large files are linked.
+        hub_id: The Hub id that replaces "this folder" in the card.
+        stage: A new folder; files are linked.
     """
     _link(folder, stage)
     card = (folder / CARD).read_text(encoding="utf-8")
@@ -64,16 +60,16 @@ def stage_model(folder: Path, hub_id: str, stage: Path) -> None:
 
 
 def stage_space(app: Path, hub_id: str, revision: str, stage: Path) -> None:
-    """Lays out what goes into the Space's repository.
+    """Stage the files of the Space's repository.
 
     Args:
         app: Folder of the Space.
-        hub_id: The model that it shows.
-        revision: The commit of it, 40 hexadecimal digits.
-        stage: Folder; what stands there is replaced.
+        hub_id: Hub id of the model.
+        revision: Commit of the model, 40 hexadecimal digits.
+        stage: A folder; its content is replaced.
 
     Raises:
-        InputError: When there is no such app.
+        InputError: If there is no such app.
     """
     if not (app / "app.py").is_file():
         raise InputError(
@@ -92,28 +88,30 @@ def stage_space(app: Path, hub_id: str, revision: str, stage: Path) -> None:
 
 
 def _link(source: Path, stage: Path) -> None:
-    """Puts links to all files of a folder into another one, hidden files left out."""
+    """Link all files of a folder into another one, except hidden files."""
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
-        if path.is_file() and not any(part.startswith(_LEFT_OUT) for part in name.parts):
+        if path.is_file() and not any(part.startswith(_SKIPPED_PREFIXES) for part in name.parts):
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             (stage / name).symlink_to(path.resolve())
 
 
-_TOKEN = re.compile(r"[\x21-\x7e]+")  # whatever else a header cannot carry is quoted in errors
-_CHUNK_BYTES = 2**22  # read at a time of files in which a token could have been left
-_PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+_TOKEN = re.compile(
+    r"[\x21-\x7e]+"
+)  # errors would quote any other character, which headers cannot contain
+_CHUNK_BYTES = 2**22  # read at once when searching files for the token
+_TRANSIENT = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
 _NO_COMMIT = "0" * 40
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where to push, and what.
+    """The repositories to push to.
 
     Attributes:
         model: Hub id of the model.
-        space: Hub id of the Space, or None for none.
-        private: Whether repositories that are created are private.
+        space: Hub id of the Space; None pushes no Space.
+        private: Whether new repositories are private.
         app: Folder of the Space.
     """
 
@@ -124,22 +122,22 @@ class Target:
 
 
 def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
-    """Push an exported model, and the Space that shows it.
+    """Push an exported model, and its Space if the target names one.
 
     Args:
         folder: Exported folder.
-        target: Where to.
-        dry_run: Only list what would go up; neither token nor network is needed.
+        target: The repositories.
+        dry_run: Only list the files; needs neither token nor network.
 
     Raises:
-        InputError: When the folder is no exported model, an id is none, there is no token or a
-            wrong one, or the Hub cannot be reached or refuses.
+        InputError: If the folder is not an exported model, an id or the token is invalid, or the
+            Hub cannot be reached or refuses.
     """
     for hub_id in filter(None, (target.model, target.space)):
         _require_id(hub_id)
     _require_exported(folder, for_space=target.space is not None)
     for problem in unsourced_numbers(folder):
-        logger.info(f"mind the card: {problem}")
+        logger.info(f"warning: card: {problem}")
     with tempfile.TemporaryDirectory(prefix="push-") as temporary:
         model, space = Path(temporary, "model"), Path(temporary, "space")
         stage_model(folder, target.model, model)
@@ -148,11 +146,11 @@ def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
             stage_space(target.app, target.model, _NO_COMMIT, space)
             _list(space, f"spaces/{target.space}", private=target.private)
         if dry_run:
-            logger.info("nothing was sent: --dry-run")
+            logger.info("dry run: nothing was uploaded")
             return
         token = _token()
         _require_no_token(Path(temporary), token)
-        with _hub_answers(target, token):
+        with _hub_errors_as_input_errors(target, token):
             api = HfApi(token=token)
             logger.info(f"pushing as {api.whoami()['name']}")
             revision = _upload(api, model, target.model, "model", private=target.private)
@@ -161,78 +159,82 @@ def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
                 _upload(api, space, target.space, "space", private=target.private)
     if target.space and target.private:
         logger.info(
-            "a private model is shown by a Space that has a secret HF_TOKEN which may read it"
+            "set the secret HF_TOKEN of the Space to a token that can read the private model"
         )
 
 
 def _list(stage: Path, repository: str, *, private: bool) -> None:
-    """Says which files go where, and how large they are."""
+    """Log the files of a repository with their sizes."""
     files = [path for path in sorted(stage.rglob("*")) if path.is_file()]
     sizes = [path.stat().st_size for path in files]
-    kind = ", private where it is new" if private else ""
+    kind = ", private if new" if private else ""
     logger.info(f"{repository}{kind}: {len(files)} files, {_size(sum(sizes))}")
     for path, size in zip(files, sizes, strict=True):
         logger.info(f"  {_size(size):>9}  {path.relative_to(stage).as_posix()}")
 
 
 def _size(num_bytes: int) -> str:
-    """Return a size for people."""
+    """Return a size in MB or kB."""
     return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
 
 
 def _upload(api: HfApi, stage: Path, hub_id: str, kind: str, *, private: bool) -> str:
-    """Creates a repository where there is none, and commits a folder to it.
+    """Create a repository unless it exists, and commit a folder to it.
 
     Returns:
         The commit, 40 hexadecimal digits.
 
     Raises:
-        InputError: When what stands there afterwards is not what was sent.
+        InputError: If the hashes on the Hub differ afterwards.
     """
     sdk = "gradio" if kind == "space" else None
-    visibility = True if private else None  # None leaves it to the account's setting
+    visibility = True if private else None  # None: the account's default
     api.create_repo(hub_id, repo_type=kind, private=visibility, space_sdk=sdk, exist_ok=True)
     done = api.upload_folder(
         repo_id=hub_id,
         repo_type=kind,
         folder_path=stage,
         commit_message="Push from imagenet_rn50",
-        # Weights of another format, or figures of another model, shall not stand beside this card.
+        # Remove weights and source files of an earlier push that do not belong to this card.
         delete_patterns=[*REPLACED, f"{PLOTS}/*"] if kind == "model" else None,
     )
     revision = done.oid
     checked = api.verify_repo_checksums(hub_id, repo_type=kind, revision=revision, local_dir=stage)
     if checked.mismatches or checked.extra_paths:
         wrong = [mismatch["path"] for mismatch in checked.mismatches] + checked.extra_paths
-        raise InputError(f"{hub_id} is not what was sent", found=", ".join(wrong), fix="push again")
+        raise InputError(
+            f"the files of {hub_id} differ from those uploaded",
+            found=", ".join(wrong),
+            fix="push again",
+        )
     prefix = "spaces/" if kind == "space" else ""
     logger.info(
-        f"{checked.checked_count} files stand in {api.endpoint}/{prefix}{hub_id}/tree/{revision}, "
-        "byte for byte"
+        f"uploaded and verified {checked.checked_count} files: "
+        f"{api.endpoint}/{prefix}{hub_id}/tree/{revision}"
     )
     return revision
 
 
 def _token() -> str:
-    """Return the token of the person who pushes.
+    """Return the user's token.
 
     Raises:
-        InputError: When there is none, or it cannot be one.
+        InputError: If there is none, or it has invalid characters.
     """
     token = get_token()
     if token is None:
         raise InputError(
-            "there is no token of the Hub",
-            expected="one that may write, from https://huggingface.co/settings/tokens",
+            "no Hub token is set",
+            expected="one with write access, from https://huggingface.co/settings/tokens",
             fix="hf auth login, or set HF_TOKEN",
         )
     if not _TOKEN.fullmatch(token):
-        raise InputError("the token of the Hub holds characters that no token has")
+        raise InputError("the Hub token has invalid characters")
     return token
 
 
 def _require_id(hub_id: str) -> None:
-    """Raises `InputError` unless a text is user/name."""
+    """Raise `InputError` unless `hub_id` is user/name."""
     try:
         validate_repo_id(hub_id)
     except HFValidationError as error:
@@ -241,11 +243,11 @@ def _require_id(hub_id: str) -> None:
         if "/" in hub_id:
             return
         found = hub_id
-    raise InputError(f"{hub_id!r} is no id on the Hub", expected="user/name", found=found)
+    raise InputError(f"{hub_id!r} is not a Hub id", expected="user/name", found=found)
 
 
 def _require_exported(folder: Path, *, for_space: bool) -> None:
-    """Raises `InputError` unless a folder holds all of an exported model that can be shown."""
+    """Raise `InputError` unless a folder is an exported model, for transformers if for a Space."""
     missing = [name for name in (CONFIG, PROCESSOR, CARD) if not (folder / name).is_file()]
     if not any((folder / name).is_file() for name in WEIGHTS):
         missing.append(" or ".join(WEIGHTS))
@@ -258,26 +260,26 @@ def _require_exported(folder: Path, *, for_space: bool) -> None:
         )
     if for_space and not (folder / TRANSFORMERS_WEIGHTS).is_file():
         raise InputError(
-            "the Space shows models that transformers loads",
+            "the Space needs an export for transformers",
             expected=f"{folder / TRANSFORMERS_WEIGHTS}",
-            fix="leave --space out, or export with --format transformers",
+            fix="omit --space, or export with --format transformers",
         )
 
 
 def _require_no_token(stage: Path, token: str) -> None:
-    """Raises `InputError` when a file that would go up holds the token."""
+    """Raise `InputError` if a file to upload holds the token."""
     for path in stage.rglob("*"):
         if path.is_file() and path.name not in WEIGHTS and _holds(path, token.encode()):
             raise InputError(
-                f"{path.relative_to(stage)} holds the token of the Hub: nothing was sent",
-                fix="remove it from there, and make a new token: this one was written down",
+                f"{path.relative_to(stage)} holds the Hub token: nothing was uploaded",
+                fix="remove it, and replace the token, which may have leaked",
             )
 
 
 def _holds(path: Path, token: bytes) -> bool:
-    """Return whether a file holds a token, wherever it stands."""
+    """Return whether a file contains a token."""
     with path.open("rb") as file:
-        end = b""  # what a token that goes on in the next chunk could begin in
+        end = b""  # may hold the start of a token that continues in the next chunk
         while chunk := file.read(_CHUNK_BYTES):
             if token in end + chunk:
                 return True
@@ -286,47 +288,49 @@ def _holds(path: Path, token: bytes) -> bool:
 
 
 @contextmanager
-def _hub_answers(target: Target, token: str) -> Iterator[None]:
-    """Turns whatever goes wrong with the Hub into one message, which never shows the token.
+def _hub_errors_as_input_errors(target: Target, token: str) -> Iterator[None]:
+    """Convert errors of the Hub into one message without the token.
 
     Raises:
-        InputError: With what the Hub, or the network, said.
+        InputError: With the message of the Hub or the network.
     """
     try:
         yield
     except InputError:
         raise
-    except Exception as error:  # of the client, its HTTP library or the system: many, unlisted
+    except Exception as error:  # client, HTTP library and system raise many types
         raise _as_input_error(error, target, token) from None
 
 
 def _as_input_error(error: Exception, target: Target, token: str) -> InputError:
-    """Says what went wrong, and what to do about it."""
-    # What the client wraps says more than its wrapping, but for its own words on an answer.
-    speaks = isinstance(error, (HfHubHTTPError, ValueError)) or not error.__cause__
-    inner = error if speaks else error.__cause__
+    """Return the message for an error of the Hub or the network."""
+    # The wrapped error says more, unless the client describes an answer of the Hub.
+    is_answer = isinstance(error, (HfHubHTTPError, ValueError)) or not error.__cause__
+    inner = error if is_answer else error.__cause__
     lines = [line for line in str(inner).splitlines() if line.strip()]
-    said = " ".join(lines[:2] or [type(inner).__name__]).replace(token, "***")
+    found = " ".join(lines[:2] or [type(inner).__name__]).replace(token, "***")
     status = inner.response.status_code if isinstance(inner, HfHubHTTPError) else None
     if status == HTTPStatus.UNAUTHORIZED:
         return InputError(
             "the Hub does not accept the token",
-            found=said,
+            found=found,
             fix="hf auth login, or set HF_TOKEN to one from https://huggingface.co/settings/tokens",
         )
     if status == HTTPStatus.FORBIDDEN:
         where = " and ".join(filter(None, (target.model, target.space)))
         return InputError(
-            f"the token may not write to {where}",
-            expected="a token with write access there",
-            found=said,
+            f"the token has no write access to {where}",
+            expected="a token with write access",
+            found=found,
         )
-    is_refused = status is not None and 400 <= status < 500 and status not in _PASSING
-    is_damaged = isinstance(inner, (JSONDecodeError, UnicodeError))  # an answer, of ValueError's
+    is_refused = status is not None and 400 <= status < 500 and status not in _TRANSIENT
+    is_damaged = isinstance(
+        inner, (JSONDecodeError, UnicodeError)
+    )  # subclasses of ValueError that mean a damaged answer
     if is_refused or (isinstance(inner, ValueError) and not is_damaged):
-        return InputError("the Hub refuses what would be sent", found=said)
+        return InputError("the Hub refuses the upload", found=found)
     return InputError(
-        "the push broke off",
-        found=said,
-        fix="run the same command again: what the Hub has already is not sent again",
+        "the push was interrupted",
+        found=found,
+        fix="run the same command again to resume",
     )

@@ -12,28 +12,28 @@ ONNX_MODEL = "model.onnx"
 WEIGHTS = (TRANSFORMERS_WEIGHTS, TORCHVISION_WEIGHTS, ONNX_MODEL)
 
 METRICS = "metrics.jsonl"
-"""What was measured while the model was trained."""
+"""Metrics of the training."""
 EVALUATION = "metrics.json"
-"""What was measured of the model as it is published."""
+"""Evaluation of the exported model."""
 RECIPE = "recipe.yaml"
 SHARDS = "shards.json"
-"""Which shards it was trained on."""
+"""Identity of the shards that it was trained on."""
 CLASSES = FILE_NAME
 ORIGIN = "origin.json"
-"""Name, sha256 and architecture of weights that were not trained here."""
+"""Name, sha256 and architecture of pretrained weights."""
 ASSUMED_ARCHITECTURE = "assumed"
-"""There, where nothing declares their architecture."""
+"""Value of `architecture` in it if none is declared."""
 
 PLOTS = "plots"
 EXAMPLES = "examples"
-"""Pictures for the Space to offer; people put them there, and an export leaves them."""
+"""Example images for the Space; an export keeps them."""
 
 REPLACED = (*WEIGHTS, METRICS, EVALUATION, RECIPE, SHARDS, ORIGIN, CLASSES)
-"""What one export may write and another not."""
+"""Files that some exports write and others do not; a push removes stale ones."""
 
 
 def is_of_export(name: str) -> bool:
-    """Return whether a file of an exported folder, by its path there, is one that belongs there."""
+    """Return whether a path, relative to an exported folder, is a file of an export."""
     folder, _, _ = name.rpartition("/")
     if folder:
         return (folder == PLOTS and name.endswith(".png")) or folder == EXAMPLES

@@ -1,7 +1,7 @@
-"""The model card: README.md of an exported model, made of the files beside it (contract 8).
+"""Write the model card (README.md) of an export from its source files (contract 8).
 
-`model_card` fills card.md; `metadata` is what the Hub reads of it, and `reproduction` the commands
-for data, training, evaluation and export. `provenance` cites and checks each number.
+`model_card` fills card.md, with `metadata` for the Hub and `reproduction`, the commands for data,
+training, evaluation and export. `provenance` cites and checks each number.
 """
 
 from __future__ import annotations
@@ -48,30 +48,30 @@ _PACK_DEFAULTS = PackOptions(restart_blocks="auto").as_dict()  # "auto": if jpeg
 
 
 def reproduction(files: SourceFiles, info: CardInfo) -> str:
-    """Return what is needed, and the commands that lead here.
+    """Return the inputs and the commands that reproduce the export.
 
     Args:
-        files: What stands beside the card.
-        info: What else is known.
+        files: The source files.
+        info: Other facts of the export.
     """
     if info.choice is None:
-        needed, commands = _weights_of_others(files), []
+        inputs, commands = _pretrained_inputs(files), []
         source = "--from WEIGHTS"
         source += f" --classes {CLASSES}" if files.has(CLASSES) else ""
     else:
-        needed, commands = _needed(files), _training_commands(files)
+        inputs, commands = _inputs(files), _training_commands(files)
         source = f"--run RUN --checkpoint {info.choice.which} --weights {info.choice.kind}"
     export = f"python -m imagenet_rn50 export --out MODEL{_NEXT}{source}"
     export += f" --dtype {info.dtype}" if info.dtype != "float32" else ""
     form = f" --format {info.form}" if info.form != "transformers" else ""
-    if files.has(EVALUATION):  # evaluate takes transformers' format, in which all begin
+    if files.has(EVALUATION):  # evaluate needs transformers' format
         commands += [export, _evaluation(files)]
         form += f"{_NEXT}--metrics EVALUATION/{EVALUATION}"
-    return "\n".join([needed, "", "```bash", *commands, export + form, "```"])
+    return "\n".join([inputs, "", "```bash", *commands, export + form, "```"])
 
 
-def _needed(files: SourceFiles) -> str:
-    """Says what the training began with."""
+def _inputs(files: SourceFiles) -> str:
+    """Return the inputs of the training: recipe, shards and initial weights."""
     fingerprint = files.cite(FieldRef(SHARDS, "fingerprint"))
     text = f"With `{RECIPE}` from this folder, and shards whose manifest has the fingerprint\n"
     text += f"{fingerprint} (`{SHARDS}`){_pack_note(files)}"
@@ -85,8 +85,8 @@ def _needed(files: SourceFiles) -> str:
     )
 
 
-def _weights_of_others(files: SourceFiles) -> str:
-    """Says which file was converted, and what it was evaluated on."""
+def _pretrained_inputs(files: SourceFiles) -> str:
+    """Return the inputs of a conversion: weights, and shards of the evaluation."""
     sha256 = files.cite(FieldRef(ORIGIN, "sha256"))
     text = f"WEIGHTS is a file with the sha256 {sha256} (`{ORIGIN}`)"
     if files.has(EVALUATION) and "fingerprint" in files.value(FieldRef(EVALUATION, "dataset")):
@@ -124,10 +124,10 @@ def _pack_note(files: SourceFiles) -> str:
     """Return what packing needs besides its command, as the end of a sentence."""
     options = files.get(_PACK_OPTIONS)
     if not options:
-        return ".\nWith which options they were packed is not recorded"
+        return ".\nTheir packing options were not recorded"
     if options.get("indexed"):
-        return ".\nOthers packed them, and SHARDS holds their files"
-    layout = f".\nSOURCE is laid out as `{options['layout']}`" if "layout" in options else ""
+        return ".\nThey were packed elsewhere, and SHARDS holds their files"
+    layout = f".\nThe layout of SOURCE is `{options['layout']}`" if "layout" in options else ""
     return layout + (", and packing needs `jpegtran`" if options.get("restart_blocks") else "")
 
 
@@ -159,14 +159,14 @@ _LIBRARIES: dict[Format, str] = {
 
 @dataclass(frozen=True)
 class CardInfo:
-    """What a card is made of, besides its files.
+    """Facts of an export that its source files do not hold.
 
     Attributes:
         name: The model's name.
-        form: In which format the weights stand beside the card.
-        dtype: Type of the weights.
-        choice: Which weights of a run they are; None for weights of others, whose origin.json
-            stands beside the card.
+        form: Format of the weights.
+        dtype: Data type of the weights.
+        choice: The selected weights of a run; None for pretrained weights, which have an
+            origin.json.
     """
 
     name: str
@@ -176,11 +176,11 @@ class CardInfo:
 
 
 def metadata(files: SourceFiles, info: CardInfo) -> ModelCardData:
-    """Return what the Hub reads.
+    """Return the metadata of the card, which the Hub reads.
 
     Args:
-        files: Where the results stand.
-        info: What else is known.
+        files: The source files.
+        info: Other facts of the export.
     """
     is_own = info.choice is not None and files.init_from() is None
     results = [
@@ -198,7 +198,7 @@ def metadata(files: SourceFiles, info: CardInfo) -> ModelCardData:
     ]
     is_imagenet1k = info.choice is not None and files.trained_on_imagenet1k()
     return ModelCardData(
-        license=_LICENSE if is_own else None,  # what comes of others' weights has theirs
+        license=_LICENSE if is_own else None,  # weights trained from others keep their license
         library_name=_LIBRARIES[info.form],
         pipeline_tag="image-classification",
         tags=["image-classification", "resnet", "vision"],
@@ -210,15 +210,15 @@ def metadata(files: SourceFiles, info: CardInfo) -> ModelCardData:
 
 
 def has_top5(files: SourceFiles, file: str) -> bool:
-    """Return whether the top-5 in a file says anything: naming five classes may name them all."""
+    """Return whether top-5 is meaningful: not if there are at most five classes."""
     num_classes = len(files.value(FieldRef(CONFIG, "id2label")))
-    if file == EVALUATION:  # a test set may have only some of the classes
+    if file == EVALUATION:  # a test set may have a subset of the classes
         num_classes = files.get(FieldRef(EVALUATION, "num_classes_counted"), num_classes)
     return num_classes > TOP_K
 
 
 def _metrics(files: SourceFiles, file: str) -> tuple[tuple[str, str], ...]:
-    """Return names and keys of the figures in a file that say something."""
+    """Return names and keys of the meaningful accuracies in a file."""
     return _METRICS if has_top5(files, file) else _METRICS[:1]
 
 
@@ -227,9 +227,8 @@ def _scores(
 ) -> Iterator[tuple[str, str | None, str, str, FieldRef]]:
     """Yield data, its name on the Hub if any, split, metric and FieldRef of each result.
 
-    Of every set of pictures the Hub takes one figure, so it is the one that people will get:
-    through the published processor, not averaged with mirror images. Where nothing was evaluated,
-    what was validated while training stands for it.
+    The Hub takes one result per data set: the one that users get, with the published processor and
+    without flip averaging. Without an evaluation, the validation during training is used.
     """
     best: dict[str, tuple[tuple[bool, bool], int]] = {}
     for number, result in enumerate(evaluations(files)):
@@ -253,12 +252,12 @@ def _scores(
 
 
 def _without_claim(data: str, is_imagenet1k: bool) -> str:
-    """Return the name of a data set that was not shown to be what it is called."""
+    """Return a data set's name, prefixed if it is an unverified claim to be ImageNet-1k."""
     return f"{UNVERIFIED_PREFIX}{data}" if is_name(data) and not is_imagenet1k else data
 
 
 def evaluations(files: SourceFiles) -> list[dict[str, Any]]:
-    """Return the results of metrics.json, where there is one."""
+    """Return the results of metrics.json, if there is one."""
     if not files.has(EVALUATION):
         return []
     results: list[dict[str, Any]] = files.value(FieldRef(EVALUATION, "results"))
@@ -283,8 +282,8 @@ def model_card(folder: Path, info: CardInfo) -> str:
     """Return the README.md of an exported model.
 
     Args:
-        folder: Where the export is written: weights, configuration and source files are there.
-        info: What else is known.
+        folder: The export, with weights, configuration and source files.
+        info: Other facts of the export.
     """
     files = SourceFiles(folder)
     body = _TEMPLATE.read_text(encoding="utf-8").format(
@@ -303,23 +302,23 @@ def model_card(folder: Path, info: CardInfo) -> str:
 
 
 def _what(files: SourceFiles, info: CardInfo) -> str:
-    """Says what the model is, in a few sentences."""
+    """Return a short description of the model."""
     is_resnet50 = all(files.value(FieldRef(CONFIG, key)) == v for key, v in _RESNET50.items())
     kind = "ResNet-50 (v1.5: stride in the middle convolution)" if is_resnet50 else "ResNet"
     count = files.cite(FieldRef(CONFIG, "id2label"), ",")
     is_one = len(files.value(FieldRef(CONFIG, "id2label"))) == 1
-    classes = "class of pictures" if is_one else "classes of pictures apart"
-    text = f"A {kind} that tells {count} {classes} (`{CONFIG}`)."
+    classes = "class" if is_one else "classes"
+    text = f"A {kind} that classifies images into {count} {classes} (`{CONFIG}`)."
     if info.choice is None:
         name = files.cite(FieldRef(ORIGIN, "name"))
         is_assumed = files.value(FieldRef(ORIGIN, "architecture")) == ASSUMED_ARCHITECTURE
         text += (
-            f"\nIts weights were not trained here: they are those of {name}, converted "
-            f"tensor by tensor (`{ORIGIN}`)."
+            f"\nIts weights were not trained here but converted, tensor by tensor, from {name} "
+            f"(`{ORIGIN}`)."
         )
         if is_assumed:
-            text += "\nTheir file does not state its architecture, which was assumed."
-        return f"{text}\nThe license of the original holds."
+            text += "\nThe file does not declare its architecture, so it was assumed."
+        return f"{text}\nThe license of the original applies."
     averaged = ", averaged over training," if info.choice.kind == "ema" else ""
     trained_on = files.cite_data(TRAINED_ON, files.trained_on_imagenet1k())
     data = f"{trained_on} (`{SHARDS}`)"
@@ -329,12 +328,12 @@ def _what(files: SourceFiles, info: CardInfo) -> str:
     origin = FieldRef(METRICS, "init_from.name", line)
     return (
         f"{text}\nTraining began with the weights of {files.cite(origin)} "
-        f"({origin.describe()}).\nTheir license holds for what came of them, so none is given here."
+        f"({origin.describe()}).\nTheir license applies, so none is given here."
     )
 
 
 def _results(files: SourceFiles, info: CardInfo) -> str:
-    """Return the table of what was measured here."""
+    """Return the table of results."""
     rows = [
         "| data | top-1 (95% interval) | top-5 (95% interval) | images | source |\n"
         "|---|---:|---:|---:|---|\n"
@@ -356,16 +355,16 @@ def _results(files: SourceFiles, info: CardInfo) -> str:
         line, prefix = choice.line, choice.prefix
         refs = [FieldRef(METRICS, prefix + key, line) for key in ("top1", "top5")]
         data = files.cite_data(TRAINED_ON, files.trained_on_imagenet1k("validation"))
-        cells = [f"{data}, validation while training"]
+        cells = [f"{data}, validation during training"]
         shown = [_percent(files, ref) for ref in refs]
         cells += shown if has_top5(files, METRICS) else [shown[0], "-"]
         cells.append(files.cite(FieldRef(METRICS, f"{prefix}num_images", line), ","))
         rows.append(_row([*cells, f"{refs[0].describe()}, {SHARDS}"]))
-    return "".join(rows).rstrip() if len(rows) > 1 else "Nothing was measured of these weights."
+    return "".join(rows).rstrip() if len(rows) > 1 else "These weights were not evaluated."
 
 
 def _data(files: SourceFiles, result: dict[str, Any]) -> str:
-    """Says which pictures a row of metrics.json is about."""
+    """Return the description of the data of a row of metrics.json."""
     data = files.value(FieldRef(EVALUATION, "dataset"))
     text = files.cite_data(EVALUATED_ON, files.evaluated_on_imagenet1k())
     if result["name"] == data["name"]:
@@ -373,11 +372,11 @@ def _data(files: SourceFiles, result: dict[str, Any]) -> str:
     text += f", {data['split']}" + (", labels of ReaL" if result["name"] == REAL else "")
     trained_on = files.value(FieldRef(SHARDS, "fingerprint")) if files.has(SHARDS) else None
     is_other = trained_on is not None and trained_on != data.get("fingerprint")
-    return text + (" (other shards than in training)" if is_other else "")
+    return text + (" (not the shards of the training)" if is_other else "")
 
 
 def _published(files: SourceFiles) -> str:
-    """Return the table of other ResNet-50s, beside a model of ImageNet-1k."""
+    """Return the table of published ResNet-50s, for a model of ImageNet-1k."""
     if not files.is_imagenet1k():
         return ""
     head = "| published ResNet-50s on ImageNet-1k's validation set | top-1 | top-5 | source |\n"
@@ -395,19 +394,19 @@ def _published(files: SourceFiles) -> str:
 
 
 def _training(files: SourceFiles, info: CardInfo) -> str:
-    """Return the resolved recipe, and on what and for how long it ran."""
+    """Return the resolved recipe, with hardware, software, time and cost of the run."""
     if info.choice is None:
-        return "Not here; see the original."
+        return "See the original."
     recipe = (files.folder / RECIPE).read_text(encoding="utf-8")
-    table = "".join(_row(cells) for cells in _circumstances(files, info.choice))
+    table = "".join(_row(cells) for cells in _run_facts(files, info.choice))
     return (
         f"| | | source |\n|---|---:|---|\n{table}\nThe recipe as resolved, `{RECIPE}`:\n\n"
         f"```yaml\n{recipe}```"
     )
 
 
-def _circumstances(files: SourceFiles, choice: SelectedWeights) -> Iterator[list[str]]:
-    """Yield hardware, software, time and cost as far as metrics.jsonl knows them."""
+def _run_facts(files: SourceFiles, choice: SelectedWeights) -> Iterator[list[str]]:
+    """Yield rows with hardware, software, time and cost, as far as metrics.jsonl has them."""
     starts = files.lines(START)
     machines: dict[tuple[Any, ...], int] = {}
     for number, record in starts:
@@ -420,11 +419,11 @@ def _circumstances(files: SourceFiles, choice: SelectedWeights) -> Iterator[list
         versions = {f"versions.{name}": name for name in first.get("versions", {})}
         yield from _cited(files, number, {"python": "Python"} | versions)
         if (line := files.init_from()) is not None:
-            origin = {"name": "began with the weights", "sha256": "their sha256"}
-            fields = {f"init_from.{key}": told for key, told in origin.items()}
+            origin = {"name": "initial weights", "sha256": "their sha256"}
+            fields = {f"init_from.{key}": label for key, label in origin.items()}
             yield from _cited(files, line, fields)
         everything = FieldRef(METRICS, "starts")
-        yield ["starts, the first included", files.cite(everything), everything.describe()]
+        yield ["processes started", files.cite(everything), everything.describe()]
     unit = "hours" if files.value(FieldRef(METRICS, "hours")) >= 1 else "minutes"
     for name, key, least, spec in (
         (f"{unit} of training and validation", unit, 0.05, ".1f"),
@@ -453,14 +452,14 @@ def _cited(files: SourceFiles, line: int, fields: dict[str, str]) -> Iterator[li
 
 
 def _curves(folder: Path) -> str:
-    """Return the pictures of the curves that were copied."""
+    """Return the images of the plots that were copied."""
     names = [name for name in _CURVES if (folder / "plots" / f"{name}.png").is_file()]
     lines = [f"![{name.replace('_', ' ')} over epochs](plots/{name}.png)\n" for name in names]
     return "\n" + "".join(lines) if lines else ""
 
 
 def _with_interval(files: SourceFiles, field: str) -> str:
-    """Return a fraction and its interval, as percent."""
+    """Return a fraction and its interval as percent."""
     value, low, high = (
         _percent(files, FieldRef(EVALUATION, name))
         for name in (field, f"{field}_low", f"{field}_high")
@@ -469,7 +468,7 @@ def _with_interval(files: SourceFiles, field: str) -> str:
 
 
 def _percent(files: SourceFiles, ref: FieldRef) -> str:
-    """Cite a fraction as percent, with the digits that keep it from looking like all or none."""
+    """Cite a fraction as percent; only 0 and 1 are rounded to 0% and 100%."""
     return files.cite(ref, percent_spec(files.value(ref)))
 
 

@@ -1,4 +1,4 @@
-"""What cards say in the same words each time; a test runs the snippets that stand here."""
+"""Fixed texts of model cards; a test runs the snippets."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Literal
 Format = Literal["transformers", "torchvision", "onnx"]
 
 HERE = 'model="."'
-"""Where a snippet names the model; publishing puts its Hub id there."""
+"""The part of a snippet that names the model; `push` replaces it with the Hub id."""
 
 FROM_HERE = ", from within this folder, or with the model's Hub id instead of the dot"
-"""Said beside `HERE`, and no more where the snippet names the Hub id."""
+"""Explains `HERE`; `push` removes it."""
 
 LOADING = {
     "transformers": f"With `transformers` alone{FROM_HERE}:",
     "torchvision": "With `torchvision` and `safetensors`, from within this folder:",
-    "onnx": "With `onnxruntime`, from within this folder; `transformers` prepares the picture:",
+    "onnx": "With `onnxruntime`, from within this folder; `transformers` preprocesses the image:",
 }
 
 SNIPPETS = {
@@ -23,7 +23,7 @@ SNIPPETS = {
 from transformers import pipeline
 
 classify = pipeline("image-classification", model=".")
-print(classify("picture.jpg"))""",
+print(classify("image.jpg"))""",
     "torchvision": """\
 import json
 from pathlib import Path
@@ -46,8 +46,8 @@ prepare = v2.Compose([
     v2.ToDtype(torch.float32, scale=True),
     v2.Normalize(p["image_mean"], p["image_std"]),
 ])
-picture = prepare(ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGB"))
-print(labels[str(model(picture[None]).argmax().item())])""",
+image = prepare(ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB"))
+print(labels[str(model(image[None]).argmax().item())])""",
     "onnx": """\
 import json
 from pathlib import Path
@@ -58,21 +58,21 @@ from transformers import AutoImageProcessor
 
 labels = json.loads(Path("config.json").read_text())["id2label"]
 prepare = AutoImageProcessor.from_pretrained(".")
-picture = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("RGB")
-inputs = prepare(picture, return_tensors="np")
+image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")
+inputs = prepare(image, return_tensors="np")
 session = onnxruntime.InferenceSession("model.onnx")
 [logits] = session.run(["logits"], {"pixel_values": inputs["pixel_values"]})
 print(labels[str(logits.argmax())])""",
 }
 
 LIMITS = """\
-The model names one of its classes for any picture, also for one that shows none of them, and its
-probabilities are no measure of truth. It was neither tested nor meant for decisions about people.
-How it does on other pictures than those it was evaluated on is not known until it is measured."""
+The model predicts one of its classes for any image, even if the image shows none of them, and its
+probabilities may be wrong. It is not intended or tested for decisions about people. Its accuracy on
+images unlike those it was evaluated on is unknown."""
 
 IMAGENET_LIMITS = """
 
-ImageNet's pictures come from the web, and most of them from few countries ([Shankar et
-al.](https://arxiv.org/abs/1711.08536)). Some of its labels are wrong, and many pictures show more
-than the one thing that they are labelled with ([Beyer et al.](https://arxiv.org/abs/2006.07159)).
-Its terms allow research and education, no commercial use."""
+ImageNet's images come from the web, most of them from few countries ([Shankar et
+al.](https://arxiv.org/abs/1711.08536)). Some labels are wrong, and many images show more than the
+one object of their label ([Beyer et al.](https://arxiv.org/abs/2006.07159)). Its terms allow
+research and education, no commercial use."""

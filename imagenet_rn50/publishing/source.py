@@ -1,4 +1,4 @@
-"""What is exported: weights of a run or of others, brought into one form."""
+"""Load what to export, from a run or from pretrained weights, into one `Source`."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.logging import logger
 
 _EVALUATION_OF_RUN = Path("evaluation") / EVALUATION
-_SAY_SIZES = "say it: --eval-resize 256 --eval-size 224"
+_PASS_SIZES = "pass --eval-resize and --eval-size, such as 256 and 224"
 
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported.
+    """A model to export.
 
     Attributes:
-        name: The model's name, for its card.
-        described: Where it was found, for people.
-        model: Float32, on the CPU.
-        processor: Prepares pictures for it.
-        data: Sizes and normalisation, as the processor has them.
-        evidence: Files to lie beside it, for its card, by their names there.
-        classes: Its classes with their wnids, to lie beside it for evaluation, where known.
-        choice: Which weights of a run they are; None for weights of others.
-        origin: Weights of others; None for a run's.
-        reference: What the export must compute: the trained model, or weights of others in the
-            model that their own library builds; None where nothing declares their architecture.
+        name: Name of the model in the card.
+        location: Its path or Hub id, for messages.
+        model: The model, float32 on the CPU.
+        processor: Its processor.
+        data: Sizes and normalization of the processor.
+        files: Source files of the card, by their names in the export.
+        classes: Its classes with wnids, for evaluation; None if unknown.
+        choice: The selected weights of a run; None for pretrained weights.
+        origin: The pretrained weights; None for a run.
+        reference: The model whose logits the export must reproduce: the trained one, or the one
+            built by the library of the pretrained weights; None if no architecture is declared.
     """
 
     name: str
-    described: str
+    location: str
     model: ResNetForImageClassification
     processor: BaseImageProcessor
     data: DataRecipe
-    evidence: dict[str, Path]
+    files: dict[str, Path]
     classes: Classes | None
     choice: SelectedWeights | None = None
     origin: Pretrained | None = None
@@ -58,16 +58,16 @@ class Source:
 
 
 def source_of_run(run: Path, which: Which, weights: Weights, metrics: Path | None) -> Source:
-    """Return the chosen weights of a run.
+    """Load the selected weights of a run.
 
     Args:
-        run: The run folder.
-        which: The checkpoint with the best validation top-1, or the newest.
-        weights: Averaged, raw, or whichever scored better there.
-        metrics: metrics.json of `evaluate`; None for that of the run, if any.
+        run: The run directory.
+        which: Best validation top-1, or newest checkpoint.
+        weights: Averaged (EMA), raw, or whichever scored better.
+        metrics: metrics.json of `evaluate`; None uses that of the run, if any.
 
     Raises:
-        InputError: When there is no such run, checkpoint or weights, or they do not fit it.
+        InputError: If there is no such run, checkpoint or weights, or the weights do not fit.
     """
     folder = RunDir(run)
     recipe = folder.recipe()
@@ -81,11 +81,11 @@ def source_of_run(run: Path, which: Which, weights: Weights, metrics: Path | Non
     model = network_of(folder, choice).eval()
     return Source(
         name=run.resolve().name,
-        described=str(choice.checkpoint.folder),
+        location=str(choice.checkpoint.folder),
         model=model,
         processor=build_processor(recipe.data),
         data=recipe.data,
-        evidence=files,
+        files=files,
         classes=folder.classes(),
         choice=choice,
         reference=model,
@@ -101,21 +101,20 @@ def source_of_weights(
     kind: Kind | None = None,
     arch: str | None = None,
 ) -> Source:
-    """Return weights of others.
+    """Load pretrained weights.
 
     Args:
-        weights: As `read_pretrained` takes them.
-        classes: Lists the model's classes, as `Classes.read` takes it; None for those of its
-            configuration, or of ImageNet where it has a thousand.
-        sizes: `eval_resize` and `eval_size`, px, where they are to be others than its
-            configuration says.
+        weights: See `read_pretrained`.
+        classes: List of classes, see `Classes.read`; None uses those of the configuration, or
+            ImageNet's for 1,000 classes.
+        sizes: `eval_resize` and `eval_size`, px, to override those of the configuration.
         metrics: metrics.json of `evaluate`, if any.
-        kind: Averaged or raw weights, where the file holds both.
-        arch: Name of the architecture in timm, where nothing else declares one.
+        kind: Averaged or raw weights, if the file holds both.
+        arch: Name of the architecture in timm, if nothing else declares one.
 
     Raises:
-        InputError: When they cannot be read, belong to another architecture, or their classes or
-            processor are not known.
+        InputError: If they cannot be read, do not fit the declared architecture, or have unknown
+            classes or preprocessing.
     """
     pretrained = read_pretrained(weights, kind, arch=arch)
     known = Classes.read(classes) if classes else None
@@ -126,17 +125,17 @@ def source_of_weights(
     if pretrained.declared is None:
         logger.info(
             f"{pretrained.name} does not state its architecture: assuming {ASSUMED}; "
-            "--arch names another"
+            "pass --arch to name another"
         )
     processor = _processor(pretrained, sizes)
     files = {EVALUATION: metrics} if metrics else {}
     return Source(
         name=Path(pretrained.name).stem if Path(weights).is_file() else pretrained.name,
-        described=weights,
+        location=weights,
         model=model,
         processor=processor,
         data=data_of(processor),
-        evidence=files,
+        files=files,
         classes=known,
         origin=pretrained,
         reference=reference,
@@ -144,10 +143,10 @@ def source_of_weights(
 
 
 def data_of(processor: Any) -> DataRecipe:
-    """Return sizes and normalisation as a processor states them.
+    """Return the sizes and normalization of a processor.
 
     Raises:
-        InputError: When it does something else than resize, crop and normalise.
+        InputError: If it does not resize, crop and normalize.
     """
     try:
         return DataRecipe(
@@ -158,18 +157,18 @@ def data_of(processor: Any) -> DataRecipe:
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"the processor in {PROCESSOR} prepares pictures in a way that is not known here",
-            expected="resize the shortest edge, crop the centre, normalise",
+            f"the processor in {PROCESSOR} does not resize, crop and normalize",
+            expected="size.shortest_edge, crop_size.height, image_mean and image_std",
             found=f"{type(processor).__name__}: {error}",
-            fix=_SAY_SIZES,
+            fix=_PASS_SIZES,
         ) from None
 
 
 def _labels(pretrained: Pretrained, classes: Classes | None) -> list[str]:
-    """Return one name a class.
+    """Return one name per class.
 
     Raises:
-        InputError: When nobody says what the classes are, or `classes` contradicts the weights.
+        InputError: If the classes are unknown, or `classes` contradicts the weights.
     """
     labels = pretrained.labels()
     if classes is not None:
@@ -179,12 +178,10 @@ def _labels(pretrained: Pretrained, classes: Classes | None) -> list[str]:
     if labels is not None:
         return labels
     if pretrained.num_classes == NUM_CLASSES:
-        from torchvision.models._meta import _IMAGENET_CATEGORIES
+        from torchvision.models import ResNet50_Weights
 
-        logger.info(
-            "a thousand classes without names: taken as ImageNet's, in the order of their wnids"
-        )
-        return list(_IMAGENET_CATEGORIES)
+        logger.info("1,000 classes without names: assuming ImageNet's, in the order of their wnids")
+        return list(ResNet50_Weights.DEFAULT.meta["categories"])
     raise InputError(
         f"{pretrained.name} does not name its {pretrained.num_classes} classes",
         fix="list them: --classes classes.json",
@@ -192,10 +189,10 @@ def _labels(pretrained: Pretrained, classes: Classes | None) -> list[str]:
 
 
 def _processor(pretrained: Pretrained, sizes: Mapping[str, int]) -> BaseImageProcessor:
-    """Return what prepares pictures for a model.
+    """Return the processor of pretrained weights, or the default one if they come without.
 
     Raises:
-        InputError: When its folder should say and does not.
+        InputError: If they come with a configuration that has no processor.
     """
     if (found := pretrained.processor()) is not None:
         processor = _as_crop(found)
@@ -204,24 +201,24 @@ def _processor(pretrained: Pretrained, sizes: Mapping[str, int]) -> BaseImagePro
     if pretrained.folder is not None and not sizes:
         raise InputError(
             f"{pretrained.name} has no {PROCESSOR}",
-            expected="a folder that says how pictures are prepared for its model",
-            fix=_SAY_SIZES,
+            expected="a folder with the preprocessing of its model",
+            fix=_PASS_SIZES,
         )
     assumed = f"mean {list(data.mean)}, std {list(data.std)} and bilinear interpolation"
     if not sizes:
         assumed = (
             f"resizing to {data.eval_resize} px, the central {data.eval_size} px (--eval-resize "
-            f"and --eval-size change that), {assumed}"
+            f"and --eval-size override that), {assumed}"
         )
-    logger.info(f"{pretrained.name} does not state how images are prepared: assuming {assumed}")
+    logger.info(f"{pretrained.name} does not state its preprocessing: assuming {assumed}")
     return build_processor(data)
 
 
 def _as_crop(processor: BaseImageProcessor) -> BaseImageProcessor:
-    """Return a processor that resizes and crops, where one states the same as a part to keep.
+    """Convert a ConvNeXT processor with a size below 384 px to one that resizes and crops.
 
-    ConvNeXT's, which microsoft/resnet-50 has, resizes to size / crop_pct below 384 px, and warps
-    above.
+    microsoft/resnet-50 has one. It resizes to size / crop_pct and crops to size; from 384 px on, it
+    warps instead.
     """
     settings = processor.to_dict()
     edge = (settings.get("size") or {}).get("shortest_edge")
@@ -238,17 +235,17 @@ _KEPT = ("resample", "image_mean", "image_std", "rescale_factor", "do_rescale", 
 
 
 def _changed(processor: BaseImageProcessor, settings: Mapping[str, Any]) -> BaseImageProcessor:
-    """Return a processor with all settings of another one but for sizes."""
+    """Return a processor with the settings of another one, except sizes."""
     kept = {name: settings[name] for name in _KEPT if settings.get(name) is not None}
     changed: BaseImageProcessor = processor.from_dict(processor.to_dict() | kept)
     return changed
 
 
 def _resized(processor: Any, sizes: Mapping[str, int]) -> BaseImageProcessor:
-    """Return a processor with other sizes; whatever else it does stays.
+    """Return a processor with other sizes and otherwise the same settings.
 
     Raises:
-        InputError: When it has no such sizes, and not both were given.
+        InputError: If it has no such sizes and only one was given.
     """
     try:
         data = _with_sizes(data_of(processor), sizes)
@@ -264,10 +261,10 @@ def _resized(processor: Any, sizes: Mapping[str, int]) -> BaseImageProcessor:
 
 
 def _with_sizes(data: DataRecipe, changes: Mapping[str, Any]) -> DataRecipe:
-    """Return settings with changes, validated again.
+    """Return settings with changes, validated.
 
     Raises:
-        InputError: When they do not go together.
+        InputError: If they contradict each other.
     """
     content = {"data": data.model_dump(mode="json") | dict(changes)}
-    return parse_recipe(content, "what --eval-resize and --eval-size make").data
+    return parse_recipe(content, "--eval-resize and --eval-size").data

@@ -1,6 +1,6 @@
-"""The demo: the commands that one would type, on the digits, one after the other.
+"""Run the demo: all commands of the workflow, on small images of digits.
 
-It calls the same entry scripts as a run on ImageNet does; nothing in it trains or packs by itself.
+It only calls the entry scripts, as a run on ImageNet does.
 """
 
 from __future__ import annotations
@@ -15,50 +15,51 @@ import time
 from pathlib import Path
 
 from imagenet_rn50.classes import Classes
+from imagenet_rn50.shards.manifest import FILE_NAME as MANIFEST_FILE
 from imagenet_rn50.tools.digits import write_ilsvrc
 from imagenet_rn50.utils.files import read_json, write_json
 from imagenet_rn50.utils.logging import logger
 
-_ROOT = Path(__file__).parents[2]  # where the entry scripts stand
+_ROOT = Path(__file__).parents[2]  # the folder of the entry scripts
 _CONFIG = "accelerate_configs/cpu.yaml"
 _PACKING = "--dataset digits --train-shards 8 --validation-shards 4 --restart-blocks none"
 _NUM_PREDICTED = 5
 
-# Nothing of the demo needs the network, and nothing it uses shall ask for it.
+# The demo needs no network; keep libraries from using it.
 _ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    # Threads that wait give their core to the loader's workers, instead of spinning on it.
+    # Waiting threads leave their core to the loader's workers.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
 
 def run_demo(run: Path, data: Path) -> None:
-    """Packs, trains, exports, evaluates and predicts, then says where everything is.
+    """Pack, train, export, evaluate and predict, then log where the results are.
 
-    What an earlier call finished is found finished, and kept; where it finished all, and neither
-    the code nor a result has changed since, there is nothing to do.
+    Steps that an earlier call finished are kept. If it finished all of them, and neither code nor
+    results have changed since, nothing is done.
 
     Args:
-        run: Run folder; `run`/summary.json and `run`/exported are written.
-        data: Folder for the pictures and their shards.
+        run: Run directory; `summary.json` and `exported/` are written into it.
+        data: Folder for the images and their shards.
 
     Raises:
-        SystemExit: With the exit code of the command that failed.
+        SystemExit: With the exit code of a command that fails.
     """
     began = time.perf_counter()
     run, data = (Path(os.path.relpath(path, _ROOT)) for path in (run, data))
-    os.chdir(_ROOT)  # so that every command below can be typed as it is shown
+    os.chdir(_ROOT)  # so that users can run the logged commands
     source, shards = write_ilsvrc(data / "source"), data / "shards"
     exported, evaluation, summary_file = run / "exported", run / "evaluation", run / "summary.json"
-    logger.info(f"1,797 scans of handwritten digits stand in {source}, laid out as ImageNet is.")
+    logger.info(f"1,797 scans of handwritten digits are in {source}, in the layout of ImageNet.")
 
     logger.info("\n== Pack them into tar shards")
     _call(f"python shard_imagenet.py pack --source {{}} --out {{}} {_PACKING}", source, shards)
-    made = shards / "manifest.json", run / "logs.md", exported / "model.safetensors"
+    made = shards / MANIFEST_FILE, run / "logs.md", exported / "model.safetensors"
     if _is_current(summary_file, *made, evaluation / "report.html"):
-        logger.info("\nThe rest was made before. Nothing to do; `make clean` lets it begin anew.")
+        logger.info("\nNothing to do: the results are up to date. `make clean` removes them.")
         logger.info(_summary(run, exported, evaluation, read_json(summary_file)))
         return
     logger.info("\n== Train a small ResNet")
@@ -70,16 +71,16 @@ def run_demo(run: Path, data: Path) -> None:
     )
     logger.info("\n== Export the best checkpoint for transformers")
     _call("python -m imagenet_rn50 export --run {} --out {}", run, exported)
-    logger.info("\n== Evaluate what was exported")
+    logger.info("\n== Evaluate the exported model")
     _call(
         "python -m imagenet_rn50 evaluate --model {} --shards {} --out {}",
         *(exported, shards, evaluation),
     )
-    logger.info("\n== Predict held-out pictures with transformers alone")
-    pictures, names = _held_out(source, shards)
-    _call("python examples/predict.py --model {}" + " {}" * len(pictures), exported, *pictures)
-    logger.info(f"The truth: {' | '.join(names)}")
-    _bring_examples(exported / "examples", pictures, names)
+    logger.info("\n== Predict held-out images with transformers only")
+    images, names = _held_out(source, shards)
+    _call("python examples/predict.py --model {}" + " {}" * len(images), exported, *images)
+    logger.info(f"True classes: {' | '.join(names)}")
+    _copy_examples(exported / "examples", images, names)
 
     seconds = round(time.perf_counter() - began, 1)
     first, *_ = read_json(evaluation / "metrics.json")["results"]
@@ -90,7 +91,7 @@ def run_demo(run: Path, data: Path) -> None:
 
 
 def _is_current(summary: Path, *made: Path) -> bool:
-    """Says whether a summary is there and younger than what it tells of, and than the code."""
+    """Return whether a summary exists and is newer than the results and the code."""
     code = (*_ROOT.glob("imagenet_rn50/**/*.py"), *_ROOT.glob("imagenet_rn50/recipes/*.yaml"))
     try:
         return summary.stat().st_mtime >= max(path.stat().st_mtime for path in (*code, *made))
@@ -99,11 +100,11 @@ def _is_current(summary: Path, *made: Path) -> bool:
 
 
 def _call(form: str, *paths: str | Path) -> None:
-    """Shows a command and runs it, with the Python that runs this.
+    """Log a command and run it in this Python environment.
 
     Args:
-        form: The command, {} where a path goes.
-        paths: Those, quoted where a shell would want it.
+        form: The command, with {} for each path.
+        paths: The paths, which are quoted for the shell.
 
     Raises:
         SystemExit: When it fails, with its exit code.
@@ -118,37 +119,36 @@ def _call(form: str, *paths: str | Path) -> None:
 
 
 def _held_out(source: Path, shards: Path) -> tuple[list[str], list[str]]:
-    """Returns the first held-out pictures and the names of what they show."""
+    """Return the first held-out images and the names of their classes."""
     classes = Classes.load(shards)
     with (source / "LOC_val_solution.csv").open(encoding="utf-8") as file:
         rows = [row for row, _ in zip(csv.DictReader(file), range(_NUM_PREDICTED), strict=False)]
     folder = source / "ILSVRC" / "Data" / "CLS-LOC" / "val"
-    pictures = [str(folder / f"{row['ImageId']}.JPEG") for row in rows]
+    images = [str(folder / f"{row['ImageId']}.JPEG") for row in rows]
     wnids = [row["PredictionString"].split()[0] for row in rows]
-    return pictures, [classes.labels[classes.index_of[wnid]] for wnid in wnids]
+    return images, [classes.labels[classes.index_of[wnid]] for wnid in wnids]
 
 
-def _bring_examples(folder: Path, pictures: list[str], names: list[str]) -> None:
-    """Puts pictures beside the model, which the Space offers to try."""
+def _copy_examples(folder: Path, images: list[str], names: list[str]) -> None:
+    """Copy images into the exported folder, as examples for the Space."""
     folder.mkdir(exist_ok=True)
-    for number, (picture, name) in enumerate(zip(pictures, names, strict=True), start=1):
-        shutil.copy(picture, folder / f"{number} {name.partition(',')[0]}.jpg")
+    for number, (image, name) in enumerate(zip(images, names, strict=True), start=1):
+        shutil.copy(image, folder / f"{number} {name.partition(',')[0]}.jpg")
 
 
 def _summary(run: Path, exported: Path, evaluation: Path, summary: dict[str, float]) -> str:
-    """Returns what a person wants to know at the end."""
     return f"""
 Done in {summary["seconds"]:.0f} s: top-1 {summary["top1"]:.2%}, top-5 {summary["top5"]:.2%} \
-on {summary["num_images"]} held-out pictures.
+on {summary["num_images"]} held-out images.
 
-  run folder   {run}
+  run          {run}
   log          {run / "logs.md"}
   plots        {run / "plots"}
   model        {exported}
   evaluation   {evaluation / "report.html"}
 
 Next:
-  make app                                        show the model a picture, in the browser
-  .venv/bin/python train_accelerate.py --help     what can be changed
-  .venv/bin/python shard_imagenet.py --help       pack ImageNet, as Kaggle lays it out
+  make app                                        classify an image in the browser
+  .venv/bin/python train_accelerate.py --help     list the options of training
+  .venv/bin/python shard_imagenet.py --help       list the options of packing ImageNet
 """

@@ -1,8 +1,8 @@
-"""Real pictures that come with a dependency, laid out as Kaggle lays out ImageNet.
+"""Write real images that scikit-learn contains in the layout of Kaggle's ImageNet.
 
 scikit-learn ships 1,797 scans of handwritten digits (UCI "Optical Recognition of Handwritten
 Digits", E. Alpaydin and C. Kaynak, 1998, CC BY 4.0; each already reduced to 8x8). Written as JPEGs
-in the ILSVRC tree, they take the same path as ImageNet from there on.
+in the ILSVRC tree, they are packed like ImageNet.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ DIGITS = (
 
 
 def write_ilsvrc(folder: Path) -> Path:
-    """Writes the digits as `folder`/ILSVRC/..., once; a tree that is there already is left alone.
+    """Write the digits as `folder`/ILSVRC/..., unless `folder` exists.
 
     The split is fixed: 360 scans, drawn class by class, are held out for validation.
 
     Args:
-        folder: Where `ILSVRC/`, `LOC_val_solution.csv` and `LOC_synset_mapping.txt` shall stand, as
-            in Kaggle's download.
+        folder: Parent of `ILSVRC/`, `LOC_val_solution.csv` and `LOC_synset_mapping.txt`, as in
+            Kaggle's download.
 
     Returns:
-        `folder`, ready to be given to `shard_imagenet.py pack --source`.
+        `folder`, for `shard_imagenet.py pack --source`.
     """
     if folder.is_dir():
         return folder
@@ -64,25 +64,25 @@ def write_ilsvrc(folder: Path) -> Path:
 
 
 def _write_tree(root: Path) -> None:
-    """Writes pictures, ground truth and names below `root`."""
+    """Write images, ground truth and class names into `root`."""
     scans, digits = _load()
     held_out = _held_out(digits)
-    pictures = root / "ILSVRC" / "Data" / "CLS-LOC"
+    images = root / "ILSVRC" / "Data" / "CLS-LOC"
     for wnid, _ in DIGITS:
-        (pictures / "train" / wnid).mkdir(parents=True)
-    (pictures / "val").mkdir()
+        (images / "train" / wnid).mkdir(parents=True)
+    (images / "val").mkdir()
 
     solution = ["ImageId,PredictionString"]
     for index, (scan, digit) in enumerate(zip(scans, digits, strict=True)):
         wnid = DIGITS[digit][0]
-        picture = _as_picture(scan)
+        image = _as_image(scan)
         if held_out[index]:
             image_id = f"ILSVRC2012_val_{len(solution):08d}"
             solution.append(f"{image_id},{wnid} 0 0 {SIDE - 1} {SIDE - 1} ")
-            path = pictures / "val" / f"{image_id}.JPEG"
+            path = images / "val" / f"{image_id}.JPEG"
         else:
-            path = pictures / "train" / wnid / f"{wnid}_{index}.JPEG"
-        picture.save(path, format="JPEG", quality=_QUALITY)
+            path = images / "train" / wnid / f"{wnid}_{index}.JPEG"
+        image.save(path, format="JPEG", quality=_QUALITY)
 
     mapping = [f"{wnid} {name}" for wnid, name in DIGITS]
     (root / "LOC_val_solution.csv").write_text("\n".join(solution) + "\n", encoding="utf-8")
@@ -90,15 +90,15 @@ def _write_tree(root: Path) -> None:
 
 
 def _load() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Returns the scans, (1797, 8, 8) float in [0, 16], and their digits, (1797,) int."""
-    from sklearn.datasets import load_digits  # takes two seconds to import, and is needed once
+    """Return the scans, (1797, 8, 8) float in [0, 16], and their digits, (1797,) int."""
+    from sklearn.datasets import load_digits  # takes two seconds to import
 
     data = load_digits()
     return data.images, data.target
 
 
 def _held_out(digits: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Returns which scans are held out for validation; (1797,) bool, the same in every run."""
+    """Return which scans are held out for validation; (1797,) bool, the same in every run."""
     from sklearn.model_selection import train_test_split
 
     _, validation = train_test_split(
@@ -109,7 +109,7 @@ def _held_out(digits: NDArray[np.int64]) -> NDArray[np.bool_]:
     return mask
 
 
-def _as_picture(scan: NDArray[np.float64]) -> Image.Image:
-    """Turns an 8x8 scan in [0, 16] into a grayscale picture of `SIDE` px."""
+def _as_image(scan: NDArray[np.float64]) -> Image.Image:
+    """Convert an 8x8 scan in [0, 16] to a grayscale image of `SIDE` px."""
     gray = np.round(scan * (255 / 16)).astype(np.uint8)
     return Image.fromarray(gray).resize((SIDE, SIDE), Image.Resampling.BICUBIC)

@@ -275,7 +275,7 @@ def diagnose(
         seconds: Time of each measurement.
 
     Raises:
-        InputError: When the folder has no manifest.
+        InputError: If the folder has no manifest.
     """
     machine, num_ranks = read_machine(), max(torch.cuda.device_count(), 1)
     problems = list(machine_blockers(machine, recipe, num_ranks, num_workers))

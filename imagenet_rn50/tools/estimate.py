@@ -111,7 +111,7 @@ class PriceTable(_Row):
         """Return an instance type.
 
         Raises:
-            InputError: When the table does not have it.
+            InputError: If the table does not have it.
         """
         if name not in self.instances:
             raise InputError(
@@ -127,7 +127,7 @@ class PriceTable(_Row):
         The reported number of GPUs nearest to the instance's is scaled in proportion.
 
         Raises:
-            InputError: When the table has no speed of its GPU.
+            InputError: If the table has no speed of its GPU.
         """
         known = [speed for speed in self.speeds if speed.gpu == instance.gpu]
         if not known:
@@ -146,7 +146,7 @@ def load_prices(path: Path = PRICES) -> PriceTable:
     """Read a price table.
 
     Raises:
-        InputError: When there is no such file, or it is not a price table.
+        InputError: If there is no such file, or it is not a price table.
     """
     content = read_yaml(path)
     try:
@@ -318,8 +318,8 @@ def make_estimate(name: str, recipe: Recipe, prices: PriceTable, options: Option
         options: What the user gave.
 
     Raises:
-        InputError: When the recipe cannot be shared by so many GPUs, when a rate, a price or the
-            number of images is not known, or when another instance type was measured.
+        InputError: If so many GPUs cannot share the recipe; if a rate, a price or the number of
+            images is unknown; or if another instance type was measured.
     """
     _check_numbers(options)
     measured = _read_measured(options.measured) if options.measured else {}

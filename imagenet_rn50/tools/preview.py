@@ -1,4 +1,4 @@
-"""A look at what the model will see: a grid of pictures after augmentation."""
+"""Write a grid of images as the model sees them, after augmentation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from imagenet_rn50.shards.manifest import TRAIN, Manifest
 from imagenet_rn50.utils.errors import InputError, require_at_least
 from imagenet_rn50.utils.files import require_writable_file, write_bytes
 
-_GAP = 2  # px between pictures
+_GAP = 2  # px between images
 
 
 def preview(
@@ -31,42 +31,45 @@ def preview(
     rows: int = 4,
     columns: int = 8,
 ) -> Batch:
-    """Writes a PNG of consecutive pictures, pixel for pixel as training or evaluation gets them.
+    """Write a PNG of consecutive images, with exactly the pixels of training or evaluation.
 
     Args:
         shards: Folder of the shards.
-        recipe: Says how pictures are cropped and augmented, and its seed in which order they come.
+        recipe: Crops, augmentation and the seed of the order.
         out: The PNG to write.
-        split: `train` shows the training stream, any other split what evaluation sees.
-        start: Position of the first picture: in training, the images seen before it.
+        split: `train` is shuffled and augmented as in training; others as in evaluation.
+        start: Position of the first image; in training, the number of samples seen before it.
         rows: Rows of the grid.
-        columns: Pictures in a row.
+        columns: Columns of the grid.
 
     Returns:
-        What is shown, row after row.
+        The images, row by row.
 
     Raises:
-        InputError: When the shards have no such split, or it ends before the last picture, or
-            there is no such grid, or `out` cannot be written.
+        InputError: If the shards have no such split, it has too few images, a number is out of
+            range, or `out` cannot be written.
     """
     for name, value, least in (("rows", rows, 1), ("columns", columns, 1), ("start", start, 0)):
         require_at_least(f"--{name}", value, least)
     require_writable_file(out)
     samples = Manifest.load(shards).split(split)
-    share = DistributedBatchSampler(start=start, stop=start + rows * columns, batch=rows * columns)
+    sampler = DistributedBatchSampler(
+        start=start, stop=start + rows * columns, batch=rows * columns
+    )
     if split == TRAIN:
         order = ShardShuffleSampler(
             samples.shard_sizes, seed=recipe.seed, window=recipe.data.shuffle_window
         )
         transform = TrainTransform(recipe.data, recipe.seed)
-        loader = build_loader(shards, samples, share, transform, order=order)
-    elif share.stop <= samples.num_samples:
+        loader = build_loader(shards, samples, sampler, transform, order=order)
+    elif sampler.stop <= samples.num_samples:
         evaluation = EvalTransform(recipe.data.eval_resize, recipe.data.eval_size)
-        loader = build_loader(shards, samples, share, evaluation)
+        loader = build_loader(shards, samples, sampler, evaluation)
     else:
         raise InputError(
-            f"{split} ends before picture {share.stop - 1}",
-            expected=f"at most {samples.num_samples} pictures",
+            f"--start {start} and --rows x --columns go beyond the end of {split}",
+            expected=f"at most {samples.num_samples} images",
+            found=f"{sampler.stop}",
         )
     (batch,) = loader
     buffer = io.BytesIO()
@@ -75,14 +78,14 @@ def preview(
     return batch
 
 
-def _grid(pictures: torch.Tensor, columns: int) -> np.ndarray:
-    """Lays pictures out in rows, white between them; (H, W, 3) uint8."""
-    count, _, height, width = pictures.shape
+def _grid(images: torch.Tensor, columns: int) -> np.ndarray:
+    """Return the images in rows with white gaps, (H, W, 3) uint8."""
+    count, _, height, width = images.shape
     rows = -(-count // columns)
     shape = (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3)
     grid = np.full(shape, 255, np.uint8)
-    for number, picture in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
+    for number, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         top = _GAP + number // columns * (height + _GAP)
         left = _GAP + number % columns * (width + _GAP)
-        grid[top : top + height, left : left + width] = picture
+        grid[top : top + height, left : left + width] = image
     return grid

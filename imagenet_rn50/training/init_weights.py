@@ -11,8 +11,8 @@ from torch import nn
 from transformers import ResNetForImageClassification
 
 from imagenet_rn50.evaluation.load_model import first_name
-from imagenet_rn50.pretrained import Kind, Pretrained, read_pretrained, take_weights
-from imagenet_rn50.pretrained_config import ASSUMED, VARIANT, normalisation_of
+from imagenet_rn50.pretrained import Kind, Pretrained, load_weights, read_pretrained
+from imagenet_rn50.pretrained_config import ASSUMED, VARIANT, normalization_of
 from imagenet_rn50.recipe import DataRecipe, Recipe
 from imagenet_rn50.utils.errors import InputError
 
@@ -47,7 +47,7 @@ def init_from_pretrained(
     _require_same_architecture(pretrained, model)
     prepared = _require_same_normalisation(pretrained, recipe.data)
     fresh = {name: model.get_parameter(name).detach().clone() for name in _HEAD}
-    took_head = take_weights(model, pretrained, new_head=True)
+    took_head = load_weights(model, pretrained, new_head=True)
     text = f"starting from the weights of {pretrained}"
     accelerator.print(f"{text}, {_classifier(pretrained, model, fresh, took_head)}")
     if pretrained.declared is None:
@@ -90,7 +90,7 @@ def _require_same_normalisation(pretrained: Pretrained, data: DataRecipe) -> str
             "they do not state their preprocessing: assuming the recipe's "
             f"--data.mean {_numbers(data.mean)} --data.std {_numbers(data.std)}"
         )
-    mean, std = normalisation_of(processor)
+    mean, std = normalization_of(processor)
     for name, theirs, ours in (("mean", mean, data.mean), ("std", std, data.std)):
         if not all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip(theirs, ours, strict=True)):
             raise InputError(

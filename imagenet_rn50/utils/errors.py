@@ -59,6 +59,12 @@ class RankError(InputError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
 def require_at_least(name: str, value: float, least: float) -> None:
     """Raise `InputError` if `value`, given as `name` (such as `--rows`), is less than `least`."""
     if not value >= least:

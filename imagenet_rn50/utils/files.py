@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: temporary name, fsync, rename (contract 5)."""
+"""Write files that are complete or absent: temporary name, fsync, rename (contract 5)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _LOCK_POLL_S = 0.5
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a rename inside `folder` survive a power cut."""
+    """Flush a folder to disk, so that renames in it survive a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -33,9 +33,9 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """Opens a file for writing that appears under `path` only when it is whole and on disk.
+    """Open a file for writing that appears under `path` only when it is complete and on disk.
 
-    When the body raises, what was written is removed and an older `path` stays as it was.
+    If the body raises, the new file is removed and an older `path` stays as it was.
     """
     temporary = _temporary(path)
     try:
@@ -48,24 +48,23 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename in {None, str(temporary)}:
-            error.filename, error.filename2 = str(path), None  # as the user knows it
+            error.filename, error.filename2 = str(path), None  # the name that the user knows
         raise
     sync_folder(path.parent)
 
 
 def _temporary(path: Path) -> Path:
-    """Returns the name under which a file is written."""
     return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
 
 
 def replace_folder(temporary: Path, final: Path) -> None:
-    """Gives a folder that was written its name, when all of it is on disk.
+    """Rename a folder to its final name, once all of it is on disk.
 
-    An older folder of that name is moved aside first and removed last, so that at any moment one of
-    the two is whole on the disk.
+    An older folder of that name is moved aside first and removed last, so that one of the two is
+    complete on disk at any moment.
     """
     for path in [*temporary.rglob("*"), temporary]:
-        sync_folder(path)  # a file alike: opened and synced
+        sync_folder(path)  # works for files, too
     aside = final.with_name(f"{final.name}.replaced{TEMPORARY_SUFFIX}")
     if final.exists():
         shutil.rmtree(aside, ignore_errors=True)
@@ -81,26 +80,26 @@ def replace_folder(temporary: Path, final: Path) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes `content` to `path`, whole or not at all."""
+    """Write `content` to `path`, whole or not at all."""
     with atomic_file(path) as file:
         file.write(content)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes `text` to `path` as UTF-8, whole or not at all."""
+    """Write `text` to `path` as UTF-8, whole or not at all."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` to `path` as indented JSON, whole or not at all."""
+    """Write `value` to `path` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_text(path: Path) -> str:
-    """Reads a text file; the mark that Windows' editors put in front of UTF-8 is left out.
+    """Read a text file in UTF-8, without the byte order mark of Windows editors.
 
     Raises:
-        InputError: When the file is missing, cannot be read or is not UTF-8.
+        InputError: If the file is missing, cannot be read or is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -113,32 +112,32 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Reads a JSON file, as `parse_json` does.
+    """Read a JSON file; see `parse_json`.
 
     Raises:
-        InputError: When the file is missing, cannot be read or is not valid JSON.
+        InputError: If the file is missing, cannot be read or is not valid JSON.
     """
     return parse_json(read_text(path), source=str(path))
 
 
 def read_yaml(path: Path) -> Any:
-    """Reads a YAML file, as `parse_yaml` does.
+    """Read a YAML file; see `parse_yaml`.
 
     Raises:
-        InputError: When the file is missing, cannot be read or is not valid YAML.
+        InputError: If the file is missing, cannot be read or is not valid YAML.
     """
     return parse_yaml(read_text(path), source=str(path))
 
 
 def make_folder(folder: Path, fix: str) -> None:
-    """Makes a folder that files can be written into, and its parents; it may be there already.
+    """Create a folder and its parents unless it exists, and check that it is writable.
 
     Args:
         folder: The folder.
-        fix: What to do where it cannot be had.
+        fix: The fix in the message.
 
     Raises:
-        InputError: When it cannot be made, or nothing can be written into it.
+        InputError: If it cannot be created or is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,15 +147,14 @@ def make_folder(folder: Path, fix: str) -> None:
 
 
 def require_writable(folder: Path, fix: str) -> None:
-    """Stops before work whose results could not be written into a folder.
+    """Check that files can be written into a folder, before work whose results go there.
 
     Args:
-        folder: The folder, or one that would be made.
-        fix: What to do where it cannot be had.
+        folder: The folder; it may not exist yet.
+        fix: The fix in the message.
 
     Raises:
-        InputError: When nothing can be written into it, or into the folder that it would be made
-            in.
+        InputError: If it, or its nearest existing parent, is not writable.
     """
     try:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -167,16 +165,16 @@ def require_writable(folder: Path, fix: str) -> None:
 
 
 def require_writable_file(path: Path) -> None:
-    """Stops before work whose result could not be written to `path`.
+    """Check that a file can be written, before work whose result goes there.
 
     Raises:
-        InputError: When its folder is missing or read-only, or it is a folder or a device itself.
+        InputError: If its folder is missing or read-only, or it is a folder or a device.
     """
     if not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent} for {path.name}")
     if path.exists() and not path.is_file():
         found = "a folder" if path.is_dir() else "no regular file"
-        raise InputError(f"{path} cannot be written", expected="the name of a file", found=found)
+        raise InputError(f"{path} cannot be written", expected="a file name", found=found)
     temporary = _temporary(path)
     try:
         temporary.touch(exist_ok=False)
@@ -184,13 +182,13 @@ def require_writable_file(path: Path) -> None:
     except OSError as error:
         raise InputError(
             f"{path} cannot be written",
-            expected="the name of a file in a folder that may be written into",
+            expected="a file name in a writable folder",
             found=error.strerror,
         ) from None
 
 
 def follow_umask(path: Path) -> None:
-    """Give a file the mode of any new file there: safetensors lets only its owner read its own."""
+    """Give a file the mode of a new file; safetensors creates files that only the owner reads."""
     other = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     other.touch()
     try:
@@ -205,9 +203,9 @@ def lock_file(
 ) -> Iterator[bool]:
     """Hold an exclusive `flock` on a file or a folder while the body runs.
 
-    It excludes other processes, and other threads of this one, and ends with the process however
-    that ends (forked children that inherit it hold it, too). A network file system without locks is
-    logged, and the body runs unlocked.
+    The lock excludes other processes and other threads of this one, and is released when the
+    process ends (unless forked children inherited it). If the file system has no locks, that is
+    logged and the body runs unlocked.
 
     Args:
         path: A folder, or a file, which is created.
@@ -247,21 +245,21 @@ def _acquire(descriptor: int, path: Path, timeout: float | None, waiting: str | 
 
 
 def sha256_of_file(path: Path) -> str:
-    """Returns the file's SHA-256 as 64 hexadecimal digits."""
+    """Return the file's SHA-256 as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def require_free_space(folder: Path, needed_bytes: int, purpose: str) -> None:
-    """Stops before a write that the disk cannot hold.
+    """Check that a volume has enough free space, before a large write.
 
     Args:
-        folder: Where the files will be written; it, or a parent of it, exists.
-        needed_bytes: How much `purpose` will write.
+        folder: The folder to write to; it may not exist yet.
+        needed_bytes: Bytes to write.
         purpose: What needs the space, for the message.
 
     Raises:
-        InputError: When less than `needed_bytes` are free.
+        InputError: If fewer bytes are free.
     """
     existing = folder
     while not existing.exists():
@@ -272,5 +270,5 @@ def require_free_space(folder: Path, needed_bytes: int, purpose: str) -> None:
             f"not enough disk space for {purpose} in {folder}",
             expected=f"at least {needed_bytes / 1e9:.3f} GB free",
             found=f"{free_bytes / 1e9:.3f} GB free on the volume of {existing}",
-            fix="free some space, or name a folder on another volume",
+            fix="free some space, or use a folder on another volume",
         )

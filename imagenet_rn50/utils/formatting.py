@@ -1,26 +1,25 @@
-"""Numbers in messages, tables and reports, such that what they say is true."""
+"""Format numbers in messages, tables and reports without misleading rounding."""
 
 from __future__ import annotations
 
-_MOST_DIGITS = 8
+_MAX_DIGITS = 8
 
 
 def percent(part: float, digits: int = 2) -> str:
-    """Return a part of 1 in percent, for example `99.997%`.
+    """Return a fraction as percent, for example `99.997%`.
 
-    It has `digits` decimals, and more where fewer would round to 0% what is not zero, or to 100%
-    what is not all.
+    It has `digits` decimals, or more if those would round to 0% or 100% what is neither.
 
     Args:
-        part: In [0, 1].
-        digits: Least number of decimals.
+        part: The fraction, in [0, 1].
+        digits: Minimum number of decimals.
     """
     return format(part, percent_spec(part, digits))
 
 
 def percent_spec(part: float, digits: int = 2) -> str:
     """Return the format of `percent`, as in an f-string."""
-    while digits < _MOST_DIGITS and round(part, digits + 2) in {0, 1} and part not in {0, 1}:
+    while digits < _MAX_DIGITS and round(part, digits + 2) in {0, 1} and part not in {0, 1}:
         digits += 1
     return f".{digits}%"
 
@@ -31,5 +30,5 @@ def counted(number: int, noun: str) -> str:
 
 
 def rate_text(per_second: float) -> str:
-    """Return a rate with as many digits as mean something, for example `1,205` or `3.1`."""
+    """Return a rate with its meaningful digits, for example `1,205` or `3.1`."""
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"

@@ -1,4 +1,4 @@
-"""What a person sees while something runs: one kind of progress bar, output that cannot fail."""
+"""Console output: log lines, progress bars, and streams whose errors do not stop a run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _REDRAW_SECONDS = 0.1 if _ON_TERMINAL else 10.0
 def progress_bar(
     *, total: int, description: str, unit: str = "img", initial: int = 0, enabled: bool = True
 ) -> tqdm[Any]:
-    """Makes a bar that shows the rate and the remaining time.
+    """Return a progress bar with rate and remaining time.
 
     Args:
-        total: How many units there are in all.
-        description: What is going on, in a word or two.
-        unit: What is counted; the rate is shown as `unit`/s.
-        initial: How many units were done before this process began.
-        enabled: False on the ranks that stay silent.
+        total: Number of units.
+        description: A word or two in front of the bar.
+        unit: Name of the unit; the rate is shown as `unit`/s.
+        initial: Units done before this process started.
+        enabled: False on ranks that print nothing.
 
     Returns:
         A bar; call `update(n)` on it and use it as a context manager.
@@ -48,7 +48,7 @@ def progress_bar(
 
 
 class _Console(logging.Handler):
-    """Prints lines on stdout without tearing a progress bar."""
+    """Print lines on stdout without breaking a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
@@ -60,7 +60,7 @@ class _Console(logging.Handler):
 
 
 logger = logging.getLogger("imagenet_rn50.console")
-"""What users read: plain lines on stdout."""
+"""Messages for users: plain lines on stdout."""
 logger.setLevel(logging.INFO)
 logger.addHandler(_Console())
 logger.propagate = False
@@ -68,12 +68,13 @@ logger.propagate = False
 
 @contextmanager
 def ignore_output_errors() -> Iterator[None]:
-    """Let stdout and stderr neither fail nor block while the body runs.
+    """Keep errors and blocking of stdout and stderr from stopping the body.
 
-    A training outlives its terminal: a connection breaks, `| tee` is killed, the disk of the log is
-    full, nobody reads. What cannot be written is dropped, and how much is said once it can again.
+    A run must survive its terminal: a lost connection, a killed `| tee`, a full disk, a pipe that
+    nobody reads. Output that cannot be written is dropped; its size is reported once writing works
+    again.
     """
-    if sys.stdin is None:  # closed; its number would become another file's
+    if sys.stdin is None:  # closed: the next open file would get its descriptor
         os.open(os.devnull, os.O_RDONLY)
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_lasting, before)
@@ -88,16 +89,16 @@ def ignore_output_errors() -> Iterator[None]:
 
 
 def _lasting(stream: Any) -> Any:
-    """Return a stream that writes where another does, or nowhere."""
+    """Return a stream to the same file that drops what it cannot write."""
     if stream is None:
         nowhere = io.BufferedWriter(_Output(os.open(os.devnull, os.O_WRONLY)))
         return io.TextIOWrapper(nowhere, encoding="utf-8")
     try:
         descriptor = stream.fileno()
-    except (OSError, ValueError):  # not a file: what a notebook or a test puts there
+    except (OSError, ValueError):  # not a file, as in a notebook or a test
         return stream
     _flush_or_discard(stream)
-    with suppress(OSError):  # a terminal blocks unless it is opened so that it does not
+    with suppress(OSError):  # only a terminal opened without blocking never blocks
         flags = os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK
         descriptor = os.open(os.ttyname(descriptor), flags)
     return io.TextIOWrapper(
@@ -109,7 +110,7 @@ def _lasting(stream: Any) -> Any:
 
 
 def _flush_or_discard(stream: Any) -> None:
-    """Flush a stream; where that fails, Python would exit with code 120, for it tries again."""
+    """Flush a stream; on failure discard it, or Python would retry and exit with code 120."""
     try:
         if stream is not None:
             stream.flush()
@@ -120,7 +121,7 @@ def _flush_or_discard(stream: Any) -> None:
 
 
 class _Output(io.RawIOBase):
-    """The file of a descriptor; what it does not take within a second is dropped."""
+    """Write to a descriptor; drop what it does not accept within a second."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -148,17 +149,17 @@ class _Output(io.RawIOBase):
         return len(content)
 
     def _put(self, content: bytes, *, timeout_ms: int) -> int:
-        """Write as much as the file takes, and return how much that is."""
+        """Write as much as the file accepts; return the number of bytes."""
         done = 0
         with suppress(OSError):
             while done < len(content) and self._poll.poll(timeout_ms):
-                # So much never blocks once some can be written.
+                # PIPE_BUF bytes never block once poll reports that writing is possible.
                 done += os.write(self._descriptor, content[done : done + select.PIPE_BUF])
         return done
 
 
 class _Bar(tqdm):  # type: ignore[type-arg]
-    """A bar that is redrawn in place on a terminal, and written line by line into a log."""
+    """A bar that is redrawn on a terminal, and written line by line to a log."""
 
     @staticmethod
     def status_printer(file: Any) -> Callable[[str], None]:

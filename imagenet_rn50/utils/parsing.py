@@ -1,6 +1,6 @@
-"""YAML and JSON, read strictly: what is written twice or could mean two things is an error.
+"""Parse YAML and JSON strictly: duplicates and ambiguous values are errors.
 
-YAML is read by the core schema of YAML 1.2. PyYAML reads YAML 1.1, where `1:30` is 90, `no` is
+YAML is parsed by the core schema of YAML 1.2. PyYAML reads YAML 1.1, where `1:30` is 90, `no` is
 false, `010` is 8, `1e-3` is a string, and the last of two equal keys wins.
 """
 
@@ -26,7 +26,7 @@ def parse_yaml(text: str, source: str) -> Any:
         source: Where it comes from, for messages.
 
     Raises:
-        InputError: When it is empty or not YAML, or has a duplicate key, a key that is not a
+        InputError: If it is empty or not YAML, or has a duplicate key, a key that is not a
             string, an anchor, an alias, a tag, a merge key or a second document.
     """
     try:
@@ -52,7 +52,7 @@ def parse_json(text: str | bytes, source: str) -> Any:
         source: Where it comes from, for messages.
 
     Raises:
-        InputError: When it is not JSON, or has a duplicate key, NaN or Infinity.
+        InputError: If it is not JSON, or has a duplicate key, NaN or Infinity.
     """
     try:
         return _decoder.decode(text if isinstance(text, str) else text.decode("utf-8"))
@@ -64,7 +64,7 @@ def parse_json(text: str | bytes, source: str) -> Any:
 
 
 class _DuplicateKeyError(ValueError):
-    """A key stands twice in one object; the decoder does not know on which lines."""
+    """An object has a duplicate key; the decoder does not know the lines."""
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _duplicate(key: str, first: int, second: int) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core schema, without what lets one value stand in several places."""
+    """YAML 1.2's core schema, without anchors, aliases, tags and merge keys."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # not YAML 1.1's
 

@@ -1,4 +1,4 @@
-"""Processes and signals: what a trainer, its launcher and its loader workers owe each other."""
+"""Signals and processes: a trainer, its launcher and its loader workers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from imagenet_rn50.utils.errors import InputError, RankError
 from imagenet_rn50.utils.storage import redact
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
-"""Ask a trainer to save and to end; SIGHUP, which says that the terminal is gone, unless nohup."""
+"""Signals that ask a trainer to save and stop; SIGHUP (terminal closed) unless nohup ignores it."""
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _POLL_SECONDS = 0.5
@@ -32,23 +32,23 @@ _LAUNCHERS = {
     *("accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun"),
     *("accelerate.commands.accelerate_cli", "torch.distributed.run", "torch.distributed.launch"),
 }
-# Variables that change what a run computes or where; every other one may be a secret.
+# Variables that change what a run computes, or where; any other may be a secret.
 _RELEVANT = re.compile(
     r"(ACCELERATE|NCCL|GLOO)_\w+|(CUDA|HIP|ROCR)_VISIBLE_DEVICES|CUDA_DEVICE_ORDER"
     r"|(OMP|MKL)_NUM_THREADS|MASTER_(ADDR|PORT)|(LOCAL_)?(RANK|WORLD_SIZE)|PYTORCH_(CUDA_)?ALLOC_CONF"
     r"|NVIDIA_TF32_OVERRIDE|CUBLAS_WORKSPACE_CONFIG|ATEN_CPU_CAPABILITY|ONEDNN_MAX_CPU_ISA"
 )
-_IRRELEVANT = re.compile(r"_VERSION$|KEY|TOKEN|SECRET|PASSWORD")  # of those
+_IRRELEVANT = re.compile(r"_VERSION$|KEY|TOKEN|SECRET|PASSWORD")  # among those
 
 _STARTED_BY_SLURM, _RESERVED_BY_SLURM = "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"
 _STARTED_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
 
 def set_parent_death_signal(number: signal.Signals) -> None:
-    """Sends this process a signal when its parent has ended.
+    """Send this process a signal when its parent exits.
 
-    On Linux the kernel does, at once and for the last number asked for. Elsewhere a thread does,
-    within a second and for each number.
+    On Linux the kernel sends it at once; the last call wins. Elsewhere a thread sends it within a
+    second, for each call.
     """
     parent = os.getppid()
     try:
@@ -57,13 +57,13 @@ def set_parent_death_signal(number: signal.Signals) -> None:
         _watch(os.getpid(), parent, number)
         return
     prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the kernel knew
+    if os.getppid() != parent:  # it exited before prctl
         os.kill(os.getpid(), number)
 
 
-@cache  # one thread is enough, and after a fork, which does not copy it, it is another process's
+@cache  # one thread per process: the key has its id, for a fork does not copy threads
 def _watch(process: int, parent: int, number: signal.Signals) -> None:
-    """Starts a thread that sends this process a signal once it has another parent."""
+    """Start a thread that sends this process a signal when its parent changes."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -77,18 +77,18 @@ def _watch(process: int, parent: int, number: signal.Signals) -> None:
 def block_signals_in_children(
     numbers: tuple[signal.Signals, ...] = STOP_SIGNALS,
 ) -> Iterator[None]:
-    """Lets processes that the body starts be deaf to signals, those that ask a trainer to end.
+    """Block signals in processes that the body starts; by default those that stop a trainer.
 
-    A terminal, systemd and Slurm send them to every process of a job. Loader workers must go on
-    then, for the trainer needs them until it has saved; it ends them itself. The mask is set
-    before they are forked or spawned, so there is no moment at which a worker could hear; what
-    comes meanwhile waits for this process.
+    A terminal, systemd and Slurm send them to every process of a job, but the trainer needs its
+    loader workers until it has saved, and then stops them itself. The mask is set before they are
+    started, so a signal never reaches them. Signals that arrive meanwhile are delivered to this
+    process afterwards.
 
     Args:
         numbers: The signals.
     """
     if multiprocessing.get_start_method() != "fork":
-        # Spawning starts this process first, and in Python 3.11 that unblocks SIGINT and SIGTERM.
+        # Spawning starts the resource tracker, which in Python 3.11 unblocks SIGINT and SIGTERM.
         ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
@@ -98,14 +98,14 @@ def block_signals_in_children(
 
 
 def kill_tree(process: int) -> None:
-    """Kills a process and all that descend from it, as a machine that vanishes does.
+    """Kill a process and all its descendants, as if the machine disappeared.
 
-    Launchers start each rank in a session of its own, and ranks save once their launcher ends. So
-    each process is stopped before its children are looked for: what stands still starts no others,
-    and hears of no death but its own.
+    Launchers start each rank in its own session, and ranks save when their launcher exits. So each
+    process is stopped before its children are listed: a stopped process starts no children and
+    handles no signals.
     """
     found = [process]
-    for number in found:  # grows meanwhile
+    for number in found:  # grows in the loop
         with suppress(ProcessLookupError):
             os.kill(number, signal.SIGSTOP)
         found += _children(number)
@@ -115,17 +115,17 @@ def kill_tree(process: int) -> None:
 
 
 def check_world_size(world_size: int, *, on_gpu: bool) -> None:
-    """Refuse to work on as one process of several that did not find each other.
+    """Check that the process group has as many processes as the launcher started.
 
-    Each of them would do all of the work, into the same files. Launchers state in environment
-    variables how many processes they start.
+    Otherwise each of them would do all of the work, and write the same files. Launchers give their
+    number in environment variables.
 
     Args:
         world_size: Number of processes in the process group.
         on_gpu: Whether this process runs on a GPU.
 
     Raises:
-        InputError: When a launcher started more processes, or fewer.
+        InputError: If the numbers differ.
     """
     declared = read_int_env("WORLD_SIZE")
     if declared is not None and declared != world_size:
@@ -140,7 +140,7 @@ def check_world_size(world_size: int, *, on_gpu: bool) -> None:
             "if ACCELERATE_USE_CPU=1 is set",
             fix=launch if on_gpu else f"ACCELERATE_USE_CPU=1 {launch_command()}",
         )
-    # torchrun and accelerate launch are themselves started once per machine, by srun say.
+    # torchrun and accelerate launch may be started once per machine, for example by srun.
     num_joined = read_int_env("GROUP_WORLD_SIZE") or world_size
     slurm = read_int_env(_STARTED_BY_SLURM)
     started = {name: read_int_env(name) or 1 for name in _STARTED_BY_MPI}
@@ -159,10 +159,10 @@ def check_world_size(world_size: int, *, on_gpu: bool) -> None:
 
 
 def read_int_env(name: str) -> int | None:
-    """Return the value of an environment variable that counts, None where it is not set.
+    """Return an environment variable as an integer, or None if it is not set.
 
     Raises:
-        InputError: When it is no number.
+        InputError: If it is not an integer.
     """
     text = os.environ.get(name)
     if not text:
@@ -170,16 +170,18 @@ def read_int_env(name: str) -> int | None:
     try:
         return int(text)
     except ValueError:
-        raise InputError(f"{name} is {text!r}", expected="a number", fix=f"unset {name}") from None
+        raise InputError(
+            f"{name} is {text!r}", expected="an integer", fix=f"unset {name}"
+        ) from None
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """What started this process, if that was `accelerate launch` or torchrun.
+    """The launcher of this process: `accelerate launch` or torchrun.
 
     Attributes:
-        words: Its command line; empty when nothing of the kind is the parent.
-        variables: Variables that change what a run computes or where, as it was given them.
+        words: Its command line; empty if the parent is not a launcher.
+        variables: Its environment variables that change what a run computes, or where.
     """
 
     words: tuple[str, ...]
@@ -188,24 +190,24 @@ class Launcher:
 
 @cache
 def launcher() -> Launcher:
-    """Returns the launcher, as it was at the first call: it may end before this process does."""
+    """Return the launcher, cached because it may exit before this process."""
     this = psutil.Process()
-    with suppress(psutil.Error):  # the parent has ended, or is another user's
+    with suppress(psutil.Error):  # the parent has exited, or belongs to another user
         parent = psutil.Process(os.getppid())
         words = parent.cmdline()
         if any(Path(word).name in _LAUNCHERS for word in words[:4]):
-            return Launcher(tuple(words), _telling(parent.environ()))
-    return Launcher((), _telling(this.environ()))
+            return Launcher(tuple(words), _relevant_variables(parent.environ()))
+    return Launcher((), _relevant_variables(this.environ()))
 
 
 def launch_command(without: str | None = None) -> str:
-    """Returns the command that began this process, as a person would type it again.
+    """Return the command that started this process, to be typed again.
 
-    Under `accelerate launch` and torchrun it is the launcher's, as far as the kernel tells it. What
-    may be secret in addresses is left out, and that is said.
+    Under `accelerate launch` and torchrun it is the launcher's. Secrets in addresses are removed,
+    and a comment says so.
 
     Args:
-        without: An option to leave out, with its value: `--stop-at-step`.
+        without: An option to omit, with its value, such as `--stop-at-step`.
     """
     words = list(launcher().words) or [sys.executable, *sys.argv]
     if Path(words[0]).name.startswith("python"):
@@ -213,25 +215,24 @@ def launch_command(without: str | None = None) -> str:
         words = [Path(words[1]).name, *words[2:]] if is_script else ["python", *words[1:]]
     if without:
         words = _without_option(words, without)
-    told = [f"{name}={shlex.quote(value)}" for name, value in launcher().variables]
-    return " ".join([*told, redact_command(words)])
+    variables = [f"{name}={shlex.quote(value)}" for name, value in launcher().variables]
+    return " ".join([*variables, redact_command(words)])
 
 
 def redact_command(words: list[str]) -> str:
-    """Returns a command as a person would type it, but for what is secret in addresses."""
+    """Return a command as typed in a shell, without secrets in addresses."""
     public = [redact(word) for word in words]
     return shlex.join(public) + ("" if public == words else "  # address shortened")
 
 
 def _children(process: int) -> list[int]:
-    """Returns the processes that a process started."""
     with suppress(psutil.NoSuchProcess):
         return [child.pid for child in psutil.Process(process).children()]
     return []
 
 
-def _telling(environment: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    """Return the variables that change what a run computes or where, and no secret."""
+def _relevant_variables(environment: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """Return the variables that change what a run computes, or where, without secrets."""
     return tuple(
         (name, value)
         for name, value in environment.items()
@@ -240,7 +241,7 @@ def _telling(environment: dict[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def _without_option(words: list[str], option: str) -> list[str]:
-    """Returns a command line without an option and its value."""
+    """Return a command line without an option and its value."""
     kept, skip = [], False
     for word in words:
         name, equals, _ = word.replace("_", "-").partition("=")

@@ -20,6 +20,7 @@ from space.page import build_page, launch
 from tests.app.serving import APP, serve
 
 pytestmark = [
+    pytest.mark.xdist_group("space"),  # one Space serves all
     pytest.mark.multiprocess,
     pytest.mark.filterwarnings("ignore"),  # gradio_client leaks sockets and event loops
     pytest.mark.timeout(600),
@@ -119,7 +120,7 @@ def test_fifty_concurrent_clients_get_predictions_or_a_queue_error(space, tmp_pa
     """Memory grows by two decoded images, not by fifty."""
     path = tmp_path / "large.jpg"
     rough = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    Image.fromarray(rough).resize((3000, 2000)).save(path, quality=60)  # 18 MB once decoded
+    Image.fromarray(rough).resize((2000, 1500)).save(path, quality=60)  # 9 MB once decoded
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         clients = list(pool.map(lambda _: connect(space.address), range(NUM_CLIENTS)))
         expected = predict(clients[0], path)

@@ -114,7 +114,7 @@ def joined(batches):
     return tuple(torch.cat([batch[field] for batch in batches]) for field in range(3))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     sizes=sizes_of_shards,
     seed=seeds,
@@ -145,7 +145,7 @@ def test_every_epoch_shows_every_sample_once_on_any_layout(
     assert torch.equal(labels, indices % 5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     sizes=sizes_of_shards,
     seed=seeds,
@@ -181,7 +181,7 @@ def test_stopping_anywhere_and_going_on_with_another_layout_changes_nothing(
         assert torch.equal(ours, theirs)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(sizes=sizes_of_shards, batch=batch_sizes, world_size=world_sizes, num_workers=worker_counts)
 def test_evaluation_counts_every_sample_once_and_shares_batches_evenly(
     sizes, batch, world_size, num_workers

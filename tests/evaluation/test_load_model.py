@@ -212,7 +212,7 @@ def test_a_model_of_the_hub_is_loaded_from_its_cache(model, tmp_path, monkeypatc
     for name in ("someone/some-model", f"someone/some-model@{commit}"):
         expected = {"hub_commit": commit, "weights_sha256": digest_of(0)}
         assert load_model(name).checkpoint == expected
-    with pytest.raises(InputError, match="there is no folder someone/nothing, and the Hub"):
+    with pytest.raises(InputError, match="there is no folder someone/nothing, and the model"):
         load_model("someone/nothing")
 
 

@@ -140,7 +140,7 @@ def test_the_report_shows_the_mistakes_with_their_pictures_and_the_numbers_of_th
     pictures = [image for image in parsed.all("img") if "jpeg" in image["src"]]
     assert len(pictures) == 1
     assert "wrong.JPEG" in pictures[0]["alt"]
-    assert "taken for name6" in pictures[0]["alt"]
+    assert "predicted name6" in pictures[0]["alt"]
 
 
 def test_the_report_can_be_read_without_seeing_it_and_keeps_names_as_text(report):
@@ -162,7 +162,7 @@ def test_a_model_without_mistakes_has_a_report(tmp_path):
     images = read_folder(tmp_path / "set", NUM_CLASSES, None)
     evaluation = evaluate(loaded, images, transform="training")
     write_evaluation(tmp_path, loaded, images, evaluation, None)
-    assert "every image was right" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "every prediction was right" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 def test_a_mistake_of_the_user_is_one_message_and_exit_code_2(tmp_path, monkeypatch, capsys):
@@ -218,7 +218,7 @@ def test_top5_is_no_result_where_five_classes_are_all(tmp_path, present, says):
     labels = [(label, label) for label in range(present)]
     page, table = evaluated_pictures(tmp_path, labels, NUM_CLASSES)
     assert ("100.00% top-5" in page) == says
-    assert ("Top-5 says nothing here" in page) == (not says)
+    assert ("Top-5 is omitted" in page) == (not says)
     (top5,) = set(re.findall(r"100\.00% \(.*?\) +(\S+)", table))
     assert top5 == ("100.00%" if says else "-")
 

@@ -56,7 +56,7 @@ def assert_cut_changes_no_pixel(content, box):
     return piece
 
 
-@settings(max_examples=400)
+@settings(max_examples=120)
 @given(
     data=st.data(),
     height=st.integers(1, 150),
@@ -80,7 +80,7 @@ def test_a_cut_changes_no_pixel_in_any_subsampling_size_and_interval(
 
 
 @needs_jpegtran
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     data=st.data(),
     height=st.integers(1, 140),
@@ -99,7 +99,7 @@ def test_a_cut_changes_no_pixel_of_what_jpegtran_wrote(
     assert_cut_changes_no_pixel(content, data.draw(boxes(height, width)))
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(data=st.data(), subsampling=st.sampled_from(SAMPLINGS), factor=st.sampled_from([2, 4, 8]))
 def test_shrinking_while_decoding_gives_the_same_pixels_from_the_cut(data, subsampling, factor):
     content = pillow_jpeg(scene(170, 190), subsampling=subsampling, restart_marker_blocks=2)
@@ -160,7 +160,7 @@ def test_other_application_segments_are_kept_beside_the_table():
     assert b"a description" not in assert_cut_changes_no_pixel(tabled, (20, 20, 20, 20)).jpeg
 
 
-@settings(max_examples=300)
+@settings(max_examples=80)
 @given(data=st.data())
 def test_a_table_that_does_not_fit_the_bytes_is_not_believed(data):
     tabled = bytearray(with_offset_table(coded()))
@@ -225,7 +225,7 @@ def test_a_box_outside_the_picture_is_refused(box):
         cut(coded(), box)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=200)
 @given(data=st.data(), subsampling=st.sampled_from(SAMPLINGS), table=st.booleans())
 def test_hostile_bytes_raise_value_error_or_give_a_picture(data, subsampling, table):
     content = coded(subsampling)

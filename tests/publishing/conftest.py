@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from imagenet_rn50.publishing.export import Wanted, export
+from imagenet_rn50.publishing.export import ExportOptions, export
 from tests.publishing.runs import (
     make_run,
     random_model,
@@ -42,7 +42,7 @@ def imagenet_export(tmp_path_factory, shards):
         Image.new("RGB", (4, 4)).save(run.path / "plots" / f"{name}.png")
     averaged = random_model(run.recipe().model, thousand_classes(), 49)
     metrics = write_evaluation(folder / "metrics.json", averaged)
-    export(run.path, folder / "out", wanted=Wanted(metrics=metrics))
+    export(run.path, folder / "out", options=ExportOptions(metrics=metrics))
     return folder / "out"
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from imagenet_rn50.model import build_model, to_torchvision
 from imagenet_rn50.publishing import provenance as evidence
-from imagenet_rn50.publishing.export import Wanted, convert, export
+from imagenet_rn50.publishing.export import ExportOptions, convert, export
 from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.recipe import ModelRecipe
 from imagenet_rn50.utils.errors import InputError
@@ -38,15 +38,15 @@ def visible(text):
 def test_the_card_says_what_the_files_beside_it_say(imagenet_export):
     text = visible((imagenet_export / "README.md").read_text(encoding="utf-8"))
     assert (
-        "| imagenet1k, validation (other shards than in training), as published, "
+        "| imagenet1k, validation (not the shards of the training), as published, "
         "processor transform | 76.54% (76.17% to 76.91%) "
         "| 93.10% (92.87% to 93.32%) | 50,000 | metrics.json results.2 |" in text
     )
     assert "averaged with its mirror image | 77.12% (" in text
-    assert "| imagenet1k, validation while training | 76.54% | 100.00% | 11 |" in text
+    assert "| imagenet1k, validation during training | 76.54% | 100.00% | 11 |" in text
     assert "| device | cuda (NVIDIA L4) | metrics.jsonl line 1 |" in text
     assert "| minutes of training and validation | 0.1 | metrics.jsonl, all lines |" in text
-    assert "| began with the weights | resnet50-0676ba61.pth | metrics.jsonl line 1 |" in text
+    assert "| initial weights | resnet50-0676ba61.pth | metrics.jsonl line 1 |" in text
     assert "1,000 classes" in text
     assert "| torchvision, IMAGENET1K_V2 | 80.86% | 95.43% | [its authors](https://" in text
     assert text.count("not reproduced here") == 3
@@ -77,8 +77,8 @@ def test_every_card_that_is_written_passes(imagenet_export, run, tmp_path):
     # Of three classes, naming five names the right one always.
     assert [(r.metric_name, r.metric_value) for r in card.eval_results] == [("top-1", 0.625)]
     text = visible((tmp_path / "out" / "README.md").read_text())
-    assert "| tiny, validation while training | 62.50% | - | 11 |" in text
-    assert "A ResNet that tells 3 classes of pictures apart" in text
+    assert "| tiny, validation during training | 62.50% | - | 11 |" in text
+    assert "A ResNet that classifies images into 3 classes" in text
     assert "published ResNet-50s" not in text
 
 
@@ -88,7 +88,7 @@ def test_every_card_that_is_written_passes(imagenet_export, run, tmp_path):
         (
             {"name": "i1k", "split": "train", "fingerprint": "0" * 64, "is_imagenet1k": True},
             ["train", "real"],
-            "| i1k, train, labels of ReaL (other shards than in training), as published",
+            "| i1k, train, labels of ReaL (not the shards of the training), as published",
             [("ILSVRC/imagenet-1k", "train"), ("i1k-real", "train")],
         ),
         (
@@ -104,7 +104,7 @@ def test_what_was_measured_is_credited_to_the_data_that_it_was_measured_on(
 ):
     model = random_model(run.recipe().model, CLASSES, 48)
     metrics = write_evaluation(tmp_path / "m.json", model, dataset=dataset, names=names)
-    export(run.path, tmp_path / "out", wanted=Wanted(metrics=metrics))
+    export(run.path, tmp_path / "out", options=ExportOptions(metrics=metrics))
     path = tmp_path / "out" / "README.md"
     data = ModelCard.load(path).data
     found = {(result.dataset_type, result.dataset_split) for result in data.eval_results}
@@ -140,7 +140,7 @@ def test_an_evaluation_over_images_that_are_only_called_imagenet1k_claims_nothin
     model = random_model(run.recipe().model, CLASSES, 48)
     dataset = {"name": name, "split": "validation", "fingerprint": "0" * 64}
     metrics = write_evaluation(tmp_path / "m.json", model, dataset=dataset)
-    export(run.path, tmp_path / "out", wanted=Wanted(metrics=metrics))
+    export(run.path, tmp_path / "out", options=ExportOptions(metrics=metrics))
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert {r.dataset_type for r in card.data.eval_results} == {f"unverified-{name}"}
     assert f"| {name} (not shown to be ImageNet-1k), validation" in visible(card.text)
@@ -151,7 +151,9 @@ def test_weights_of_others_that_were_evaluated_on_imagenet_have_its_limits(tmp_p
     model = random_model(ModelRecipe(hidden_sizes=(8, 8), depths=(1, 1)), thousand_classes(), 3)
     save_file(to_torchvision(model.state_dict()), tmp_path / "rn.safetensors")
     metrics = write_evaluation(tmp_path / "metrics.json", model)
-    convert(str(tmp_path / "rn.safetensors"), tmp_path / "out", wanted=Wanted(metrics=metrics))
+    convert(
+        str(tmp_path / "rn.safetensors"), tmp_path / "out", options=ExportOptions(metrics=metrics)
+    )
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert {result.dataset_type for result in card.data.eval_results} == {"ILSVRC/imagenet-1k"}
     assert "published ResNet-50s" in card.text
@@ -171,7 +173,7 @@ def test_the_commands_lead_to_the_card(imagenet_export, run, tmp_path, monkeypat
     assert commands[4].text.endswith("--metrics EVALUATION/metrics.json")
     text = visible((imagenet_export / "README.md").read_text(encoding="utf-8"))
     assert f"whose sha256 is\n{'0676ba61' * 8} (metrics.jsonl line 1)" in text
-    assert "Their license holds" in text
+    assert "Their license applies" in text
 
     export(run.path, tmp_path / "out")  # nothing was evaluated
     assert len(commands_in(tmp_path / "out" / "README.md")) == 3
@@ -180,21 +182,21 @@ def test_the_commands_lead_to_the_card(imagenet_export, run, tmp_path, monkeypat
 def test_an_evaluation_of_other_weights_is_refused_or_left_out(run, tmp_path, capsys):
     model = build_model(run.recipe().model, CLASSES)
     metrics = write_evaluation(tmp_path / "metrics.json", model, weights_sha256="0" * 64)
-    with pytest.raises(InputError, match="speaks of other weights"):
-        export(run.path, tmp_path / "out", wanted=Wanted(metrics=metrics))
+    with pytest.raises(InputError, match="was measured with other weights"):
+        export(run.path, tmp_path / "out", options=ExportOptions(metrics=metrics))
     (run.path / "evaluation").mkdir()
     metrics.rename(run.path / "evaluation" / "metrics.json")
     export(run.path, tmp_path / "out")
-    assert "left out of the card" in capsys.readouterr().out
+    assert "omitted from the card" in capsys.readouterr().out
     assert not (tmp_path / "out" / "metrics.json").exists()
 
 
 def test_a_metrics_json_that_is_none_is_refused(run, tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps({"top1": 0.9}))
     with pytest.raises(InputError, match="not written by evaluate"):
-        export(run.path, tmp_path / "out", wanted=Wanted(metrics=tmp_path / "metrics.json"))
+        export(run.path, tmp_path / "out", options=ExportOptions(metrics=tmp_path / "metrics.json"))
     with pytest.raises(InputError, match="there is no file"):
-        export(run.path, tmp_path / "out", wanted=Wanted(metrics=tmp_path / "nothing.json"))
+        export(run.path, tmp_path / "out", options=ExportOptions(metrics=tmp_path / "nothing.json"))
 
 
 @pytest.mark.multiprocess
@@ -219,7 +221,7 @@ def test_so_do_the_snippets_of_the_other_formats(tmp_path, shards, form, monkeyp
     run = make_run(tmp_path, shards, recipe=RESNET50_RECIPE)
     save_checkpoint(run, 24, 0.5, is_best=True)
     folder = tmp_path / "out"
-    export(run.path, folder, wanted=Wanted(form=form))
+    export(run.path, folder, options=ExportOptions(form=form))
     snippet = snippet_of(folder)
     assert "imagenet_rn50" not in snippet
     capsys.readouterr()
@@ -232,7 +234,7 @@ def snippet_of(folder):
     """Returns the Python of a card, and puts the picture there that it speaks of."""
     text = (folder / "README.md").read_text(encoding="utf-8")
     [snippet] = re.findall("```python\n(.*?)```", text, re.S)
-    Image.new("RGB", (50, 40), (200, 30, 30)).save(folder / "picture.jpg")
+    Image.new("RGB", (50, 40), (200, 30, 30)).save(folder / "image.jpg")
     return snippet
 
 
@@ -278,5 +280,5 @@ def test_a_card_rounds_no_accuracy_to_all_or_nothing(tmp_path, shards, top1, sho
     save_checkpoint(run, 24, top1)
     export(run.path, tmp_path / "out")
     text = visible((tmp_path / "out" / "README.md").read_text())
-    assert f"validation while training | {shown} |" in text
+    assert f"validation during training | {shown} |" in text
     assert unsourced_numbers(tmp_path / "out") == []

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageClassification
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.model import build_model, load_exported, logits_of
 from imagenet_rn50.publishing import formats as verify
-from imagenet_rn50.publishing.export import Wanted, export
+from imagenet_rn50.publishing.export import ExportOptions, export
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.runs.checkpoint import EMA_WEIGHTS, folder_name
 from imagenet_rn50.shards.store import LocalShards
@@ -72,7 +72,7 @@ def test_a_checkpoint_without_averaged_weights_or_validation_is_no_mystery(run, 
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
     export(run.path, tmp_path / "out", checkpoint="last")  # killed before its validation
     assert "not validated in" in capsys.readouterr().out
-    assert "Nothing was measured" in (tmp_path / "out" / "README.md").read_text()
+    assert "These weights were not evaluated" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_exporting_again_replaces_the_export_and_nothing_else(run, tmp_path):
@@ -83,7 +83,7 @@ def test_exporting_again_replaces_the_export_and_nothing_else(run, tmp_path):
     other = tmp_path / "holiday-pictures"
     other.mkdir()
     (other / "beach.jpg").write_bytes(b"precious")
-    with pytest.raises(InputError, match=r"holds something else.*\n.*\n  found:    beach\.jpg\n"):
+    with pytest.raises(InputError, match=r"holds something other.*\n.*\n  found:    beach\.jpg\n"):
         export(run.path, other)
     assert (other / "beach.jpg").read_bytes() == b"precious"
 
@@ -102,7 +102,7 @@ def test_what_people_put_into_an_export_is_not_lost(run, tmp_path, monkeypatch):
         export(run.path, out)
     assert (out / "report.html").read_text() == "days of work"
     monkeypatch.chdir(tmp_path / "out")
-    with pytest.raises(InputError, match="while this stands in it"):
+    with pytest.raises(InputError, match="cannot be replaced"):
         export(run.path, Path())
 
 
@@ -164,7 +164,7 @@ def test_other_numbers_of_classes_are_said_before_anything_is_written(run, shard
     fewer.save(tmp_path)
     (tmp_path / "manifest.json").write_bytes((shards / "manifest.json").read_bytes())
     with pytest.raises(InputError, match="a model of 2 classes\n  found:    one of 3"):
-        export(run.path, tmp_path / "out", wanted=Wanted(shards=LocalShards(tmp_path)))
+        export(run.path, tmp_path / "out", options=ExportOptions(shards=LocalShards(tmp_path)))
     fewer.save(run.path)
     with pytest.raises(InputError, match="does not fit the recipe and the classes"):
         export(run.path, tmp_path / "out")
@@ -185,7 +185,7 @@ def test_a_thousand_classes_keep_a_thousand_names(tmp_path, shards):
 def test_a_resnet50_goes_to_torchvision_and_computes_the_same(tmp_path, shards):
     run = make_run(tmp_path, shards, recipe=RESNET50_RECIPE)
     save_checkpoint(run, 24, 0.5, is_best=True)
-    export(run.path, tmp_path / "out", wanted=Wanted(form="torchvision"))
+    export(run.path, tmp_path / "out", options=ExportOptions(form="torchvision"))
     theirs = resnet50(num_classes=3).eval()
     theirs.load_state_dict(load_file(tmp_path / "out" / "resnet50.safetensors"), strict=True)
     pictures = torch.randn(2, 3, 64, 64)
@@ -195,16 +195,16 @@ def test_a_resnet50_goes_to_torchvision_and_computes_the_same(tmp_path, shards):
 
 
 def test_torchvision_has_no_small_network_and_says_so(run, tmp_path):
-    with pytest.raises(InputError, match="torchvision has no such network"):
-        export(run.path, tmp_path / "out", wanted=Wanted(form="torchvision"))
+    with pytest.raises(InputError, match="torchvision has no such model"):
+        export(run.path, tmp_path / "out", options=ExportOptions(form="torchvision"))
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.numeric
 @pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
 def test_an_onnx_model_takes_any_batch_and_computes_the_same(run, shards, tmp_path):
-    wanted = Wanted(form="onnx", shards=LocalShards(shards))
-    export(run.path, tmp_path / "out", wanted=wanted)
+    options = ExportOptions(form="onnx", shards=LocalShards(shards))
+    export(run.path, tmp_path / "out", options=options)
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
     for shape in ((1, 3, 16, 16), (7, 3, 16, 16), (3, 3, 24, 40)):
         pictures = torch.randn(shape)
@@ -212,20 +212,20 @@ def test_an_onnx_model_takes_any_batch_and_computes_the_same(run, shards, tmp_pa
         with torch.inference_mode():
             ours = logits_of(trained(run, 48), pictures)
         torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-4, atol=1e-4)
-    with pytest.raises(InputError, match="float32 alone"):
-        export(run.path, tmp_path / "out", wanted=Wanted(form="onnx", dtype="float16"))
+    with pytest.raises(InputError, match="must be float32"):
+        export(run.path, tmp_path / "out", options=ExportOptions(form="onnx", dtype="float16"))
 
 
 def test_a_missing_exporter_is_an_install_command(run, tmp_path, monkeypatch):
     monkeypatch.setattr("imagenet_rn50.publishing.formats.find_spec", lambda package: None)
     with pytest.raises(InputError, match=r"pip install -r requirements-onnx\.txt"):
-        export(run.path, tmp_path / "out", wanted=Wanted(form="onnx"))
+        export(run.path, tmp_path / "out", options=ExportOptions(form="onnx"))
 
 
 def test_half_precision_weights_are_half_the_size_and_load_as_such(run, tmp_path, shards):
     export(run.path, tmp_path / "whole")
-    wanted = Wanted(dtype="float16", shards=LocalShards(shards))
-    export(run.path, tmp_path / "half", wanted=wanted)
+    options = ExportOptions(dtype="float16", shards=LocalShards(shards))
+    export(run.path, tmp_path / "half", options=options)
     assert AutoModelForImageClassification.from_pretrained(tmp_path / "half").dtype == torch.float16
     assert load_exported(tmp_path / "half").dtype == torch.float32
     whole, half = (
@@ -241,14 +241,14 @@ def test_a_weight_beyond_half_precision_is_named(run, tmp_path, monkeypatch):
     model.classifier[1].bias.data[0] = 1e6
     monkeypatch.setattr("imagenet_rn50.publishing.source.network_of", lambda *a: model)
     with pytest.raises(InputError, match=r"classifier\.1\.bias does not fit into float16"):
-        export(run.path, tmp_path / "out", wanted=Wanted(dtype="float16"))
+        export(run.path, tmp_path / "out", options=ExportOptions(dtype="float16"))
 
 
 def test_pictures_of_the_shards_are_compared_one_by_one(run, shards, tmp_path, capsys):
-    export(run.path, tmp_path / "out", wanted=Wanted(shards=LocalShards(shards)))
-    assert "the same class first for 11 of 11 pictures" in capsys.readouterr().out
+    export(run.path, tmp_path / "out", options=ExportOptions(shards=LocalShards(shards)))
+    assert "the same top-1 class on 11 of 11 images" in capsys.readouterr().out
     export(run.path, tmp_path / "out")
-    assert "not compared on pictures: no --shards" in capsys.readouterr().out
+    assert "not compared on images: no --shards" in capsys.readouterr().out
 
 
 def test_a_single_picture_with_other_logits_or_another_class_is_found(run, shards):
@@ -267,7 +267,7 @@ def test_a_single_picture_with_other_logits_or_another_class_is_found(run, shard
     with pytest.raises(RuntimeError, match="logits differ"):
         verify.compare_on_shards(model, last_one_swapped, *where, allowed=0.0)
     margin = float(margins[0])
-    with pytest.raises(RuntimeError, match="names another class first"):
+    with pytest.raises(RuntimeError, match="predicts another top-1 class"):
         verify.compare_on_shards(model, last_one_swapped, *where, allowed=0.8 * margin)
     close = verify.compare_on_shards(model, last_one_swapped, *where, allowed=1.1 * margin)
     assert close == (10, 11)

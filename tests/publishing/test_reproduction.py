@@ -49,7 +49,7 @@ def test_packing_by_the_command_of_the_card_gives_its_fingerprint(tmp_path, monk
     assert fingerprint == Manifest.fingerprint_of(shards)
     text = card.read_text(encoding="utf-8")
     assert f"\n{fingerprint}<!--" in text
-    assert "SOURCE is laid out as `kaggle`" in text
+    assert "The layout of SOURCE is `kaggle`" in text
     assert ("jpegtran" in text) == ("none" not in options)
 
 
@@ -73,7 +73,7 @@ def test_a_run_that_was_begun_before_options_were_recorded_says_so_and_learns_th
     save_checkpoint(run, 24, 0.5, is_best=True)
     export(run.path, tmp_path / "out")
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    assert "With which options they were packed is not recorded:" in text
+    assert "Their packing options were not recorded:" in text
     assert "pack --source SOURCE --out SHARDS --dataset imagenet1k\n" in text
 
     run.check(run.recipe(), shards)
@@ -88,7 +88,7 @@ def test_shards_that_others_packed_are_indexed(tmp_path, shards):
     command = commands_in(card)[0]
     check(command)
     assert command.text == "python shard_imagenet.py index --shards SHARDS --dataset tiny"
-    assert "Others packed them" in card.read_text(encoding="utf-8")
+    assert "They were packed elsewhere" in card.read_text(encoding="utf-8")
 
 
 def test_another_number_in_the_command_is_found(tmp_path, monkeypatch):

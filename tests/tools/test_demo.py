@@ -28,6 +28,7 @@ def files_of(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow  # CI runs `make demo`
 @pytest.mark.multiprocess
 @pytest.mark.timeout(900)  # a machine may be busy
 def test_the_demo_learns_the_digits_and_a_second_run_finds_nothing_to_do(tmp_path):

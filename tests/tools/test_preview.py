@@ -35,5 +35,5 @@ def test_the_grid_shows_the_pixels_that_training_sees(shards, tmp_path):
 
 def test_a_grid_beyond_the_end_of_validation_is_refused(shards, tmp_path):
     assert preview(shards, RECIPE, tmp_path / "a.png", split="validation", rows=1, columns=6)
-    with pytest.raises(InputError, match="validation ends before picture 7"):
+    with pytest.raises(InputError, match="go beyond the end of validation"):
         preview(shards, RECIPE, tmp_path / "b.png", split="validation", rows=2, columns=4)

@@ -39,8 +39,8 @@ def prove(proof, folder, train, monkeypatch):
     """Proves, and looks at the twin between its kill and the command that goes on."""
 
     def look_and_train(command):
-        if (folder / "interrupted").exists():
-            assert_killed_without_a_word(folder / "interrupted")
+        if (folder / "resumed").exists():
+            assert_killed_without_a_word(folder / "resumed")
         train(command)
 
     monkeypatch.setattr(prove_resume, "_train", look_and_train)
@@ -55,22 +55,28 @@ def test_a_killed_training_is_proved_to_go_on_to_the_same_bits(
     def train(command):  # what is not killed is forked: it starts at once
         log = tmp_path / "log"
         log.touch()
-        order = {"words": command[1:], "log": str(log), "limit": None, "environment": {}}
+        order = {
+            "words": command[1:],
+            "log": str(log),
+            "limit": None,
+            "plots": False,
+            "environment": {},
+        }
         pid = trainers.ask(order)
         assert Trainer(trainers, pid, log, folder, 0).wait() == 0, log.read_text()
 
     recipe, shards, folder = tiny / "tiny.yaml", tiny / "shards", tmp_path / "both"
     proof = Proof(str(recipe), str(shards), 20, (sys.executable,), ("--workers", "1"))
     assert prove(proof, folder, train, monkeypatch)
-    assert "The same after each of these steps, to the last bit" in capsys.readouterr().out
-    saved = steps_saved(folder / "interrupted")
-    assert saved == steps_saved(folder / "undisturbed")
+    assert "Bit-identical after each of these steps" in capsys.readouterr().out
+    saved = steps_saved(folder / "resumed")
+    assert saved == steps_saved(folder / "uninterrupted")
     assert {160, 240, 320} <= set(saved)
 
-    shutil.rmtree(folder / "interrupted" / "checkpoints" / "samples-000000160")
-    assert not prove_resume.compare(folder / "undisturbed", folder / "interrupted")
+    shutil.rmtree(folder / "resumed" / "checkpoints" / "samples-000000160")
+    assert not prove_resume.compare(folder / "uninterrupted", folder / "resumed")
     said = capsys.readouterr().out
-    assert "saved at other steps" in said
+    assert "saved at different steps" in said
     assert "DIFFERENT" not in said
 
 
@@ -79,18 +85,18 @@ def test_a_twin_that_was_killed_before_its_first_save_proves_nothing(tmp_path, m
         with closing(MetricsLogger(Path(command[command.index("--run") + 1]), 0)) as journal:
             journal.write("start", 0, 0.0)
 
-    (tmp_path / "both" / "undisturbed").mkdir(parents=True)
-    monkeypatch.setattr(prove_resume, "_place", lambda folder: nullcontext(folder))
+    (tmp_path / "both" / "uninterrupted").mkdir(parents=True)
+    monkeypatch.setattr(prove_resume, "_runs_folder", lambda folder: nullcontext(folder))
     monkeypatch.setattr(prove_resume, "_train", train)
-    monkeypatch.setattr(prove_resume, "_kill_on_the_way", lambda proof, run: run.mkdir())
+    monkeypatch.setattr(prove_resume, "_train_and_kill", lambda proof, run: run.mkdir())
     with pytest.raises(InputError, match="nothing was resumed"):
         prove_resume.prove_resume(Proof("digits", "shards", 1, (), ()), tmp_path / "both")
-    assert "The same after" not in capsys.readouterr().out
+    assert "Bit-identical" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("steps", "enough"), [(1, 1), (2, 2), (3, 3), (5, 4), (7, 6), (20, 20)])
 def test_the_kill_comes_after_as_many_steps_as_are_told(steps, enough):
-    assert Proof("digits", "shards", steps, (), ()).enough == enough
+    assert Proof("digits", "shards", steps, (), ()).kill_step == enough
 
 
 @pytest.mark.slow
@@ -101,4 +107,4 @@ def test_under_a_launcher_of_two_every_rank_is_killed_and_none_saves(
     options = ("--workers", "1", "--epochs", "5000")
     proof = Proof(str(tiny / "tiny.yaml"), str(tiny / "shards"), 100, launcher, options)
     assert prove(proof, tmp_path / "both", prove_resume._train, monkeypatch)
-    assert "to the last bit" in capsys.readouterr().out
+    assert "Bit-identical" in capsys.readouterr().out

@@ -39,7 +39,7 @@ def tiny(tmp_path_factory):
 def finished(tiny, trainers):
     """A run that nothing disturbed, on one rank."""
     run = tiny / "undisturbed"
-    trainers.train(tiny, run)
+    trainers.train(tiny, run, plots=True)
     return run
 
 
@@ -108,6 +108,7 @@ def test_accumulation_that_accelerate_would_scale_by_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.plots
 def test_only_training_names_the_option_to_go_on_without_a_damaged_sample(
     tiny, tmp_path, monkeypatch, capsys
 ):

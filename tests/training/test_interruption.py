@@ -41,7 +41,6 @@ def test_each_signal_saves_and_ends_and_the_run_goes_on_to_the_same_weights(
         stop = read_metrics(run, "stop")[-1]
         assert stop["reason"] == f"received {number.name}"
         assert stop["samples_seen"] == steps_saved(run)[-1] < NUM_EPOCHS * NUM_TRAIN
-        assert (run / "plots" / "loss.png").is_file()
     trainers.train(tiny, run)
     assert_same_run(run, finished)
 

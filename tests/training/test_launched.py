@@ -99,6 +99,31 @@ def test_a_launcher_that_is_ended_takes_its_one_trainer_along_and_it_saves(
 
 def test_two_ranks_then_one_then_two_see_the_samples_of_the_order_and_no_others(tiny, trainers):
     run, long = tiny / "ranks", ("--epochs", "5000")
+    trainers.train_on_two_ranks(tiny, run, *long, "--stop-at-step", "3")
+    trainers.train(tiny, run, *long, "--stop-at-step", "6")
+    assert steps_saved(run)[-1] // 8 == 6
+
+    first, second = trainers.start_two_ranks(tiny, run, *long)
+    first.until_trained()
+    second.send(signal.SIGTERM)  # one of two, and not the one that writes
+    assert [rank.wait() for rank in (first, second)] == [EXIT_INTERRUPTED] * 2, first.said()
+    stop = read_metrics(run, "stop")[-1]
+    assert stop["reason"] == "a signal to another rank"
+    assert stop["samples_seen"] == steps_saved(run)[-1]
+    assert [line["world_size"] for line in read_metrics(run, "start")] == [2, 1, 2]
+
+    train = Manifest.load(tiny / "shards").split(TRAIN)
+    order = ShardShuffleSampler(train.shard_sizes, seed=0, window=2)
+    _, indices = order.indices(0, stop["samples_seen"])
+    expected = wrapped(hash_of_samples(0, torch.from_numpy(indices)))
+    assert read_metrics(run, "train")[-1]["sample_hash"] == f"{expected:016x}"
+    validated = [line["samples_seen"] for line in read_metrics(run, "validation")]
+    assert validated == sorted(set(validated))
+
+
+@pytest.mark.slow
+def test_a_launcher_ends_both_ranks_where_one_is_killed_and_passes_signals_on(tiny, trainers):
+    run, long = tiny / "launched-ranks", ("--epochs", "5000")
     with Launched("cpu_2proc", tiny, run, *long) as launched:
         launched.until_trained()
         wait_until(lambda: steps_saved(run))
@@ -121,20 +146,4 @@ def test_two_ranks_then_one_then_two_see_the_samples_of_the_order_and_no_others(
     stop = read_metrics(run, "stop")[-1]
     assert stop["reason"] == "received SIGTERM"
     assert stop["samples_seen"] == steps_saved(run)[-1]
-
-    first, second = trainers.start_two_ranks(tiny, run, *long)
-    first.until_trained()
-    second.send(signal.SIGTERM)  # one of two, and not the one that writes
-    assert [rank.wait() for rank in (first, second)] == [EXIT_INTERRUPTED] * 2, first.said()
-    stop = read_metrics(run, "stop")[-1]
-    assert stop["reason"] == "a signal to another rank"
-    assert stop["samples_seen"] == steps_saved(run)[-1]
-    assert [line["world_size"] for line in read_metrics(run, "start")] == [2, 1, 2, 2]
-
-    train = Manifest.load(tiny / "shards").split(TRAIN)
-    order = ShardShuffleSampler(train.shard_sizes, seed=0, window=2)
-    _, indices = order.indices(0, stop["samples_seen"])
-    expected = wrapped(hash_of_samples(0, torch.from_numpy(indices)))
-    assert read_metrics(run, "train")[-1]["sample_hash"] == f"{expected:016x}"
-    validated = [line["samples_seen"] for line in read_metrics(run, "validation")]
-    assert validated == sorted(set(validated))
+    assert [line["world_size"] for line in read_metrics(run, "start")] == [2, 1, 2]

@@ -1,11 +1,7 @@
 """Precision and compilation, really run: bf16, fp16 with its GradScaler, torch.compile."""
 
 import copy
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -27,33 +23,21 @@ from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.training.trainer import Trainer
 from tests.support import CLASSES, write_recipe, write_shards
 
-ROOT = Path(__file__).parents[2]
 NUM_CLASSES = len(CLASSES)
 TINY = ModelRecipe(embedding_size=8, hidden_sizes=(8, 8), depths=(1, 1), layer_type="basic")
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory):
-    """A run in bf16, compiled, that keeps averages: launched as a person would launch it."""
+def launched(tmp_path_factory, trainers):
+    """A run in bf16, compiled, that keeps averages; in the environment that the launcher sets."""
     folder = tmp_path_factory.mktemp("bf16")
     write_shards(folder / "shards", train=[8, 6, 7], validation=[6, 5])
-    recipe = write_recipe(folder)
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--quiet"]
-    launcher += ["--config_file", "accelerate_configs/cpu.yaml"]
-    launcher += ["--mixed_precision", "bf16", "--dynamo_backend", "eager"]
-    script = ["train_accelerate.py", "--recipe", str(recipe), "--shards", str(folder / "shards")]
-    script += ["--run", str(folder / "run"), "--workers", "0", "--trackers", "tensorboard"]
-    script += ["--epochs", "12", "--ema-decay", "0.5", "--label-smoothing", "0.0"]
-    script += ["--optimizer.lr", "0.1", "--data.flip", "0.0", "--data.crop-scale", "0.9", "1.0"]
-    done = subprocess.run(
-        [*launcher, *script],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    write_recipe(folder)
+    options = ["--workers", "0", "--trackers", "tensorboard"]
+    options += ["--epochs", "12", "--ema-decay", "0.5", "--label-smoothing", "0.0"]
+    options += ["--optimizer.lr", "0.1", "--data.flip", "0.0", "--data.crop-scale", "0.9", "1.0"]
+    asked = {"ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "EAGER"}
+    trainers.train(folder, folder / "run", *options, **asked)
     return folder
 
 

@@ -27,7 +27,7 @@ SECRET = "s3cr3t-of-the-bucket"
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     write_shards(folder / "shards", train=[30, 31, 22], validation=[6, 15])
-    write_recipe(folder, RECIPE.replace("epochs: 10", "epochs: 4"))
+    write_recipe(folder, RECIPE.replace("epochs: 6", "epochs: 4"))
     return folder
 
 
