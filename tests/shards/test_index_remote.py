@@ -211,12 +211,37 @@ def test_what_goes_wrong_on_the_way_is_retried(tmp_path, hiccup):
     assert not (tmp_path / "out" / ".indexing").exists()
 
 
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(tmp_path):
+    source = nested(tmp_path / "source")
+    with serve(source) as server:
+        server.lists = True
+        server.hiccups[""] = [503, "reset"]
+        index(server.address, out=tmp_path / "out", retry_policy=QUICK)
+        server.hiccups[""] = [503] * 9
+        with pytest.raises(InputError, match=r"cannot be listed(.|\n)*HTTP status 503"):
+            index(server.address, out=tmp_path / "other", retry_policy=QUICK)
+
+
+def test_what_info_json_lists_and_is_not_there_is_refused_before_anything_is_read(tmp_path):
+    source = timm(tmp_path / "source")
+    (source / "imagenet1k-train-0002.tar").unlink()
+    with serve(source) as server:
+        server.lists = True
+        with pytest.raises(InputError, match=r"_info\.json lists 1 shards that are not there"):
+            index(server.address, out=tmp_path / "out", retry_policy=QUICK)
+        assert not server.requests["imagenet1k-train-0000.tar"]
+        part = IndexOptions(train="*train-{0000..0001}.tar")
+        assert index(server.address, part, out=tmp_path / "out").split("train").num_samples == 10
+
+
 def test_shards_in_a_bucket_give_the_manifest_of_local_ones(tmp_path, bucket_server):
     source = nested(tmp_path / "source")
     local = local_index(source, tmp_path)
     bucket_server.create_bucket(Bucket="images")
     for name, content in files_of(source).items():
         bucket_server.put_object(Bucket="images", Key=f"sets/{name}", Body=content)
+    with pytest.raises(InputError, match=r"s3://none/x cannot be listed|there is no s3://none/x"):
+        index("s3://none/x", out=tmp_path / "none", retry_policy=QUICK)
     manifest = index("s3://images/sets/", out=tmp_path / "out", num_threads=2)
     assert manifest.location == "s3://images/sets"
     assert_same(tmp_path / "out", local, tmp_path / "cache")
@@ -275,7 +300,7 @@ def test_a_gated_data_set_is_refused_with_its_page(tmp_path, hub, monkeypatch, a
     assert TOKEN not in str(refused.value)
 
 
-@pytest.mark.parametrize("name", ["user/none", "timm/set@none"])
+@pytest.mark.parametrize("name", ["user/none", "timm/set@none", "alone"])
 def test_a_repository_or_revision_that_is_not_there_is_named(tmp_path, hub, name):
     hub.add_dataset("timm/set", {})
     with pytest.raises(InputError, match=f"hf://datasets/{name}"):
