@@ -65,8 +65,8 @@ def pack(
     Args:
         source: Folder of the data set: Kaggle's tree (the folder with ILSVRC/, or one inside it),
             folders of classes (in train/ and val/, or not), the official tars with their
-            development kit, Hugging Face's parquet files, or shards with a manifest (a path or an
-            address).
+            development kit, parquet files, or shards, with a manifest or without. Parquet files and
+            manifests may be at an address, such as hf://datasets/OWNER/NAME.
         out: Output folder for the shards and their manifest.
         dataset: Name of the data set and prefix of every shard; defaults to the name of the source
             folder. Names like imagenet1k require ImageNet-1k's classes and image counts.

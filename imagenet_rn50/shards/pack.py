@@ -179,6 +179,7 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
         require_installed()
     options = with_dataset(options, source)
     _require_beside_classes(source, out)
+    _require_apart_from_shards(source, out)
     if options.on_corrupt == "stop":
         _require_usable(source)
     plan = make_plan(source, options)
@@ -228,6 +229,17 @@ def _require_beside_classes(source: Source, out: Path) -> None:
             raise InputError(
                 f"--out {out} is in {folder}, where every folder is a class",
                 expected="a folder outside",
+                fix="give another --out",
+            )
+
+
+def _require_apart_from_shards(source: Source, out: Path) -> None:
+    """Raise an error if the output folder is that of the shards that are packed anew."""
+    if source.layout == "shards" and source.reader is None:
+        if out.resolve() == Path(source.root).resolve():
+            raise InputError(
+                f"--out {out} is the folder of the shards that are to be packed anew",
+                expected="another folder: the source is left as it is",
                 fix="give another --out",
             )
 

@@ -1,85 +1,24 @@
 """Parquet data sets on the Hub: read by ranges at a commit, without a second copy."""
 
-import re
-from urllib.parse import unquote
-
 import pytest
-from huggingface_hub import constants
 
 import shard_imagenet
 from imagenet_rn50.shards.pack import pack
 from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.sources.detect import read_source
-from imagenet_rn50.utils import storage
 from imagenet_rn50.utils.errors import InputError
-from tests.hub import TOKEN, Handler, Hub, Repo, serving_hub
+from tests.hub import Handler
 from tests.shards.helpers import contents
 from tests.shards.test_pack_parquet import write
 
 ADDRESS = "hf://datasets/user/pets"
 
 
-class RangeHub(Hub):
-    """A Hub with a gate and failures, which counts the bytes that it serves."""
-
-    def __init__(self):
-        super().__init__()
-        self.gate: int | None = None  # status for those without the token
-        self.failures: list[int | str] = []  # of the next reads: a status, or `drop`
-        self.num_sent = 0
-
-
-class RangeHandler(Handler):
-    """Serve ranges of the files of data sets, to whom the gate lets in, and fail when told to."""
-
-    hub: RangeHub
-
-    def do_GET(self):
-        if "datasets/" in self.path and self.hub.gate:
-            if self.headers.get("Authorization") != f"Bearer {TOKEN}":
-                self.answer(self.hub.gate, {"error": "gated"}, {"X-Error-Code": "GatedRepo"})
-                return
-        super().do_GET()
-
-    def resolve(self, repository, revision, name):
-        found = self.hub.repos[repository].at(unquote(revision))
-        content = found[1][unquote(name)]
-        begin, end = [*map(int, re.findall(r"\d+", self.headers.get("Range", "0"))), -1][:2]
-        part = content[begin : end + 1 if end >= 0 else None]
-        if self.hub.failures and begin > 0:
-            failure = self.hub.failures.pop()
-            if isinstance(failure, int):
-                self.answer(failure, {"error": "busy"}, {"Retry-After": "0"})
-            else:
-                self.send_response(206)
-                self.send_header("Content-Length", str(len(part)))
-                self.end_headers()
-                self.wfile.write(part[: len(part) // 2])
-                self.close_connection = True
-            return
-        self.hub.num_sent += len(part)
-        self.answer(206 if "Range" in self.headers else 200, part)
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """Serve a Hub that the libraries of this process take for the real one."""
-    monkeypatch.setattr("tests.hub.Handler", RangeHandler)
-    monkeypatch.setattr("tests.hub.Hub", RangeHub)
-    with serving_hub() as hub:
-        template = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        storage.filesystem.cache_clear()
-        yield hub
-        storage.filesystem.cache_clear()
-
-
-def publish(hub, folder, repository="user/pets"):
+def publish(hub, folder):
     """Commit the files of a folder; return the commit."""
-    repo = hub.repos.setdefault(f"datasets/{repository}", Repo({}))
     files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
-    return repo.commit({name: path.read_bytes() for name, path in files.items() if path.is_file()})
+    contents = {name: path.read_bytes() for name, path in files.items() if path.is_file()}
+    return hub.add_dataset("user/pets", contents)
 
 
 @pytest.fixture
@@ -100,20 +39,28 @@ def test_a_data_set_on_the_hub_is_packed_as_its_local_copy(hub, pets, tmp_path):
     for name in theirs.keys() - {"manifest.json", "audit.json", "audit.md"}:
         assert ours[name] == theirs[name]
     assert made.options == {**local.options, "source": f"{ADDRESS}@{commit}"}
-    assert {shard.sha256 for split in made.splits.values() for shard in split.shards} == {
-        shard.sha256 for split in local.splits.values() for shard in split.shards
-    }
+    assert hub.seen_by_cdn
+    assert {token for _, token in hub.seen_by_cdn} == {None}
 
 
-def test_only_ranges_are_read_and_the_bytes_of_images_once(hub, pets, tmp_path):
+def test_labels_are_listed_without_images_which_are_read_once(hub, pets, tmp_path, monkeypatch):
+    num_sent = 0
+    answer = Handler.answer
+
+    def counted(self, status, content, *arguments, **options):
+        nonlocal num_sent
+        num_sent += len(content) if isinstance(content, bytes) else 0
+        answer(self, status, content, *arguments, **options)
+
+    monkeypatch.setattr(Handler, "answer", counted)
     write(pets / "data" / "train-1.parquet", [0, 1, 2] * 8, size=(600, 500), quality=100)
     publish(hub, pets)
     source = read_source(ADDRESS)
     size = sum(path.stat().st_size for path in pets.rglob("*.parquet"))
     assert size > 2_000_000
-    assert hub.num_sent < 250_000  # the ends of three files, and their labels
+    assert num_sent < 250_000  # the ends of three files, and their labels
     pack(source, tmp_path / "out", PackOptions())
-    assert hub.num_sent < size + 500_000
+    assert num_sent < size + 500_000
     assert not [path for path in tmp_path.rglob("*.parquet") if pets not in path.parents]
 
 
@@ -129,48 +76,57 @@ def test_a_moved_revision_is_refused_with_both_commits_and_a_pinned_one_stays(hu
     assert pack(read_source(f"{ADDRESS}@{first}"), tmp_path / "out", PackOptions()).num_made == 0
 
 
-def test_a_folder_of_the_repository_is_a_source(hub, pets, tmp_path):
+def test_a_folder_of_the_repository_is_a_source(hub, pets):
     publish(hub, pets.parent)
     source = read_source(f"{ADDRESS}/pets")
     assert source.default_name == "pets"
     assert len(source.splits["train"]) == 10
 
 
-@pytest.mark.parametrize("what", ["drop", 503, 429])
-def test_broken_reads_are_repeated(hub, pets, tmp_path, what):
+@pytest.mark.parametrize("hiccup", ["truncate", 503, 429])
+def test_broken_reads_are_repeated(hub, pets, tmp_path, hiccup):
     publish(hub, pets)
+    hub.retry_after = "0"
     source = read_source(ADDRESS)
-    hub.failures = [what]
+    hub.hiccups["train-0.parquet"] = [hiccup]
     pack(source, tmp_path / "out", PackOptions())
-    assert not hub.failures
+    assert not hub.hiccups["train-0.parquet"]
     pack(read_source(pets), tmp_path / "local", PackOptions())
-    assert (
-        contents(tmp_path / "out")["classes.json"] == contents(tmp_path / "local")["classes.json"]
-    )
+    shards = [name for name in contents(tmp_path / "local") if name.endswith(".tar")]
+    for name in shards:
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "local" / name).read_bytes()
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_a_gated_data_set_is_refused_with_one_message(hub, pets, tmp_path, status, refused):
+@pytest.mark.parametrize("has_token", [True, False])
+def test_a_gated_data_set_is_refused_with_one_message(
+    hub, pets, tmp_path, refused, monkeypatch, has_token
+):
     publish(hub, pets)
-    hub.gate = status
+    hub.gated.add("datasets/user/pets")
+    hub.accepts_terms = False
+    if not has_token:
+        monkeypatch.delenv("HF_TOKEN")
     message = refused(shard_imagenet.main, "pack", "--source", ADDRESS, "--out", tmp_path / "out")
-    assert f"{hub.address}/datasets/user/pets" in message
-    assert "hf auth login" in message
+    assert f"accept the terms at {hub.address}/datasets/user/pets" in message
     assert not (tmp_path / "out").exists()
 
 
-def test_the_token_opens_a_gated_data_set(hub, pets, monkeypatch):
+def test_access_that_is_lost_on_the_way_stops_with_a_message_and_resumes(hub, pets, tmp_path):
     publish(hub, pets)
-    hub.gate = 401
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    assert len(read_source(ADDRESS).splits["train"]) == 10
+    hub.gated.add("datasets/user/pets")
+    source = read_source(ADDRESS)
+    hub.accepts_terms = False
+    with pytest.raises(InputError, match="accept the terms"):
+        pack(source, tmp_path / "out", PackOptions())
+    hub.accepts_terms = True
+    assert pack(source, tmp_path / "out", PackOptions()).num_made
 
 
 def test_shards_without_a_manifest_are_refused_with_the_way(hub, tmp_path):
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards" / "imagenet1k-train-0000.tar").write_bytes(b"?")
     publish(hub, tmp_path / "shards")
-    with pytest.raises(InputError, match=r"index --shards hf://datasets/user/pets"):
+    with pytest.raises(InputError, match="index --shards hf://datasets/user/pets"):
         read_source(ADDRESS)
 
 
@@ -192,11 +148,20 @@ def test_a_repository_or_revision_that_is_missing_is_named(hub, pets, address):
         read_source(address)
 
 
-def test_access_that_is_lost_on_the_way_stops_with_a_message_and_resumes(hub, pets, tmp_path):
-    publish(hub, pets)
-    source = read_source(ADDRESS)
-    hub.gate = 403
-    with pytest.raises(InputError, match="hf auth login"):
-        pack(source, tmp_path / "out", PackOptions())
-    hub.gate = None
-    assert pack(source, tmp_path / "out", PackOptions()).num_made
+def test_parquet_files_in_a_bucket_are_read_the_same_way(bucket_server, pets, tmp_path):
+    bucket_server.create_bucket(Bucket="data")
+    for path in pets.rglob("*.*"):
+        name = path.relative_to(pets).as_posix()
+        bucket_server.put_object(Bucket="data", Key=f"pets/{name}", Body=path.read_bytes())
+    source = read_source("s3://data/pets")
+    assert source.default_name == "pets"
+    pack(source, tmp_path / "out", PackOptions())
+    pack(read_source(pets), tmp_path / "local", PackOptions())
+    ours, theirs = contents(tmp_path / "out"), contents(tmp_path / "local")
+    assert all(ours[name] == theirs[name] for name in theirs if name.endswith((".tar", ".npz")))
+    path = pets / "data" / "train-0.parquet"
+    content = bytearray(path.read_bytes())
+    content[300] ^= 1  # in an image
+    bucket_server.put_object(Bucket="data", Key="pets/data/train-0.parquet", Body=bytes(content))
+    with pytest.raises(InputError, match="source_sha256 was"):
+        pack(read_source("s3://data/pets"), tmp_path / "out", PackOptions())

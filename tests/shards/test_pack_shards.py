@@ -370,3 +370,15 @@ def test_shards_beside_class_folders_are_not_the_source_and_are_named(packed, tm
     assert name in [entry.path for entry in source.unpacked]
     pack(source, tmp_path / "out", PackOptions())
     assert len(samples_of(tmp_path / "out", "train")) == 12
+
+
+@pytest.mark.parametrize("has_manifest", [True, False])
+def test_shards_are_not_packed_into_their_own_folder(tmp_path, packed, has_manifest):
+    shutil.copytree(packed, tmp_path / "shards")
+    if not has_manifest:
+        (tmp_path / "shards" / "manifest.json").unlink()
+    before = contents(tmp_path / "shards")
+    with pytest.raises(InputError, match="folder of the shards"):
+        pack(read_source(tmp_path / "shards"), tmp_path / "shards", PackOptions(dataset="it"))
+    assert contents(tmp_path / "shards") == before
+    assert not (tmp_path / "shards" / ".packing").exists()

@@ -102,6 +102,7 @@ def _require_folder(root: Path) -> Path:
             f"the source {root} is not a folder",
             expected="a folder of images",
             found="a file" if root.exists() else "nothing of that name",
+            fix=f"name the folder that holds it: --source {root.parent}" if root.exists() else None,
         )
     if not any(root.iterdir()):
         raise InputError(f"the source {root} is empty", expected="a folder of images")

@@ -145,8 +145,6 @@ def list_parquet(
     asked: AskedColumns = ANY_COLUMNS,
     *,
     may_use_test: bool = True,
-    name: str = "",
-    options: Mapping[str, Any] | None = None,
 ) -> Source:
     """List the images of a data set in parquet files.
 
@@ -156,8 +154,6 @@ def list_parquet(
         train_only: Whether validation is not read.
         asked: The columns that the user names.
         may_use_test: Whether `test` may be validation, where there is no other.
-        name: What to call the data set; empty for the folder's name.
-        options: What the manifest of the shards records of the source.
 
     Raises:
         InputError: When a file of a numbered set is missing, the columns are not found, or the
@@ -200,8 +196,7 @@ def list_parquet(
         splits,
         unpacked,
         notes,
-        name=name,
-        options={**(options or {}), **({"validation_split": _TEST} if is_test else {})},
+        options={"validation_split": _TEST} if is_test else {},
         reader=ParquetReader(files, columns),
     )
 

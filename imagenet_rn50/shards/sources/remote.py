@@ -7,10 +7,12 @@ temporary files of the shards.
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +24,7 @@ from imagenet_rn50.shards.sources.parquet_columns import ANY_COLUMNS, AskedColum
 from imagenet_rn50.shards.sources.scan import reason_of
 from imagenet_rn50.shards.sources.shards import read_shards
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.storage import RemoteFolder
+from imagenet_rn50.utils.storage import FileInfo, RemoteFolder
 
 _DEPTH = 3  # of parquet files in the folder
 _MAX_SHOWN = 5
@@ -62,20 +64,30 @@ def read_remote(
     if layout == "shards" or (layout is None and urlsplit(address).scheme in {"http", "https"}):
         return read_shards(address, train_only, cache=cache)
     pinned = remote.at_commit()
-    sizes = {name: info.num_bytes for name, info in pinned.files(_DEPTH).items()}
-    if layout is None and FILE_NAME in sizes:
+    infos = pinned.files(_DEPTH)
+    if layout is None and FILE_NAME in infos:
         return read_shards(pinned.location, train_only, cache=cache)
-    files = RemoteFiles(pinned, sizes)
+    files = RemoteFiles(pinned, infos)
     if layout is None and not has_splits(files.names()):
-        raise _without_images(remote, sizes)
-    return list_parquet(
-        files,
-        train_only,
-        asked,
-        may_use_test=may_use_test,
+        raise _without_images(remote, infos)
+    source = list_parquet(files, train_only, asked, may_use_test=may_use_test)
+    return replace(
+        source,
         name=_name_of(remote.public),
-        options={"source": pinned.public},
+        options={"source": pinned.public} | source.options,
+        # Of a repository, the commit in its address says it all.
+        fingerprint=None if _is_repository(address) else _fingerprint(infos),
     )
+
+
+def _is_repository(address: str) -> bool:
+    return address.startswith("hf://") and not address.startswith("hf://buckets/")
+
+
+def _fingerprint(infos: Mapping[str, FileInfo]) -> str:
+    """Return what changes with the content of a parquet file, as far as the storage tells."""
+    entries = [(n, astuple(info)) for n, info in sorted(infos.items()) if n.endswith(".parquet")]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def _without_images(remote: RemoteFolder, names: Mapping[str, object]) -> InputError:
@@ -110,11 +122,11 @@ class RemoteFiles:
 
     Args:
         remote: The folder.
-        sizes: The size of each file in it, by name.
+        infos: What is known of each file in it, by name.
     """
 
     remote: RemoteFolder
-    sizes: Mapping[str, int | None]
+    infos: Mapping[str, FileInfo]
     is_remote: bool = True
 
     @property
@@ -126,7 +138,7 @@ class RemoteFiles:
         """Return the parquet files; hidden folders are of tools."""
         return [
             name
-            for name in self.sizes
+            for name in self.infos
             if name.endswith(".parquet") and not any(p.startswith(".") for p in name.split("/"))
         ]
 
@@ -135,7 +147,7 @@ class RemoteFiles:
         parent = PurePosixPath(folder)
         below = [
             PurePosixPath(name).relative_to(parent).parts
-            for name in self.sizes
+            for name in self.infos
             if parent in PurePosixPath(name).parents
         ]
         counts = Counter(parts[0] + "/" * (len(parts) > 1) for parts in below)
@@ -147,7 +159,7 @@ class RemoteFiles:
 
     def size(self, name: str) -> int:
         """Return the size of a file in bytes."""
-        size = self.sizes[name]
+        size = self.infos[name].num_bytes
         return (self.remote.info(name).num_bytes or 0) if size is None else size
 
     def open(self, name: str) -> Any:
