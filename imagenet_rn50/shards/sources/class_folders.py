@@ -221,8 +221,8 @@ def _require_no_groups(root: Path, folders: Iterable[Path]) -> None:
     for folder in folders:
         if _holds_images(folder, max_depth=1):
             return
-        for inner in _folders_in(folder):
-            holders[inner.name].append(folder.name)
+        for path in _folders_in(folder):
+            holders[path.name].append(folder.name)
     for inner, names in holders.items():
         if len(names) > 1:
             first, second = map(readable, names[:2])
