@@ -70,3 +70,20 @@ def bucket_server(monkeypatch):
             client.delete_object(Bucket=bucket["Name"], Key=entry["Key"])
     client.close()
     server.stop()
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Start the stand-in Hub with a host of its own for large files; point this process at it."""
+    from huggingface_hub import constants
+
+    from imagenet_rn50.utils.storage import filesystem
+    from tests.hub import TOKEN, serving_hub
+
+    with serving_hub(has_cdn=True) as running:
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", running.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.address + template)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        filesystem.cache_clear()
+        yield running

@@ -1,18 +1,27 @@
 """A fake Hub on loopback with the endpoints that huggingface_hub uses to create, commit and read.
 
-It keeps repositories in memory, checks the token and can drop connections during uploads.
+It keeps repositories in memory, checks the token and can drop connections during uploads. Large
+files are served by another host, as the Hub does, which must not see the token.
 """
 
 import base64
 import hashlib
 import json
 import threading
+from collections import defaultdict
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_plantedTokenThatNobodyMaySee"
-LARGE = (".safetensors", ".onnx", ".png")  # tracked by LFS in .gitattributes
+LARGE = (
+    ".safetensors",
+    ".onnx",
+    ".png",
+    ".tar",
+    ".npz",
+    ".parquet",
+)  # tracked by LFS in .gitattributes
 
 
 def git_sha(content):
@@ -51,6 +60,20 @@ class Hub:
         self.broken = []  # parts of paths: the next request to each is dropped
         self.may_write = True
         self.address = ""
+        self.gated = set()  # repositories whose files need a token
+        self.accepts_terms = True  # whether the token's owner has accepted their terms
+        self.hiccups = defaultdict(list)  # by file name: a status, "truncate" or "corrupt"
+        self.retry_after = None
+        self.cdn_address = ""
+        self.seen_by_cdn = []  # (file name, Authorization) of each request
+
+    def add_dataset(self, name, files):
+        """Make a commit in a data set, which is created if it is new; return its sha."""
+        return self.repos.setdefault(f"datasets/{name}", Repo({})).commit(files)
+
+    def num_downloads(self, name):
+        """Return how often the content of a large file was asked for."""
+        return sum(asked == name for asked, _ in self.seen_by_cdn)
 
     def sent(self, method, part):
         return [path for verb, path, _ in self.requests if verb == method and part in path]
@@ -105,11 +128,11 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {})
         elif path.startswith("/api/"):
             parts = path.removeprefix("/api/").split("/")
-            self.describe("/".join(parts[:3]), *parts[3:])
+            self.describe("/".join(parts[:3]), *map(unquote, parts[3:]))
         elif "/resolve/" in path:
             repository, _, rest = path[1:].partition("/resolve/")
             revision, _, name = rest.partition("/")
-            self.resolve(repository, revision, name)
+            self.resolve(repository, revision, name, signed_in)
         else:
             self.answer(404, {"error": path})
 
@@ -159,17 +182,43 @@ class Handler(BaseHTTPRequestHandler):
         url = f"{self.hub.address}/{key.removeprefix('models/')}/commit/{sha}"
         self.answer(200, {"commitUrl": url, "commitOid": sha})
 
-    def describe(self, key, what="revision", revision="main", *_):
-        found = self.hub.repos[key].at(unquote(revision)) if key in self.hub.repos else None
-        if found is None:
+    def describe(self, key, what="revision", revision="main", *folder):
+        if key not in self.hub.repos:
             self.answer(404, {"error": "none"}, {"X-Error-Code": "RepoNotFound"})
+            return
+        found = self.hub.repos[key].at(revision)
+        if found is None:
+            self.answer(404, {"error": "none"}, {"X-Error-Code": "RevisionNotFound"})
             return
         sha, files = found
         if what == "tree":
-            self.answer(200, [self.entry(path, content) for path, content in files.items()])
+            self.tree(files, "".join(f"{part}/" for part in folder if part))
         else:
             names = [{"rfilename": path} for path in files]
             self.answer(200, {"id": key.partition("/")[2], "sha": sha, "siblings": names})
+
+    def tree(self, files, prefix):
+        """List a folder, with all below it if `recursive` is asked for."""
+        below = {path: content for path, content in files.items() if path.startswith(prefix)}
+        if prefix and not below:
+            self.answer(404, {"error": prefix}, {"X-Error-Code": "EntryNotFound"})
+            return
+        is_recursive = parse_qs(urlsplit(self.path).query).get("recursive") in (["true"], ["True"])
+        folders = sorted({
+            prefix + path.removeprefix(prefix).partition("/")[0]
+            for path in below
+            if "/" in path.removeprefix(prefix)
+        })  # fmt: skip
+        entries = [
+            {"type": "directory", "path": path, "size": 0, "oid": git_sha(path.encode())}
+            for path in folders
+        ]
+        entries += [
+            self.entry(path, content)
+            for path, content in below.items()
+            if is_recursive or "/" not in path.removeprefix(prefix)
+        ]
+        self.answer(200, entries)
 
     def entry(self, path, content):
         entry = {"type": "file", "path": path, "size": len(content), "oid": git_sha(content)}
@@ -178,16 +227,49 @@ class Handler(BaseHTTPRequestHandler):
             entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 130}
         return entry
 
-    def resolve(self, repository, revision, name):
-        key = repository if repository.startswith("spaces/") else f"models/{repository}"
+    def resolve(self, repository, revision, name, signed_in):
+        is_model = not repository.startswith(("spaces/", "datasets/"))
+        key = f"models/{repository}" if is_model else repository
         found = self.hub.repos[key].at(unquote(revision)) if key in self.hub.repos else None
         if found is None or unquote(name) not in found[1]:
             code = "RepoNotFound" if found is None else "EntryNotFound"
             self.answer(404, {"error": name}, {"X-Error-Code": code})
             return
+        if key in self.hub.gated and not (signed_in and self.hub.accepts_terms):
+            status = 403 if signed_in else 401
+            self.answer(status, {"error": "gated"}, {"X-Error-Code": "GatedRepo"})
+            return
         sha, files = found
         content = files[unquote(name)]
-        self.answer(200, content, {"X-Repo-Commit": sha, "ETag": f'"{git_sha(content)}"'})
+        headers = {"X-Repo-Commit": sha, "ETag": f'"{git_sha(content)}"'}
+        if name.endswith(LARGE) and self.hub.cdn_address:
+            sha256 = hashlib.sha256(content).hexdigest()
+            self.hub.blobs[sha256] = content
+            location = f"{self.hub.cdn_address}/{sha256}/{name.rpartition('/')[2]}"
+            self.answer(302, b"", headers | {"Location": location})
+        else:
+            self.serve(content, headers)
+
+    def serve(self, content, headers):
+        """Send a file, or the part of it that is asked for, unless something goes wrong."""
+        name = urlsplit(self.path).path.rpartition("/")[2]
+        hiccup = self.hub.hiccups[name].pop(0) if self.hub.hiccups[name] else None
+        if isinstance(hiccup, int):
+            after = {} if self.hub.retry_after is None else {"Retry-After": self.hub.retry_after}
+            self.answer(hiccup, b"", after)
+            return
+        if hiccup == "corrupt":
+            content = bytes([content[0] ^ 1]) + content[1:]
+        status, size = 200, len(content)
+        if (asked := self.headers.get("Range")) is not None:
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            end = int(last) + 1 if last else size
+            headers = {**headers, "Content-Range": f"bytes {first}-{end - 1}/{size}"}
+            content, status = content[int(first) : end], 206
+        if hiccup == "truncate":
+            self.close_connection = True
+        part = content[: len(content) // 2] if hiccup == "truncate" else content
+        self.answer(status, part, headers, size=len(content))
 
     def received(self):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -204,29 +286,44 @@ class Handler(BaseHTTPRequestHandler):
                 return True
         return False
 
-    def answer(self, status, content, headers=()):
+    def answer(self, status, content, headers=(), size=None):
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in dict(headers).items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Length", str(len(body) if size is None else size))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
 
 
+class CdnHandler(Handler):
+    """The other host, which serves large files."""
+
+    def do_GET(self):
+        sha256, _, name = self.path[1:].partition("/")
+        self.hub.seen_by_cdn.append((name, self.headers.get("Authorization")))
+        self.serve(self.hub.blobs[sha256], {"ETag": f'"{sha256}"'})
+
+
 @contextmanager
-def serving_hub():
-    """Serve an empty Hub on loopback."""
-    hub = Hub()
-    handler = type("OneHub", (Handler,), {"hub": hub})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    hub.address = f"http://127.0.0.1:{server.server_port}"
+def _serving(handler, hub):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("One", (handler,), {"hub": hub}))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
-        yield hub
+        yield server.server_port
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def serving_hub(has_cdn=False):
+    """Serve an empty Hub on loopback; large files by another host if `has_cdn`."""
+    hub = Hub()
+    with _serving(Handler, hub) as port, _serving(CdnHandler, hub) as cdn_port:
+        hub.address = f"http://127.0.0.1:{port}"
+        hub.cdn_address = f"http://localhost:{cdn_port}" if has_cdn else ""
+        yield hub

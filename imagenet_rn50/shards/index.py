@@ -91,6 +91,7 @@ class IndexOptions:
             for `LOC_synset_mapping.txt` or `classes.json` beside the shards, and else to name the
             classes by their wnids.
         force: Whether to overwrite an intact manifest.
+        for_packing: Whether the shards are packed anew: what hinders training only is not logged.
     """
 
     train: str | None = None
@@ -100,6 +101,7 @@ class IndexOptions:
     dataset: str | None = None
     mapping: Path | None = None
     force: bool = False
+    for_packing: bool = False
 
 
 def index(
@@ -150,15 +152,18 @@ def index(
             "location": location or str(folder), "label_key": options.label_key
         })  # fmt: skip
         beside = folder or _fetch_beside(remote, listing, state)
-        info = read_info(beside / INFO_NAME) if (beside / INFO_NAME).is_file() else None
+        info = _info_of(beside, replaced)
         found = find_shards(listing, train=options.train, validation=options.validation, info=info)
-        _require_label_key(info, found, options.label_key, beside / INFO_NAME)
+        where = f"{remote.public}/{INFO_NAME}" if remote else str(beside / INFO_NAME)
+        _require_label_key(info, found, options.label_key, where)
+        if info:
+            _require_listed(info, found, where, options)
         reader = _Reader(state, listing, options.label_key, folder, remote, began)
         if remote and cache:
             reader.cache = CachedShards(remote, cache, limit_bytes, out)
         scanned = reader.read_all(found, num_threads)
         if info:
-            _require_same_info(beside, [shard.record for shard in scanned], info, replaced, options)
+            _require_lengths(info, [shard.record for shard in scanned], where)
         num_skipped = _skip_unusable(scanned, options.on_corrupt)
         manifest = _write(
             scanned, out, beside, location, options, found[0].dataset, num_skipped=num_skipped
@@ -296,11 +301,34 @@ def _fetch_beside(remote: RemoteFolder | None, listing: Listing, state: Indexing
     return folder
 
 
+def _info_of(folder: Path, replaced: Manifest | None) -> dict[str, InfoSplit] | None:
+    """Return what `_info.json` says; None without one.
+
+    One that was written with the manifest that is to be replaced only says which shards may not be
+    missing: others may have been added or changed since.
+    """
+    path = folder / INFO_NAME
+    if not path.is_file():
+        return None
+    info = read_info(path)
+    if replaced is None or read_json(path) != timm_info(replaced):
+        return info
+    for split in info.values():
+        for name in split.lengths:
+            if not (folder / name).is_file():
+                raise InputError(
+                    f"{path} lists shards that are not there, such as {name}",
+                    expected=f"{sum(len(split.lengths) for split in info.values())} shards",
+                    fix=f"copy it back, or move {path} elsewhere to index only what is there",
+                )
+    return None
+
+
 def _require_label_key(
     info: Mapping[str, InfoSplit] | None,
     found: Sequence[FoundShard],
     label_key: str | None,
-    path: Path,
+    where: str,
 ) -> None:
     """Raise an error if `_info.json` takes the labels from a field, and no field is given."""
     if label_key is not None:
@@ -309,7 +337,7 @@ def _require_label_key(
     for split_name, split in (info or {}).items():
         if split.alt_label and names & split.lengths.keys():
             raise InputError(
-                f"{path} takes the labels of {split_name} from the JSON field {split.alt_label!r}",
+                f"{where} takes the labels of {split_name} from the JSON field {split.alt_label!r}",
                 expected="labels in .cls, or in the JSON field 'label'",
                 fix=f"read them from there: --label-key {split.alt_label}",
             )
@@ -469,46 +497,62 @@ class _Reader:
             )
 
 
-def _require_same_info(
-    folder: Path,
-    records: Sequence[ShardRecord],
+def _require_listed(
     info: Mapping[str, InfoSplit],
-    replaced: Manifest | None,
+    found: Sequence[FoundShard],
+    where: str,
     options: IndexOptions,
 ) -> None:
-    """Raise an error if `_info.json` contradicts the shards.
+    """Raise an error if `_info.json` lists other shards than there are.
 
     Args:
-        folder: The folder of that file.
-        records: What the shards hold, with the samples that cannot be used.
         info: Its content.
-        replaced: A manifest that is to be replaced. Where the file was written with it, shards may
-            have been added or changed since, but none may be missing.
-        options: With patterns, it may list shards that are not indexed.
+        found: The shards; with patterns, it may list more.
+        where: The file as messages name it.
+        options: With the patterns.
 
     Raises:
-        InputError: When a shard is missing, not listed, or has another number of samples.
+        InputError: When a shard is missing, or not listed.
     """
-    path = folder / INFO_NAME
-    fix = f"download the shards again, or move {path} elsewhere if it is not theirs"
-    is_ours = replaced is not None and read_json(path) == timm_info(replaced)
-    listed = {name: count for split in info.values() for name, count in split.lengths.items()}
-    num_samples = {record.shard.name: len(record.rows) + len(record.skipped) for record in records}
+    listed = {name for split in info.values() for name in split.lengths}
+    names = {shard.name for shard in found}
+    fix = f"complete the shards; or remove {where} if it is not theirs"
     is_part = bool(options.train or options.validation)
-    if not is_part and (missing := sorted(listed.keys() - num_samples.keys())):
+    if not is_part and (missing := sorted(listed - names)):
         raise InputError(
-            f"{path} lists {len(missing)} shards that are not there, such as {missing[0]}",
+            f"{where} lists {len(missing)} shards that are not there, such as {missing[0]}",
             expected=f"{len(listed)} shards",
-            found=f"{len(num_samples)} shards",
-            fix=f"download them, or move {path} elsewhere to index only what is there",
+            found=f"{len(names)} shards",
+            fix=f"{fix}; or name the shards to index with --train and --validation",
         )
-    for name, count in num_samples.items():
-        if not is_ours and listed.get(name) != count:
+    if others := sorted(names - listed):
+        raise InputError(
+            f"{others[0]} is not as {where} describes it",
+            expected="only shards it lists",
+            found=f"{counted(len(others), 'shard')} that it does not list",
+            fix=fix,
+        )
+
+
+def _require_lengths(
+    info: Mapping[str, InfoSplit], records: Sequence[ShardRecord], where: str
+) -> None:
+    """Raise an error if `_info.json` gives a shard another number of samples than it has.
+
+    Samples that cannot be used count.
+
+    Raises:
+        InputError: Naming the first such shard.
+    """
+    lengths = {name: count for split in info.values() for name, count in split.lengths.items()}
+    for record in records:
+        count = len(record.rows) + len(record.skipped)
+        if count != lengths[record.shard.name]:
             raise InputError(
-                f"{name} is not as {path} describes it",
-                expected=f"{listed[name]} samples" if name in listed else "only shards it lists",
+                f"{record.shard.name} is not as {where} describes it",
+                expected=f"{lengths[record.shard.name]} samples",
                 found=f"{count} samples",
-                fix=fix,
+                fix=f"download the shard again, or remove {where} if it is not of these shards",
             )
 
 
@@ -589,7 +633,8 @@ def _write(
     index_of.update({} if classes is None else classes.index_of)
     for shard in scanned:
         _fill_labels(shard, index_of)
-    _log_classes(records, classes, out)
+    if not options.for_packing:
+        _log_classes(records, classes, out)
     num_images: Counter[str] = Counter()
     for record in records:
         num_images[record.split] += len(record.rows)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -161,20 +162,31 @@ def _read(address: str, scheme: str, timeout: float) -> Generator[bytes, None, N
             yield chunk
 
 
-def _read_from_hub(address: str, timeout: float) -> Generator[bytes, None, None]:
+def _read_from_hub(
+    address: str, timeout: float, span: tuple[int, int] | None = None
+) -> Generator[bytes, None, None]:
     """Yield the bytes of a file in a repository on the Hub, by a single request.
 
     The Hub's own file system asks for revision and folder before each file, and retries in its own
     way. The session keeps the token to the Hub: it is not sent to the host of a redirect.
+
+    Args:
+        address: Of the file.
+        timeout: Seconds of silence after which to give up.
+        span: Where to begin and end, in bytes; None for the whole file.
     """
-    from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status, parse_hf_uri
+    from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    uri = parse_hf_uri(address)
+    uri = _hub_uri(address)
     url = hf_hub_url(uri.id, uri.path_in_repo, repo_type=uri.type, revision=uri.revision)
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    if span is not None:
+        headers["Range"] = f"bytes={span[0]}-{span[1] - 1}"
     with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
         hf_raise_for_status(response)
+        if span is not None and response.status_code != HTTPStatus.PARTIAL_CONTENT:
+            raise TransferError("the server does not serve parts of a file", is_final=True)
         yield from response.iter_bytes()
 
 
@@ -532,16 +544,18 @@ class RemoteFolder:
 
         def find(storage: Any, address: str) -> None:
             storage.invalidate_cache()
-            top = strip_protocol(address).rstrip("/") + "/"
-            entries = storage.find(address, maxdepth=max_depth, detail=True)
             found.clear()
-            for path, entry in entries.items():
+            if self._scheme in _WEB:
+                names = _linked(storage, address, max_depth)
+                found.update({name.removeprefix(address): FileInfo() for name in names})
+                return
+            # With a depth, only the Hub's file system reports folders that it cannot list.
+            depth = max_depth if self._scheme == "hf" else None
+            top = strip_protocol(address).rstrip("/") + "/"
+            for path, entry in storage.find(address, maxdepth=depth, detail=True).items():
                 name = path.removeprefix(top)
-                if self._scheme in _WEB:
-                    if {"?", "#"} & set(name):  # a link that sorts the page, say
-                        continue
-                    name = unquote(name)
-                found[name] = FileInfo.of(entry)
+                if max_depth is None or name.count("/") < max_depth:
+                    found[name] = FileInfo.of(entry)
 
         self._run(find, "", "listed")
         return found
@@ -581,9 +595,9 @@ class RemoteFolder:
 
         def resolve(storage: Any, address: str) -> None:
             nonlocal location
-            from huggingface_hub import HfApi, parse_hf_uri
+            from huggingface_hub import HfApi
 
-            uri = parse_hf_uri(self.location)
+            uri = _hub_uri(self.location)
             commit = HfApi().repo_info(
                 uri.id,
                 repo_type=uri.type,
@@ -596,6 +610,28 @@ class RemoteFolder:
 
         self._run(resolve, "", "looked up")
         return replace(self, location=location)
+
+    def read(self, name: str, begin: int, end: int) -> bytes:
+        """Return the bytes of a file from `begin` up to, but not including, `end`.
+
+        Raises:
+            MissingFileError: If the storage has no such file.
+            InputError: If access is denied, or every try fails.
+        """
+        content = b""
+
+        def get(storage: Any, address: str) -> None:
+            nonlocal content
+            if self._scheme == "hf" and not address.startswith("hf://buckets/"):
+                timeout = self.retry_policy.timeout
+                content = b"".join(_read_from_hub(address, timeout, (begin, end)))
+            else:
+                content = storage.cat_file(address, start=begin, end=end)
+            if len(content) != end - begin:
+                raise TransferError(f"{len(content)} bytes instead of {end - begin}")
+
+        self._run(get, name, "downloaded")
+        return content
 
     def names(self, folder: str) -> list[str]:
         """Return the paths of all files under a subfolder, relative to it.
@@ -666,9 +702,9 @@ class RemoteFolder:
         """Return what to do about a failure; if the Hub denies access, name the page."""
         if not (failure.is_denied and self._scheme == "hf"):
             return failure.fix
-        from huggingface_hub import constants, parse_hf_uri
+        from huggingface_hub import constants
 
-        uri = parse_hf_uri(self.location)
+        uri = _hub_uri(self.location)
         kind = "" if uri.type == "model" else f"{uri.type}s/"
         return (
             f"accept the terms at {constants.ENDPOINT}/{kind}{uri.id}, and log in with "
@@ -734,6 +770,35 @@ def _final_error(failure: TransferError, where: str, done: str, fix: str | None)
         problem = "may not be read"
     kind = DeniedError if failure.is_denied else InputError
     return kind(f"{where} {problem}", found=failure.found, fix=fix)
+
+
+def _linked(storage: Any, address: str, max_depth: int | None) -> Iterator[str]:
+    """Yield the addresses of the files that a web server's pages of a folder link to, unquoted."""
+    for entry in storage.ls(address, detail=True):
+        link = entry["name"]
+        if {"?", "#"} & set(link):  # which sorts the page, say
+            continue
+        if not link.endswith("/"):
+            yield unquote(link)
+        elif len(link) > len(address) and max_depth != 1:
+            yield from _linked(storage, link, None if max_depth is None else max_depth - 1)
+
+
+def _hub_uri(address: str) -> Any:
+    """Return the parts of an address on the Hub.
+
+    Raises:
+        InputError: When it is none.
+    """
+    from huggingface_hub import parse_hf_uri
+
+    try:
+        return parse_hf_uri(address)
+    except ValueError:
+        raise InputError(
+            f"{address} is not an address on the Hub",
+            expected="hf://datasets/OWNER/NAME, maybe with @REVISION and /FOLDER",
+        ) from None
 
 
 def _head(storage: Any, address: str) -> FileInfo:

@@ -1,5 +1,6 @@
 """A web server on loopback that serves a folder, and misbehaves when told to."""
 
+import hashlib
 import socket
 import struct
 import threading
@@ -7,8 +8,9 @@ from collections import defaultdict
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
+ROOT = "/sets/tiny"
 HICCUPS = ("fail", "stall", "truncate", "truncate silently", "corrupt", "hang up", "reset")
 
 
@@ -22,6 +24,8 @@ class Server:
         self.folder = Path(folder)
         self.hiccups = defaultdict(list)
         self.requests = defaultdict(int)
+        self.heads = defaultdict(int)
+        self.lists = False  # whether it answers with a page of links for a folder
         self.token = None
         self.retry_after = None
         self.released = threading.Event()
@@ -35,9 +39,39 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *arguments):
         pass
 
+    def do_HEAD(self):
+        if not self.path.startswith(ROOT):  # an S3 client's
+            self.do_GET()
+            return
+        path = self.owner.folder / self.relative()
+        self.owner.heads[path.name] += 1
+        if not path.is_file():
+            self.send_error(404)
+            return
+        content = path.read_bytes()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("ETag", f'"{hashlib.md5(content).hexdigest()}"')
+        self.end_headers()
+
+    def relative(self):
+        path = unquote(urlsplit(self.path).path)
+        is_below = path.startswith(ROOT)
+        return path.removeprefix(ROOT).lstrip("/") if is_below else path.rpartition("/")[2]
+
+    def list(self, folder):
+        names = [f"{path.name}/" if path.is_dir() else path.name for path in folder.iterdir()]
+        links = [f'<a href="{quote(name)}">{name}</a>' for name in names]
+        page = "<html><a href='../'>Up</a> <a href='?C=N;O=D'>Name</a>" + " ".join(links)
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(page.encode())
+
     def do_GET(self):
         parts = urlsplit(self.path)
         name = parts.path.rpartition("/")[2]
+        path = self.owner.folder / self.relative()
         with self.owner.lock:
             self.owner.requests[name] += 1
             hiccup = self.owner.hiccups[name].pop(0) if self.owner.hiccups[name] else None
@@ -49,12 +83,12 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", self.path)
             self.end_headers()
-        elif not (self.owner.folder / name).is_file():
+        elif self.owner.lists and path.is_dir():
+            self.list(path)
+        elif not path.is_file():
             self.send_error(404)
         else:
-            self.answer((self.owner.folder / name).read_bytes(), hiccup)
-
-    do_HEAD = do_GET
+            self.answer(path.read_bytes(), hiccup)
 
     def refuse(self, status):
         self.send_response(status)
@@ -100,7 +134,7 @@ def serve(folder):
     http.daemon_threads = True
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    server.address = f"http://127.0.0.1:{http.server_port}/sets/tiny"
+    server.address = f"http://127.0.0.1:{http.server_port}{ROOT}"
     try:
         yield server
     finally:
