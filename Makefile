@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export GRADIO_ANALYTICS_ENABLED := False
 export MODEL_ID  # recipes read it from the environment, whatever characters it contains
 
-.PHONY: demo test test-baseline-isa test-slow check fix bench app clean help
+.PHONY: demo test default-tests test-baseline-isa test-slow check fix bench app clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -17,9 +17,13 @@ help:  ## list the targets
 demo: $(VENV)/.installed  ## pack, train, export, evaluate and predict real images
 	@$(BIN)/python -m imagenet_rn50 demo
 
+# mypy keeps one core busy for a minute: the tests need not wait for it.
+test: $(VENV)/.installed-dev  ## check format, lint, types and import layers, and run the default tests
+	@$(MAKE) --no-print-directory -j 2 check default-tests
+
 # Three processes on two cores, for some tests wait.
-test: check  ## check format, lint, types and import layers, then run the default tests
-	$(BIN)/python -m pytest -n 3 --dist loadgroup
+default-tests: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 test-baseline-isa: $(VENV)/.installed-dev  ## run the numeric tests without AVX: processors round differently
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest -n 3 \
@@ -35,7 +39,7 @@ fix: $(VENV)/.installed-dev  ## fix format and lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-slow: $(VENV)/.installed-dev  ## run the slow tests: every documented command, thirty kills, two machines
+test-slow: $(VENV)/.installed-dev  ## run the slow tests: the demo, every documented command, thirty kills, two machines
 	@$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/.installed-dev  ## measure speed beside known peers, interleaved in one run

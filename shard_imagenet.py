@@ -31,6 +31,7 @@ from imagenet_rn50.shards.subset import Selection
 from imagenet_rn50.shards.subset import subset as make_subset
 from imagenet_rn50.shards.verify import verify as verify_shards
 from imagenet_rn50.utils.errors import exit_on_input_error, require_at_least
+from imagenet_rn50.utils.formatting import counted
 from imagenet_rn50.utils.storage import is_address
 
 EXIT_FOUND_SOMETHING = 1
@@ -39,7 +40,7 @@ _REMOTE_STREAMS = 8
 
 
 def pack(
-    source: Path,
+    source: str,
     out: Path,
     dataset: str | None = None,
     train_shards: int | None = None,
@@ -54,13 +55,18 @@ def pack(
     check: Literal["decode", "header"] = "decode",
     metadata: bool = False,
     train_only: bool = False,
+    holdout: float | None = None,
+    cache: Path | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
 ) -> int:
     """Pack images into shards. Run the same command again to resume.
 
     Args:
         source: Folder of the data set: Kaggle's tree (the folder with ILSVRC/, or one inside it),
-            ImageFolder, the official tars with their development kit, or Hugging Face's parquet
-            files.
+            folders of classes (in train/ and val/, or not), the official tars with their
+            development kit, parquet files, or shards, with a manifest or without. Parquet files and
+            manifests may be at an address, such as hf://datasets/OWNER/NAME.
         out: Output folder for the shards and their manifest.
         dataset: Name of the data set and prefix of every shard; defaults to the name of the source
             folder. Names like imagenet1k require ImageNet-1k's classes and image counts.
@@ -76,7 +82,12 @@ def pack(
         on_corrupt: What to do with a file that cannot be decoded: stop, or skip it.
         check: Decode every image once, or read only its header.
         metadata: Also write a KEY.json for each image.
-        train_only: Pack only the training images. Without it, a validation split is required.
+        train_only: Leave out the validation images, or do without.
+        holdout: Fraction of the training images of each class that becomes the validation split,
+            for a source without one.
+        cache: Folder that keeps remote shards on this machine while they are read.
+        image_column: Column of the images in parquet files, where several could be.
+        label_column: Column of the labels in parquet files, where several could be.
     """
     if restart_blocks == "auto" and not is_installed():
         print("jpegtran (libjpeg-turbo-progs) is not installed: packing without restart markers")
@@ -94,7 +105,16 @@ def pack(
         on_corrupt=on_corrupt,
         train_only=train_only,
     )
-    found = read_source(source, layout, train_only=train_only)
+    found = read_source(
+        source,
+        layout,
+        train_only=train_only,
+        holdout=holdout,
+        seed=seed,
+        cache=cache,
+        image_column=image_column,
+        label_column=label_column,
+    )
     packed = pack_source(found, out, options, _num_workers(workers))
     print(_summary(packed, out))
     for line in _not_packed(found, out):
@@ -103,11 +123,20 @@ def pack(
 
 
 def _not_packed(source: Source, out: Path) -> Iterator[str]:
-    """Yield a line for each note, skipped file and folder that is not packed."""
+    """Yield a line for each note, skipped file, image of both splits, and what is not packed."""
     yield from (f"note: {note}" for note in source.notes)
-    skipped = read_audit(out).get("skipped", [])
+    audit = read_audit(out)
+    skipped = audit.get("skipped", [])
     if skipped:
         yield f"skipped: {len(skipped):,} files, such as {skipped[0]['path']} (see audit.md)"
+    groups = audit.get("duplicates", [])
+    in_both = [group for group in groups if len({row["split"] for row in group}) > 1]
+    if in_both:
+        yield (
+            f"note: {counted(len(in_both), 'image')} of validation, such as "
+            f"{in_both[0][-1]['key']}, {'is' if len(in_both) == 1 else 'are'} also in train, byte "
+            "for byte (see audit.md)"
+        )
     others = [entry for entry in source.unpacked if not entry.is_error]
     single = [entry for entry in others if not entry.path.endswith("/")]
     for entry in others:
@@ -238,7 +267,8 @@ def subset(
     Args:
         shards: Folder of the manifest to select from: a path or an address.
         out: Output folder for the new manifest.
-        classes: imagenet100, imagenette, imagewoof, or a file with a wnid (or class name) per line.
+        classes: imagenet100, imagenette, imagewoof, or a file with a wnid (or class name) per line,
+            or a classes.json.
         num_classes: Number of classes chosen at random.
         images_per_class: Largest number of training images per class.
         fraction: Fraction of the training images of each class.

@@ -148,7 +148,7 @@ def _parse_subcommand(words: list[str]) -> None:
 
 def _parse_sharding(words: list[str]) -> None:
     """Parse a subcommand of `shard_imagenet.py` without running it."""
-    names = ("pack", "verify", "index", "audit", "sample")
+    names = ("pack", "verify", "index", "subset", "audit", "sample")
     _parse_only({name: getattr(shard_imagenet, name) for name in names}, words)
 
 

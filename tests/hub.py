@@ -14,7 +14,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_plantedTokenThatNobodyMaySee"
-LARGE = (".safetensors", ".onnx", ".png", ".tar", ".npz")  # tracked by LFS in .gitattributes
+LARGE = (
+    ".safetensors",
+    ".onnx",
+    ".png",
+    ".tar",
+    ".npz",
+    ".parquet",
+)  # tracked by LFS in .gitattributes
 
 
 def git_sha(content):

@@ -8,7 +8,7 @@ from importlib.metadata import files
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard, Split
@@ -30,6 +30,26 @@ def jpeg_bytes(seed: int, height: int = 24, width: int = 32) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=90)
     return buffer.getvalue()
+
+
+def write_pets(folder: Path, num_images: int = 20) -> Path:
+    """Write `cats/`, `dogs/` and `rabbits/`, drawn as discs, bars and posts; return `folder`."""
+    for number, name in enumerate(("cats", "dogs", "rabbits")):
+        (folder / name).mkdir(parents=True)
+        for index in range(num_images):
+            rng = np.random.default_rng([number, index])
+            width, height = rng.integers(64, 128, 2).tolist()
+            image = Image.new("RGB", (width, height), tuple(rng.integers(0, 100, 3).tolist()))
+            long = min(width, height) * rng.uniform(0.25, 0.45)
+            half = np.array([(long, long), (long, long / 3), (long / 3, long)][number])
+            center = np.array([width / 2, height / 2])
+            draw = ImageDraw.Draw(image)
+            shape = draw.ellipse if number == 0 else draw.rectangle
+            color = tuple(rng.integers(156, 256, 3).tolist())
+            shape((*(center - half), *(center + half)), fill=color)
+            image.save(folder / name / f"{name}-{index:02d}.{'png' if index == 3 else 'jpg'}")
+    (folder / ".DS_Store").write_bytes(b"Bud1")
+    return folder
 
 
 def write_split(folder: Path, name: str, sizes: list[int]) -> Split:

@@ -15,9 +15,10 @@ import train_accelerate
 from imagenet_rn50.data.loader import MAX_SUBSTITUTIONS
 from imagenet_rn50.tools.digits import write_ilsvrc
 from tests.commands import DOCUMENTS, ROOT, Command, check, commands_in
+from tests.support import write_pets
 
 COMMANDS = [command for document in DOCUMENTS for command in commands_in(document)]
-JOURNEY = "demo doctor estimate preview schedule export evaluate".split()
+JOURNEY = "demo doctor estimate preview schedule evaluate export".split()
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
@@ -135,6 +136,7 @@ def test_what_needs_nothing_runs_as_it_is_written(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, tmp_path / name)
     write_ilsvrc(tmp_path / "data" / "digits" / "source")
+    write_pets(tmp_path / "data" / "pets")
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "ACCELERATE_USE_CPU": "1"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     in_order = sorted(DOCUMENTS, key=lambda document: document.name != "README.md")
@@ -159,3 +161,6 @@ def test_what_needs_nothing_runs_as_it_is_written(tmp_path):
     assert first["top1"] > 0.9
     card = (tmp_path / "exports" / "digits" / "README.md").read_text()
     assert "<!--metrics.json results.0.top1-->" in card
+    own = (tmp_path / "exports" / "pets" / "README.md").read_text()
+    assert "<!--metrics.json results.0.top1-->" in own
+    assert "--holdout 0.2" in own

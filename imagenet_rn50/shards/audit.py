@@ -13,8 +13,10 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.jpeg.decode import MAX_ASPECT_RATIO, central_box
 from imagenet_rn50.shards.imagenet1k import NUM_CLASSES, NUM_IMAGES, complete_splits
 from imagenet_rn50.shards.images import TURNED
-from imagenet_rn50.shards.manifest import FILE_NAME, no_manifest
+from imagenet_rn50.shards.manifest import FILE_NAME, Manifest, no_manifest
 from imagenet_rn50.shards.sources.base import Source
+from imagenet_rn50.shards.store import resolve_location
+from imagenet_rn50.shards.subset import options_text
 from imagenet_rn50.shards.writer import Note, Row, ShardRecord
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json, write_json, write_text
@@ -112,7 +114,7 @@ def write_audit(audit: dict[str, Any], folder: Path) -> None:
 
 
 def read_report(folder: Path) -> str:
-    """Return the report that was written at packing.
+    """Return the report that was written at packing; of a subset, what was selected from where.
 
     Raises:
         InputError: When there is none.
@@ -121,6 +123,8 @@ def read_report(folder: Path) -> str:
     if not path.is_file():
         if not (folder / FILE_NAME).is_file():
             raise no_manifest(folder)
+        if (manifest := Manifest.load(folder)).is_subset:
+            return subset_report(manifest, Classes.load(folder), folder)
         raise InputError(
             f"{folder} holds no audit",
             expected=f"{path}, written when the shards were packed or indexed",
@@ -128,6 +132,48 @@ def read_report(folder: Path) -> str:
             fix=f"python shard_imagenet.py index --shards {folder} --force",
         )
     return path.read_text(encoding="utf-8")
+
+
+def subset_report(manifest: Manifest, classes: Classes, folder: Path) -> str:
+    """Return what a subset has of each class, and what it was selected from, as Markdown.
+
+    Args:
+        manifest: The subset's.
+        classes: Its classes.
+        folder: Its folder.
+    """
+    lines = ["# Audit of a subset", "", "| split | samples | MB | of shards | of MB |"]
+    lines += ["|---|---|---|---|---|"]
+    for name, split in manifest.splits.items():
+        size = sum(shard.num_bytes for shard in split.shards)
+        lines.append(
+            f"| {name} | {split.num_samples:,} | {_megabytes(manifest.num_bytes_of(name))} "
+            f"| {len(split.shards):,} | {_megabytes(size)} |"
+        )
+    lines += ["", f"Shards: {resolve_location(str(folder), manifest.location)}", ""]
+    lines += ["Selected, last first:", ""]
+    options = manifest.options
+    while "subset" in options:
+        parent = options["parent"]
+        chosen = _cell(options_text(options["subset"]))
+        lines.append(
+            f"- {chosen or 'everything'}, of {parent['dataset']} (fingerprint "
+            f"{parent['fingerprint']})"
+        )
+        options = parent["options"]
+    if holdout := manifest.options.get("holdout"):
+        lines += ["", f"Validation is held out of the training images: {holdout:g} of each class."]
+    lines += ["", f"## Classes: {len(classes):,}", ""]
+    counts = [
+        np.bincount(split.labels, minlength=len(classes)) for split in manifest.splits.values()
+    ]
+    lines += [f"| index | class | {' | '.join(manifest.splits)} |"]
+    lines += ["|---" * (2 + len(counts)) + "|"]
+    lines += [
+        f"| {label} | {_cell(name)} | {' | '.join(f'{column[label]:,}' for column in counts)} |"
+        for label, name in enumerate(classes.labels)
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def read_audit(folder: Path) -> dict[str, Any]:

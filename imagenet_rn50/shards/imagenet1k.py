@@ -21,6 +21,7 @@ HUB_NAME = "ILSVRC/imagenet-1k"
 
 # Of the sorted wnids of ILSVRC 2012, one per line; timm ships them as imagenet_synsets.txt.
 _WNIDS_SHA256 = "70002b0ff5de60a3a17a82dbfcff291931f96225ddf941ad2e182fc39e183d15"
+_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _NAME = re.compile(r"(imagenet|ilsvrc|in1k)(imagenet|ilsvrc|in1k|1k|1000|2012|clsloc)*")
 
 
@@ -49,6 +50,19 @@ def complete_splits(
 def is_name(name: str) -> bool:
     """Return whether a data set of this name would be taken for ImageNet-1k."""
     return _NAME.fullmatch(re.sub(r"[^a-z0-9]", "", name.lower())) is not None
+
+
+def require_dataset_name(name: str) -> None:
+    """Raise an error unless a name can begin the names of files.
+
+    Raises:
+        InputError: When it has other characters than letters, digits, - and _.
+    """
+    if not _FILE_NAME.fullmatch(name):
+        raise InputError(
+            f"the dataset name {name!r} cannot begin a file name",
+            expected="letters, digits, - and _",
+        )
 
 
 def dataset_name(

@@ -91,6 +91,7 @@ class IndexOptions:
             for `LOC_synset_mapping.txt` or `classes.json` beside the shards, and else to name the
             classes by their wnids.
         force: Whether to overwrite an intact manifest.
+        for_packing: Whether the shards are packed anew: what hinders training only is not logged.
     """
 
     train: str | None = None
@@ -100,6 +101,7 @@ class IndexOptions:
     dataset: str | None = None
     mapping: Path | None = None
     force: bool = False
+    for_packing: bool = False
 
 
 def index(
@@ -645,7 +647,8 @@ def _write(
     index_of.update({} if classes is None else classes.index_of)
     for shard in scanned:
         _fill_labels(shard, index_of)
-    _log_classes(records, classes, out)
+    if not options.for_packing:
+        _log_classes(records, classes, out)
     num_images: Counter[str] = Counter()
     for record in records:
         num_images[record.split] += len(record.rows)

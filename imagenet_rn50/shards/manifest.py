@@ -45,7 +45,7 @@ VERSION = 1
 TRAIN = "train"
 VALIDATION = "validation"
 
-_OFFICIAL_TAR = re.compile(r"ILSVRC2012|n\d{8}\.tar")  # of images, to pack
+OFFICIAL_TAR = re.compile(r"ILSVRC2012|n\d{8}\.tar")  # of images, to pack
 _COLUMNS = ("offset", "length", "label", "key")
 _OPTIONAL_COLUMN = "crc32"
 
@@ -189,6 +189,21 @@ class Manifest:
         """Whether its shards may hold samples that it does not list."""
         return "subset" in self.options or "num_skipped" in self.options
 
+    @property
+    def pack_options(self) -> dict[str, Any]:
+        """How the shards were made: of a subset, the options of what it was selected from."""
+        options = self.options
+        while "subset" in options:
+            options = options["parent"]["options"]
+        return options
+
+    def num_bytes_of(self, name: str) -> int:
+        """Return how many bytes an epoch reads: of whole shards all, of a subset its images."""
+        split = self.split(name)
+        if self.is_subset:
+            return int(split.lengths.sum(dtype=np.int64))
+        return sum(shard.num_bytes for shard in split.shards)
+
     def save(self, folder: Path) -> str:
         """Write the manifest into `folder`: each split's columns first, then the JSON.
 
@@ -304,7 +319,12 @@ class Manifest:
         """
         if name not in self.splits:
             raise InputError(
-                f"the shards have no split {name!r}", found=f"splits {sorted(self.splits)}"
+                f"the shards have no split {name!r}",
+                found=f"splits {sorted(self.splits)}",
+                fix="to take one out of the training images: python shard_imagenet.py subset "
+                "--shards SHARDS --out DIR --holdout 0.1, and then name DIR"
+                if name == VALIDATION and TRAIN in self.splits
+                else None,
             )
         return self.splits[name]
 
@@ -349,7 +369,7 @@ def _look_for_shards(folder: Path) -> tuple[str, str]:
     if (folder.parent / FILE_NAME).is_file():
         return "shards in the folder above", f"name {folder.parent}"
     tars = [path.name for path in folder.glob("*.tar")]
-    if tars and not any(_OFFICIAL_TAR.match(name) for name in tars):
+    if tars and not any(OFFICIAL_TAR.match(name) for name in tars):
         return (
             f"{counted(len(tars), 'tar')} and no {FILE_NAME}",
             f"python shard_imagenet.py index --shards {folder}",

@@ -24,6 +24,7 @@ from imagenet_rn50.shards.images import BadImageError, prepare, require_installe
 from imagenet_rn50.shards.manifest import INFO_NAME, TRAIN, VALIDATION, Manifest, Split, timm_info
 from imagenet_rn50.shards.plan import PackOptions, Plan, ShardTask, make_plan, with_dataset
 from imagenet_rn50.shards.sources.base import Source
+from imagenet_rn50.shards.sources.folders import split_folders
 from imagenet_rn50.shards.sources.reading import read_images
 from imagenet_rn50.shards.sources.scan import unusable
 from imagenet_rn50.shards.store import resolve_location
@@ -57,8 +58,8 @@ def space_needed(plan: Plan) -> int:
         return 0
     options = plan.tasks[0].options
     factor = _RESTART_GROWTH if options.restart_blocks else 1.0
-    # A parquet file's images are written out as they are before they are packed.
-    if options.resize_rule is not None and plan.tasks[0].layout != "parquet":
+    # With a reader, images are written out as they are before they are packed.
+    if options.resize_rule is not None and plan.reader is None:
         factor = min(factor, _MARGIN * _part_left(plan.tasks))
     return sum(
         int(image.length * factor) + _OVERHEAD_BYTES for task in plan.tasks for image in task.images
@@ -177,6 +178,8 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
     if options.restart_blocks is not None:
         require_installed()
     options = with_dataset(options, source)
+    _require_beside_classes(source, out)
+    _require_apart_from_shards(source, out)
     if options.on_corrupt == "stop":
         _require_usable(source)
     plan = make_plan(source, options)
@@ -212,7 +215,33 @@ def _identity(source: Source, plan: Plan, options: PackOptions) -> dict[str, Any
     chosen = {name: value for name, value in options.as_dict().items() if name != "on_corrupt"}
     if not options.train_only:  # as in manifests that were written before there was the option
         del chosen["train_only"]
-    return {**chosen, "layout": source.layout, "source_sha256": plan.source_sha256}
+    identity = {**chosen, "layout": source.layout, "source_sha256": plan.source_sha256}
+    return identity | source.options
+
+
+def _require_beside_classes(source: Source, out: Path) -> None:
+    """Raise an error if the output folder is among class folders, where it would be a class."""
+    if source.layout != "imagefolder":
+        return
+    root = Path(source.root)
+    for folder in split_folders(root).values() or [root]:
+        if out.resolve().is_relative_to(folder.resolve()):
+            raise InputError(
+                f"--out {out} is in {folder}, where every folder is a class",
+                expected="a folder outside",
+                fix="give another --out",
+            )
+
+
+def _require_apart_from_shards(source: Source, out: Path) -> None:
+    """Raise an error if the output folder is that of the shards that are packed anew."""
+    if source.layout == "shards" and source.reader is None:
+        if out.resolve() == Path(source.root).resolve():
+            raise InputError(
+                f"--out {out} is the folder of the shards that are to be packed anew",
+                expected="another folder: the source is left as it is",
+                fix="give another --out",
+            )
 
 
 def _require_usable(source: Source) -> None:
@@ -223,7 +252,7 @@ def _require_usable(source: Source) -> None:
     """
     is_folders = source.layout in {"kaggle", "imagefolder"}
     images = [image for split in source.splits.values() for image in split]
-    if bad := unusable(source.root, images if is_folders else [], source.unpacked):
+    if bad := unusable(Path(source.root), images if is_folders else [], source.unpacked):
         raise InputError(
             f"files of the source {source.root} cannot be packed: {len(bad)}",
             expected="images in the folders of classes, and nothing else",
@@ -308,7 +337,7 @@ def _make_all(
     missing = [task for task in plan.tasks if task.name not in records]
     num_images = sum(len(task.images) for task in plan.tasks)
     num_done = num_images - sum(len(task.images) for task in missing)
-    ready = state.spread(missing)
+    ready = state.spread(missing, plan.reader)
     with progress_bar(total=num_images, initial=num_done, description="packing") as bar:
         for record in make_shards(ready, out, num_workers, bar):
             state.save(record)

@@ -15,12 +15,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from imagenet_rn50.shards.imagenet1k import dataset_name
+from imagenet_rn50.shards.imagenet1k import dataset_name, require_dataset_name
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
-from imagenet_rn50.shards.sources.base import Source, SourceImage
+from imagenet_rn50.shards.sources.base import ImageReader, Source, SourceImage
 from imagenet_rn50.utils.errors import InputError
 
-_DATASET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 _RESIZE = re.compile(r"(short|max)=([1-9]\d{0,4})")
 
 
@@ -62,11 +61,8 @@ class PackOptions:
         Raises:
             InputError: Naming the first that cannot be used.
         """
-        if self.dataset is not None and not _DATASET_NAME.fullmatch(self.dataset):
-            raise InputError(
-                f"the dataset name {self.dataset!r} cannot begin a file name",
-                expected="letters, digits, - and _",
-            )
+        if self.dataset is not None:
+            require_dataset_name(self.dataset)
         if self.seed < 0:
             raise InputError(f"--seed must be at least 0, got {self.seed}")
         if self.resize is not None and not _RESIZE.fullmatch(self.resize):
@@ -92,7 +88,7 @@ class PackOptions:
 # As others pack ImageNet: 1,281,167 images in 1,024 shards and 50,000 in 64.
 _IMAGES_A_SHARD = {TRAIN: 1251, VALIDATION: 781}
 # Each split is permuted on its own, whether or not the other one exists.
-_STREAM = {TRAIN: 0, VALIDATION: 1}
+STREAM = {TRAIN: 0, VALIDATION: 1}
 
 
 @dataclass(frozen=True)
@@ -102,7 +98,7 @@ class ShardTask:
     Args:
         split: `train` or `validation`.
         name: The shard's file name.
-        root: The source's folder.
+        root: The source's folder or address.
         layout: How the source is laid out.
         wnids: The wnid of each class index.
         images: What goes into it, in this order.
@@ -128,11 +124,14 @@ class Plan:
 
     Args:
         tasks: The shards, training first.
-        source_sha256: Over every image's key, class, place and size, and the classes' names.
+        source_sha256: Over every image's key, class, place and size, and the classes' names; also
+            over the source's fingerprint, where it has one.
+        reader: Reads the images into temporary files, where they cannot be read in place.
     """
 
     tasks: tuple[ShardTask, ...]
     source_sha256: str
+    reader: ImageReader | None = None
 
 
 def make_plan(source: Source, options: PackOptions) -> Plan:
@@ -145,13 +144,14 @@ def make_plan(source: Source, options: PackOptions) -> Plan:
     options = with_dataset(options, source)
     asked = {TRAIN: options.train_shards, VALIDATION: options.validation_shards}
     digest = hashlib.sha256(json.dumps([source.classes.wnids, source.classes.names]).encode())
+    digest.update((source.fingerprint or "").encode())
     tasks: list[ShardTask] = []
     for split, images in sorted(source.splits.items()):
         digest.update(split.encode())
         for image in images:
-            digest.update(ascii(tuple(image)).encode())
+            digest.update(ascii(image[:5]).encode())
         num_shards = num_shards_of(split, len(images), asked[split])
-        order = permutation(len(images), seed=options.seed, stream=_STREAM[split])
+        order = permutation(len(images), seed=options.seed, stream=STREAM[split])
         for shard, chosen in enumerate(np.array_split(order, num_shards)):
             task = ShardTask(
                 split=split,
@@ -163,7 +163,7 @@ def make_plan(source: Source, options: PackOptions) -> Plan:
                 options=options,
             )
             tasks.append(task)
-    return Plan(tasks=tuple(tasks), source_sha256=digest.hexdigest())
+    return Plan(tuple(tasks), digest.hexdigest(), source.reader)
 
 
 def with_dataset(options: PackOptions, source: Source) -> PackOptions:
@@ -173,8 +173,9 @@ def with_dataset(options: PackOptions, source: Source) -> PackOptions:
         InputError: When they name ImageNet-1k, and the source is not.
     """
     num_images = {split: len(images) for split, images in source.splits.items()}
-    default = source.root.resolve().name
-    name = dataset_name(options.dataset, default, source.classes, num_images)
+    name = dataset_name(
+        options.dataset, source.default_name, source.classes, num_images, source.options
+    )
     return replace(options, dataset=name)
 
 

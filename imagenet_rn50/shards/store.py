@@ -165,6 +165,10 @@ class CachedShards:
             ) from None
         return path
 
+    def holds(self, shard: Shard) -> bool:
+        """Return whether the cache has the shard."""
+        return self._path(shard).is_file()
+
     def add(
         self,
         name: str,

@@ -3,16 +3,18 @@
 No image is copied. Class indices become the ranks of the subset's sorted wnids, as in every data
 set here; the manifest keeps the shards' own indices for `verify`.
 
-Which images a class keeps depends on their keys and the seed alone, not on the shards that hold
-them: 10 images per class are among the 20 of the same seed, and a hold-out stays the same when the
-data is packed anew.
+Which classes are chosen at random depends on their wnids and the seed alone, and which images a
+class keeps on their keys and the seed, not on the shards that hold them: 10 images per class are
+among the 20 of the same seed, and a hold-out stays the same when the data is packed anew (see
+`holdout`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Iterable
+import re
+import shlex
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,9 @@ from numpy.typing import NDArray
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.shards import manifest as manifests
-from imagenet_rn50.shards.imagenet1k import dataset_name
+from imagenet_rn50.shards.holdout import divide_class, key_ranks, num_selected, require_fraction
+from imagenet_rn50.shards.imagenet1k import dataset_name, require_dataset_name
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Split
-from imagenet_rn50.shards.plan import permutation
 from imagenet_rn50.shards.store import (
     ShardStore,
     location_from,
@@ -34,6 +36,7 @@ from imagenet_rn50.shards.store import (
 )
 from imagenet_rn50.utils.errors import InputError, require_at_least
 from imagenet_rn50.utils.files import make_folder, read_text, sha256_of_file
+from imagenet_rn50.utils.formatting import counted
 from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.storage import is_address
 
@@ -42,6 +45,7 @@ LIST_NAMES = ("imagenet100", "imagenette", "imagewoof")
 """Published lists of ImageNet classes: of CMC (Tian et al., 2019), and of fast.ai."""
 
 _MAX_SHOWN = 5
+_RANDOM = {"num_classes", "images_per_class", "fraction", "holdout"}
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,8 @@ class Selection:
     """Which samples a subset has.
 
     Args:
-        classes: Name of a published list, or a file with a wnid (or class name) per line; None for
-            all classes.
+        classes: Name of a published list, or a file with a wnid (or class name) per line, or a
+            classes.json; None for all classes.
         num_classes: Number of classes chosen at random; None for all.
         images_per_class: Largest number of training images per class; None for all.
         fraction: Fraction of the training images of each class, in (0, 1].
@@ -95,24 +99,17 @@ class Selection:
                 raise InputError(f"{flags[0]} contradicts {flags[1]}", fix="pass one of them")
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the options that were given, for the manifest."""
-        return {name: value for name, value in asdict(self).items() if value not in {None, False}}
+        """Return the options that were given, for the manifest; the seed if it decides anything."""
+        given = {name: value for name, value in asdict(self).items() if value and name != "seed"}
+        return given | ({"seed": self.seed} if given.keys() & _RANDOM else {})
 
 
-def require_fraction(option: str, value: float | None, *, includes_one: bool = False) -> None:
-    """Raise an error unless a fraction is None, or above 0 and below 1.
-
-    Args:
-        option: Name of the option.
-        value: Its value.
-        includes_one: Whether 1 is allowed.
-
-    Raises:
-        InputError: When it is out of range.
-    """
-    if value is not None and not (0 < value < 1 or (includes_one and value == 1)):
-        bound = "at most 1" if includes_one else "below 1"
-        raise InputError(f"{option} must be above 0 and {bound}, got {value:g}")
+def options_text(recorded: Mapping[str, Any]) -> str:
+    """Return what a manifest records as its `subset` as the options of the command."""
+    return " ".join(
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
+        for name, value in recorded.items()
+    )
 
 
 def subset(
@@ -138,6 +135,8 @@ def subset(
     Raises:
         InputError: When nothing is selected, a class is unknown, or `out` holds something else.
     """
+    if dataset is not None:
+        require_dataset_name(dataset)
     store = open_shards(shards, cache=cache)
     parent = Manifest.load(store.folder)
     if not (store.folder / CLASSES_NAME).is_file():
@@ -149,7 +148,7 @@ def subset(
         )
     all_classes = Classes.load(store.folder)
     chosen = _chosen_classes(all_classes, selection)
-    splits = _select_splits(parent, chosen, selection)
+    splits = _select_splits(parent, all_classes, chosen, selection)
     classes = Classes(
         tuple(all_classes.wnids[label] for label in chosen),
         tuple(all_classes.names[label] for label in chosen),
@@ -196,8 +195,8 @@ def _chosen_classes(classes: Classes, selection: Selection) -> list[int]:
             f"--num-classes must be at most {len(classes)}, the number of classes, "
             f"got {selection.num_classes}"
         )
-    order = permutation(len(classes), seed=selection.seed, stream=0)
-    return sorted(order[: selection.num_classes].tolist())
+    ranks = key_ranks((wnid.encode() for wnid in classes.wnids), selection.seed, "classes")
+    return sorted(np.argsort(ranks, kind="stable")[: selection.num_classes].tolist())
 
 
 def _listed_classes(classes: Classes, listed: str) -> list[int]:
@@ -207,28 +206,49 @@ def _listed_classes(classes: Classes, listed: str) -> list[int]:
             f"--classes {listed} is neither a published list nor a file",
             expected=f"{', '.join(LIST_NAMES)}, or a file with a wnid per line",
         )
-    lines = [line.partition("#")[0].strip() for line in read_text(path).splitlines()]
-    words = [line.split()[0] if WNID.match(line) else line for line in lines if line]
-    if repeated := sorted({word for word in words if words.count(word) > 1}):
-        raise InputError(f"{path} lists {repeated[0]} twice", expected="each class once")
     known = {**{name: label for label, name in enumerate(classes.labels)}, **classes.index_of}
-    if unknown := [word for word in words if word not in known]:
-        raise InputError(
-            f"{len(unknown)} classes of --classes {listed} are not in the shards: "
-            f"{_shortened(unknown)}",
-            expected=f"some of their {len(classes)} classes, such as {classes.wnids[0]}",
-            fix="take them from shards that have them, or correct the list",
-        )
+    text = read_text(path)
+    if text.lstrip()[:1] in {"[", "{"}:
+        words = list(Classes.read(path).wnids)
+    else:
+        words = list(filter(None, (_class_in(line, known) for line in text.splitlines())))
     if not words:
         raise InputError(f"{path} lists no class", expected="a wnid per line")
-    return sorted({known[word] for word in words})
+    if unknown := [word for word in words if word not in known]:
+        is_ambiguous = unknown[0] in classes.names
+        raise InputError(
+            f"{counted(len(unknown), 'line')} of --classes {listed} name no class of the shards: "
+            f"{_shortened(unknown)}",
+            expected=f"some of their {len(classes)} classes, such as {classes.wnids[0]}",
+            fix="list its wnid, since several classes have this name"
+            if is_ambiguous
+            else "take them from shards that have them, or correct the list",
+        )
+    counts = Counter(known[word] for word in words)
+    if repeated := [label for label, count in counts.items() if count > 1]:
+        raise InputError(
+            f"{path} lists {classes.labels[repeated[0]]} twice", expected="each class once"
+        )
+    return sorted(counts)
 
 
-def _select_splits(parent: Manifest, chosen: list[int], selection: Selection) -> dict[str, Split]:
+def _class_in(line: str, known: Collection[str]) -> str:
+    """Return the class that a line of a list names; empty for a comment."""
+    if line.strip() in known:  # whatever characters it has
+        return line.strip()
+    text = line.strip() if line.lstrip().startswith("#") else line
+    text = re.sub(r"(^|\s)#.*", "", text).strip()
+    return text.split()[0] if WNID.match(text) else text
+
+
+def _select_splits(
+    parent: Manifest, classes: Classes, chosen: list[int], selection: Selection
+) -> dict[str, Split]:
     """Return the selected samples of each split, with the subset's class indices.
 
     Raises:
-        InputError: When a split is missing, or a class has no training image left.
+        InputError: When a split is missing or has no sample left, training would have a single
+            class, or `--holdout` would replace a validation split.
     """
     names = {TRAIN, VALIDATION} & parent.splits.keys()
     names -= {VALIDATION} if selection.train_only else set()
@@ -241,7 +261,13 @@ def _select_splits(parent: Manifest, chosen: list[int], selection: Selection) ->
         )
     if not names or (selection.holdout is not None and TRAIN not in names):
         raise InputError("the shards have no such split", found=f"splits {sorted(parent.splits)}")
-    rank = np.full(int(max(split.labels.max() for split in parent.splits.values())) + 1, -1)
+    if TRAIN in names and len(chosen) < 2:
+        raise InputError(
+            f"the selection has a single class: {classes.labels[chosen[0]]}",
+            expected="at least 2 classes to train on",
+            fix="select more, or evaluate on this class alone with --validation-only",
+        )
+    rank = np.full(len(classes), -1)
     rank[chosen] = np.arange(len(chosen))
     splits = {}
     if TRAIN in names:
@@ -249,7 +275,8 @@ def _select_splits(parent: Manifest, chosen: list[int], selection: Selection) ->
         by_class = _by_class(train, chosen)
         held_out: list[NDArray[np.int64]] = []
         if selection.holdout is not None:
-            by_class, held_out = _hold_out(train, by_class, selection)
+            names_of = [classes.labels[label] for label in chosen]
+            by_class, held_out = _hold_out(train, by_class, names_of, selection)
         by_class = [_limited(train, indices, selection) for indices in by_class]
         splits[TRAIN] = _relabelled(train, by_class, rank)
         if held_out:
@@ -274,31 +301,21 @@ def _by_class(split: Split, chosen: Iterable[int]) -> list[NDArray[np.int64]]:
 
 
 def _hold_out(
-    train: Split, by_class: list[NDArray[np.int64]], selection: Selection
+    train: Split, by_class: list[NDArray[np.int64]], names: list[str], selection: Selection
 ) -> tuple[list[NDArray[np.int64]], list[NDArray[np.int64]]]:
-    """Split the samples of each class into training and validation; see `num_held_out`.
+    """Divide the samples of each class into training and validation; see `divide_class`.
 
     Raises:
         InputError: When a class has a single image.
     """
+    assert selection.holdout is not None
     kept, held_out = [], []
-    for indices in by_class:
-        if len(indices) == 1:
-            raise InputError(
-                f"--holdout cannot divide the class of {train.key_of(int(indices[0]))}",
-                expected="at least 2 training images per class",
-                found="1 image",
-            )
-        shuffled = _shuffled(train, indices, selection.seed, "holdout")
-        count = num_held_out(len(indices), selection.holdout or 0.0)
-        held_out.append(shuffled[:count])
-        kept.append(shuffled[count:])
+    for indices, name in zip(by_class, names, strict=True):
+        if len(indices):
+            parts = divide_class(_keys(train, indices), name, selection.holdout, selection.seed)
+            kept.append(indices[parts[0]])
+            held_out.append(indices[parts[1]])
     return kept, held_out
-
-
-def num_held_out(num_images: int, fraction: float) -> int:
-    """Return how many of a class's images are held out: at least one, and never all."""
-    return min(max(round(num_images * fraction), 1), num_images - 1)
 
 
 def _limited(train: Split, indices: NDArray[np.int64], selection: Selection) -> NDArray[np.int64]:
@@ -307,25 +324,15 @@ def _limited(train: Split, indices: NDArray[np.int64], selection: Selection) -> 
     if selection.images_per_class is not None:
         limit = min(selection.images_per_class, limit)
     if selection.fraction is not None:
-        limit = min(max(math.floor(len(indices) * selection.fraction + 0.5), 1), limit)
+        limit = min(num_selected(len(indices), selection.fraction), limit)
     if limit == len(indices):
         return indices
-    return _shuffled(train, indices, selection.seed, "train")[:limit]
+    ranks = key_ranks(_keys(train, indices), selection.seed, "train")
+    return indices[np.argsort(ranks, kind="stable")[:limit]]
 
 
-def _shuffled(
-    split: Split, indices: NDArray[np.int64], seed: int, purpose: str
-) -> NDArray[np.int64]:
-    """Return samples in the order of a hash of their keys."""
-    ranks = key_ranks((bytes(split.keys[index]) for index in indices), seed, purpose)
-    return indices[np.argsort(ranks, kind="stable")]
-
-
-def key_ranks(keys: Iterable[bytes], seed: int, purpose: str) -> NDArray[np.uint64]:
-    """Return a random number per key that depends on key, seed and purpose alone; (n,) uint64."""
-    prefix = f"{purpose}/{seed}/".encode()
-    digests = b"".join(hashlib.sha256(prefix + key).digest()[:8] for key in keys)
-    return np.frombuffer(digests, dtype="<u8")
+def _keys(split: Split, indices: NDArray[np.int64]) -> Iterable[bytes]:
+    return (bytes(split.keys[index]) for index in indices)
 
 
 def _relabelled(split: Split, by_class: list[NDArray[np.int64]], rank: NDArray[Any]) -> Split:
@@ -352,17 +359,25 @@ def _save(view: Manifest, classes: Classes, out: Path) -> None:
         InputError: When `out` holds something else.
     """
     make_folder(out, fix="give another --out")
-    if any(path.name not in {CLASSES_NAME} for path in out.iterdir()):
-        found = Manifest.options_of(out) if (out / manifests.FILE_NAME).is_file() else None
-        if found != view.options:
-            raise InputError(
-                f"{out} is not empty",
-                expected="a new or empty folder, or one with the same subset",
-                found="another manifest" if found else "other files",
-                fix="give another --out",
-            )
+    others = sorted(path.name for path in out.iterdir() if not _is_of_manifest(path.name))
+    has_manifest = (out / manifests.FILE_NAME).is_file()
+    if has_manifest:
+        found = Manifest.load(out)
+        is_same = found.options == view.options and Classes.load(out) == classes
+    if not is_same if has_manifest else others:
+        raise InputError(
+            f"{out} is not empty",
+            expected="a new or empty folder, or one with the same subset",
+            found="another manifest" if has_manifest else ", ".join(others[:_MAX_SHOWN]),
+            fix="give another --out",
+        )
     classes.save(out)
     replace(view, classes_sha256=sha256_of_file(out / CLASSES_NAME)).save(out)
+
+
+def _is_of_manifest(name: str) -> bool:
+    """Return whether a file may be left by a run that was interrupted before its last step."""
+    return name == CLASSES_NAME or re.fullmatch(r"manifest-\w+\.npz|.+\.partial", name) is not None
 
 
 def _warn_of_waste(view: Manifest, store: ShardStore, out: Path) -> None:

@@ -4,14 +4,14 @@
       lock                          held while a process packs into SHARDS
       plan.json                     identity of source and options
       imagenet1k-train-0000.tar.json    what the finished shard holds, with its hash
-      imagenet1k-train-0001.tar.spool   images of a shard that is to be made, from parquet only
+      imagenet1k-train-0001.tar.spool   images of a shard that is to be made, where it needs one
 
 The folder is deleted when the manifest is written.
 
-Parquet files are read once, by row group, and their images spooled to one temporary file per
-shard: every shard has images from almost every row group, so reading shard by shard would read all
-files over and over. A temporary file is deleted when its shard is finished, so together they never
-take more space than the shards.
+Parquet files and remote files are read once, front to back, and their images spooled to one
+temporary file per shard: every shard has images from almost every row group or remote shard, so
+reading shard by shard would read all files over and over. A temporary file is deleted when its
+shard is finished, so together they never take more space than the shards.
 """
 
 from __future__ import annotations
@@ -39,8 +39,7 @@ from imagenet_rn50.shards.imagenet1k import is_name
 from imagenet_rn50.shards.images import BadImageError, Prepared, prepare
 from imagenet_rn50.shards.manifest import Shard
 from imagenet_rn50.shards.plan import ShardTask
-from imagenet_rn50.shards.sources.base import SourceImage, readable
-from imagenet_rn50.shards.sources.parquet import row_groups
+from imagenet_rn50.shards.sources.base import ImageReader, SourceImage, readable
 from imagenet_rn50.shards.sources.reading import read_images
 from imagenet_rn50.shards.tar import TarWriter
 from imagenet_rn50.utils.errors import InputError
@@ -107,11 +106,11 @@ class PackingState:
             )
         write_json(path, identity)
 
-    def spread(self, tasks: Sequence[ShardTask]) -> list[ShardTask]:
-        """Read sources that cannot be read shard by shard; see `spool`."""
-        if not tasks or tasks[0].layout != "parquet":
+    def spread(self, tasks: Sequence[ShardTask], reader: ImageReader | None) -> list[ShardTask]:
+        """Read sources that cannot be read shard by shard; see `spread`."""
+        if not tasks or reader is None:
             return list(tasks)
-        return spread(tasks, self._folder)
+        return spread(tasks, reader, self._folder)
 
     def remove_leftovers(self) -> None:
         """Delete half-written and temporary files of processes that were killed."""
@@ -162,46 +161,49 @@ class PackingState:
 
 def describe_difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """Describe the entries in which two identities differ."""
-    return ", ".join(
-        f"{name} was {before.get(name)!r}, now {now.get(name)!r}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    )
+    differences = []
+    for name in sorted(before.keys() | now.keys()):
+        one, other = before.get(name), now.get(name)
+        if isinstance(one, dict) and isinstance(other, dict) and one != other:
+            differences.append(f"{name}: {describe_difference(one, other)}")
+        elif one != other:
+            differences.append(f"{name} was {one!r}, now {other!r}")
+    return ", ".join(differences)
 
 
 SUFFIX = ".spool"
 
 
-def spread(tasks: Sequence[ShardTask], folder: Path) -> list[ShardTask]:
-    """Read every parquet file once and appends each image to its shard's file.
+def spread(tasks: Sequence[ShardTask], reader: ImageReader, folder: Path) -> list[ShardTask]:
+    """Read every file of the source once and append each image to its shard's file.
 
     Args:
         tasks: The shards to make.
+        reader: Reads the source.
         folder: Folder of the temporary files.
 
     Returns:
         The same tasks, each with the places of its images in its temporary file.
     """
     remove_all(folder)
-    # File -> row -> (number of the task, number of the image in it).
-    wanted: dict[str, dict[int, tuple[int, int]]] = defaultdict(dict)
+    # File -> (image, number of the task, number of the image in it), front to back.
+    wanted: dict[str, list[tuple[SourceImage, int, int]]] = defaultdict(list)
     for number, task in enumerate(tasks):
         for position, image in enumerate(task.images):
-            wanted[image.path][image.offset] = number, position
+            wanted[image.path].append((image, number, position))
+    for rows in wanted.values():
+        rows.sort(key=lambda row: row[0].offset)
+    images = {path: [row[0] for row in rows] for path, rows in sorted(wanted.items())}
     places = [[(0, 0)] * len(task.images) for task in tasks]
     ends = [0] * len(tasks)
     total = sum(len(task.images) for task in tasks)
     with progress_bar(total=total, description="reading") as bar:
-        for path, rows in sorted(wanted.items()):
-            for begin, contents in row_groups(Path(tasks[0].root) / path):
-                for row, content in enumerate(contents, start=begin):
-                    if row not in rows:
-                        continue
-                    number, position = rows[row]
-                    _append(spool_path(folder, tasks[number]), content)
-                    places[number][position] = ends[number], len(content)
-                    ends[number] += len(content)
-                    bar.update()
+        for path, index, content in reader.read(images):
+            _, number, position = wanted[path][index]
+            _append(spool_path(folder, tasks[number]), content)
+            places[number][position] = ends[number], len(content)
+            ends[number] += len(content)
+            bar.update()
     return [
         replace(task, spool=str(spool_path(folder, task)), places=tuple(found))
         for task, found in zip(tasks, places, strict=True)
@@ -339,6 +341,7 @@ def make_shard(task: ShardTask, folder: Path, tick: Tick) -> ShardRecord:
         tar = TarWriter(file)
         for image, raw in read_images(task):
             try:
+                _require_undamaged(image, raw)
                 prepared = prepare(raw, task.options)
             except BadImageError as error:
                 skipped.append(_skip_or_stop(task, image, str(error)))
@@ -354,6 +357,19 @@ def make_shard(task: ShardTask, folder: Path, tick: Tick) -> ShardRecord:
         sha256 = tar.close()
     shard = Shard(name=task.name, num_samples=len(rows), num_bytes=tar.num_bytes, sha256=sha256)
     return ShardRecord(task.split, shard, rows, changed, skipped, dict(converted))
+
+
+def _require_undamaged(image: SourceImage, raw: bytes) -> None:
+    """Raise an error if the bytes of an image are not those that the source's manifest describes.
+
+    Raises:
+        BadImageError: When their CRC-32 differs.
+    """
+    if image.crc32 is not None and zlib.crc32(raw) != image.crc32:
+        raise BadImageError(
+            f"its bytes are damaged: CRC-32 {zlib.crc32(raw):08x} instead of {image.crc32:08x}, "
+            "as the source's manifest has it"
+        )
 
 
 def _add_sample(tar: TarWriter, task: ShardTask, image: SourceImage, prepared: Prepared) -> Row:
@@ -388,6 +404,8 @@ def _skip_or_stop(task: ShardTask, image: SourceImage, reason: str) -> Note:
     if task.options.on_corrupt == "stop" or is_name(name):
         row = f" (row {image.offset})" if task.layout == "parquet" else ""
         fix = "replace the file, or skip such images: --on-corrupt skip"
+        if task.layout == "shards":
+            fix = "restore the shard, or skip such images: --on-corrupt skip"
         if task.options.on_corrupt == "skip":
             fix = f"replace the file, or give the data another name than {name}: --dataset"
         raise InputError(

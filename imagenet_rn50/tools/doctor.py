@@ -60,7 +60,7 @@ class PackedShards:
 
     Attributes:
         num_samples: Training samples.
-        num_bytes: Bytes of all training shards.
+        num_bytes: Bytes that an epoch reads of the training shards.
         num_validation: Validation samples.
         volume: Filesystem, device and model of the volume that holds them.
         is_resized: Whether larger images were resized during packing.
@@ -323,11 +323,11 @@ def _check_shards(shards: Path, problems: list[str]) -> PackedShards | None:
     train = manifest.split(TRAIN)
     return PackedShards(
         num_samples=train.num_samples,
-        num_bytes=sum(shard.num_bytes for shard in train.shards),
+        num_bytes=manifest.num_bytes_of(TRAIN),
         num_validation=manifest.split(VALIDATION).num_samples,
         volume=volume_of(shards),
-        is_resized=bool(manifest.options.get("resize")),
-        has_markers=bool(manifest.options.get("restart_blocks")),
+        is_resized=bool(manifest.pack_options.get("resize")),
+        has_markers=bool(manifest.pack_options.get("restart_blocks")),
     )
 
 

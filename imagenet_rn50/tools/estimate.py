@@ -432,7 +432,7 @@ def _images(
             raise InputError("--images contradicts --shards", fix="pass only one of them")
         manifest = Manifest.load(options.shards)
         train, validation = manifest.split(TRAIN), manifest.split(VALIDATION)
-        num_bytes = sum(shard.num_bytes for shard in train.shards) / train.num_samples
+        num_bytes = manifest.num_bytes_of(TRAIN) / train.num_samples
         counts = train.num_samples, validation.num_samples
         return counts, str(options.shards), num_bytes, "its manifest"
     if packed and options.images is None:

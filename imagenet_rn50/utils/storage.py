@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -161,11 +162,18 @@ def _read(address: str, scheme: str, timeout: float) -> Generator[bytes, None, N
             yield chunk
 
 
-def _read_from_hub(address: str, timeout: float) -> Generator[bytes, None, None]:
+def _read_from_hub(
+    address: str, timeout: float, span: tuple[int, int] | None = None
+) -> Generator[bytes, None, None]:
     """Yield the bytes of a file in a repository on the Hub, by a single request.
 
     The Hub's own file system asks for revision and folder before each file, and retries in its own
     way. The session keeps the token to the Hub: it is not sent to the host of a redirect.
+
+    Args:
+        address: Of the file.
+        timeout: Seconds of silence after which to give up.
+        span: Where to begin and end, in bytes; None for the whole file.
     """
     from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -173,8 +181,12 @@ def _read_from_hub(address: str, timeout: float) -> Generator[bytes, None, None]
     uri = _hub_uri(address)
     url = hf_hub_url(uri.id, uri.path_in_repo, repo_type=uri.type, revision=uri.revision)
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    if span is not None:
+        headers["Range"] = f"bytes={span[0]}-{span[1] - 1}"
     with get_session().stream("GET", url, headers=headers, timeout=timeout) as response:
         hf_raise_for_status(response)
+        if span is not None and response.status_code != HTTPStatus.PARTIAL_CONTENT:
+            raise TransferError("the server does not serve parts of a file", is_final=True)
         yield from response.iter_bytes()
 
 
@@ -601,6 +613,28 @@ class RemoteFolder:
 
         self._run(resolve, "", "looked up")
         return replace(self, location=location)
+
+    def read(self, name: str, begin: int, end: int) -> bytes:
+        """Return the bytes of a file from `begin` up to, but not including, `end`.
+
+        Raises:
+            MissingFileError: If the storage has no such file.
+            InputError: If access is denied, or every try fails.
+        """
+        content = b""
+
+        def get(storage: Any, address: str) -> None:
+            nonlocal content
+            if self._scheme == "hf" and not address.startswith("hf://buckets/"):
+                timeout = self.retry_policy.timeout
+                content = b"".join(_read_from_hub(address, timeout, (begin, end)))
+            else:
+                content = storage.cat_file(address, start=begin, end=end)
+            if len(content) != end - begin:
+                raise TransferError(f"{len(content)} bytes instead of {end - begin}")
+
+        self._run(get, name, "downloaded")
+        return content
 
     def names(self, folder: str) -> list[str]:
         """Return the paths of all files under a subfolder, relative to it.

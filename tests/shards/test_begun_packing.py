@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -111,6 +112,16 @@ def test_parquet_is_read_again_for_the_missing_shards_only(tmp_path):
     assert not (tmp_path / "out" / ".packing").exists()
 
 
+def test_packing_shards_anew_is_resumed(tmp_path):
+    pack(read_source(write_kaggle(tmp_path / "source")), tmp_path / "shards", PackOptions())
+    options = PackOptions(train_shards=6, seed=1)
+    pack(read_source(tmp_path / "shards"), tmp_path / "whole", options)
+    interrupted(read_source(tmp_path / "shards"), tmp_path / "out", options)
+    finished = len(list((tmp_path / "out").glob("*.tar")))
+    assert pack(read_source(tmp_path / "shards"), tmp_path / "out", options).num_kept == finished
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_a_run_that_was_killed_between_manifest_and_tidying_up_is_tidied_up(tmp_path):
     source = read_source(write_kaggle(tmp_path / "source"))
     with pytest.MonkeyPatch.context() as patch:
@@ -141,7 +152,7 @@ def test_a_source_that_changed_since_is_noticed(tmp_path):
     source = read_source(write_kaggle(tmp_path / "source"))
     pack(source, tmp_path / "out", PackOptions())
     first = source.splits["train"][0]
-    (source.root / first.path).write_bytes(jpeg(99, size=(50, 50)))
+    (Path(source.root) / first.path).write_bytes(jpeg(99, size=(50, 50)))
     with pytest.raises(InputError, match="source_sha256 was"):
         pack(read_source(source.root), tmp_path / "out", PackOptions())
 

@@ -1,4 +1,5 @@
 import tarfile
+from pathlib import Path
 
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.pack import pack
@@ -13,7 +14,7 @@ def test_the_manifest_points_at_the_bytes_and_labels_of_every_source_image(tmp_p
     manifest = Manifest.load(tmp_path / "out")
     for name, images in source.splits.items():
         split = manifest.split(name)
-        expected = {p.key: (p.label, (source.root / p.path).read_bytes()) for p in images}
+        expected = {p.key: (p.label, (Path(source.root) / p.path).read_bytes()) for p in images}
         found = {}
         for index in range(split.num_samples):
             shard = (tmp_path / "out" / split.shards[split.shard_of(index)].name).read_bytes()

@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import pytest
 
@@ -46,17 +47,18 @@ def test_every_row_group_of_parquet_is_read_once_and_nothing_temporary_stays(tmp
     import pyarrow.parquet as pq
 
     groups = []
-    real = pq.ParquetFile.read_row_group
+    real = pq.ParquetFile.iter_batches
 
-    def counted(self, group, columns):
-        groups.append(group)
-        return real(self, group, columns=columns)
+    def counted(self, batch_size, row_groups, *arguments, **options):
+        groups.extend(row_groups)
+        return real(self, batch_size, row_groups, *arguments, **options)
 
     source = read_source(write_parquet(tmp_path / "source"))
     num_groups = sum(
-        pq.ParquetFile(path).metadata.num_row_groups for path in source.root.glob("data/*.parquet")
+        pq.ParquetFile(path).metadata.num_row_groups
+        for path in (tmp_path / "source").glob("data/*.parquet")
     )
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
     pack(source, tmp_path / "out", PackOptions(train_shards=6, validation_shards=3))
     assert len(groups) == num_groups
     assert num_groups > 3
@@ -178,7 +180,7 @@ def test_the_same_name_in_two_classes_gives_two_keys():
 
 def test_an_image_that_vanishes_after_listing_is_named(tmp_path):
     source = read_source(write_imagefolder(tmp_path / "source"))
-    (source.root / source.splits["train"][3].path).unlink()
+    (Path(source.root) / source.splits["train"][3].path).unlink()
     with pytest.raises(InputError, match="the source changed while it was read"):
         pack(source, tmp_path / "out", PackOptions())
 

@@ -1,16 +1,17 @@
 """What every source hands over: a list of images a split, and the classes.
 
-An image is named by where its bytes stand, so that packing reads them in place: a whole file, or a
-stretch of a tar, or a row of a parquet file.
+An image is named by where its bytes are, so that packing reads them in place: a whole file, or a
+stretch of a tar, or a row of a parquet file. What cannot be read in place by several processes,
+because it is remote or compressed in groups, comes with an `ImageReader`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from imagenet_rn50.classes import WNID, Classes, wnids_in
 from imagenet_rn50.utils.errors import InputError
@@ -25,6 +26,7 @@ class SourceImage(NamedTuple):
         path: The file that holds it, relative to the source's folder.
         offset: Where it begins in that file, in bytes; in a parquet file the number of its row.
         length: How many bytes it has; in a parquet file an estimate.
+        crc32: CRC-32 of these bytes; None where the source has none.
     """
 
     key: str
@@ -32,6 +34,24 @@ class SourceImage(NamedTuple):
     path: str
     offset: int
     length: int
+    crc32: int | None = None
+
+
+class ImageReader(Protocol):
+    """Read images that cannot be read in place by several processes."""
+
+    def read(self, images: Mapping[str, Sequence[SourceImage]]) -> Iterator[tuple[str, int, bytes]]:
+        """Read each file once, front to back.
+
+        Args:
+            images: The images to read in each file, by their offsets.
+
+        Yields:
+            The path of an image's file, its position among the images of that file, its bytes.
+
+        Raises:
+            InputError: When a file is damaged, has changed, or cannot be read.
+        """
 
 
 class Unpacked(NamedTuple):
@@ -57,20 +77,28 @@ class Source:
     """A data set as somebody handed it over.
 
     Args:
-        root: Its folder.
-        layout: `kaggle`, `imagefolder`, `official` or `parquet`.
+        root: Its folder, or its address.
+        layout: `kaggle`, `imagefolder`, `official`, `parquet` or `shards`.
         classes: Its classes, by index.
         splits: Its images by split, `train` and `validation`, each in a fixed order.
         unpacked: What else was found in it.
         notes: What to know about the whole, as sentences.
+        name: What to call the data set unless `--dataset` says it; empty for the folder's name.
+        options: What else the manifest of its shards records, such as a commit or a `parent`.
+        fingerprint: Identifies the bytes of its images; None where their sizes have to do.
+        reader: Reads the images; None where they are read in place.
     """
 
-    root: Path
+    root: Path | str
     layout: str
     classes: Classes
     splits: dict[str, list[SourceImage]]
     unpacked: list[Unpacked] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    name: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
+    fingerprint: str | None = None
+    reader: ImageReader | None = None
 
     def __post_init__(self) -> None:
         """Check that there is something to pack.
@@ -82,6 +110,11 @@ class Source:
             raise InputError(
                 f"the source {self.root} holds no images", expected="folders of images"
             )
+
+    @property
+    def default_name(self) -> str:
+        """The data set's name where the user gives none."""
+        return self.name or Path(self.root).resolve().name
 
 
 class Listed(NamedTuple):
@@ -119,13 +152,14 @@ def with_keys(listed: Iterable[Listed], classes: Classes) -> list[SourceImage]:
     rows = list(listed)
     _require_own_wnids(rows)
     stems = [readable(row.stem).replace(".", "_") for row in rows]
+    in_key = str.maketrans("./\0", "___")  # names of classes that are no folders may have any
     counts = Counter(stems)
     taken = {stem for stem, count in counts.items() if count == 1}
     images = []
     for row, stem in zip(rows, stems, strict=True):
         key = stem
         if counts[stem] > 1:
-            base = key = f"{row.wnid.replace('.', '_')}_{stem}"
+            base = key = f"{row.wnid.translate(in_key)}_{stem}"
             number = 1
             while key in taken:
                 number += 1

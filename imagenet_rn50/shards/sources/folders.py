@@ -1,7 +1,7 @@
-"""Sources that are folders of files: Kaggle's ILSVRC tree, and ImageFolder.
+"""Folders of files with `train/<wnid>/` and `val/`: Kaggle's ILSVRC tree, and ImageFolder's.
 
-Both hold `train/<wnid>/` and `val/`. The images of `val/` lie in folders of classes, or flat beside
-a CSV that names their classes, or some of each.
+The images of `val/` lie in folders of classes, or flat beside a CSV that names their classes, or
+some of each.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from imagenet_rn50.utils.files import read_text
 
 MAPPING = "LOC_synset_mapping.txt"
 SOLUTION = "LOC_val_solution.csv"
-SPLIT_FOLDERS = {TRAIN: ("train",), VALIDATION: ("val", "validation", "valid")}
+SPLIT_FOLDERS = {TRAIN: ("train", "training"), VALIDATION: ("val", "validation", "valid")}
 """What the folders of the splits are called, in upper or lower case."""
 _KAGGLE = ("ILSVRC", "Data", "CLS-LOC")
 _KAGGLE_NAMES = {_KAGGLE[0], MAPPING, SOLUTION, "LOC_train_solution.csv"}
@@ -51,11 +51,6 @@ def kaggle_folder(root: Path) -> Path | None:
 def is_kaggle(root: Path) -> bool:
     """Return whether `root` holds Kaggle's ILSVRC tree, or is a folder of it."""
     return kaggle_folder(root) is not None
-
-
-def is_imagefolder(root: Path) -> bool:
-    """Return whether `root` holds a folder of classes for training, for validation, or for both."""
-    return kaggle_folder(root) != root and bool(split_folders(root))
 
 
 def split_folders(images: Path) -> dict[str, Path]:
@@ -101,20 +96,22 @@ def read_kaggle(root: Path, train_only: bool = False) -> Source:
     if root == images or len(images.relative_to(root).parts) < len(_KAGGLE):
         if resolved.parts[-len(_KAGGLE) :] == _KAGGLE:
             root, images = resolved.parents[len(_KAGGLE) - 1], resolved
-    return _read(root, images, "kaggle", train_only)
+    return read_splits(root, images, "kaggle", train_only)
 
 
-def read_imagefolder(root: Path, train_only: bool = False) -> Source:
-    """List `train/<wnid>/` and `val/<wnid>/` (or `validation/`, `valid/`).
+def read_splits(root: Path, images: Path, layout: str, train_only: bool) -> Source:
+    """List the folders of both splits.
+
+    Args:
+        root: The source's folder.
+        images: The folder in it, or the same, that holds the folders of the splits.
+        layout: `kaggle` or `imagefolder`.
+        train_only: Whether validation is not read.
 
     Raises:
-        InputError: When validation has a class that training lacks, or a mapping disagrees.
+        InputError: When validation has a class that training lacks, or the CSV, the mapping and
+            the folders disagree.
     """
-    return _read(root, root, "imagefolder", train_only)
-
-
-def _read(root: Path, images: Path, layout: str, train_only: bool) -> Source:
-    """List the folders of both splits."""
     folders = split_folders(images)
     taken = {folder.name for folder in folders.values()}
     unpacked = others_beside(root, images, taken | _KAGGLE_NAMES)
@@ -192,9 +189,10 @@ def labelled(folder: Path, found: Scan) -> list[Listed]:
     """
     for wnid, files in found.classes.items():
         if not files:
-            inside = [readable(entry.name) for entry in entries_of(folder / wnid)]
+            path = folder / found.folder_of[wnid]
+            inside = [readable(entry.name) for entry in entries_of(path)]
             raise InputError(
-                f"{readable(str(folder / wnid))} is the folder of a class without images",
+                f"{readable(str(path))} is the folder of a class without images",
                 expected="the images of the class in it",
                 found=_some(inside),
                 fix="put its images there, or move the folder elsewhere if it is no class",
@@ -229,7 +227,7 @@ def read_solution(path: Path) -> dict[str, str]:
             f"the validation images have no ground truth: {path} is missing",
             expected=f"{SOLUTION}, as in Kaggle's download",
             fix="put it there, or sort the images into val/<wnid>/, or pack the training images "
-            "alone: --train-only",
+            "alone: --train-only, or with --holdout 0.1 to validate on a part of them",
         )
     wnid_of: dict[str, str] = {}
     line_of: dict[str, int] = {}

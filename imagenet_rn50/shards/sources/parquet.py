@@ -1,4 +1,4 @@
-"""Hugging Face's parquet files: `image` {bytes, path} and `label`, never decoded.
+"""Data sets in parquet files, as Hugging Face stores them; images are copied, never decoded.
 
 `datasets` says what the columns mean; the bytes are read by row group, front to back. (Loading them
 with `datasets` would write a second copy of all images into its cache.)
@@ -7,15 +7,33 @@ with `datasets` would write a second copy of all images into its cache.)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
-from imagenet_rn50.shards.sources.base import Listed, Source, Unpacked, with_keys
-from imagenet_rn50.shards.sources.scan import others_beside
+from imagenet_rn50.shards.sources.base import (
+    Listed,
+    Source,
+    SourceImage,
+    Unpacked,
+    with_keys,
+)
+from imagenet_rn50.shards.sources.parquet_columns import (
+    ANY_COLUMNS,
+    IMAGE,
+    LABEL,
+    AskedColumns,
+    Columns,
+    find_columns,
+)
+from imagenet_rn50.shards.sources.scan import TEST_REASON, others_beside
 from imagenet_rn50.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,73 +41,218 @@ if TYPE_CHECKING:
 
 # `n01440764_10026_n01440764.JPEG`, `ILSVRC2012_val_00000293_n01440764.JPEG`
 _PATH = re.compile(r"(?P<stem>.+?)_(?P<wnid>n\d{8})")
-_SPLITS = {TRAIN: ("train",), VALIDATION: ("validation", "valid", "val")}
-# `train-00002-of-00004.parquet`, with a hash behind it in older downloads; or `train-2.parquet`
+_TEST = "test"
+_SPLIT_NAMES = {
+    "train": TRAIN,
+    "validation": VALIDATION,
+    "valid": VALIDATION,
+    "val": VALIDATION,
+    "test": _TEST,
+}
+# `train-00002-of-00004.parquet`, with a hash behind it in older downloads; `train-2.parquet`; or
+# `0002.parquet` in a folder of the split.
 _NUMBERED = re.compile(
-    r"(?P<head>.+?[-_.])(?P<number>\d+)(?:-of-(?P<total>\d+))?(?P<tail>(?:-[0-9a-f]+)?\.parquet)"
+    r"(?P<head>(?:.+?[-_.])?)(?P<number>\d+)(?:-of-(?P<total>\d+))?"
+    r"(?P<tail>(?:-[0-9a-f]+)?\.parquet)"
 )
+_FOLDER = "data"
+_BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 1 << 20, 1 << 24  # that are read at a time
+_BATCH_ROWS = 64
+_NUM_THREADS = 8  # that list remote files
+_NO_LABEL = -1  # as data sets mark images whose class is kept secret
+_MAX_SHOWN = 5
+
+
+class ParquetFiles(Protocol):
+    """The files of a folder, on this machine or not."""
+
+    @property
+    def root(self) -> Path | str:
+        """The folder, for messages."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether each read takes its time."""
+
+    def names(self) -> list[str]:
+        """Return the parquet files that may be of a split, relative to the folder."""
+
+    def others(self, folder: str, taken: set[str]) -> list[Unpacked]:
+        """Name what a folder below holds beside the names in `taken`."""
+
+    def size(self, name: str) -> int:
+        """Return the size of a file in bytes."""
+
+    def open(self, name: str) -> Any:
+        """Return a file as pyarrow opens it: a path, or a file object."""
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files on this machine.
+
+    Args:
+        root: Their folder.
+    """
+
+    root: Path
+    is_remote: bool = False
+
+    def names(self) -> list[str]:
+        """Return the parquet files at the depths at which data sets have them."""
+        depths = ["*.parquet", "[!.]*/*.parquet", *(f"[!.]*/{s}/*.parquet" for s in _SPLIT_NAMES)]
+        found = {path for depth in depths for path in self.root.glob(depth) if path.is_file()}
+        return [path.relative_to(self.root).as_posix() for path in sorted(found)]
+
+    def others(self, folder: str, taken: set[str]) -> list[Unpacked]:
+        """Name what a folder holds beside the names in `taken`."""
+        return others_beside(self.root, self.root / folder, taken)
+
+    def size(self, name: str) -> int:
+        """Return the size of a file in bytes."""
+        return (self.root / name).stat().st_size
+
+    def open(self, name: str) -> Any:
+        """Return the path of a file."""
+        return self.root / name
 
 
 def is_parquet(root: Path) -> bool:
     """Return whether `root` holds parquet files of a training or a validation split."""
-    return any(_files(root, split) for split in _SPLITS)
+    return has_splits(LocalFiles(root).names())
 
 
-def read_parquet(root: Path, train_only: bool = False) -> Source:
+def has_splits(names: Iterable[str]) -> bool:
+    """Return whether one of these parquet files is of a training or a validation split."""
+    splits = _files_of_splits(names).values()
+    return any({TRAIN, VALIDATION} & files.keys() for files in splits)
+
+
+def read_parquet(
+    root: Path,
+    train_only: bool = False,
+    *,
+    asked: AskedColumns = ANY_COLUMNS,
+    may_use_test: bool = True,
+) -> Source:
+    """List the images of parquet files on this machine; see `list_parquet`."""
+    return list_parquet(LocalFiles(root), train_only, asked, may_use_test=may_use_test)
+
+
+def list_parquet(
+    files: ParquetFiles,
+    train_only: bool = False,
+    asked: AskedColumns = ANY_COLUMNS,
+    *,
+    may_use_test: bool = True,
+) -> Source:
     """List the images of a data set in parquet files.
 
     Args:
-        root: The folder that holds `data/train-*.parquet`, or the files themselves.
+        files: `data/train-*.parquet`, `train.parquet`, `train/0000.parquet` and the like, in their
+            folder or in a folder below.
         train_only: Whether validation is not read.
+        asked: The columns that the user names.
+        may_use_test: Whether `test` may be validation, where there is no other.
 
     Raises:
-        InputError: When a file of a numbered set is missing, the columns are others, or labels are
-            not ranks of the paths' wnids.
+        InputError: When a file of a numbered set is missing, the columns are not found, or the
+            labels and the classes' names, or the wnids in the paths, contradict each other.
     """
-    files = {split: _files(root, split) for split in _SPLITS}
-    folder = _folder(root)
-    unpacked = others_beside(
-        root, folder, {path.name for found in files.values() for path in found}
-    )
+    folder, found = _choose_folder(files)
+    unpacked = _beside(files, folder, found)
     if train_only:
-        unpacked += [
-            Unpacked("", path.relative_to(root).as_posix(), "--train-only")
-            for path in files[VALIDATION]
-        ]
-        files[VALIDATION] = []
-    if not any(files.values()):
+        unpacked += [Unpacked("", name, "--train-only") for name in found.pop(VALIDATION, [])]
+        unpacked += [Unpacked("", name, TEST_REASON) for name in found.pop(_TEST, [])]
+    for names in found.values():
+        _require_no_gap(files.root, names)
+    listing = _Listing(unpacked)
+    is_test = False
+    for split in (TRAIN, VALIDATION):
+        listing.read(files, split, found.get(split, []), asked)
+    if may_use_test and not train_only and not listing.rows[VALIDATION]:
+        listing.read(files, VALIDATION, found.get(_TEST, []), asked)
+        is_test = bool(listing.rows[VALIDATION])
+    else:
+        unpacked += [Unpacked("", name, TEST_REASON) for name in found.get(_TEST, [])]
+    columns = listing.columns
+    if columns is None or not any(listing.rows.values()):
         raise InputError(
-            f"the source {root} holds no parquet files",
-            expected="data/train-*.parquet or data/validation-*.parquet",
+            f"the parquet files of {files.root} hold no labelled images",
+            expected="images and their classes",
+            found="; ".join(f"{entry.path} ({entry.reason})" for entry in unpacked[:_MAX_SHOWN]),
         )
-    for found in files.values():
-        _require_no_gap(found)
-    rows = {split: [*_rows(root, split, files[split], unpacked)] for split in _SPLITS}
-    names = _label_names(files[TRAIN] or files[VALIDATION])
-    classes = _classes(root, [row for split in rows.values() for row in split], names)
-    splits = {
-        split: with_keys(
-            (listed._replace(wnid=classes.wnids[label]) for label, listed in chosen), classes
+    classes, splits = _classify(files.root, listing.rows, columns)
+    notes = _column_notes(columns) + _class_notes(classes, splits, columns)
+    if is_test:
+        notes.append(
+            "validation is the split `test`, for there is none named validation: whatever is "
+            "chosen by its accuracy is chosen on the test images"
         )
-        for split, chosen in rows.items()
-        if chosen
-    }
-    return Source(root, "parquet", classes, splits, unpacked)
+    return Source(
+        files.root,
+        "parquet",
+        classes,
+        splits,
+        unpacked,
+        notes,
+        options={"validation_split": _TEST} if is_test else {},
+        reader=ParquetReader(files, columns),
+    )
 
 
-def row_groups(path: Path) -> Iterator[tuple[int, list[bytes]]]:
-    """Yield the number of the first row of each row group of a file, and its images' bytes."""
-    with _opened(path) as file:
+@dataclass(frozen=True)
+class ParquetReader:
+    """Read images by row group.
+
+    Args:
+        files: The files.
+        columns: Which column holds the images.
+    """
+
+    files: ParquetFiles
+    columns: Columns
+
+    def read(self, images: Mapping[str, Sequence[SourceImage]]) -> Iterator[tuple[str, int, bytes]]:
+        """Read each row group that holds an image once; see `ImageReader`."""
+        for path, rows in images.items():
+            index = 0
+            with _opened(self.files, path) as file:
+                for begin, batch in self._batches(file, [row.offset for row in rows]):
+                    while index < len(rows) and rows[index].offset < begin + len(batch):
+                        value = batch[rows[index].offset - begin].as_py()
+                        yield path, index, self.columns.bytes_of(value)
+                        index += 1
+
+    def _batches(self, file: pq.ParquetFile, wanted: Sequence[int]) -> Iterator[tuple[int, Any]]:
+        """Yield the number of the first row, and the images, of some rows at a time.
+
+        Writers other than `datasets` may put all rows into one group, hence batches.
+        """
         begin = 0
         for group in range(file.metadata.num_row_groups):
-            column = file.read_row_group(group, columns=["image.bytes"]).column("image")
-            yield begin, [(value or {}).get("bytes") or b"" for value in column.to_pylist()]
-            begin += len(column)
+            end = begin + file.metadata.row_group(group).num_rows
+            first = bisect_left(wanted, begin)
+            if first < len(wanted) and wanted[first] < end:
+                position = begin
+                for batch in file.iter_batches(
+                    _BATCH_ROWS, [group], [self.columns.bytes_path], use_threads=False
+                ):
+                    yield position, batch.column(self.columns.image)
+                    position += batch.num_rows
+            begin = end
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+def _opened(
+    files: ParquetFiles, name: str, *, pre_buffer: bool = False
+) -> Iterator[pq.ParquetFile]:
     """Open a parquet file.
+
+    Args:
+        files: The files.
+        name: Which.
+        pre_buffer: Whether to read columns that are close to each other at once, and whole.
 
     Raises:
         InputError: When it cannot be read, here or in the body.
@@ -98,36 +261,87 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        size = _REMOTE_BUFFER_BYTES if files.is_remote else _BUFFER_BYTES
+        source = files.open(name)
+        with pq.ParquetFile(source, buffer_size=size, pre_buffer=pre_buffer) as file:
             yield file
     except (pa.ArrowException, OSError) as error:
         raise InputError(
-            f"{path} cannot be read", found=str(error), fix="fetch the file again"
+            f"{files.root}/{name} cannot be read", found=str(error), fix="fetch the file again"
         ) from None
 
 
-def _files(root: Path, split: str) -> list[Path]:
-    """Return the parquet files of a split, by name."""
-    return sorted(
-        path for prefix in _SPLITS[split] for path in _folder(root).glob(f"{prefix}[-_.]*.parquet")
-    )
+def _split_of(name: str) -> tuple[str, str] | None:
+    """Return folder and split of a parquet file; None where its name tells no split."""
+    path = PurePosixPath(name)
+    folder = path.parent
+    if split := _SPLIT_NAMES.get(re.split(r"[-_.]", path.name)[0]):
+        return folder.as_posix(), split
+    if split := _SPLIT_NAMES.get(folder.name):
+        return folder.parent.as_posix(), split
+    return None
 
 
-def _folder(root: Path) -> Path:
-    return root / "data" if (root / "data").is_dir() else root
+def _files_of_splits(names: Iterable[str]) -> dict[str, dict[str, list[str]]]:
+    """Return the files of each split of each folder, by name."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for name in sorted(names):
+        if (where := _split_of(name)) is not None:
+            folder, split = where
+            found[folder][split].append(name)
+    return found
 
 
-def _require_no_gap(files: Sequence[Path]) -> None:
+def _choose_folder(files: ParquetFiles) -> tuple[str, dict[str, list[str]]]:
+    """Return the folder of the splits, relative to the root, and their files.
+
+    Raises:
+        InputError: When there are none, or several folders have splits, as configurations do.
+    """
+    found = _files_of_splits(files.names())
+    for folder in (_FOLDER, "."):
+        if folder in found:
+            return folder, found[folder]
+    if not found:
+        raise InputError(
+            f"the source {files.root} holds no parquet files of a split",
+            expected="data/train-*.parquet or data/validation-*.parquet",
+        )
+    if len(found) > 1:
+        raise InputError(
+            f"{files.root} holds several data sets",
+            expected="one, since the others would not be packed",
+            found=", ".join(found),
+            fix=" or ".join(f"--source {files.root}/{name}" for name in list(found)[:_MAX_SHOWN]),
+        )
+    return next(iter(found.items()))
+
+
+def _beside(files: ParquetFiles, folder: str, found: Mapping[str, Sequence[str]]) -> list[Unpacked]:
+    """Name what lies beside the files of the splits, and in their folders."""
+    by_folder: dict[str, set[str]] = defaultdict(set)
+    by_folder[folder] = set()
+    for names in found.values():
+        for path in map(PurePosixPath, names):
+            by_folder[path.parent.as_posix()].add(path.name)
+            if path.parent.as_posix() != folder:
+                by_folder[folder].add(path.parent.name)
+    return [entry for where, taken in by_folder.items() for entry in files.others(where, taken)]
+
+
+def _require_no_gap(root: Path | str, names: Sequence[str]) -> None:
     """Raise an error if a file of a numbered set is missing, or there are files of two sets."""
-    matches = [match for path in files if (match := _NUMBERED.fullmatch(path.name))]
+    paths = [PurePosixPath(name) for name in names]
+    matches = [match for path in paths if (match := _NUMBERED.fullmatch(path.name))]
     if not matches:
         return
+    where = f"{root}/{paths[0].parent}".removesuffix("/.")
     sets = {(match["head"], match["total"]) for match in matches}
-    if len(sets) > 1 or len(matches) != len(files):
+    if len(sets) > 1 or len(matches) != len(paths) or len({path.parent for path in paths}) > 1:
         raise InputError(
-            f"{files[0].parent} holds parquet files of several sets of the same split",
+            f"{where} holds parquet files of several sets of the same split",
             expected="one numbered set, such as train-00000-of-00004.parquet to train-00003-of-...",
-            found=", ".join(path.name for path in files[:5]),
+            found=", ".join(path.name for path in paths[:_MAX_SHOWN]),
             fix="move all but one of the sets elsewhere",
         )
     by_number = {int(match["number"]): match for match in matches}
@@ -136,79 +350,216 @@ def _require_no_gap(files: Sequence[Path]) -> None:
     first = 0 if last["total"] else min(1, min(by_number))
     missing = [number for number in range(first, total) if number not in by_number]
     if missing or len(by_number) != len(matches) or max(by_number) >= max(total, 1):
-        names = [
+        absent = [
             f"{last['head']}{number:0{len(last['number'])}d}"
             + (f"-of-{last['total']}" if last["total"] else "")
             + ".parquet"
             for number in missing
         ]
         raise InputError(
-            f"{files[0].parent / names[0]} is missing"
-            if names
-            else f"{files[0].parent} holds a file of a numbered set twice, or too many",
+            f"{where}/{absent[0]} is missing"
+            if absent
+            else f"{where} holds a file of a numbered set twice, or too many",
             expected=f"{total - first} files, numbered without a gap",
-            found=f"{len(files)} files" + (f"; {len(names)} missing" if names else ""),
-            fix="fetch the files again that are missing" if names else "move the surplus elsewhere",
+            found=f"{len(paths)} files" + (f"; {len(absent)} missing" if absent else ""),
+            fix="fetch the files again that are missing"
+            if absent
+            else "move the surplus elsewhere",
         )
 
 
-def _rows(
-    root: Path, split: str, files: Sequence[Path], unpacked: list[Unpacked]
-) -> Iterator[tuple[int, Listed]]:
-    """List labels, paths and places; the bytes stay where they are."""
-    for path in files:
-        with _opened(path) as file:
-            columns = {file.schema.column(i).path for i in range(len(file.schema))}
-            if not {"image.bytes", "image.path", "label"} <= columns:
-                raise InputError(
-                    f"{path} has other columns",
-                    expected="image {bytes, path} and label",
-                    found=", ".join(sorted(columns)),
-                )
-            table = file.read(columns=["image.path", "label"])
-            # What an image takes is only known of all together.
-            mean = sum(p.stat().st_size for p in (path,)) // max(1, len(table))
-        labels = table.column("label").to_pylist()
-        for row, (image, label) in enumerate(
-            zip(table.column("image").to_pylist(), labels, strict=True)
-        ):
-            place = path.relative_to(root).as_posix()
-            if image is None:
-                unpacked.append(Unpacked(split, f"row {row} of {place}", "no image", is_error=True))
-                continue
-            name = PurePosixPath(image.get("path") or "").stem
-            match = _PATH.fullmatch(name)
-            stem, wnid = (match["stem"], match["wnid"]) if match else (name, "")
-            yield label, Listed(stem or f"{path.stem}-{row}", wnid, place, row, mean)
+class _Row(NamedTuple):
+    """A labelled image: its label as the file has it, and its place."""
+
+    label: int | str
+    listed: Listed
 
 
-def _label_names(files: Sequence[Path]) -> list[str]:
-    """Return the names of the class indices, as `datasets` reads them from the file."""
-    from datasets import ClassLabel, Features
+@dataclass
+class _Listing:
+    """The rows of the splits.
 
-    with _opened(files[0]) as file:
-        feature = Features.from_arrow_schema(file.schema_arrow).get("label")
-    return list(feature.names) if isinstance(feature, ClassLabel) else []
+    Args:
+        unpacked: Gets what is not packed.
+        rows: The labelled images of each split.
+        columns: Those of the first file; all must have them.
+    """
+
+    unpacked: list[Unpacked]
+    rows: dict[str, list[_Row]] = field(default_factory=lambda: {TRAIN: [], VALIDATION: []})
+    columns: Columns | None = None
+    _first: str = ""
+
+    def read(
+        self,
+        files: ParquetFiles,
+        split: str,
+        names: Sequence[str],
+        asked: AskedColumns,
+    ) -> None:
+        """List the files of a split.
+
+        Raises:
+            InputError: When columns or names of classes differ from those of the files before.
+        """
+        with ThreadPoolExecutor(_NUM_THREADS if files.is_remote else 1) as pool:
+            listed = pool.map(lambda name: _list_file(files, split, name, asked), names)
+            unlabelled: list[Unpacked] = []
+            for name, (columns, rows, without_image, without_label) in zip(
+                names, listed, strict=True
+            ):
+                self._require_same_columns(name, columns)
+                self.rows[split] += rows
+                self.unpacked += without_image
+                unlabelled += without_label
+        if not self.rows[split]:  # of a test split, say; no image is missed among others
+            unlabelled = [entry._replace(split="", is_error=False) for entry in unlabelled]
+        self.unpacked += unlabelled
+
+    def _require_same_columns(self, name: str, columns: Columns) -> None:
+        if self.columns is None:
+            self.columns, self._first = columns, name
+        if columns[:-1] != self.columns[:-1]:
+            raise InputError(
+                f"{name} has other columns or classes than {self._first}",
+                expected=_describe(self.columns),
+                found=_describe(columns),
+            )
 
 
-def _classes(root: Path, rows: Sequence[tuple[int, Listed]], names: list[str]) -> Classes:
+def _describe(columns: Columns) -> str:
+    names = columns.class_names
+    shown = "" if names is None else f" of {len(names)} classes: {', '.join(names[:_MAX_SHOWN])}"
+    return f"images in {columns.bytes_path}, labels in {columns.label}{shown}"
+
+
+def _list_file(
+    files: ParquetFiles,
+    split: str,
+    name: str,
+    asked: AskedColumns,
+) -> tuple[Columns, list[_Row], list[Unpacked], list[Unpacked]]:
+    """List labels, paths and places; the bytes stay where they are.
+
+    Returns:
+        The columns, the labelled images, what has no image, and what has no label.
+    """
+    where = f"{files.root}/{name}"
+    with _opened(files, name, pre_buffer=files.is_remote) as file:
+        columns = find_columns(file.schema_arrow, where, asked)
+        read = [columns.label] + ([columns.name_path] if columns.name_path else [])
+        table = file.read(columns=read)
+        num_rows = file.metadata.num_rows
+    # What an image takes is only known of all together.
+    mean = files.size(name) // max(1, num_rows)
+    values = table.column(columns.label).to_pylist()
+    images = (
+        table.column(columns.image).to_pylist()
+        if columns.name_path
+        else [{"path": None}] * num_rows
+    )
+    rows: list[_Row] = []
+    without_image: list[int] = []
+    without_label: list[int] = []
+    for row, (image, label) in enumerate(zip(images, values, strict=True)):
+        if image is None:
+            without_image.append(row)
+        elif label is None or label in {_NO_LABEL, ""}:
+            without_label.append(row)
+        else:
+            file_name = PurePosixPath((image.get("path") or "").replace("\0", "_")).stem
+            match = _PATH.fullmatch(file_name) if isinstance(label, int) else None
+            stem, wnid = (match["stem"], match["wnid"]) if match else (file_name, "")
+            stem = stem or f"{PurePosixPath(name).stem}-{row}"
+            rows.append(_Row(label, Listed(stem, wnid, name, row, mean)))
+    return (
+        columns,
+        rows,
+        _unusable(split, name, without_image, "no image"),
+        _unusable(split, name, without_label, "no label"),
+    )
+
+
+def _unusable(split: str, name: str, rows: Sequence[int], reason: str) -> list[Unpacked]:
+    """Return an entry for rows of a file that cannot be packed."""
+    if not rows:
+        return []
+    shown = ", ".join(map(str, rows[:_MAX_SHOWN])) + ", ..." * (len(rows) > _MAX_SHOWN)
+    plural = "s" * (len(rows) > 1)
+    return [Unpacked(split, f"row{plural} {shown} of {name}", reason, len(rows), is_error=True)]
+
+
+def _classify(
+    root: Path | str, rows: Mapping[str, Sequence[_Row]], columns: Columns
+) -> tuple[Classes, dict[str, list[SourceImage]]]:
+    """Make the classes, and give each image its class.
+
+    Wnids in the paths decide where there are any; else the names of the labels are the classes.
+    """
+    everything = [row for split in rows.values() for row in split]
+    if any(row.listed.wnid for row in everything):
+        classes = _classes_by_wnid(root, everything, list(columns.class_names or ()))
+        wnid_of: Mapping[int | str, str] = dict(enumerate(classes.wnids))
+    else:
+        wnid_of = _class_names(root, everything, columns)
+        wnids = tuple(sorted(wnid_of.values()))
+        classes = Classes(wnids, wnids)
+    splits = {
+        name: with_keys((row.listed._replace(wnid=wnid_of[row.label]) for row in chosen), classes)
+        for name, chosen in rows.items()
+        if chosen
+    }
+    return classes, splits
+
+
+def _class_names(root: Path | str, rows: Sequence[_Row], columns: Columns) -> dict[int | str, str]:
+    """Return the name of each label, which is its class.
+
+    Raises:
+        InputError: When labels are numbers without names, or one has no name.
+    """
+    labels = {row.label for row in rows}
+    if columns.class_names is None:
+        if numbers := sorted(label for label in labels if isinstance(label, int)):
+            first = rows[0].listed
+            raise InputError(
+                f"the labels of {root} are numbers without names: {columns.label} of row "
+                f"{first.offset} of {first.path} is {rows[0].label}",
+                expected="a ClassLabel, which names its classes, or paths that end in the wnid, as "
+                "n01440764_10026_n01440764.JPEG",
+                found=f"{len(numbers)} numbers from {numbers[0]} to {numbers[-1]}",
+                fix="name them and write the files again: dataset.cast_column("
+                f"{columns.label!r}, datasets.ClassLabel(names=[...])).to_parquet(...)",
+            )
+        return {label: str(label) for label in labels}
+    named: dict[int | str, str] = dict(enumerate(columns.class_names))
+    if labels - named.keys():
+        row = next(row for row in rows if row.label not in named)
+        raise InputError(
+            f"row {row.listed.offset} of {root}/{row.listed.path} has the label {row.label}",
+            expected=f"0 to {len(named) - 1}, for {columns.label} names {len(named)} classes",
+        )
+    if blank := [label for label, name in named.items() if not name.strip()]:
+        raise InputError(f"the class {blank[0]} of {columns.label} has an empty name")
+    return named
+
+
+def _classes_by_wnid(root: Path | str, rows: Sequence[_Row], names: list[str]) -> Classes:
     """Make the classes; the label of each row must be the rank of the wnid in its path.
 
     A row whose path has no wnid, or that has no path, is of the class that its label means in the
     other rows.
     """
-    wnids = sorted({listed.wnid for _, listed in rows if listed.wnid})
+    wnids = sorted({row.listed.wnid for row in rows if row.listed.wnid})
     rank = {wnid: index for index, wnid in enumerate(wnids)}
     for label, listed in rows:
         is_known = isinstance(label, int) and 0 <= label < len(wnids)
         if not is_known or (listed.wnid and rank[listed.wnid] != label):
             raise InputError(
-                f"row {listed.offset} of {root / listed.path} has the label {label}",
+                f"row {listed.offset} of {root}/{listed.path} has the label {label}",
                 expected=f"{rank[listed.wnid]}, the rank of {listed.wnid} among sorted wnids"
                 if listed.wnid
-                else f"0 to {len(wnids) - 1}, the rank of a wnid among those in the paths"
-                if wnids
-                else "a path that ends in the wnid, as n01440764_10026_n01440764.JPEG",
+                else f"0 to {len(wnids) - 1}, the rank of a wnid among those in the paths",
                 found=f"path {listed.stem!r}",
             )
     if names and len(names) != len(wnids):
@@ -227,3 +578,34 @@ def _classes(root: Path, rows: Sequence[tuple[int, Listed]], names: list[str]) -
             )
     names = names or list(wnids)
     return Classes(wnids=tuple(wnids), names=tuple(names))
+
+
+def _column_notes(columns: Columns) -> list[str]:
+    """Return which columns were read, unless they have the usual names, and which were not."""
+    notes = []
+    if (columns.image, columns.label) != (IMAGE, LABEL):
+        notes.append(f"images are column {columns.image}, labels are column {columns.label}")
+    if columns.others:
+        notes.append(f"columns that are not packed: {', '.join(columns.others)}")
+    return notes
+
+
+def _class_notes(
+    classes: Classes, splits: Mapping[str, Sequence[SourceImage]], columns: Columns
+) -> list[str]:
+    """Return how labels became class indices, and which classes training lacks."""
+    notes = []
+    names = columns.class_names
+    if classes.names == classes.wnids and names is not None and list(names) != sorted(names):
+        example = next(label for label, name in enumerate(names) if classes.wnids[label] != name)
+        notes.append(
+            "class indices are the ranks of the sorted names, not the labels of the files: label "
+            f"{example} ({names[example]}) is class {classes.index_of[names[example]]}"
+        )
+    if TRAIN in splits:
+        trained = {image.label for image in splits[TRAIN]}
+        missing = [wnid for wnid, label in classes.index_of.items() if label not in trained]
+        if missing:
+            shown = ", ".join(missing[:_MAX_SHOWN]) + " ..." * (len(missing) > _MAX_SHOWN)
+            notes.append(f"{len(missing)} classes have no training images: {shown}")
+    return notes

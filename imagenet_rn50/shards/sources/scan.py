@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -43,7 +44,10 @@ JUNK_FOLDERS = (
 )
 _ARCHIVES = ("tar", "tar.gz", "tgz", "zip")
 JUNK = "left behind by a system or a tool"
-_TEST = "a test split, which is neither trained on nor validated on"
+OTHER_SPLITS = ("test", "testing", "dev", "eval", "evaluation", "holdout")
+"""Names of folders, in lower case, that are splits, but neither for training nor validation."""
+TEST_REASON = "a test split, which is neither trained on nor validated on"
+_OTHER_SPLIT = "named as a split that is neither train/ nor val/"
 
 
 class File(NamedTuple):
@@ -58,12 +62,15 @@ class Scan:
     """What a folder of class folders holds.
 
     Args:
-        classes: The files below each class folder, by the folder's name.
+        classes: The files below each class folder, by the class: the folder's name, in Unicode's
+            composed form (macOS writes names decomposed, which would sort elsewhere).
+        folder_of: The name of each class's folder as the file system has it.
         loose: Files beside the class folders.
         unpacked: What is set aside or cannot be read.
     """
 
     classes: dict[str, list[File]] = field(default_factory=dict)
+    folder_of: dict[str, str] = field(default_factory=dict)
     loose: list[File] = field(default_factory=list)
     unpacked: list[Unpacked] = field(default_factory=list)
 
@@ -97,7 +104,7 @@ def scan(root: Path, folder: Path, split: str) -> Scan:
         split: The split that `folder` is of, for the audit.
 
     Raises:
-        InputError: When a folder cannot be read.
+        InputError: When a folder cannot be read, or two folders are of the same class.
     """
     found = Scan()
     walk = _Walk(root, folder, split, found.unpacked)
@@ -105,7 +112,17 @@ def scan(root: Path, folder: Path, split: str) -> Scan:
         if not entry.is_dir():
             found.loose += walk.file(entry)
         elif not walk.is_set_aside(entry) and not walk.is_hidden(entry):
-            found.classes[entry.name] = list(walk.files(entry.path, (_identity(folder),)))
+            name = unicodedata.normalize("NFC", entry.name)
+            if name in found.classes:
+                raise InputError(
+                    f"{readable(str(folder))} has two folders of the class {readable(name)}, whose "
+                    "names differ only in their Unicode form",
+                    expected="one folder per class",
+                    found=f"{ascii(found.folder_of[name])} and {ascii(entry.name)}",
+                    fix="move the images of both into one folder",
+                )
+            found.classes[name] = list(walk.files(entry.path, (_identity(folder),)))
+            found.folder_of[name] = entry.name
     return found
 
 
@@ -158,7 +175,7 @@ def others_beside(root: Path, folder: Path, taken: Collection[str]) -> list[Unpa
         Unpacked(
             "",
             readable((prefix / entry.name).as_posix()) + "/" * entry.is_dir(),
-            _reason(entry),
+            reason_of(entry.name),
             _count(entry),
         )
         for entry in entries_of(folder)
@@ -166,11 +183,15 @@ def others_beside(root: Path, folder: Path, taken: Collection[str]) -> list[Unpa
     ]
 
 
-def _reason(entry: os.DirEntry[str]) -> str:
-    if is_junk(entry.name, (*JUNK_FILES, *JUNK_FOLDERS)):
+def reason_of(name: str) -> str:
+    """Return why a file or folder of this name beside the splits is not packed."""
+    if is_junk(name, (*JUNK_FILES, *JUNK_FOLDERS)):
         return JUNK
-    is_test = "test" in PurePosixPath(entry.name).stem.lower().replace("-", "_").split("_")
-    return _TEST if is_test else "no part of the layout"
+    if "test" in PurePosixPath(name).stem.lower().replace("-", "_").split("_"):
+        return TEST_REASON
+    if name.rstrip("/").lower() in OTHER_SPLITS:
+        return _OTHER_SPLIT
+    return "no part of the layout"
 
 
 def _count(entry: os.DirEntry[str]) -> int:
