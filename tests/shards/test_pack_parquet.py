@@ -288,3 +288,11 @@ def test_a_hold_out_leaves_the_test_split_alone(tmp_path):
     assert len(source.splits["validation"]) == 3
     assert "test.parquet" in [entry.path for entry in source.unpacked]
     assert "validation_split" not in source.options
+
+
+def test_another_data_set_beside_the_folder_data_is_named(tmp_path):
+    write(tmp_path / "data" / "train.parquet", [0, 1, 2])
+    write(tmp_path / "small" / "train.parquet", [0, 1, 2])
+    source = read_source(tmp_path, train_only=True)
+    assert len(source.splits["train"]) == 3
+    assert [entry.path for entry in source.unpacked] == ["small/train.parquet"]

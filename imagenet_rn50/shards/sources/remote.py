@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 from imagenet_rn50.shards.manifest import FILE_NAME
 from imagenet_rn50.shards.sources.base import Source, Unpacked
-from imagenet_rn50.shards.sources.parquet import has_splits, list_parquet
+from imagenet_rn50.shards.sources.parquet import list_parquet
 from imagenet_rn50.shards.sources.parquet_columns import ANY_COLUMNS, AskedColumns
+from imagenet_rn50.shards.sources.parquet_files import has_splits
 from imagenet_rn50.shards.sources.scan import reason_of
 from imagenet_rn50.shards.sources.shards import read_shards
 from imagenet_rn50.utils.errors import InputError
