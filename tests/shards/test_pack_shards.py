@@ -382,3 +382,17 @@ def test_shards_are_not_packed_into_their_own_folder(tmp_path, packed, has_manif
         pack(read_source(tmp_path / "shards"), tmp_path / "shards", PackOptions(dataset="it"))
     assert contents(tmp_path / "shards") == before
     assert not (tmp_path / "shards" / ".packing").exists()
+
+
+def test_samples_of_others_that_cannot_be_used_stop_packing_or_are_counted(tmp_path):
+    write_foreign(tmp_path / "birds")
+    members = {f"{WNIDS[0]}_90.png": b"?", f"{WNIDS[0]}_91.cls": b"0", "what.jpg": jpeg(92)}
+    (tmp_path / "birds" / "birds-train-0003.tar").write_bytes(tar_of(members))
+    source = read_source(tmp_path / "birds", train_only=True)
+    with pytest.raises(InputError, match=rf"train-0003\.tar: {WNIDS[0]}_91"):
+        pack(source, tmp_path / "out", PackOptions(train_only=True))
+    pack(source, tmp_path / "out", PackOptions(train_only=True, on_corrupt="skip"))
+    audit = read_audit(tmp_path / "out")
+    assert audit["splits"]["train"]["files"]["found"] == 15
+    assert len(audit["skipped"]) == 3
+    assert len(samples_of(tmp_path / "out", "train")) == 12
