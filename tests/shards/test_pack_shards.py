@@ -14,7 +14,7 @@ import shard_imagenet
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.jpeg.header import read_header
 from imagenet_rn50.shards.audit import read_audit
-from imagenet_rn50.shards.index import index
+from imagenet_rn50.shards.index import IndexOptions, index
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.pack import pack
 from imagenet_rn50.shards.plan import PackOptions
@@ -396,3 +396,22 @@ def test_samples_of_others_that_cannot_be_used_stop_packing_or_are_counted(tmp_p
     assert audit["splits"]["train"]["files"]["found"] == 15
     assert len(audit["skipped"]) == 3
     assert len(samples_of(tmp_path / "out", "train")) == 12
+
+
+def test_labels_from_a_json_field_become_those_of_the_packed_shards(tmp_path):
+    members = {}
+    for number in range(6):
+        members[f"{number}.jpg"] = jpeg(number)
+        members[f"{number}.json"] = json.dumps({"kind": number % 3, "label": 9}).encode()
+    (tmp_path / "birds").mkdir()
+    (tmp_path / "birds" / "train-0000.tar").write_bytes(tar_of(members))
+    Classes(WNIDS, WNIDS).save(tmp_path / "birds")
+    index(tmp_path / "birds", IndexOptions(label_key="kind"), out=tmp_path / "index")
+    for source, out in (("index", "packed"), ("packed", "again")):
+        options = PackOptions(train_only=True)
+        pack(read_source(tmp_path / source, train_only=True), tmp_path / out, options)
+        found = samples_of(tmp_path / out, "train")
+        assert {key: label for key, (label, _) in found.items()} == {
+            str(number): number % 3 for number in range(6)
+        }
+        assert verify(tmp_path / out) == []

@@ -95,6 +95,11 @@ def _without_images(remote: RemoteFolder, names: Mapping[str, object]) -> InputE
     """Return the error for a folder without manifest and parquet files."""
     tars = [name for name in names if name.endswith(".tar")]
     fix = "give the address of the folder that holds them"
+    if not tars and remote.location.startswith("hf://datasets/") and "@" not in remote.location:
+        fix += (
+            "; the Hub may have made parquet files of the data set: --source "
+            f"{remote.public.rstrip('/')}@refs/convert/parquet"
+        )
     if tars:
         fix = (
             f"index them, and pack the index: python shard_imagenet.py index --shards "

@@ -289,13 +289,11 @@ def _unlisted(shards: Sequence[Shard], location: Path, known: set[str]) -> list[
 def _notes(manifest: Manifest, splits: Mapping[str, Split]) -> list[str]:
     """Return what to know of shards that are packed anew."""
     notes = []
-    options = manifest.options
-    if "subset" in options:
+    options = manifest.pack_options
+    if "subset" in manifest.options:
         notes.append(
             "the manifest lists part of the samples of its shards; the others are not packed"
         )
-        while "subset" in options:
-            options = options["parent"]["options"]
     if num_skipped := options.get("num_skipped"):
         notes.append(f"{num_skipped:,} samples of the shards cannot be used and are left out")
     if options.get("metadata", True):
