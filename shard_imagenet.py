@@ -267,7 +267,8 @@ def subset(
     Args:
         shards: Folder of the manifest to select from: a path or an address.
         out: Output folder for the new manifest.
-        classes: imagenet100, imagenette, imagewoof, or a file with a wnid (or class name) per line.
+        classes: imagenet100, imagenette, imagewoof, or a file with a wnid (or class name) per line,
+            or a classes.json.
         num_classes: Number of classes chosen at random.
         images_per_class: Largest number of training images per class.
         fraction: Fraction of the training images of each class.

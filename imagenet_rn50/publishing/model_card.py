@@ -33,18 +33,21 @@ from imagenet_rn50.publishing.provenance import (
     UNVERIFIED_PREFIX,
     FieldRef,
     SourceFiles,
+    as_option,
 )
 from imagenet_rn50.publishing.snippets import IMAGENET_LIMITS, LIMITS, LOADING, SNIPPETS, Format
 from imagenet_rn50.runs.checkpoint import SelectedWeights
 from imagenet_rn50.runs.metrics import START
 from imagenet_rn50.shards.imagenet1k import HUB_NAME, is_name
 from imagenet_rn50.shards.plan import PackOptions
+from imagenet_rn50.shards.subset import LIST_NAMES
 from imagenet_rn50.utils.files import read_yaml
 from imagenet_rn50.utils.formatting import percent_spec
 
 _NEXT = " \\\n    "  # continues a command on the next line
-_PACK_OPTIONS = FieldRef(SHARDS, "options")
-_PACK_DEFAULTS = PackOptions(restart_blocks="auto").as_dict()  # "auto": if jpegtran is installed
+_HOLDOUT = FieldRef(SHARDS, "options.holdout")
+# "auto": if jpegtran is installed
+_PACK_DEFAULTS = {**PackOptions(restart_blocks="auto").as_dict(), "holdout": None}
 
 
 def reproduction(files: SourceFiles, info: CardInfo) -> str:
@@ -96,39 +99,61 @@ def _pretrained_inputs(files: SourceFiles) -> str:
 
 
 def _training_commands(files: SourceFiles) -> list[str]:
-    """Return the commands that pack and train."""
+    """Return the commands that pack, select a subset and train."""
     began = " --init-from WEIGHTS" if files.init_from() is not None else ""
+    packed, *subsets = files.lineage()
+    outs = ["SHARDS", *(f"{'PARENT_OF_' * number}PARENT" for number in range(len(subsets)))][::-1]
     return [
-        _pack_command(files),
+        _pack_command(packed, outs[0]),
+        *map(_subset_command, subsets, outs, outs[1:]),
         f"accelerate launch --config_file CONFIG train_accelerate.py{_NEXT}"
         f"--recipe {RECIPE} --shards SHARDS --run RUN{began}",
     ]
 
 
-def _pack_command(files: SourceFiles) -> str:
-    """Return the command that packs these shards, or that indexes shards packed elsewhere."""
-    options = files.pack_options()
+def _pack_command(options: dict[str, Any], out: str) -> str:
+    """Return the command that packs shards, or that indexes shards packed elsewhere."""
+    dataset = as_option("dataset", options["dataset"])
+    if _is_inherited_holdout(options):
+        options = {**options, "holdout": None}
     if "indexed" in options:
-        return f"python shard_imagenet.py index --shards SHARDS {options['dataset']}"
-    command = f"python shard_imagenet.py pack --source SOURCE --out SHARDS {options['dataset']}"
-    recorded = files.get(_PACK_OPTIONS, {})
+        return f"python shard_imagenet.py index --shards {out} {dataset}"
+    command = f"python shard_imagenet.py pack --source SOURCE --out {out} {dataset}"
     changed = [
-        options[name]
+        as_option(name, options[name])
         for name, default in _PACK_DEFAULTS.items()
-        if name != "dataset" and name in recorded and recorded[name] != default
+        if name != "dataset" and name in options and options[name] != default
     ]
     return command + (_NEXT + " ".join(changed) if changed else "")
 
 
+def _is_inherited_holdout(options: dict[str, Any]) -> bool:
+    """Return whether shards were packed from shards that had the hold-out already."""
+    parent = options.get("parent", {}).get("options", {})
+    return bool(parent.get("holdout")) and not options.get("train_only")
+
+
+def _subset_command(options: dict[str, Any], parent: str, out: str) -> str:
+    """Return the command that selects a subset."""
+    dataset = as_option("dataset", options["dataset"])
+    command = f"python shard_imagenet.py subset --shards {parent} --out {out} {dataset}"
+    # The user's own list of classes may be anywhere; what it selected is in the export.
+    selected = [
+        as_option(name, CLASSES if name == "classes" and value not in LIST_NAMES else value)
+        for name, value in options["subset"].items()
+    ]
+    return command + (_NEXT + " ".join(selected) if selected else "")
+
+
 def _pack_note(files: SourceFiles) -> str:
     """Return what packing needs besides its command, as the end of a sentence."""
-    options = files.get(_PACK_OPTIONS)
-    if not options:
+    options = files.lineage()[0]
+    if options.keys() == {"dataset"}:
         return ".\nTheir packing options were not recorded"
     if options.get("indexed"):
         return ".\nThey were packed elsewhere, and SHARDS holds their files"
-    layout = f".\nThe layout of SOURCE is `{options['layout']}`" if "layout" in options else ""
-    return layout + (", and packing needs `jpegtran`" if options.get("restart_blocks") else "")
+    note = f".\nThe layout of SOURCE is `{options['layout']}`" if "layout" in options else ""
+    return note + (", and packing needs `jpegtran`" if options.get("restart_blocks") else "")
 
 
 def _evaluation(files: SourceFiles) -> str:
@@ -323,6 +348,7 @@ def _what(files: SourceFiles, info: CardInfo) -> str:
     trained_on = files.cite_data(TRAINED_ON, files.trained_on_imagenet1k())
     data = f"{trained_on} (`{SHARDS}`)"
     text += f"\nIts weights{averaged} were trained on {data} with imagenet_rn50."
+    text += _selected(files)
     if (line := files.init_from()) is None:
         return text
     origin = FieldRef(METRICS, "init_from.name", line)
@@ -330,6 +356,28 @@ def _what(files: SourceFiles, info: CardInfo) -> str:
         f"{text}\nTraining began with the weights of {files.cite(origin)} "
         f"({origin.describe()}).\nTheir license applies, so none is given here."
     )
+
+
+def _selected(files: SourceFiles) -> str:
+    """Return which shards the data was selected or packed from, and where a hold-out was."""
+    text, at, this = "", "options", "This data"
+    while "parent" in files.get(FieldRef(SHARDS, at), {}):
+        relation = (
+            "is a subset of" if "subset" in files.value(FieldRef(SHARDS, at)) else "was packed from"
+        )
+        at += ".parent"
+        name, fingerprint = (FieldRef(SHARDS, f"{at}.{key}") for key in ("dataset", "fingerprint"))
+        text += (
+            f"\n{this} {relation} {files.cite(name)} (`{SHARDS}`), whose manifest has the "
+            f"fingerprint\n{files.cite(fingerprint)} (`{SHARDS}`)."
+        )
+        at, this = f"{at}.options", "That data"
+    if files.get(_HOLDOUT):
+        text += (
+            "\nIts validation split was held out of the training images: "
+            f"{files.cite(_HOLDOUT)} of each class (`{SHARDS}`)."
+        )
+    return text
 
 
 def _results(files: SourceFiles, info: CardInfo) -> str:
@@ -355,7 +403,8 @@ def _results(files: SourceFiles, info: CardInfo) -> str:
         line, prefix = choice.line, choice.prefix
         refs = [FieldRef(METRICS, prefix + key, line) for key in ("top1", "top5")]
         data = files.cite_data(TRAINED_ON, files.trained_on_imagenet1k("validation"))
-        cells = [f"{data}, validation during training"]
+        held_out = ", held out of the training images" if files.get(_HOLDOUT) else ""
+        cells = [f"{data}, validation during training{held_out}"]
         shown = [_percent(files, ref) for ref in refs]
         cells += shown if has_top5(files, METRICS) else [shown[0], "-"]
         cells.append(files.cite(FieldRef(METRICS, f"{prefix}num_images", line), ","))

@@ -197,12 +197,23 @@ class SourceFiles:
         """Return the line that names the weights that training began with; None if none did."""
         return next((n for n, record in self.lines(START) if "init_from" in record), None)
 
-    def pack_options(self) -> dict[str, str]:
-        """Return the recorded options of `pack` by name, as on a command line; data set first."""
+    def lineage(self) -> list[dict[str, Any]]:
+        """Return the options of the training's shards, after those they were selected from.
+
+        Each has the name of its data set as `dataset`; the first is what was packed or indexed.
+        """
         options = self.get(FieldRef(SHARDS, "options"))
         options = options if isinstance(options, dict) else {}
-        options = {"dataset": None} | options | {"dataset": str(self.value(TRAINED_ON))}
-        return {name: _as_option(name, value) for name, value in options.items()}
+        found = [options | {"dataset": str(self.value(TRAINED_ON))}]
+        while "subset" in options:
+            dataset, options = options["parent"]["dataset"], options["parent"]["options"]
+            found.append(options | {"dataset": dataset})
+        return found[::-1]
+
+    def command_options(self) -> set[str]:
+        """Return all recorded options of `pack` and `subset`, as on a command line."""
+        recorded = [{**options, **options.get("subset", {})} for options in self.lineage()]
+        return {as_option(name, value) for options in recorded for name, value in options.items()}
 
     def _content(self, file: str) -> Any:
         """Return the parsed content of a file, read once.
@@ -218,7 +229,8 @@ class SourceFiles:
         return self._parsed[file]
 
 
-def _as_option(name: str, value: Any) -> str:
+def as_option(name: str, value: Any) -> str:
+    """Return a recorded option as on a command line."""
     flag = "--" + name.replace("_", "-")
     if value is True:
         return flag
@@ -293,7 +305,7 @@ def _in_line(line: str, files: SourceFiles) -> Iterator[str]:
     for words in sorted(refs, key=len, reverse=True):
         rest = rest.replace(words, " ")
     if files.has(SHARDS):  # commands cannot hold marks
-        for option in files.pack_options().values():
+        for option in files.command_options():
             rest = re.sub(rf"{re.escape(option)}(?!\S)", " ", rest)
     yield from _bare_numbers(rest)
 

@@ -53,8 +53,8 @@ class Selection:
     """Which samples a subset has.
 
     Args:
-        classes: Name of a published list, or a file with a wnid (or class name) per line; None for
-            all classes.
+        classes: Name of a published list, or a file with a wnid (or class name) per line, or a
+            classes.json; None for all classes.
         num_classes: Number of classes chosen at random; None for all.
         images_per_class: Largest number of training images per class; None for all.
         fraction: Fraction of the training images of each class, in (0, 1].
@@ -207,7 +207,11 @@ def _listed_classes(classes: Classes, listed: str) -> list[int]:
             expected=f"{', '.join(LIST_NAMES)}, or a file with a wnid per line",
         )
     known = {**{name: label for label, name in enumerate(classes.labels)}, **classes.index_of}
-    words = list(filter(None, (_class_in(line, known) for line in read_text(path).splitlines())))
+    text = read_text(path)
+    if text.lstrip()[:1] in {"[", "{"}:
+        words = list(Classes.read(path).wnids)
+    else:
+        words = list(filter(None, (_class_in(line, known) for line in text.splitlines())))
     if not words:
         raise InputError(f"{path} lists no class", expected="a wnid per line")
     if unknown := [word for word in words if word not in known]:

@@ -18,7 +18,6 @@ DESKTOP, PHONE = (1280, 900), (360, 780)
 TIMEOUT_MS = 60_000  # CI machines may be busy
 
 pytestmark = [
-    pytest.mark.xdist_group("space"),  # one Space serves all
     pytest.mark.browser,
     pytest.mark.multiprocess,
     pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium"),

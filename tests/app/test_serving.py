@@ -20,7 +20,6 @@ from space.page import build_page, launch
 from tests.app.serving import APP, serve
 
 pytestmark = [
-    pytest.mark.xdist_group("space"),  # one Space serves all
     pytest.mark.multiprocess,
     pytest.mark.filterwarnings("ignore"),  # gradio_client leaks sockets and event loops
     pytest.mark.timeout(600),

@@ -97,3 +97,56 @@ def test_another_number_in_the_command_is_found(tmp_path, monkeypatch):
     card = exported(tmp_path, shards, "imagenet1k")
     card.write_text(card.read_text(encoding="utf-8").replace("--seed 7", "--seed 71"))
     assert any("71 has no source" in problem for problem in unsourced_numbers(card.parent))
+
+
+def test_the_commands_of_a_subsets_card_select_its_images_again(tmp_path, monkeypatch):
+    source, whole = write_kaggle(tmp_path / "source", train=24), tmp_path / "whole"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my list.txt").write_text("n01440764\nn02012849", encoding="utf-8")
+    begin = "python shard_imagenet.py "
+    shard(
+        f"{begin}pack --source {source} --out {whole} --restart-blocks none --seed 4 --workers 1",
+        monkeypatch,
+    )
+    shard(f"{begin}subset --shards whole --out two --classes 'my list.txt'", monkeypatch)
+    shard(
+        f"{begin}subset --shards two --out few --train-only --holdout 0.25 --images-per-class 5",
+        monkeypatch,
+    )
+    few = tmp_path / "few"
+    card = exported(tmp_path, few, "few")
+    assert unsourced_numbers(card.parent) == []
+    text = card.read_text(encoding="utf-8")
+    for parent in ("two", "whole"):
+        assert f"\n{Manifest.fingerprint_of(tmp_path / parent)}<!--" in text
+    assert "held out of the training images: 0.25<!--shards.json options.holdout-->" in text
+    assert "my list" not in text
+    again = {"SOURCE": source, "PARENT_OF_PARENT": "a", "PARENT": "b", "SHARDS": "c"}
+    again["classes.json"] = few / "classes.json"  # as a real run copies it
+    commands = [command for command in commands_in(card) if "shard_imagenet.py" in command.text]
+    for command in commands:
+        check(command)
+        shard(" ".join(str(again.get(word, word)) for word in command.text.split()), monkeypatch)
+    assert len(commands) == 3
+    assert Manifest.fingerprint_of(tmp_path / "c") == Manifest.fingerprint_of(few)
+
+
+def test_a_pack_with_a_holdout_is_packed_again_with_it(tmp_path, monkeypatch):
+    source, shards = write_kaggle(tmp_path / "source", train=24), tmp_path / "shards"
+    words = f"pack --source {source} --out {shards} --train-only --holdout 0.25"
+    shard(f"python shard_imagenet.py {words} --restart-blocks none --workers 1", monkeypatch)
+    card = exported(tmp_path, shards, Manifest.load(shards).dataset)
+    assert unsourced_numbers(card.parent) == []
+    [line] = [command.text for command in commands_in(card) if " pack " in command.text]
+    shard(line.replace("SOURCE", str(source)).replace("SHARDS", f"{tmp_path}/again"), monkeypatch)
+    assert Manifest.fingerprint_of(tmp_path / "again") == Manifest.fingerprint_of(shards)
+    assert "held out of the training images" in card.read_text(encoding="utf-8")
+    anew = f"pack --source {shards} --out {tmp_path}/anew --restart-blocks none --workers 1"
+    shard(f"python shard_imagenet.py {anew}", monkeypatch)
+    (tmp_path / "second").mkdir()
+    card = exported(tmp_path / "second", tmp_path / "anew", Manifest.load(shards).dataset)
+    assert unsourced_numbers(card.parent) == []
+    text = card.read_text(encoding="utf-8")
+    assert "held out of the training images" in text
+    assert f"{Manifest.fingerprint_of(shards)}<!--shards.json options.parent.fingerprint-->" in text
+    assert "--holdout" not in text  # the source has its validation split

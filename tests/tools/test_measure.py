@@ -66,7 +66,12 @@ def test_shards_are_out_of_memory_when_their_reading_is_timed(tiny, train, monke
         return real(sizes, seconds)
 
     monkeypatch.setattr(measure, "_read_all", watching)
-    rates = measure.measure_disk(tiny / "shards", train, seconds=60)
+    for _ in range(10):  # now and then a busy kernel keeps a page
+        before.clear()
+        time.sleep(0.05)
+        rates = measure.measure_disk(tiny / "shards", train, seconds=60)
+        if not any(map(any, before)):
+            break
     assert before == [[False, False], [False, False]]
     assert rates.num_bytes == sum(shard.num_bytes for shard in train.shards)
     assert not rates.is_enough
@@ -83,12 +88,18 @@ def test_reading_stops_when_its_time_is_up(monkeypatch):
     assert rate <= 100
 
 
+def was_dropped(shards):
+    """Drop shards from memory; a busy kernel keeps a page now and then."""
+    time.sleep(0.05)
+    for shard in shards:
+        measure._drop_from_cache(shard)
+    return not any(map(is_in_memory, shards))  # to ask again would find what this made it read
+
+
 def test_shards_are_in_memory_when_the_loader_is_timed(tiny, train, recipe, monkeypatch):
     shards = [tiny / "shards" / shard.name for shard in train.shards]
     measure.measure_disk(tiny / "shards", train, seconds=60)
-    for shard in shards:
-        measure._drop_from_cache(shard)
-    assert not any(map(is_in_memory, shards))
+    assert any(was_dropped(shards) for _ in range(10))
     before = []
 
     def watching(loader, num_workers, seconds):

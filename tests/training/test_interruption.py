@@ -33,7 +33,8 @@ def test_each_signal_saves_and_ends_and_the_run_goes_on_to_the_same_weights(
 ):
     run = tiny / "signalled"
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
-        trainer = trainers.start(tiny, run).until_trained()
+        has_plots = number == signal.SIGTERM  # drawing them takes seconds
+        trainer = trainers.start(tiny, run, plots=has_plots).until_trained()
         trainer.send(number)
         assert trainer.wait() == EXIT_INTERRUPTED, trainer.said()
         assert f"(received {number.name})" in trainer.said()
@@ -41,6 +42,7 @@ def test_each_signal_saves_and_ends_and_the_run_goes_on_to_the_same_weights(
         stop = read_metrics(run, "stop")[-1]
         assert stop["reason"] == f"received {number.name}"
         assert stop["samples_seen"] == steps_saved(run)[-1] < NUM_EPOCHS * NUM_TRAIN
+    assert (run / "plots" / "loss.png").is_file()
     trainers.train(tiny, run)
     assert_same_run(run, finished)
 
