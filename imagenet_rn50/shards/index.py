@@ -472,6 +472,7 @@ class _Reader:
                 num_bytes=info.num_bytes,
                 sha256=info.sha256,
                 tick=self._tick,
+                is_kept=False,
             )
             return self._scan(found, path, sha256, where)
         finally:
