@@ -86,7 +86,7 @@ def list_parquet(
         files: `data/train-*.parquet`, `train.parquet`, `train/0000.parquet` and the like, in their
             folder or in a folder below.
         train_only: Whether validation is not read.
-        asked: The columns that the user names.
+        asked: What the user says of the columns.
         may_use_test: Whether `test` may be validation, where there is no other.
 
     Raises:
@@ -371,8 +371,7 @@ def _class_names(root: Path | str, rows: Sequence[_Row], columns: Columns) -> di
                 expected="a ClassLabel, which names its classes, or paths that end in the wnid, as "
                 "n01440764_10026_n01440764.JPEG",
                 found=f"{len(numbers)} numbers from {numbers[0]} to {numbers[-1]}",
-                fix="name them and write the files again: dataset.cast_column("
-                f"{columns.label!r}, datasets.ClassLabel(names=[...])).to_parquet(...)",
+                fix="name them: --label-names FILE, with a name per line from label 0",
             )
         return {label: str(label) for label in labels}
     named: dict[int | str, str] = dict(enumerate(columns.class_names))

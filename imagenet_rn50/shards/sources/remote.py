@@ -47,7 +47,7 @@ def read_remote(
         layout: `shards` or `parquet`; None to find out.
         train_only: Whether validation is left out.
         cache: Where remote shards are kept on this machine.
-        asked: The columns of parquet files that the user names.
+        asked: What the user says of the columns of parquet files.
         may_use_test: Whether the split `test` may be validation, where there is no other.
 
     Raises:
