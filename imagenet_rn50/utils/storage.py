@@ -439,6 +439,7 @@ class RemoteFolder:
         sha256: str | None = None,
         is_json: bool = False,
         tick: Callable[[int], None] | None = None,
+        is_kept: bool = True,
     ) -> str:
         """Download a file, whole or not at all: `target` appears once it is verified.
 
@@ -449,6 +450,7 @@ class RemoteFolder:
             sha256: Its expected hash.
             is_json: Whether it must be JSON, which shows that a file of unknown length is whole.
             tick: Called with the number of bytes of each part that arrives; may raise to stop.
+            is_kept: Whether the file must survive a power cut; not if it is read once and deleted.
 
         Returns:
             Its SHA-256.
@@ -465,7 +467,7 @@ class RemoteFolder:
 
         def get() -> None:
             nonlocal digest
-            size, digest = self._stream(name, temporary, tick)
+            size, digest = self._stream(name, temporary, tick, is_kept=is_kept)
             problem = None
             if num_bytes is not None and size != num_bytes:
                 problem = f"{size} bytes instead of {num_bytes}"
@@ -480,7 +482,8 @@ class RemoteFolder:
         try:
             self._retry(get, name, "downloaded")
             temporary.replace(target)
-            sync_folder(target.parent)
+            if is_kept:
+                sync_folder(target.parent)
             return digest
         except FileNotFoundError:
             raise
@@ -724,7 +727,12 @@ class RemoteFolder:
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
     def _stream(
-        self, name: str, temporary: Path, tick: Callable[[int], None] | None
+        self,
+        name: str,
+        temporary: Path,
+        tick: Callable[[int], None] | None,
+        *,
+        is_kept: bool,
     ) -> tuple[int, str]:
         """Write the file to `temporary`; returns its size and hash."""
         digest, size = hashlib.sha256(), 0
@@ -736,7 +744,8 @@ class RemoteFolder:
                 if tick is not None:
                     tick(len(chunk))
             file.flush()
-            os.fsync(file.fileno())
+            if is_kept:
+                os.fsync(file.fileno())
         return size, digest.hexdigest()
 
     def _chunks(self, name: str) -> Generator[bytes, None, None]:
