@@ -231,6 +231,16 @@ def test_two_classes_that_are_one_folder_are_refused(tmp_path):
         read_source(root, holdout=0.5)
 
 
+def test_links_that_lead_to_themselves_or_nowhere_stop_packing_with_their_names(tmp_path, capsys):
+    root = write_classes(tmp_path / "pets", "cats", "dogs")
+    (root / "loop").symlink_to(root / "loop")
+    (root / "cats" / "gone.jpg").symlink_to(tmp_path / "nothing")
+    (root / "dogs" / "above").symlink_to(root)
+    assert pack_command(root, tmp_path / "out", "--holdout", "0.5") == 2
+    said = capsys.readouterr().err
+    assert all(name in said for name in ("loop", "gone.jpg", "above"))
+
+
 def test_class_folders_named_by_wnid_take_the_names_of_a_mapping(tmp_path):
     root = write_classes(tmp_path / "fish", "n01440764", "n01443537")
     mapping = "n01440764 tench, Tinca tinca\nn01443537 goldfish\n"

@@ -29,6 +29,8 @@ from imagenet_rn50.shards.sources.scan import (
     OTHER_SPLITS,
     File,
     entries_of,
+    is_file,
+    is_folder,
     is_junk,
     scan,
     without_class,
@@ -70,11 +72,11 @@ def describe(root: Path) -> str:
     folders = {path.name: path for path in _folders_in(root)}
     parts = []
     for entry in entries_of(root)[:_MAX_SHOWN]:
-        name = readable(entry.name) + "/" * entry.is_dir()
+        name = readable(entry.name) + "/" * is_folder(entry)
         if entry.name in folders:
             has_images = _holds_images(folders[entry.name])
             name += " (a folder of images)" if has_images else " (no images)"
-        elif entry.is_file() and is_image(entry.path):
+        elif is_file(entry) and is_image(entry.path):
             name += " (an image)"
         parts.append(name)
     return ", ".join(parts)
@@ -128,7 +130,7 @@ def _folders_in(root: Path) -> list[Path]:
     return [
         Path(entry.path)
         for entry in entries_of(root)
-        if entry.is_dir()
+        if is_folder(entry)
         and not entry.name.startswith(".")
         and not is_junk(entry.name, JUNK_FOLDERS)
     ]
@@ -136,17 +138,19 @@ def _folders_in(root: Path) -> list[Path]:
 
 def _holds_splits(folder: Path) -> bool:
     """Return whether a folder holds folders of splits, so that it is a source and not a class."""
-    return any(entry.is_dir() and entry.name.lower() in _SPLIT_WORDS for entry in _entries(folder))
+    return any(
+        is_folder(entry) and entry.name.lower() in _SPLIT_WORDS for entry in _entries(folder)
+    )
 
 
 def _holds_images(folder: Path, max_depth: int = _MAX_DEPTH) -> bool:
     """Return whether an image is in a folder, or in the folders in it down to a depth."""
     entries = _entries(folder)
-    files = [entry.path for entry in entries if entry.is_file()]
+    files = [entry.path for entry in entries if is_file(entry)]
     if any(map(has_image_suffix, files)) or any(map(is_image, files[:_MAX_OPENED])):
         return True
     return max_depth > 1 and any(
-        _holds_images(Path(entry.path), max_depth - 1) for entry in entries if entry.is_dir()
+        _holds_images(Path(entry.path), max_depth - 1) for entry in entries if is_folder(entry)
     )
 
 

@@ -21,6 +21,7 @@ from imagenet_rn50.shards.sources.scan import (
     File,
     Scan,
     entries_of,
+    is_folder,
     others_beside,
     scan,
     without_class,
@@ -62,7 +63,7 @@ def split_folders(images: Path) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for entry in entries_of(images):
         for split, names in SPLIT_FOLDERS.items():
-            if entry.name.lower() not in names or not entry.is_dir():
+            if entry.name.lower() not in names or not is_folder(entry):
                 continue
             if split in found:
                 raise InputError(

@@ -80,6 +80,22 @@ def is_junk(name: str, patterns: Collection[str] = JUNK_FILES) -> bool:
     return any(fnmatch(name.lower(), pattern) for pattern in patterns)
 
 
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a folder or leads to one; not if it is a link to itself."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def is_file(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a regular file or leads to one; not if it is a link to itself."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return False
+
+
 def entries_of(folder: Path | str) -> list[os.DirEntry[str]]:
     """Return the entries of a folder, sorted by name.
 
@@ -109,7 +125,7 @@ def scan(root: Path, folder: Path, split: str) -> Scan:
     found = Scan()
     walk = _Walk(root, folder, split, found.unpacked)
     for entry in entries_of(folder):
-        if not entry.is_dir():
+        if not is_folder(entry):
             found.loose += walk.file(entry)
         elif not walk.is_set_aside(entry) and not walk.is_hidden(entry):
             name = unicodedata.normalize("NFC", entry.name)
@@ -174,7 +190,7 @@ def others_beside(root: Path, folder: Path, taken: Collection[str]) -> list[Unpa
     return [
         Unpacked(
             "",
-            readable((prefix / entry.name).as_posix()) + "/" * entry.is_dir(),
+            readable((prefix / entry.name).as_posix()) + "/" * is_folder(entry),
             reason_of(entry.name),
             _count(entry),
         )
@@ -195,7 +211,7 @@ def reason_of(name: str) -> str:
 
 
 def _count(entry: os.DirEntry[str]) -> int:
-    if not entry.is_dir():
+    if not is_folder(entry):
         return 1
     return sum(len(names) for _, _, names in os.walk(entry.path))
 
@@ -218,7 +234,7 @@ class _Walk:
             self._note(f"{folder}/", "a link to a folder above it", is_error=True)
             return
         for entry in entries_of(folder):
-            if not entry.is_dir():
+            if not is_folder(entry):
                 yield from self.file(entry)
             elif not self.is_set_aside(entry):
                 yield from self.files(entry.path, (*above, identity))
