@@ -587,8 +587,8 @@ def _skip_unusable(scanned: list[ScannedShard], options: IndexOptions) -> int:
             f"samples of the shards cannot be used: {len(unusable):,}",
             expected="an image, and a class index, 0 or more, or a wnid, for each sample",
             found=shown + "; ..." * (len(unusable) > _MAX_SHOWN),
-            fix="write the shards again without them, or leave them out of the manifest: "
-            "--on-corrupt skip",
+            fix="name the JSON field of the labels if there is one (--label-key FIELD); or leave "
+            "the samples out of the manifest: --on-corrupt skip",
         )
     if options.on_corrupt == "skip" and not options.for_packing:
         for shard in scanned:
