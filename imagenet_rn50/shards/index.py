@@ -146,20 +146,24 @@ def index(
     else:
         make_folder(out, fix="give another --out")
     location = None if is_beside else remote.location if remote else location_from(out, shards)
-    replaced = _replaced(out, location, options.force, is_beside=is_beside)
+    if not is_beside:
+        _require_empty(out, cache)
+    replaced = _replaced(out, location, options.force)
     state = IndexingState(out)
     with state.locked():
         began = state.adopt({
             "location": location or str(folder), "label_key": options.label_key
         })  # fmt: skip
         beside = folder or _fetch_beside(remote, listing, state)
-        info = _info_of(beside, replaced)
+        info = _info_of(beside, replaced if is_beside else None)
         found = find_shards(listing, train=options.train, validation=options.validation, info=info)
         where = f"{remote.public}/{INFO_NAME}" if remote else str(beside / INFO_NAME)
         _require_label_key(info, found, options.label_key, where)
         if info:
             _require_listed(info, found, where, options)
         reader = _Reader(state, listing, options.label_key, folder, remote, began)
+        if cache and not remote:
+            logger.info(f"the shards are on this machine: --cache {cache} is not used")
         if remote and cache:
             reader.cache = CachedShards(remote, cache, limit_bytes, out)
         scanned = reader.read_all(found, num_threads)
@@ -190,12 +194,13 @@ def _remote(shards: str | Path, out: Path | None, retry_policy: RetryPolicy) -> 
         InputError: When no output folder is given, or the address holds credentials.
     """
     address = str(shards).rstrip("/")
-    if redact_url(address) != address:
+    parts = urlsplit(address)
+    if "@" in parts.netloc or parts.query or parts.fragment:
         raise InputError(
             f"the address {redact_url(address)} carries credentials or a query",
             expected="an address without them: the manifest names it for everyone who reads it",
-            fix="give credentials by the environment (AWS_PROFILE, HF_TOKEN or `hf auth login`, "
-            "~/.netrc)",
+            fix="give credentials by the environment (AWS_PROFILE, HF_TOKEN, `hf auth login`), or "
+            "mount or download the shards and index them as a folder",
         )
     if out is None:
         raise InputError(
@@ -227,7 +232,7 @@ def _list(shards: str | Path, remote: RemoteFolder | None, options: IndexOptions
         return Listing(str(folder), folder.resolve().name, files)
     place = remote.public
     name = urlsplit(place).path.rstrip("/").rpartition("/")[2].partition("@")[0]
-    is_web = place.startswith(("http://", "https://"))
+    is_web = urlsplit(place).scheme in {"http", "https"}
     if is_web and not needs_list(patterns):
         return Listing(place, name, None)
     remote_files: dict[str, FileInfo] | None = None
@@ -238,27 +243,36 @@ def _list(shards: str | Path, remote: RemoteFolder | None, options: IndexOptions
             raise
     if is_web and not remote_files:
         remote_files = None
+    if manifests.FILE_NAME in (remote_files or ()):
+        logger.info(f"{place} holds a manifest already, which training can use: --shards {place}")
     return Listing(place, name or urlsplit(place).netloc, remote_files)
 
 
-def _replaced(out: Path, location: str | None, force: bool, *, is_beside: bool) -> Manifest | None:
-    """Return the manifest that is to be replaced; None without one, or where it is damaged.
-
-    Raises:
-        InputError: When it may not be replaced, or `out` holds something else.
-    """
+def _require_empty(out: Path, cache: Path | None) -> None:
+    """Raise an error if an output folder holds something other than a manifest, or the cache."""
+    own = cache.resolve() if cache else None
     others = sorted(
         path.name
         for path in out.iterdir()
-        if path.name not in _OURS and not path.name.startswith("manifest-")
+        if path.name not in _OURS
+        and not path.name.startswith("manifest-")
+        and not (own and own.is_relative_to(path.resolve()))
     )
-    if not is_beside and others:
+    if others:
         raise InputError(
             f"{out} is not empty",
             expected="a new or empty folder, or one with a manifest of these shards",
             found=", ".join(others[:_MAX_SHOWN]) + " ..." * (len(others) > _MAX_SHOWN),
             fix="give another --out",
         )
+
+
+def _replaced(out: Path, location: str | None, force: bool) -> Manifest | None:
+    """Return the manifest that is to be replaced; None without one, or where it is damaged.
+
+    Raises:
+        InputError: When it may not be replaced.
+    """
     replaced = None
     with suppress(InputError):
         replaced = Manifest.load(out)
@@ -275,7 +289,7 @@ def _replaced(out: Path, location: str | None, force: bool, *, is_beside: bool) 
         )
     raise InputError(
         f"{out} holds a manifest already",
-        expected="shards without one" if is_beside else "a folder without one",
+        expected="a folder without one",
         fix=f"compare the shards with it (python shard_imagenet.py verify --shards {out}), "
         "or write it anew from what they hold now: --force",
     )
@@ -383,7 +397,7 @@ class _Reader:
             InputError: When one cannot be read.
         """
         scanned: dict[str, ScannedShard] = {}
-        began = time.monotonic()
+        began = shown = time.monotonic()
         with (
             ThreadPoolExecutor(num_threads) as pool,
             progress_bar(total=len(found), description="indexing", unit="shard") as bar,
@@ -395,9 +409,13 @@ class _Reader:
                     for future in done:
                         shard = future.result()
                         scanned[shard.record.shard.name] = shard
-                    rate = self._num_bytes / max(time.monotonic() - began, 1e-9)
+                    now = time.monotonic()
+                    rate = self._num_bytes / max(now - began, 1e-9)
                     bar.set_postfix_str(f"{rate / 1e6:.1f} MB/s", refresh=False)
                     bar.update(len(done))
+                    if now - shown > bar.mininterval:
+                        shown = now
+                        bar.refresh()
             except BaseException:
                 self._stop.set()
                 pool.shutdown(cancel_futures=True)
@@ -426,7 +444,7 @@ class _Reader:
         """Read one shard, unless an earlier run did."""
         self._check_stop()
         info = found.info
-        if self.remote and self.listing_is_bare(info):
+        if self.remote and info == FileInfo():  # as a web server lists files
             info = self.remote.info(found.name)
         if (known := self.state.load(found, info)) is not None:
             return known
@@ -439,11 +457,6 @@ class _Reader:
             )
         self.state.save(scanned)
         return scanned
-
-    @staticmethod
-    def listing_is_bare(info: FileInfo) -> bool:
-        """Return whether the list of files says nothing about a file, as that of a web server."""
-        return info == FileInfo()
 
     def _read_local(self, found: FoundShard) -> ScannedShard:
         assert self.folder is not None

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.shards import audit
 from imagenet_rn50.shards.labels import MAPPING
-from imagenet_rn50.shards.manifest import INFO_NAME, TRAIN, VALIDATION
+from imagenet_rn50.shards.manifest import INFO_NAME, TRAIN, VALIDATION, Shard
 from imagenet_rn50.shards.sources.base import readable
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json
@@ -156,6 +156,14 @@ def find_shards(
         found.sort(key=lambda shard: (shard.split, shard.number, shard.name))
         if not info:
             _require_complete(found)
+    for shard in found:
+        Shard(shard.name, 0, 0, "")  # raises for a path that leads out of the folder
+        if not shard.name.isprintable():
+            raise InputError(
+                f"the shard {readable(shard.name)!r} in {listing.place} cannot be listed",
+                expected="printable UTF-8 names",
+                fix="rename it",
+            )
     _log_others(listing, found)
     return found
 
@@ -391,7 +399,7 @@ def _log_others(listing: Listing, found: list[FoundShard]) -> None:
     others = [
         name
         for name in listing.files or ()
-        if name not in shards and name not in _BESIDE and not _OURS.fullmatch(name)
+        if name not in shards | _BESIDE and not _OURS.fullmatch(name) and name[0] != "."
     ]
     if tars := [name for name in others if _LIKE_TAR.fullmatch(name)]:
         logger.info(f"not indexed: {counted(len(tars), 'other tar')}: {_shortened(sorted(tars))}")

@@ -35,7 +35,7 @@ from imagenet_rn50.classes import FILE_NAME as CLASSES_FILE
 from imagenet_rn50.shards.manifest import FILE_NAME as MANIFEST_FILE
 from imagenet_rn50.shards.manifest import Manifest, Shard, Split
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.files import lock_file, make_folder, read_json
+from imagenet_rn50.utils.files import lock_file, make_folder, read_json, sha256_of_file
 from imagenet_rn50.utils.storage import (
     DEFAULT_RETRY_POLICY,
     FileInfo,
@@ -196,7 +196,9 @@ class CachedShards:
         path = self._shards / f"{key}.tar"
         with lock_file(path.with_suffix(".lock")):
             if info.sha256 is not None and _is_there(path):
-                return path
+                if sha256_of_file(path) == info.sha256:
+                    return path
+                path.unlink()
             reserved = path.with_name(f"{path.name}.reserved")
             reserved.unlink(missing_ok=True)
             try:

@@ -209,7 +209,7 @@ def _check_size(task: _Task) -> list[Finding]:
     """Compare a shard's size with the manifest's; of a remote one, the storage's sha256, too."""
     shard = task.split.shards[task.number]
     if isinstance(task.store, CachedShards):
-        return _check_info(task.store, shard)
+        return _check_info(task.store, shard, needs_size=True)
     try:
         size = task.store.fetch(shard).stat().st_size
     except InputError:
@@ -219,8 +219,13 @@ def _check_size(task: _Task) -> list[Finding]:
     return []
 
 
-def _check_info(store: CachedShards, shard: Shard) -> list[Finding]:
+def _check_info(store: CachedShards, shard: Shard, *, needs_size: bool) -> list[Finding]:
     """Compare a remote shard with the manifest by what the storage says about it.
+
+    Args:
+        store: The remote shards.
+        shard: The shard.
+        needs_size: Whether it is a finding if the storage does not tell the size.
 
     Raises:
         InputError: When the storage cannot be asked.
@@ -229,6 +234,8 @@ def _check_info(store: CachedShards, shard: Shard) -> list[Finding]:
         info = store.info(shard)
     except MissingFileError:
         return [Finding(shard.name, f"is missing at {store.remote.public}")]
+    if info.num_bytes is None and needs_size:
+        return [Finding(shard.name, "cannot be compared: the server does not tell its size")]
     if info.num_bytes not in {None, shard.num_bytes}:
         return [Finding(shard.name, f"has {info.num_bytes} bytes instead of {shard.num_bytes}")]
     if info.sha256 not in {None, shard.sha256}:
@@ -239,9 +246,12 @@ def _check_info(store: CachedShards, shard: Shard) -> list[Finding]:
 def _check_content(task: _Task) -> list[Finding]:
     """Compare a shard's size, hash, structure, images and labels with the manifest's."""
     shard = task.split.shards[task.number]
-    findings = _check_size(task)
-    if findings and isinstance(task.store, CachedShards):
-        return findings
+    if isinstance(task.store, CachedShards):
+        findings = _check_info(task.store, shard, needs_size=False)
+        if findings:
+            return findings
+    else:
+        findings = _check_size(task)
     try:
         path = _fetch_intact(task.store, shard)
     except UnusableFileError as error:

@@ -178,7 +178,7 @@ def test_a_folder_one_level_too_high_is_refused_with_the_right_one(tmp_path):
 
 def test_other_layouts_are_not_taken_for_class_folders(tmp_path):
     root = write_parquet(tmp_path / "source")
-    write_classes(root, "assets")
+    write_classes(root, "assets", "figures")
     assert read_source(root).layout == "parquet"
     root = write_kaggle(tmp_path / "kaggle")
     write_classes(root, "cats", "dogs")

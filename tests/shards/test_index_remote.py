@@ -27,7 +27,7 @@ from imagenet_rn50.shards.subset import Selection, subset
 from imagenet_rn50.shards.verify import verify
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import lock_file
-from imagenet_rn50.utils.storage import RetryPolicy
+from imagenet_rn50.utils.storage import FileInfo, RetryPolicy
 from tests.data.servers import serve
 from tests.hub import TOKEN
 from tests.shards.helpers import WNIDS, contents, jpeg, tar_of
@@ -611,3 +611,38 @@ def test_a_store_of_remote_shards_says_what_the_storage_knows(tmp_path, hub):
     assert isinstance(store, CachedShards)
     shard = Manifest.load(tmp_path / "out").split("train").shards[0]
     assert store.info(shard).sha256 == shard.sha256
+
+
+def test_a_damaged_copy_in_the_cache_is_not_indexed(tmp_path, hub):
+    source = timm(tmp_path / "source")
+    local = local_index(source, tmp_path)
+    hub.add_dataset("timm/set", files_of(source))
+    arguments = {"cache": tmp_path / "out" / "cache", "retry_policy": QUICK}
+    index("hf://datasets/timm/set", out=tmp_path / "out", **arguments)
+    for copy in (tmp_path / "out" / "cache" / "shards").glob("*.tar"):
+        copy.write_bytes(bytes(copy.stat().st_size))
+    force = IndexOptions(force=True)
+    index("hf://datasets/timm/set", force, out=tmp_path / "out", **arguments)
+    assert Manifest.fingerprint_of(tmp_path / "out") == Manifest.fingerprint_of(local)
+    asked = len(hub.seen_by_cdn)
+    index("hf://datasets/timm/set", force, out=tmp_path / "out", **arguments)
+    assert len(hub.seen_by_cdn) == asked
+
+
+def test_names_that_lead_out_of_the_folder_are_refused(tmp_path):
+    split = {"num_samples": 1, "filenames": ["../x.tar"], "shard_lengths": [1]}
+    (tmp_path / "_info.json").write_text(json.dumps({"splits": {"train": split}}))
+    with serve(tmp_path) as server, pytest.raises(InputError, match="not a path inside"):
+        index(server.address, out=tmp_path / "out", retry_policy=QUICK)
+
+
+def test_a_server_that_tells_no_size_is_not_taken_for_whole(tmp_path, monkeypatch):
+    source = timm(tmp_path / "source")
+    with serve(source) as server:
+        server.lists = True
+        index(server.address, out=tmp_path / "out", retry_policy=QUICK)
+        monkeypatch.setattr("imagenet_rn50.utils.storage._head", lambda *_: FileInfo())
+        findings = verify(tmp_path / "out", quick=True, retry_policy=QUICK)
+        assert len(findings) == 4
+        assert "does not tell its size" in findings[0].problem
+        assert verify(tmp_path / "out", cache=tmp_path / "cache", retry_policy=QUICK) == []

@@ -131,6 +131,8 @@ def _layout_of(root: Path) -> str:
         InputError: When it is laid out in no way that is known, or in several.
     """
     fitting = [name for name, (fits, _) in _LAYOUTS.items() if fits(root)]
+    if {"official", "parquet"} & set(fitting) and not split_folders(root):
+        fitting = [name for name in fitting if name != "imagefolder"]  # just folders of images
     if len(fitting) > 1 and "imagefolder" in fitting and _has_only_files(root):
         fitting.remove("imagefolder")  # but files named train/0000.tar or train/0000.parquet
     if len(fitting) > 1 and "shards" in fitting:
