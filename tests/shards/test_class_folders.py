@@ -224,6 +224,22 @@ def test_nested_folders_and_links_are_of_their_class_and_said(tmp_path):
     assert "class dogs" in note
 
 
+def test_two_classes_that_are_one_folder_are_refused(tmp_path):
+    root = write_classes(tmp_path / "pets", "cats", "dogs")
+    (root / "kittens").symlink_to(root / "cats")
+    with pytest.raises(InputError, match="same folder"):
+        read_source(root, holdout=0.5)
+
+
+def test_class_folders_named_by_wnid_take_the_names_of_a_mapping(tmp_path):
+    root = write_classes(tmp_path / "fish", "n01440764", "n01443537")
+    mapping = "n01440764 tench, Tinca tinca\nn01443537 goldfish\n"
+    (root / "LOC_synset_mapping.txt").write_text(mapping, encoding="utf-8")
+    source = read_source(root, holdout=0.5)
+    assert source.classes.names == ("tench, Tinca tinca", "goldfish")
+    assert not source.unpacked
+
+
 def test_the_order_of_classes_does_not_depend_on_the_unicode_form_of_their_names(tmp_path):
     names = ("été", "eu", "zoo")
     composed = write_classes(tmp_path / "nfc", *names)

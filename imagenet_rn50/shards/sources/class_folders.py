@@ -112,6 +112,7 @@ def _read_classes(root: Path) -> Source:
         )
     _require_clear_names(root, folders)
     _require_no_groups(root, folders)
+    _require_distinct(folders)
     found = scan(root, root, TRAIN)
     listed = labelled(root, found)
     classes = classes_of(root, set(found.classes), set())
@@ -240,6 +241,20 @@ def _require_no_groups(root: Path, folders: Iterable[Path]) -> None:
                 found=f"{first}/{readable(inner)}/ and {second}/{readable(inner)}/",
                 fix=f"rename splits to train/ and val/; if {first}/ and {second}/ are classes, "
                 "move all folders of classes into a new folder named train/",
+            )
+
+
+def _require_distinct(folders: Iterable[Path]) -> None:
+    """Raise an error if two class folders are links to one: its images would have two classes."""
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        if (other := seen.setdefault(folder.resolve(), folder)) is not folder:
+            raise InputError(
+                f"the folders of classes {readable(str(other))} and {readable(folder.name)} are "
+                "the same folder",
+                expected="one class per image",
+                found=f"links to {readable(str(folder.resolve()))}",
+                fix="remove one of the links",
             )
 
 
