@@ -73,7 +73,7 @@ def pack(
             folder. Names like imagenet1k require ImageNet-1k's classes and image counts.
         train_shards: Number of training shards; defaults to one per 1,251 images.
         validation_shards: Number of validation shards; defaults to one per 781 images.
-        seed: Seed of the order in which samples are packed.
+        seed: Seed of the order in which samples are packed, and of the hold-out.
         workers: Number of processes; defaults to one per core. Does not change the shards.
         layout: Layout of the source; detected by default.
         restart_blocks: Number of MCUs between restart markers, which are added losslessly; none for

@@ -337,6 +337,15 @@ def test_a_list_may_have_comments_and_class_names_with_any_characters(tmp_path):
     assert Classes.load(tmp_path / "view").wnids == ("C# code", "n00000001", "two words")
 
 
+def test_a_list_may_be_the_classes_of_another_data_set_and_its_path_stays_private(tmp_path):
+    whole = write_manifest(tmp_path / "whole", [0, 1, 2, 3])
+    subset(str(whole), tmp_path / "one", Selection(num_classes=2))
+    path = tmp_path / "one" / "classes.json"
+    subset(str(whole), tmp_path / "two", Selection(classes=str(path)))
+    assert rows_of(tmp_path / "two") == rows_of(tmp_path / "one")
+    assert Manifest.options_of(tmp_path / "two")["subset"] == {"classes": "classes.json"}
+
+
 def test_splits_that_are_missing_are_refused(tmp_path):
     train = write_manifest(tmp_path / "train", [0, 1, 0, 1])
     validation = write_manifest(tmp_path / "validation", None, [0, 1])
