@@ -173,7 +173,7 @@ def index(
             scanned, out, beside, location, options, found[0].dataset, num_skipped=num_skipped
         )
         state.forget()
-    reader.log_cache()
+    reader.log_cache(manifest)
     return manifest
 
 
@@ -387,7 +387,6 @@ class _Reader:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._num_bytes = 0
-        self._not_kept: list[str] = []
 
     def read_all(self, found: list[FoundShard], num_threads: int) -> list[ScannedShard]:
         """Read the shards that no earlier run has read; return all of them in their order.
@@ -475,7 +474,6 @@ class _Reader:
                 break
             with suppress(FileNotFoundError):  # evicted by another process
                 return self._scan(found, path, path.stem, where)
-        self._not_kept.append(found.name)
         path = self.state.download_path(found.name)
         try:
             sha256 = self.remote.download(
@@ -501,13 +499,15 @@ class _Reader:
             check_stop=self._check_stop,
         )
 
-    def log_cache(self) -> None:
-        """Log how many shards the cache could not keep."""
-        if self.cache is not None and self._not_kept:
+    def log_cache(self, manifest: Manifest) -> None:
+        """Log how many shards are not in the cache: there was no space, or no cache then."""
+        if self.cache is None:
+            return
+        shards = [shard for split in manifest.splits.values() for shard in split.shards]
+        if missing := sum(not self.cache.holds(shard) for shard in shards):
             logger.info(
-                f"the cache {self.cache.cache} has no space for {len(self._not_kept)} of the shards"
-                f" ({self.cache.limit_bytes / 1e9:,.1f} GB in all): training downloads them again; "
-                "give it more with --cache-gb"
+                f"{missing} of {len(shards)} shards are not in the cache {self.cache.cache}, which "
+                f"may take {self.cache.limit_bytes / 1e9:,.1f} GB: training downloads them"
             )
 
 
@@ -653,8 +653,9 @@ def _write(
     for record in records:
         num_images[record.split] += len(record.rows)
     recorded: dict[str, Any] = {"indexed": True}
-    if options.label_key is not None:
-        recorded["label_key"] = options.label_key
+    for name in ("train", "validation", "label_key"):
+        if (value := getattr(options, name)) is not None:
+            recorded[name] = value
     if num_skipped:
         recorded["num_skipped"] = num_skipped
         logger.info(f"{num_skipped:,} samples are left out; {out / REPORT_NAME} lists them")

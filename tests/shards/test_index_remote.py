@@ -422,7 +422,7 @@ def test_a_killed_process_is_resumed(tmp_path):
     assert not (tmp_path / "out" / ".indexing").exists()
 
 
-def test_the_cache_keeps_what_was_streamed_and_evicts_older_shards_first(tmp_path):
+def test_the_cache_keeps_what_was_streamed_and_evicts_older_shards_first(tmp_path, capsys):
     source = timm(tmp_path / "source")
     size = max(path.stat().st_size for path in source.glob("*.tar"))
     cache = tmp_path / "cache"
@@ -438,6 +438,8 @@ def test_the_cache_keeps_what_was_streamed_and_evicts_older_shards_first(tmp_pat
             index(server.address, out=out, **arguments)
             assert len(list((cache / "shards").glob("*.tar"))) == kept
             assert not old.exists()
+            said = capsys.readouterr().out
+            assert (f"{4 - kept} of 4 shards are not in the cache" in said) == (kept < 4)
             names = {path.name for path in (cache / "shards").iterdir()}
             assert all(name.endswith((".tar", ".lock")) for name in names)
             shutil.rmtree(cache / "shards")
