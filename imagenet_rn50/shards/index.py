@@ -27,6 +27,7 @@ from imagenet_rn50.shards.images import TURNED
 from imagenet_rn50.shards.indexing_state import FOLDER, IndexingState, commit_of
 from imagenet_rn50.shards.labels import MAPPING, Claim, classes_of, log_missing
 from imagenet_rn50.shards.listing import (
+    SPLITS_OF_INFO,
     FoundShard,
     InfoSplit,
     Listing,
@@ -529,21 +530,24 @@ def _require_listed(
         InputError: When a shard is missing, or not listed.
     """
     listed = {name for split in info.values() for name in split.lengths}
+    others = {
+        n for name, split in info.items() if name not in SPLITS_OF_INFO for n in split.lengths
+    }
     names = {shard.name for shard in found}
     fix = f"complete the shards; or remove {where} if it is not theirs"
     is_part = bool(options.train or options.validation)
-    if not is_part and (missing := sorted(listed - names)):
+    if not is_part and (missing := sorted(listed - others - names)):
         raise InputError(
             f"{where} lists {len(missing)} shards that are not there, such as {missing[0]}",
-            expected=f"{len(listed)} shards",
+            expected=f"{len(listed - others)} shards",
             found=f"{len(names)} shards",
             fix=f"{fix}; or name the shards to index with --train and --validation",
         )
-    if others := sorted(names - listed):
+    if surplus := sorted(names - listed):
         raise InputError(
-            f"{others[0]} is not as {where} describes it",
+            f"{surplus[0]} is not as {where} describes it",
             expected="only shards it lists",
-            found=f"{counted(len(others), 'shard')} that it does not list",
+            found=f"{counted(len(surplus), 'shard')} that it does not list",
             fix=fix,
         )
 
