@@ -98,6 +98,9 @@ def _pretrained_inputs(files: SourceFiles) -> str:
     return f"{text}:"
 
 
+_INDEX_OPTIONS = ("train", "validation", "label_key")
+
+
 def _training_commands(files: SourceFiles) -> list[str]:
     """Return the commands that pack, select a subset and train."""
     began = " --init-from WEIGHTS" if files.init_from() is not None else ""
@@ -117,7 +120,9 @@ def _pack_command(options: dict[str, Any], out: str) -> str:
     if _is_inherited_holdout(options):
         options = {**options, "holdout": None}
     if "indexed" in options:
-        return f"python shard_imagenet.py index --shards {out} {dataset}"
+        given = [as_option(name, options[name]) for name in _INDEX_OPTIONS if name in options]
+        given += ["--on-corrupt skip"] if options.get("num_skipped") else []
+        return " ".join([f"python shard_imagenet.py index --shards {out} {dataset}", *given])
     command = f"python shard_imagenet.py pack --source SOURCE --out {out} {dataset}"
     changed = [
         as_option(name, options[name])

@@ -122,13 +122,15 @@ def local_index(source, tmp_path, options=None):
     return out
 
 
-def epoch(shards, cache=None):
+def epoch(shards, cache=None, num_workers=0):
     """Return keys, labels and pixels of a loaded epoch."""
     store = open_shards(shards, cache=cache, retry_policy=QUICK)
     split = Manifest.load(store.folder).split("train")
     order = ShardShuffleSampler(split.shard_sizes, seed=1, window=2)
     share = DistributedBatchSampler(0, split.num_samples, 5)
-    batches = build_loader(store, split, share, EvalTransform(18, 16), order=order, num_workers=0)
+    batches = build_loader(
+        store, split, share, EvalTransform(18, 16), order=order, num_workers=num_workers
+    )
     return [batch[:3] for batch in batches]
 
 
@@ -268,7 +270,7 @@ def test_shards_on_the_hub_are_pinned_to_a_commit_and_keep_the_token_there(layou
     asked = list(hub.seen_by_cdn)
     assert_same(tmp_path / "out", local, tmp_path / "cache")
     assert hub.seen_by_cdn == asked
-    assert_same_epoch(epoch(tmp_path / "out", tmp_path / "other"), epoch(local))
+    assert_same_epoch(epoch(tmp_path / "out", tmp_path / "other", num_workers=2), epoch(local))
     assert len(hub.seen_by_cdn) > len(asked)
     assert {authorization for _, authorization in hub.seen_by_cdn} == {None}
     assert verify(tmp_path / "out", quick=True) == []
@@ -435,7 +437,7 @@ def test_a_killed_process_is_resumed(tmp_path):
     assert not (tmp_path / "out" / ".indexing").exists()
 
 
-def test_the_cache_keeps_what_was_streamed_and_evicts_older_shards_first(tmp_path):
+def test_the_cache_keeps_what_was_streamed_and_evicts_older_shards_first(tmp_path, capsys):
     source = timm(tmp_path / "source")
     size = max(path.stat().st_size for path in source.glob("*.tar"))
     cache = tmp_path / "cache"
@@ -451,6 +453,8 @@ def test_the_cache_keeps_what_was_streamed_and_evicts_older_shards_first(tmp_pat
             index(server.address, out=out, **arguments)
             assert len(list((cache / "shards").glob("*.tar"))) == kept
             assert not old.exists()
+            said = capsys.readouterr().out
+            assert (f"{4 - kept} of 4 shards are not in the cache" in said) == (kept < 4)
             names = {path.name for path in (cache / "shards").iterdir()}
             assert all(name.endswith((".tar", ".lock")) for name in names)
             shutil.rmtree(cache / "shards")
@@ -659,3 +663,22 @@ def test_a_server_that_tells_no_size_is_not_taken_for_whole(tmp_path, monkeypatc
         assert len(findings) == 4
         assert "does not tell its size" in findings[0].problem
         assert verify(tmp_path / "out", cache=tmp_path / "cache", retry_policy=QUICK) == []
+
+
+def test_a_split_test_in_info_json_is_named_and_not_indexed(tmp_path, capsys):
+    source = timm(tmp_path / "source")
+    about = json.loads((source / "_info.json").read_text())
+    about["splits"]["test"] = {
+        "name": "test", "num_samples": 5, "filenames": ["imagenet1k-test-00.tar"],
+        "shard_lengths": [5],
+    }  # fmt: skip
+    (source / "_info.json").write_text(json.dumps(about))
+    write_with_webdataset(source / "imagenet1k-test-00.tar", 9)
+    manifest = index(source, out=tmp_path / "out")
+    assert {name: len(split.shards) for name, split in manifest.splits.items()} == {
+        "train": 3,
+        "validation": 1,
+    }
+    said = capsys.readouterr().out
+    assert "the split 'test' is not indexed" in said
+    assert "not indexed: 1 other tar: imagenet1k-test-00.tar" in said
