@@ -59,6 +59,7 @@ def pack(
     cache: Path | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    label_names: Path | None = None,
 ) -> int:
     """Pack images into shards. Run the same command again to resume.
 
@@ -72,7 +73,7 @@ def pack(
             folder. Names like imagenet1k require ImageNet-1k's classes and image counts.
         train_shards: Number of training shards; defaults to one per 1,251 images.
         validation_shards: Number of validation shards; defaults to one per 781 images.
-        seed: Seed of the order in which samples are packed.
+        seed: Seed of the order in which samples are packed, and of the hold-out.
         workers: Number of processes; defaults to one per core. Does not change the shards.
         layout: Layout of the source; detected by default.
         restart_blocks: Number of MCUs between restart markers, which are added losslessly; none for
@@ -88,6 +89,8 @@ def pack(
         cache: Folder that keeps remote shards on this machine while they are read.
         image_column: Column of the images in parquet files, where several could be.
         label_column: Column of the labels in parquet files, where several could be.
+        label_names: File with the name of each label in parquet files that have only numbers, a
+            line each from label 0.
     """
     if restart_blocks == "auto" and not is_installed():
         print("jpegtran (libjpeg-turbo-progs) is not installed: packing without restart markers")
@@ -114,6 +117,7 @@ def pack(
         cache=cache,
         image_column=image_column,
         label_column=label_column,
+        label_names=label_names,
     )
     packed = pack_source(found, out, options, _num_workers(workers))
     print(_summary(packed, out))

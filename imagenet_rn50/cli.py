@@ -39,30 +39,31 @@ def demo(folder: Path = Path("runs/demo"), data: Path = Path("data/digits")) -> 
 
 def doctor(
     recipe: str = "rn50-16ep",
-    shards: Path | None = None,
+    shards: str | None = None,
     workers: int = min(8, os.cpu_count() or 1),
     seconds: float = 5.0,
     json: bool = False,
+    cache: Path | None = None,
 ) -> None:
     """Measure this machine and report the bottleneck; exit code 1 if a run would not start.
 
     Args:
         recipe: Name of the recipe that would run, or a YAML file.
-        shards: Local folder of shards; without it, volume and loader are not measured.
+        shards: Folder of the manifest, a path or an address; without it, volume and loader are not
+            measured.
         workers: Loader workers of each rank.
         seconds: Duration of each measurement.
         json: Print JSON, which `estimate --measured` reads, instead of a table.
+        cache: Local folder to cache remote shards in; its volume is measured.
     """
     from json import dumps
 
     from imagenet_rn50.recipe import load_recipe
     from imagenet_rn50.tools.doctor import diagnose, format_diagnosis
 
-    if shards is not None:
-        _require_local(shards)
     require_positive("--seconds", seconds)
     require_at_least("--workers", workers, 0)
-    found = diagnose(load_recipe(recipe), recipe, shards, workers, seconds)
+    found = diagnose(load_recipe(recipe), recipe, shards, workers, seconds, cache=cache)
     print(dumps(found.to_json(), indent=2) if json else format_diagnosis(found))
     if found.blockers:
         raise SystemExit(1)
@@ -126,32 +127,33 @@ def estimate(
 
 
 def preview(
-    shards: Path,
+    shards: str,
     recipe: str,
     out: Path = Path("preview.png"),
     split: Literal["train", "validation"] = "train",
     start: int = 0,
     rows: int = 4,
     columns: int = 8,
+    cache: Path | None = None,
 ) -> None:
     """Write a PNG of what the model sees, after cropping and augmentation.
 
     Args:
-        shards: Local folder of shards.
+        shards: Folder of the manifest: a path or an address.
         recipe: Name of a recipe, or a YAML file.
         out: PNG file to write.
         split: The split; `train` is augmented as in training.
         start: Position of the first image; in training, the number of samples seen before it.
         rows: Rows of the grid.
         columns: Columns of the grid.
+        cache: Local folder to cache remote shards in.
     """
-    _require_local(shards)
     from imagenet_rn50.recipe import load_recipe
+    from imagenet_rn50.shards.store import open_shards
     from imagenet_rn50.tools.preview import preview as write_preview
 
-    write_preview(
-        shards, load_recipe(recipe), out, split=split, start=start, rows=rows, columns=columns
-    )
+    store, loaded = open_shards(shards, cache=cache), load_recipe(recipe)
+    write_preview(store, loaded, out, split=split, start=start, rows=rows, columns=columns)
     print(f"wrote {out}")
 
 

@@ -21,9 +21,9 @@ def run(*words, cwd):
     environment = os.environ | {
         "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "1", "OMP_WAIT_POLICY": "PASSIVE",
     }  # fmt: skip
-    words = [sys.executable, *map(str, words)]
+    command = [sys.executable, *map(str, words)]
     done = subprocess.run(
-        words, cwd=cwd, env=environment, capture_output=True, text=True, check=False
+        command, cwd=cwd, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout

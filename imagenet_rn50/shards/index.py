@@ -92,7 +92,8 @@ class IndexOptions:
             for `LOC_synset_mapping.txt` or `classes.json` beside the shards, and else to name the
             classes by their wnids.
         force: Whether to overwrite an intact manifest.
-        for_packing: Whether the shards are packed anew: what hinders training only is not logged.
+        for_packing: Whether the shards are packed anew: images of all formats stay, and what
+            hinders only training is not logged.
     """
 
     train: str | None = None
@@ -169,7 +170,7 @@ def index(
         scanned = reader.read_all(found, num_threads)
         if info:
             _require_lengths(info, [shard.record for shard in scanned], where)
-        num_skipped = _skip_unusable(scanned, options.on_corrupt)
+        num_skipped = _skip_unusable(scanned, options)
         manifest = _write(
             scanned, out, beside, location, options, found[0].dataset, num_skipped=num_skipped
         )
@@ -574,14 +575,14 @@ def _require_lengths(
             )
 
 
-def _skip_unusable(scanned: list[ScannedShard], on_corrupt: str) -> int:
-    """Leave out what cannot be used, images that are no JPEGs included; return how many.
+def _skip_unusable(scanned: list[ScannedShard], options: IndexOptions) -> int:
+    """Leave out what cannot be used, and for training images that are no JPEGs; return how many.
 
     Raises:
         InputError: When there is something, and it may not be left out.
     """
     unusable = [note for shard in scanned for note in shard.record.skipped]
-    if unusable and on_corrupt != "skip":
+    if unusable and options.on_corrupt != "skip":
         shown = "; ".join(
             f"the sample {note.key!r} in {note.path} {note.reason}"
             for note in unusable[:_MAX_SHOWN]
@@ -590,10 +591,10 @@ def _skip_unusable(scanned: list[ScannedShard], on_corrupt: str) -> int:
             f"samples of the shards cannot be used: {len(unusable):,}",
             expected="an image, and a class index, 0 or more, or a wnid, for each sample",
             found=shown + "; ..." * (len(unusable) > _MAX_SHOWN),
-            fix="write the shards again without them, or leave them out of the manifest: "
-            "--on-corrupt skip",
+            fix="name the JSON field of the labels if there is one (--label-key FIELD); or leave "
+            "the samples out of the manifest: --on-corrupt skip",
         )
-    if on_corrupt == "skip":
+    if options.on_corrupt == "skip" and not options.for_packing:
         for shard in scanned:
             _skip_other_formats(shard)
     for split in dict.fromkeys(shard.record.split for shard in scanned):
@@ -662,7 +663,8 @@ def _write(
             recorded[name] = value
     if num_skipped:
         recorded["num_skipped"] = num_skipped
-        logger.info(f"{num_skipped:,} samples are left out; {out / REPORT_NAME} lists them")
+        if not options.for_packing:
+            logger.info(f"{num_skipped:,} samples are left out; {out / REPORT_NAME} lists them")
     return write_manifest(
         records,
         out,

@@ -99,8 +99,13 @@ class Selection:
                 raise InputError(f"{flags[0]} contradicts {flags[1]}", fix="pass one of them")
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the options that were given, for the manifest; the seed if it decides anything."""
+        """Return the options that were given, for the manifest; the seed if it decides anything.
+
+        Of a file, only the name: manifests are published, and paths are private.
+        """
         given = {name: value for name, value in asdict(self).items() if value and name != "seed"}
+        if self.classes is not None:
+            given["classes"] = Path(self.classes).name
         return given | ({"seed": self.seed} if given.keys() & _RANDOM else {})
 
 

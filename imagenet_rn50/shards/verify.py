@@ -200,7 +200,7 @@ def _names_of(folder: Path, manifest: Manifest) -> list[set[str]]:
 
 def _label_key(options: dict[str, Any]) -> str | None:
     """Return the JSON field that the labels were read from, of a subset that of its parent."""
-    while "label_key" not in options and "parent" in options:
+    while "subset" in options:
         options = options["parent"]["options"]
     return options.get("label_key")
 

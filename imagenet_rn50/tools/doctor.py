@@ -19,12 +19,15 @@ import torch
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.shards.imagenet1k import NUM_CLASSES
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Split
+from imagenet_rn50.shards.store import CachedShards, ShardStore, open_shards
 from imagenet_rn50.shards.verify import verify
 from imagenet_rn50.tools.estimate import NUM_PARAMETERS
 from imagenet_rn50.tools.measure import (
+    MAX_BYTES,
     DecodingRates,
     DeviceRates,
     DiskRates,
+    first_shards,
     measure_all_reduce,
     measure_decoding,
     measure_devices,
@@ -263,33 +266,44 @@ class Diagnosis:
 
 
 def diagnose(
-    recipe: Recipe, name: str, shards: Path | None, num_workers: int, seconds: float
+    recipe: Recipe,
+    name: str,
+    shards: str | None,
+    num_workers: int,
+    seconds: float,
+    *,
+    cache: Path | None = None,
 ) -> Diagnosis:
     """Measure this machine for a recipe.
 
     Args:
         recipe: The recipe that would run.
         name: Its name.
-        shards: Folder of shards on this machine; without it, volume and loader are skipped.
+        shards: Folder of the manifest, a path or an address; without it, volume and loader are
+            skipped.
         num_workers: Loader workers of each rank.
         seconds: Time of each measurement.
+        cache: Where remote shards are kept; their volume is measured, by the first ones.
 
     Raises:
-        InputError: If the folder has no manifest.
+        InputError: If the folder has no manifest, or remote shards no cache.
     """
     machine, num_ranks = read_machine(), max(torch.cuda.device_count(), 1)
     problems = list(machine_blockers(machine, recipe, num_ranks, num_workers))
     packed = disk = decoding = None
     num_classes = NUM_CLASSES
     if shards is not None:
-        packed = _check_shards(shards, problems)
+        store = open_shards(shards, cache=cache)
+        packed = _check_shards(shards, store, cache, problems)
     if shards is not None and packed is not None:
-        train = Manifest.load(shards).split(TRAIN)
+        train = Manifest.load(store.folder).split(TRAIN)
+        if isinstance(store, CachedShards):
+            train = first_shards(train, MAX_BYTES)  # all would be downloaded
         num_classes = int(train.labels.max()) + 1
         _log_step("reading the shards from their volume")
-        disk = measure_disk(shards, train, seconds)
+        disk = measure_disk(store, train, seconds)
         all_workers = min(num_workers * num_ranks, most_workers(machine.cores, num_ranks))
-        decoding = _measure_loader(shards, train, recipe, all_workers, seconds, problems)
+        decoding = _measure_loader(store, train, recipe, all_workers, seconds, problems)
     _log_step("training on each device")
     devices = measure_devices(recipe, seconds, num_classes)
     all_reduce = None
@@ -308,31 +322,33 @@ def diagnose(
         all_reduce,
         problems,
         sentence,
-        None if shards is None else str(shards),
+        shards,
     )
 
 
-def _check_shards(shards: Path, problems: list[str]) -> PackedShards | None:
+def _check_shards(
+    shards: str, store: ShardStore, cache: Path | None, problems: list[str]
+) -> PackedShards | None:
     """Return the shards' properties, or None and one problem per finding if they are damaged."""
     _log_step("checking the shards against their manifest")
-    findings = verify(shards, quick=True)
+    findings = verify(shards, quick=True, cache=cache)
     problems += [f"{shards} does not verify: {finding}" for finding in findings]
     if findings:
         return None
-    manifest = Manifest.load(shards)
+    manifest = Manifest.load(store.folder)
     train = manifest.split(TRAIN)
     return PackedShards(
         num_samples=train.num_samples,
         num_bytes=manifest.num_bytes_of(TRAIN),
         num_validation=manifest.split(VALIDATION).num_samples,
-        volume=volume_of(shards),
+        volume=volume_of(store.fetch(train.shards[0]).parent),
         is_resized=bool(manifest.pack_options.get("resize")),
         has_markers=bool(manifest.pack_options.get("restart_blocks")),
     )
 
 
 def _measure_loader(
-    shards: Path,
+    store: ShardStore,
     train: Split,
     recipe: Recipe,
     num_workers: int,
@@ -344,7 +360,7 @@ def _measure_loader(
         return None
     _log_step("loading images from shards in memory")
     try:
-        return measure_decoding(shards, train, recipe, num_workers, seconds)
+        return measure_decoding(store, train, recipe, num_workers, seconds)
     except InputError as error:  # a sample that is damaged inside a shard of the right size
         problems.append(str(error))
         return None

@@ -34,7 +34,7 @@ from imagenet_rn50.model import build_model, logits_of
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.shards.imagenet1k import NUM_CLASSES
 from imagenet_rn50.shards.manifest import Split
-from imagenet_rn50.shards.store import open_shards
+from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.tools.system_info import available_memory
 from imagenet_rn50.training.losses import training_loss
 from imagenet_rn50.training.optim import build_optimizer
@@ -46,7 +46,7 @@ _CAN_DROP_CACHE = hasattr(os, "posix_fadvise")  # not on macOS
 
 _LOADER_BATCH = 64  # at most, so that a slow machine finishes several
 _EPOCHS = 10**6  # of the few shards; more than can be read in the time
-_MAX_BYTES = 2 * 10**9  # of shards in memory; half a minute of reading from a slow volume
+MAX_BYTES = 2 * 10**9  # of shards in memory; half a minute of reading from a slow volume
 _MAX_MEMORY_FRACTION = 0.5  # of the available memory; the loader needs some, too
 
 _SMALL_BATCH = 2  # BatchNorm needs two images
@@ -76,15 +76,14 @@ class DiskRates:
         return _CAN_DROP_CACHE and self.num_bytes >= _ENOUGH_BYTES
 
 
-def measure_disk(folder: Path, split: Split, seconds: float) -> DiskRates:
+def measure_disk(store: ShardStore, split: Split, seconds: float) -> DiskRates:
     """Measure reading shards that are not in memory.
 
     Args:
-        folder: Folder of the shards.
+        store: Where the shards are; remote ones are downloaded first.
         split: The split to read.
         seconds: Longest time of each of the two measurements.
     """
-    store = open_shards(folder)
     paths = [store.fetch(shard) for shard in split.shards]
     for path in paths:
         _drop_from_cache(path)
@@ -163,26 +162,25 @@ class DecodingRates:
 
 
 def measure_decoding(
-    folder: Path, split: Split, recipe: Recipe, num_workers: int, seconds: float
+    store: ShardStore, split: Split, recipe: Recipe, num_workers: int, seconds: float
 ) -> DecodingRates:
     """Measure the loader with one worker and with all, on shards that are in memory.
 
     Args:
-        folder: Folder of the shards.
+        store: Where the shards are.
         split: The training split.
         recipe: The recipe whose crops and augmentation are applied.
         num_workers: Loader workers of all ranks together.
         seconds: Time of each of the two measurements.
     """
-    few = first_shards(split, min(_MAX_BYTES, _MAX_MEMORY_FRACTION * available_memory()))
-    store = open_shards(folder)
+    few = first_shards(split, min(MAX_BYTES, _MAX_MEMORY_FRACTION * available_memory()))
     read_whole([store.fetch(shard) for shard in few.shards])
     size = recipe.data.size_at(0)
     # An epoch over a few shards is short, so crops that grow over epochs are fixed.
     still = {"train_size": size, "final_size": None, "growth": None}
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=still)})
-    one = _images_per_second(folder, few, recipe, 1, seconds)
-    together = _images_per_second(folder, few, recipe, num_workers, seconds)
+    one = _images_per_second(store, few, recipe, 1, seconds)
+    together = _images_per_second(store, few, recipe, num_workers, seconds)
     return DecodingRates(one, together, num_workers, size)
 
 
@@ -201,12 +199,12 @@ def first_shards(split: Split, num_bytes: float) -> Split:
 
 
 def _images_per_second(
-    folder: Path, split: Split, recipe: Recipe, num_workers: int, seconds: float
+    store: ShardStore, split: Split, recipe: Recipe, num_workers: int, seconds: float
 ) -> float:
     """Return the images/s of a new loader."""
     batch = min(_LOADER_BATCH, recipe.micro_batch)
     loader = build_loader(
-        folder,
+        store,
         split,
         DistributedBatchSampler(start=0, stop=_EPOCHS * split.num_samples, batch=batch),
         TrainTransform(recipe.data, recipe.seed),

@@ -15,6 +15,7 @@ from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSamp
 from imagenet_rn50.data.transforms import EvalTransform, TrainTransform
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
+from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.utils.errors import InputError, require_at_least
 from imagenet_rn50.utils.files import require_writable_file, write_bytes
 
@@ -22,7 +23,7 @@ _GAP = 2  # px between images
 
 
 def preview(
-    shards: Path,
+    store: ShardStore,
     recipe: Recipe,
     out: Path,
     *,
@@ -34,7 +35,7 @@ def preview(
     """Write a PNG of consecutive images, with exactly the pixels of training or evaluation.
 
     Args:
-        shards: Folder of the shards.
+        store: Where the shards are.
         recipe: Crops, augmentation and the seed of the order.
         out: The PNG to write.
         split: `train` is shuffled and augmented as in training; others as in evaluation.
@@ -52,7 +53,7 @@ def preview(
     for name, value, least in (("rows", rows, 1), ("columns", columns, 1), ("start", start, 0)):
         require_at_least(f"--{name}", value, least)
     require_writable_file(out)
-    samples = Manifest.load(shards).split(split)
+    samples = Manifest.load(store.folder).split(split)
     sampler = DistributedBatchSampler(
         start=start, stop=start + rows * columns, batch=rows * columns
     )
@@ -61,10 +62,10 @@ def preview(
             samples.shard_sizes, seed=recipe.seed, window=recipe.data.shuffle_window
         )
         transform = TrainTransform(recipe.data, recipe.seed)
-        loader = build_loader(shards, samples, sampler, transform, order=order)
+        loader = build_loader(store, samples, sampler, transform, order=order)
     elif sampler.stop <= samples.num_samples:
         evaluation = EvalTransform(recipe.data.eval_resize, recipe.data.eval_size)
-        loader = build_loader(shards, samples, sampler, evaluation)
+        loader = build_loader(store, samples, sampler, evaluation)
     else:
         raise InputError(
             f"--start {start} and --rows x --columns go beyond the end of {split}",

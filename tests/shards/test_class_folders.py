@@ -178,7 +178,7 @@ def test_a_folder_one_level_too_high_is_refused_with_the_right_one(tmp_path):
 
 def test_other_layouts_are_not_taken_for_class_folders(tmp_path):
     root = write_parquet(tmp_path / "source")
-    write_classes(root, "assets")
+    write_classes(root, "assets", "figures")
     assert read_source(root).layout == "parquet"
     root = write_kaggle(tmp_path / "kaggle")
     write_classes(root, "cats", "dogs")
@@ -222,6 +222,22 @@ def test_nested_folders_and_links_are_of_their_class_and_said(tmp_path):
     assert counts(source) == {"train": 8, "validation": 8}
     [note] = [note for note in source.notes if "dogs/husky/" in note]
     assert "class dogs" in note
+
+
+def test_two_classes_that_are_one_folder_are_refused(tmp_path):
+    root = write_classes(tmp_path / "pets", "cats", "dogs")
+    (root / "kittens").symlink_to(root / "cats")
+    with pytest.raises(InputError, match="same folder"):
+        read_source(root, holdout=0.5)
+
+
+def test_class_folders_named_by_wnid_take_the_names_of_a_mapping(tmp_path):
+    root = write_classes(tmp_path / "fish", "n01440764", "n01443537")
+    mapping = "n01440764 tench, Tinca tinca\nn01443537 goldfish\n"
+    (root / "LOC_synset_mapping.txt").write_text(mapping, encoding="utf-8")
+    source = read_source(root, holdout=0.5)
+    assert source.classes.names == ("tench, Tinca tinca", "goldfish")
+    assert not source.unpacked
 
 
 def test_the_order_of_classes_does_not_depend_on_the_unicode_form_of_their_names(tmp_path):

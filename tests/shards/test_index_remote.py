@@ -16,6 +16,7 @@ import torch
 import webdataset
 
 import shard_imagenet
+from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.loader import build_loader
 from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform
@@ -378,7 +379,7 @@ def test_a_revision_that_moved_is_refused_with_both_commits(tmp_path, hub, monke
     assert second in str(refused.value)
 
 
-def test_another_source_or_label_is_not_mixed_into_what_was_begun(tmp_path, monkeypatch):
+def test_other_shards_are_not_mixed_into_what_was_begun(tmp_path, monkeypatch):
     timm(tmp_path / "source")
     shutil.copytree(tmp_path / "source", tmp_path / "copy")
     out = tmp_path / "out"
@@ -386,10 +387,22 @@ def test_another_source_or_label_is_not_mixed_into_what_was_begun(tmp_path, monk
         failing_scan(patch, "imagenet1k-train-0002.tar")
         with pytest.raises(RuntimeError):
             index(tmp_path / "source", out=out)
-    with pytest.raises(InputError, match="unfinished index of something else"):
+    with pytest.raises(InputError, match="unfinished index of other shards"):
         index(tmp_path / "copy", out=out)
-    with pytest.raises(InputError, match="label_key was None, now 'label'"):
-        index(tmp_path / "source", IndexOptions(label_key="label"), out=out)
+
+
+def test_another_label_key_reads_all_shards_again(tmp_path):
+    (tmp_path / "source").mkdir()
+    with webdataset.TarWriter(str(tmp_path / "source" / "pets-train-0000.tar")) as tar:
+        for number in range(4):
+            label = {"kind": ("cat", "dog")[number % 2]}
+            tar.write({"__key__": f"{number}", "jpg": jpeg(number), "json": label})
+    with pytest.raises(InputError, match="--label-key"):
+        index(tmp_path / "source", out=tmp_path / "out")
+    options = IndexOptions(label_key="kind")
+    manifest = index(tmp_path / "source", options, out=tmp_path / "out")
+    assert manifest.split("train").labels.tolist() == [0, 1, 0, 1]
+    assert Classes.load(tmp_path / "out").wnids == ("cat", "dog")
 
 
 def test_two_runs_into_one_folder_are_refused(tmp_path):

@@ -130,6 +130,14 @@ def test_shards_without_a_manifest_are_refused_with_the_way(hub, tmp_path):
         read_source(ADDRESS)
 
 
+def test_other_files_are_refused_with_the_revision_where_the_hub_keeps_parquet(hub, tmp_path):
+    (tmp_path / "zips").mkdir()
+    (tmp_path / "zips" / "train.zip").write_bytes(b"?")
+    publish(hub, tmp_path / "zips")
+    with pytest.raises(InputError, match=r"train\.zip(.|\n)*pets@refs/convert/parquet"):
+        read_source(ADDRESS)
+
+
 def test_shards_with_a_manifest_on_the_hub_are_packed(hub, pets, tmp_path):
     options = PackOptions(train_shards=2, dataset="pets")
     pack(read_source(pets), tmp_path / "shards", options)

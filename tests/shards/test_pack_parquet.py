@@ -167,8 +167,40 @@ def test_a_dictionary_of_texts_is_a_column_of_labels(tmp_path):
 
 def test_numbers_without_names_are_refused(tmp_path):
     write_table(tmp_path / "train.parquet", [{"image": {"bytes": jpeg()}, "label": 3}])
-    with pytest.raises(InputError, match=r"is 3(.|\n)*ClassLabel\(names"):
+    with pytest.raises(InputError, match=r"is 3(.|\n)*--label-names FILE"):
         read_source(tmp_path, train_only=True)
+
+
+def test_numbers_get_their_names_from_a_file(tmp_path):
+    rows = [{"image": {"bytes": jpeg(i)}, "label": i} for i in range(3)]
+    write_table(tmp_path / "source" / "train.parquet", rows)
+    names = tmp_path / "names.txt"
+    names.write_text("zebra\ncat\nash tree\n")
+    source = read_source(tmp_path / "source", train_only=True, label_names=names)
+    pack(source, tmp_path / "out", PackOptions(train_only=True))
+    assert named_samples(tmp_path / "out", "train") == [
+        ("ash tree", jpeg(2)),
+        ("cat", jpeg(1)),
+        ("zebra", jpeg(0)),
+    ]
+    for text, message in [
+        ("a\nb\n", "has the label 2"),
+        ("a\n\nb\n", "line 2 .* is empty"),
+        ("a\na\nb\n", "line 2 .* repeats 'a'"),
+    ]:
+        names.write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_source(tmp_path / "source", train_only=True, label_names=names)
+
+
+def test_names_that_contradict_those_of_the_files_are_refused(tmp_path):
+    write(tmp_path / "source" / "train.parquet", [0, 1, 2])
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(ANIMALS))
+    assert read_source(tmp_path / "source", train_only=True, label_names=names)
+    names.write_text("a\nb\nc\n")
+    with pytest.raises(InputError, match=r"zebra, cat, dog/wolf(.|\n)*a, b, c"):
+        read_source(tmp_path / "source", train_only=True, label_names=names)
 
 
 @pytest.mark.parametrize("bad", [None, -1])
@@ -288,3 +320,24 @@ def test_a_hold_out_leaves_the_test_split_alone(tmp_path):
     assert len(source.splits["validation"]) == 3
     assert "test.parquet" in [entry.path for entry in source.unpacked]
     assert "validation_split" not in source.options
+
+
+def test_another_data_set_beside_the_folder_data_is_named(tmp_path):
+    write(tmp_path / "data" / "train.parquet", [0, 1, 2])
+    write(tmp_path / "small" / "train.parquet", [0, 1, 2])
+    source = read_source(tmp_path, train_only=True)
+    assert len(source.splits["train"]) == 3
+    assert [entry.path for entry in source.unpacked] == ["small/train.parquet"]
+
+
+def test_packing_from_another_column_is_another_packing(tmp_path):
+    rows = [{"a": jpeg(i), "b": jpeg(9 - i), "label": "xyz"[i]} for i in range(3)]
+    write_table(tmp_path / "source" / "train.parquet", rows)
+    options = PackOptions(train_only=True)
+    for column in "ab":
+        source = read_source(tmp_path / "source", train_only=True, image_column=column)
+        assert source.options == {"image_column": column}
+        if column == "a":
+            pack(source, tmp_path / "out", options)
+    with pytest.raises(InputError, match="image_column was 'a', now 'b'"):
+        pack(source, tmp_path / "out", options)

@@ -14,7 +14,7 @@ import shard_imagenet
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.jpeg.header import read_header
 from imagenet_rn50.shards.audit import read_audit
-from imagenet_rn50.shards.index import index
+from imagenet_rn50.shards.index import IndexOptions, index
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.pack import pack
 from imagenet_rn50.shards.plan import PackOptions
@@ -382,3 +382,36 @@ def test_shards_are_not_packed_into_their_own_folder(tmp_path, packed, has_manif
         pack(read_source(tmp_path / "shards"), tmp_path / "shards", PackOptions(dataset="it"))
     assert contents(tmp_path / "shards") == before
     assert not (tmp_path / "shards" / ".packing").exists()
+
+
+def test_samples_of_others_that_cannot_be_used_stop_packing_or_are_counted(tmp_path):
+    write_foreign(tmp_path / "birds")
+    members = {f"{WNIDS[0]}_90.png": b"?", f"{WNIDS[0]}_91.cls": b"0", "what.jpg": jpeg(92)}
+    (tmp_path / "birds" / "birds-train-0003.tar").write_bytes(tar_of(members))
+    source = read_source(tmp_path / "birds", train_only=True)
+    with pytest.raises(InputError, match=rf"train-0003\.tar: {WNIDS[0]}_91"):
+        pack(source, tmp_path / "out", PackOptions(train_only=True))
+    pack(source, tmp_path / "out", PackOptions(train_only=True, on_corrupt="skip"))
+    audit = read_audit(tmp_path / "out")
+    assert audit["splits"]["train"]["files"]["found"] == 15
+    assert len(audit["skipped"]) == 3
+    assert len(samples_of(tmp_path / "out", "train")) == 12
+
+
+def test_labels_from_a_json_field_become_those_of_the_packed_shards(tmp_path):
+    members = {}
+    for number in range(6):
+        members[f"{number}.jpg"] = jpeg(number)
+        members[f"{number}.json"] = json.dumps({"kind": number % 3, "label": 9}).encode()
+    (tmp_path / "birds").mkdir()
+    (tmp_path / "birds" / "train-0000.tar").write_bytes(tar_of(members))
+    Classes(WNIDS, WNIDS).save(tmp_path / "birds")
+    index(tmp_path / "birds", IndexOptions(label_key="kind"), out=tmp_path / "index")
+    for source, out in (("index", "packed"), ("packed", "again")):
+        options = PackOptions(train_only=True)
+        pack(read_source(tmp_path / source, train_only=True), tmp_path / out, options)
+        found = samples_of(tmp_path / out, "train")
+        assert {key: label for key, (label, _) in found.items()} == {
+            str(number): number % 3 for number in range(6)
+        }
+        assert verify(tmp_path / out) == []

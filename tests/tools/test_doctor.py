@@ -127,8 +127,7 @@ def test_a_measurement_that_takes_no_time_or_never_ends_is_refused(seconds, monk
     assert f"got {seconds}" in error
 
 
-def test_an_address_of_shards_is_refused_as_one(monkeypatch, capsys):
+def test_remote_shards_need_a_cache(monkeypatch, capsys):
     code, _, error = doctor(monkeypatch, capsys, "--shards", "s3://bucket/imagenet")
     assert code == 2
-    assert "is an address" in error
-    assert "pass a local copy" in error
+    assert "--cache" in error

@@ -8,6 +8,7 @@ import torch
 from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
+from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.tools import measure
 from imagenet_rn50.tools.doctor import device_blockers
 from imagenet_rn50.tools.measure import (
@@ -69,7 +70,7 @@ def test_shards_are_out_of_memory_when_their_reading_is_timed(tiny, train, monke
     for _ in range(10):  # now and then a busy kernel keeps a page
         before.clear()
         time.sleep(0.05)
-        rates = measure.measure_disk(tiny / "shards", train, seconds=60)
+        rates = measure.measure_disk(LocalShards(tiny / "shards"), train, seconds=60)
         if not any(map(any, before)):
             break
     assert before == [[False, False], [False, False]]
@@ -98,7 +99,7 @@ def was_dropped(shards):
 
 def test_shards_are_in_memory_when_the_loader_is_timed(tiny, train, recipe, monkeypatch):
     shards = [tiny / "shards" / shard.name for shard in train.shards]
-    measure.measure_disk(tiny / "shards", train, seconds=60)
+    measure.measure_disk(LocalShards(tiny / "shards"), train, seconds=60)
     assert any(was_dropped(shards) for _ in range(10))
     before = []
 
@@ -108,7 +109,7 @@ def test_shards_are_in_memory_when_the_loader_is_timed(tiny, train, recipe, monk
         return 1.0
 
     monkeypatch.setattr(measure, "_rate", watching)
-    measure.measure_decoding(tiny / "shards", train, recipe, num_workers=2, seconds=1)
+    measure.measure_decoding(LocalShards(tiny / "shards"), train, recipe, num_workers=2, seconds=1)
     assert before == [True, True]
 
 
@@ -132,7 +133,9 @@ def test_crops_do_not_grow_while_the_loader_is_timed(tiny, train, recipe, monkey
         return 1.0
 
     monkeypatch.setattr(measure, "_rate", looking)
-    rates = measure.measure_decoding(tiny / "shards", train, growing, num_workers=0, seconds=1)
+    rates = measure.measure_decoding(
+        LocalShards(tiny / "shards"), train, growing, num_workers=0, seconds=1
+    )
     assert sizes == {rates.size} == {growing.data.size_at(0)}
 
 
@@ -143,7 +146,9 @@ def test_the_loader_is_measured_at_the_speed_of_its_workers(tiny, train, recipe,
         return out.zero_()
 
     monkeypatch.setattr(TrainTransform, "__call__", napping)
-    rates = measure.measure_decoding(tiny / "shards", train, recipe, num_workers=2, seconds=1)
+    rates = measure.measure_decoding(
+        LocalShards(tiny / "shards"), train, recipe, num_workers=2, seconds=1
+    )
     assert 0.4 / NAP < rates.one_worker <= 1.25 / NAP
     assert 1.3 * rates.one_worker < rates.all_workers <= 2.5 / NAP
     assert rates.size == recipe.data.train_size

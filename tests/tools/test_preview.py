@@ -4,6 +4,7 @@ from PIL import Image
 
 from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.tools.preview import preview
 from imagenet_rn50.utils.errors import InputError
 from tests.support import jpeg_bytes, write_shards
@@ -22,7 +23,7 @@ def shards(tmp_path_factory):
 
 def test_the_grid_shows_the_pixels_that_training_sees(shards, tmp_path):
     out = tmp_path / "preview.png"
-    batch = preview(shards, RECIPE, out, start=20, rows=2, columns=3)
+    batch = preview(LocalShards(shards), RECIPE, out, start=20, rows=2, columns=3)
     pixels = np.asarray(Image.open(out))
     assert pixels.shape == (2 * 18 + 2, 3 * 18 + 2, 3)
     transform = TrainTransform(RECIPE.data, RECIPE.seed)
@@ -34,6 +35,10 @@ def test_the_grid_shows_the_pixels_that_training_sees(shards, tmp_path):
 
 
 def test_a_grid_beyond_the_end_of_validation_is_refused(shards, tmp_path):
-    assert preview(shards, RECIPE, tmp_path / "a.png", split="validation", rows=1, columns=6)
+    assert preview(
+        LocalShards(shards), RECIPE, tmp_path / "a.png", split="validation", rows=1, columns=6
+    )
     with pytest.raises(InputError, match="go beyond the end of validation"):
-        preview(shards, RECIPE, tmp_path / "b.png", split="validation", rows=2, columns=4)
+        preview(
+            LocalShards(shards), RECIPE, tmp_path / "b.png", split="validation", rows=2, columns=4
+        )

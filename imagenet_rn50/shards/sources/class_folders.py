@@ -6,6 +6,7 @@ may hold the classes. Such names are refused; among the folders of `train/`, any
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -111,6 +112,7 @@ def _read_classes(root: Path) -> Source:
         )
     _require_clear_names(root, folders)
     _require_no_groups(root, folders)
+    _require_distinct(folders)
     found = scan(root, root, TRAIN)
     listed = labelled(root, found)
     classes = classes_of(root, set(found.classes), set())
@@ -134,20 +136,26 @@ def _folders_in(root: Path) -> list[Path]:
 
 def _holds_splits(folder: Path) -> bool:
     """Return whether a folder holds folders of splits, so that it is a source and not a class."""
-    return any(
-        entry.is_dir() and entry.name.lower() in _SPLIT_WORDS for entry in entries_of(folder)
-    )
+    return any(entry.is_dir() and entry.name.lower() in _SPLIT_WORDS for entry in _entries(folder))
 
 
 def _holds_images(folder: Path, max_depth: int = _MAX_DEPTH) -> bool:
     """Return whether an image is in a folder, or in the folders in it down to a depth."""
-    entries = entries_of(folder)
+    entries = _entries(folder)
     files = [entry.path for entry in entries if entry.is_file()]
     if any(map(has_image_suffix, files)) or any(map(is_image, files[:_MAX_OPENED])):
         return True
     return max_depth > 1 and any(
         _holds_images(Path(entry.path), max_depth - 1) for entry in entries if entry.is_dir()
     )
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """Return the entries of a folder; none if it cannot be read, which `scan` refuses."""
+    try:
+        return entries_of(folder)
+    except InputError:
+        return []
 
 
 def _words(name: str) -> list[str]:
@@ -221,8 +229,8 @@ def _require_no_groups(root: Path, folders: Iterable[Path]) -> None:
     for folder in folders:
         if _holds_images(folder, max_depth=1):
             return
-        for inner in _folders_in(folder):
-            holders[inner.name].append(folder.name)
+        for path in _folders_in(folder):
+            holders[path.name].append(folder.name)
     for inner, names in holders.items():
         if len(names) > 1:
             first, second = map(readable, names[:2])
@@ -233,6 +241,20 @@ def _require_no_groups(root: Path, folders: Iterable[Path]) -> None:
                 found=f"{first}/{readable(inner)}/ and {second}/{readable(inner)}/",
                 fix=f"rename splits to train/ and val/; if {first}/ and {second}/ are classes, "
                 "move all folders of classes into a new folder named train/",
+            )
+
+
+def _require_distinct(folders: Iterable[Path]) -> None:
+    """Raise an error if two class folders are links to one: its images would have two classes."""
+    seen: dict[Path, Path] = {}
+    for folder in folders:
+        if (other := seen.setdefault(folder.resolve(), folder)) is not folder:
+            raise InputError(
+                f"the folders of classes {readable(str(other))} and {readable(folder.name)} are "
+                "the same folder",
+                expected="one class per image",
+                found=f"links to {readable(str(folder.resolve()))}",
+                fix="remove one of the links",
             )
 
 

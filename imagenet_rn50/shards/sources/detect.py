@@ -42,6 +42,7 @@ def read_source(
     cache: Path | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    label_names: Path | None = None,
 ) -> Source:
     """List the images and classes of a source.
 
@@ -55,13 +56,15 @@ def read_source(
         cache: Where remote shards are kept on this machine.
         image_column: The column of images in parquet files; None to find it by its type.
         label_column: The column of labels in parquet files; None to find it by its type.
+        label_names: File with the name of each label in parquet files, a line each; None for the
+            names that they have.
 
     Raises:
         InputError: When the folder is missing or empty, is laid out in no way that is known or in
             several, has no validation images and nobody said that it may, has some that a hold-out
             would replace.
     """
-    asked = AskedColumns(image_column, label_column)
+    asked = AskedColumns(image_column, label_column, label_names)
     require_fraction("--holdout", holdout)
     if is_address(root):
         source = read_remote(
@@ -110,11 +113,12 @@ def _require_folder(root: Path) -> Path:
 
 
 def _require_no_columns(source: Source, asked: AskedColumns) -> None:
-    """Raise an error if a column is named for a source without columns."""
-    for name, column in asked._asdict().items():
-        if column is not None:
+    """Raise an error if something is said of the columns of a source without any."""
+    options = ("--image-column", "--label-column", "--label-names")
+    for option, value in zip(options, asked, strict=True):
+        if value is not None:
             raise InputError(
-                f"--{name}-column {column} needs a source in parquet files",
+                f"{option} {value} needs a source in parquet files",
                 found=f"the layout {source.layout} of {source.root}",
                 fix="leave it out",
             )
@@ -127,6 +131,8 @@ def _layout_of(root: Path) -> str:
         InputError: When it is laid out in no way that is known, or in several.
     """
     fitting = [name for name, (fits, _) in _LAYOUTS.items() if fits(root)]
+    if {"official", "parquet"} & set(fitting) and not split_folders(root):
+        fitting = [name for name in fitting if name != "imagefolder"]  # just folders of images
     if len(fitting) > 1 and "imagefolder" in fitting and _has_only_files(root):
         fitting.remove("imagefolder")  # but files named train/0000.tar or train/0000.parquet
     if len(fitting) > 1 and "shards" in fitting:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imagenet_rn50.classes import WNID, Classes
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
@@ -33,29 +32,24 @@ from imagenet_rn50.shards.sources.parquet_columns import (
     Columns,
     find_columns,
 )
-from imagenet_rn50.shards.sources.scan import TEST_REASON, others_beside
+from imagenet_rn50.shards.sources.parquet_files import (
+    TEST,
+    LocalFiles,
+    ParquetFiles,
+    choose_folder,
+    files_beside,
+    has_splits,
+    require_no_gap,
+)
+from imagenet_rn50.shards.sources.scan import TEST_REASON
 from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.logging import progress_bar
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 # `n01440764_10026_n01440764.JPEG`, `ILSVRC2012_val_00000293_n01440764.JPEG`
 _PATH = re.compile(r"(?P<stem>.+?)_(?P<wnid>n\d{8})")
-_TEST = "test"
-_SPLIT_NAMES = {
-    "train": TRAIN,
-    "validation": VALIDATION,
-    "valid": VALIDATION,
-    "val": VALIDATION,
-    "test": _TEST,
-}
-# `train-00002-of-00004.parquet`, with a hash behind it in older downloads; `train-2.parquet`; or
-# `0002.parquet` in a folder of the split.
-_NUMBERED = re.compile(
-    r"(?P<head>(?:.+?[-_.])?)(?P<number>\d+)(?:-of-(?P<total>\d+))?"
-    r"(?P<tail>(?:-[0-9a-f]+)?\.parquet)"
-)
-_FOLDER = "data"
 _BUFFER_BYTES, _REMOTE_BUFFER_BYTES = 1 << 20, 1 << 24  # that are read at a time
 _BATCH_ROWS = 64
 _NUM_THREADS = 8  # that list remote files
@@ -63,69 +57,9 @@ _NO_LABEL = -1  # as data sets mark images whose class is kept secret
 _MAX_SHOWN = 5
 
 
-class ParquetFiles(Protocol):
-    """The files of a folder, on this machine or not."""
-
-    @property
-    def root(self) -> Path | str:
-        """The folder, for messages."""
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether each read takes its time."""
-
-    def names(self) -> list[str]:
-        """Return the parquet files that may be of a split, relative to the folder."""
-
-    def others(self, folder: str, taken: set[str]) -> list[Unpacked]:
-        """Name what a folder below holds beside the names in `taken`."""
-
-    def size(self, name: str) -> int:
-        """Return the size of a file in bytes."""
-
-    def open(self, name: str) -> Any:
-        """Return a file as pyarrow opens it: a path, or a file object."""
-
-
-@dataclass(frozen=True)
-class LocalFiles:
-    """Files on this machine.
-
-    Args:
-        root: Their folder.
-    """
-
-    root: Path
-    is_remote: bool = False
-
-    def names(self) -> list[str]:
-        """Return the parquet files at the depths at which data sets have them."""
-        depths = ["*.parquet", "[!.]*/*.parquet", *(f"[!.]*/{s}/*.parquet" for s in _SPLIT_NAMES)]
-        found = {path for depth in depths for path in self.root.glob(depth) if path.is_file()}
-        return [path.relative_to(self.root).as_posix() for path in sorted(found)]
-
-    def others(self, folder: str, taken: set[str]) -> list[Unpacked]:
-        """Name what a folder holds beside the names in `taken`."""
-        return others_beside(self.root, self.root / folder, taken)
-
-    def size(self, name: str) -> int:
-        """Return the size of a file in bytes."""
-        return (self.root / name).stat().st_size
-
-    def open(self, name: str) -> Any:
-        """Return the path of a file."""
-        return self.root / name
-
-
 def is_parquet(root: Path) -> bool:
     """Return whether `root` holds parquet files of a training or a validation split."""
     return has_splits(LocalFiles(root).names())
-
-
-def has_splits(names: Iterable[str]) -> bool:
-    """Return whether one of these parquet files is of a training or a validation split."""
-    splits = _files_of_splits(names).values()
-    return any({TRAIN, VALIDATION} & files.keys() for files in splits)
 
 
 def read_parquet(
@@ -152,29 +86,29 @@ def list_parquet(
         files: `data/train-*.parquet`, `train.parquet`, `train/0000.parquet` and the like, in their
             folder or in a folder below.
         train_only: Whether validation is not read.
-        asked: The columns that the user names.
+        asked: What the user says of the columns.
         may_use_test: Whether `test` may be validation, where there is no other.
 
     Raises:
         InputError: When a file of a numbered set is missing, the columns are not found, or the
             labels and the classes' names, or the wnids in the paths, contradict each other.
     """
-    folder, found = _choose_folder(files)
-    unpacked = _beside(files, folder, found)
+    folder, found = choose_folder(files)
+    unpacked = files_beside(files, folder, found)
     if train_only:
         unpacked += [Unpacked("", name, "--train-only") for name in found.pop(VALIDATION, [])]
-        unpacked += [Unpacked("", name, TEST_REASON) for name in found.pop(_TEST, [])]
+        unpacked += [Unpacked("", name, TEST_REASON) for name in found.pop(TEST, [])]
     for names in found.values():
-        _require_no_gap(files.root, names)
+        require_no_gap(files.root, names)
     listing = _Listing(unpacked)
     is_test = False
     for split in (TRAIN, VALIDATION):
         listing.read(files, split, found.get(split, []), asked)
     if may_use_test and not train_only and not listing.rows[VALIDATION]:
-        listing.read(files, VALIDATION, found.get(_TEST, []), asked)
+        listing.read(files, VALIDATION, found.get(TEST, []), asked)
         is_test = bool(listing.rows[VALIDATION])
     else:
-        unpacked += [Unpacked("", name, TEST_REASON) for name in found.get(_TEST, [])]
+        unpacked += [Unpacked("", name, TEST_REASON) for name in found.get(TEST, [])]
     columns = listing.columns
     if columns is None or not any(listing.rows.values()):
         raise InputError(
@@ -186,8 +120,8 @@ def list_parquet(
     notes = _column_notes(columns) + _class_notes(classes, splits, columns)
     if is_test:
         notes.append(
-            "validation is the split `test`, for there is none named validation: whatever is "
-            "chosen by its accuracy is chosen on the test images"
+            "validation is the split `test`, for no other has labels: whatever is chosen by its "
+            "accuracy is chosen on the test images"
         )
     return Source(
         files.root,
@@ -196,9 +130,21 @@ def list_parquet(
         splits,
         unpacked,
         notes,
-        options={"validation_split": _TEST} if is_test else {},
+        options=_options(columns, is_test=is_test),
         reader=ParquetReader(files, columns),
     )
+
+
+def _options(columns: Columns, *, is_test: bool) -> dict[str, Any]:
+    """Return what the manifest of the shards records of what was read."""
+    options = {}
+    if columns.image != IMAGE:
+        options["image_column"] = columns.image
+    if columns.label != LABEL:
+        options["label_column"] = columns.label
+    if is_test:
+        options["validation_split"] = TEST
+    return options
 
 
 @dataclass(frozen=True)
@@ -271,103 +217,6 @@ def _opened(
         ) from None
 
 
-def _split_of(name: str) -> tuple[str, str] | None:
-    """Return folder and split of a parquet file; None where its name tells no split."""
-    path = PurePosixPath(name)
-    folder = path.parent
-    if split := _SPLIT_NAMES.get(re.split(r"[-_.]", path.name)[0]):
-        return folder.as_posix(), split
-    if split := _SPLIT_NAMES.get(folder.name):
-        return folder.parent.as_posix(), split
-    return None
-
-
-def _files_of_splits(names: Iterable[str]) -> dict[str, dict[str, list[str]]]:
-    """Return the files of each split of each folder, by name."""
-    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for name in sorted(names):
-        if (where := _split_of(name)) is not None:
-            folder, split = where
-            found[folder][split].append(name)
-    return found
-
-
-def _choose_folder(files: ParquetFiles) -> tuple[str, dict[str, list[str]]]:
-    """Return the folder of the splits, relative to the root, and their files.
-
-    Raises:
-        InputError: When there are none, or several folders have splits, as configurations do.
-    """
-    found = _files_of_splits(files.names())
-    for folder in (_FOLDER, "."):
-        if folder in found:
-            return folder, found[folder]
-    if not found:
-        raise InputError(
-            f"the source {files.root} holds no parquet files of a split",
-            expected="data/train-*.parquet or data/validation-*.parquet",
-        )
-    if len(found) > 1:
-        raise InputError(
-            f"{files.root} holds several data sets",
-            expected="one, since the others would not be packed",
-            found=", ".join(found),
-            fix=" or ".join(f"--source {files.root}/{name}" for name in list(found)[:_MAX_SHOWN]),
-        )
-    return next(iter(found.items()))
-
-
-def _beside(files: ParquetFiles, folder: str, found: Mapping[str, Sequence[str]]) -> list[Unpacked]:
-    """Name what lies beside the files of the splits, and in their folders."""
-    by_folder: dict[str, set[str]] = defaultdict(set)
-    by_folder[folder] = set()
-    for names in found.values():
-        for path in map(PurePosixPath, names):
-            by_folder[path.parent.as_posix()].add(path.name)
-            if path.parent.as_posix() != folder:
-                by_folder[folder].add(path.parent.name)
-    return [entry for where, taken in by_folder.items() for entry in files.others(where, taken)]
-
-
-def _require_no_gap(root: Path | str, names: Sequence[str]) -> None:
-    """Raise an error if a file of a numbered set is missing, or there are files of two sets."""
-    paths = [PurePosixPath(name) for name in names]
-    matches = [match for path in paths if (match := _NUMBERED.fullmatch(path.name))]
-    if not matches:
-        return
-    where = f"{root}/{paths[0].parent}".removesuffix("/.")
-    sets = {(match["head"], match["total"]) for match in matches}
-    if len(sets) > 1 or len(matches) != len(paths) or len({path.parent for path in paths}) > 1:
-        raise InputError(
-            f"{where} holds parquet files of several sets of the same split",
-            expected="one numbered set, such as train-00000-of-00004.parquet to train-00003-of-...",
-            found=", ".join(path.name for path in paths[:_MAX_SHOWN]),
-            fix="move all but one of the sets elsewhere",
-        )
-    by_number = {int(match["number"]): match for match in matches}
-    last = matches[-1]
-    total = int(last["total"]) if last["total"] else max(by_number) + 1
-    first = 0 if last["total"] else min(1, min(by_number))
-    missing = [number for number in range(first, total) if number not in by_number]
-    if missing or len(by_number) != len(matches) or max(by_number) >= max(total, 1):
-        absent = [
-            f"{last['head']}{number:0{len(last['number'])}d}"
-            + (f"-of-{last['total']}" if last["total"] else "")
-            + ".parquet"
-            for number in missing
-        ]
-        raise InputError(
-            f"{where}/{absent[0]} is missing"
-            if absent
-            else f"{where} holds a file of a numbered set twice, or too many",
-            expected=f"{total - first} files, numbered without a gap",
-            found=f"{len(paths)} files" + (f"; {len(absent)} missing" if absent else ""),
-            fix="fetch the files again that are missing"
-            if absent
-            else "move the surplus elsewhere",
-        )
-
-
 class _Row(NamedTuple):
     """A labelled image: its label as the file has it, and its place."""
 
@@ -402,7 +251,12 @@ class _Listing:
         Raises:
             InputError: When columns or names of classes differ from those of the files before.
         """
-        with ThreadPoolExecutor(_NUM_THREADS if files.is_remote else 1) as pool:
+        with (
+            ThreadPoolExecutor(_NUM_THREADS if files.is_remote else 1) as pool,
+            progress_bar(
+                total=len(names), description="listing", unit="file", enabled=files.is_remote
+            ) as bar,
+        ):
             listed = pool.map(lambda name: _list_file(files, split, name, asked), names)
             unlabelled: list[Unpacked] = []
             for name, (columns, rows, without_image, without_label) in zip(
@@ -412,6 +266,7 @@ class _Listing:
                 self.rows[split] += rows
                 self.unpacked += without_image
                 unlabelled += without_label
+                bar.update()
         if not self.rows[split]:  # of a test split, say; no image is missed among others
             unlabelled = [entry._replace(split="", is_error=False) for entry in unlabelled]
         self.unpacked += unlabelled
@@ -528,8 +383,7 @@ def _class_names(root: Path | str, rows: Sequence[_Row], columns: Columns) -> di
                 expected="a ClassLabel, which names its classes, or paths that end in the wnid, as "
                 "n01440764_10026_n01440764.JPEG",
                 found=f"{len(numbers)} numbers from {numbers[0]} to {numbers[-1]}",
-                fix="name them and write the files again: dataset.cast_column("
-                f"{columns.label!r}, datasets.ClassLabel(names=[...])).to_parquet(...)",
+                fix="name them: --label-names FILE, with a name per line from label 0",
             )
         return {label: str(label) for label in labels}
     named: dict[int | str, str] = dict(enumerate(columns.class_names))

@@ -7,26 +7,32 @@ files of other writers have structs or bytes, and dictionaries or a column named
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.files import read_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 IMAGE, LABEL = "image", "label"  # preferred where several columns fit
+_MAX_SHOWN = 5
 
 
 class AskedColumns(NamedTuple):
-    """The columns that the user names: `--image-column` and `--label-column`.
+    """What the user says of the columns: `--image-column`, `--label-column` and `--label-names`.
 
     Args:
         image: The column of images; None to find it by its type.
         label: The column of labels; None to find it by its type.
+        names: File with the name of each label, a line each from label 0; None for the names that
+            the parquet files have.
     """
 
     image: str | None = None
     label: str | None = None
+    names: Path | None = None
 
 
 ANY_COLUMNS = AskedColumns()
@@ -64,10 +70,11 @@ def find_columns(schema: pa.Schema, where: str, asked: AskedColumns) -> Columns:
     Args:
         schema: Of the file.
         where: The file, for messages.
-        asked: The columns that the user names.
+        asked: What the user says of the columns.
 
     Raises:
-        InputError: When none fits, several do, or the named one does not.
+        InputError: When none fits, several do, or the named one does not; or the labels have other
+            names than the user gives them.
     """
     features = _features(schema, where)
     image = _choose(_image_columns(schema, features), asked.image, IMAGE, schema, where)
@@ -79,7 +86,7 @@ def find_columns(schema: pa.Schema, where: str, asked: AskedColumns) -> Columns:
         label=label,
         bytes_path=f"{image}.bytes" if fields else image,
         name_path=f"{image}.path" if "path" in fields else None,
-        class_names=_class_names(features.get(label)),
+        class_names=_names_of(label, _class_names(features.get(label)), asked.names, where),
         others=tuple(name for name in schema.names if name not in {image, label}),
     )
 
@@ -94,6 +101,47 @@ def _features(schema: pa.Schema, where: str) -> dict[str, Any]:
         raise InputError(
             f"the features in the schema of {where} cannot be read", found=str(error)
         ) from None
+
+
+def _names_of(
+    label: str, recorded: tuple[str, ...] | None, path: Path | None, where: str
+) -> tuple[str, ...] | None:
+    """Return the names of the labels, from the parquet file or the user's file.
+
+    Raises:
+        InputError: When both give names, and they differ.
+    """
+    if path is None:
+        return recorded
+    names = read_names(path)
+    if recorded not in {None, names}:
+        raise InputError(
+            f"{path} names other classes than {label} of {where}",
+            expected=_shortened(recorded or ()),
+            found=_shortened(names),
+            fix="leave --label-names out",
+        )
+    return names
+
+
+def read_names(path: Path) -> tuple[str, ...]:
+    """Read the name of each label, a line each.
+
+    Raises:
+        InputError: When a line is empty, or a name repeats.
+    """
+    names = tuple(line.strip() for line in read_text(path).splitlines())
+    for number, name in enumerate(names):
+        if not name or name in names[:number]:
+            raise InputError(
+                f"line {number + 1} of {path} {f'repeats {name!r}' if name else 'is empty'}",
+                expected="the name of a class per line, from label 0, each once",
+            )
+    return names
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return f"{len(names)} classes: {', '.join(names[:_MAX_SHOWN])}"
 
 
 def _class_names(feature: Any) -> tuple[str, ...] | None:

@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 
 from imagenet_rn50.shards.manifest import FILE_NAME
 from imagenet_rn50.shards.sources.base import Source, Unpacked
-from imagenet_rn50.shards.sources.parquet import has_splits, list_parquet
+from imagenet_rn50.shards.sources.parquet import list_parquet
 from imagenet_rn50.shards.sources.parquet_columns import ANY_COLUMNS, AskedColumns
+from imagenet_rn50.shards.sources.parquet_files import has_splits
 from imagenet_rn50.shards.sources.scan import reason_of
 from imagenet_rn50.shards.sources.shards import read_shards
 from imagenet_rn50.utils.errors import InputError
@@ -46,7 +47,7 @@ def read_remote(
         layout: `shards` or `parquet`; None to find out.
         train_only: Whether validation is left out.
         cache: Where remote shards are kept on this machine.
-        asked: The columns of parquet files that the user names.
+        asked: What the user says of the columns of parquet files.
         may_use_test: Whether the split `test` may be validation, where there is no other.
 
     Raises:
@@ -94,6 +95,11 @@ def _without_images(remote: RemoteFolder, names: Mapping[str, object]) -> InputE
     """Return the error for a folder without manifest and parquet files."""
     tars = [name for name in names if name.endswith(".tar")]
     fix = "give the address of the folder that holds them"
+    if not tars and remote.location.startswith("hf://datasets/") and "@" not in remote.location:
+        fix += (
+            "; the Hub may have made parquet files of the data set: --source "
+            f"{remote.public.rstrip('/')}@refs/convert/parquet"
+        )
     if tars:
         fix = (
             f"index them, and pack the index: python shard_imagenet.py index --shards "

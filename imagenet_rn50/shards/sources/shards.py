@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.shards import manifest as manifests
+from imagenet_rn50.shards.audit import DATA_NAME, REPORT_NAME, read_audit
 from imagenet_rn50.shards.index import IndexOptions, index
 from imagenet_rn50.shards.labels import MAPPING
 from imagenet_rn50.shards.manifest import INFO_NAME, VALIDATION, Manifest, Shard, Split
@@ -35,8 +36,6 @@ from imagenet_rn50.shards.store import CachedShards, LocalShards, open_shard, op
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import sha256_of_file
 from imagenet_rn50.utils.storage import is_address
-
-_AUDIT = ("audit.json", "audit.md")
 
 
 def is_shards(root: Path) -> bool:
@@ -70,12 +69,17 @@ def read_shards(root: Path | str, train_only: bool = False, *, cache: Path | Non
     with TemporaryDirectory(prefix="index-") as folder:
         _index(Path(root), Path(folder))
         source = _read_manifest(folder, root, train_only, None)
+        skipped = [
+            Unpacked(e["split"], f"{e['path']}: {e['key']}", e["reason"], is_error=True)
+            for e in read_audit(Path(folder))["skipped"]
+            if e["split"] in source.splits
+        ]
         shards = [
             shard for split in Manifest.load(Path(folder)).splits.values() for shard in split.shards
         ]
     taken = {PurePosixPath(shard.name).parts[0] for shard in shards}
     others = others_beside(Path(root), Path(root), taken | {INFO_NAME, CLASSES_NAME, MAPPING})
-    return replace(source, options={}, unpacked=source.unpacked + others)
+    return replace(source, options={}, unpacked=source.unpacked + skipped + others)
 
 
 def _index(root: Path, folder: Path) -> None:
@@ -85,7 +89,9 @@ def _index(root: Path, folder: Path) -> None:
         InputError: When they cannot be indexed.
     """
     try:
-        index(root, IndexOptions(for_packing=True), out=folder, num_threads=os.cpu_count() or 1)
+        # What cannot be used is for `pack` to refuse or skip.
+        options = IndexOptions(for_packing=True, on_corrupt="skip")
+        index(root, options, out=folder, num_threads=os.cpu_count() or 1)
     except InputError as error:
         raise InputError(
             f"{error}\n  (shards without a manifest are indexed before they are packed; to give "
@@ -262,7 +268,7 @@ def _others(manifest: Manifest, folder: Path, location: Path) -> list[Unpacked]:
     """Name what lies beside a manifest and its shards on this machine, and is not packed."""
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     columns = {f"manifest-{name}.npz" for name in manifest.splits}
-    taken = columns | {manifests.FILE_NAME, CLASSES_NAME, INFO_NAME, *_AUDIT}
+    taken = columns | {manifests.FILE_NAME, CLASSES_NAME, INFO_NAME, DATA_NAME, REPORT_NAME}
     if location == folder:
         taken |= {PurePosixPath(shard.name).parts[0] for shard in shards}
     found = others_beside(folder, folder, taken)
@@ -283,13 +289,13 @@ def _unlisted(shards: Sequence[Shard], location: Path, known: set[str]) -> list[
 def _notes(manifest: Manifest, splits: Mapping[str, Split]) -> list[str]:
     """Return what to know of shards that are packed anew."""
     notes = []
-    options = manifest.options
-    if manifest.is_subset:
+    options = manifest.pack_options
+    if "subset" in manifest.options:
         notes.append(
             "the manifest lists part of the samples of its shards; the others are not packed"
         )
-        while "subset" in options:
-            options = options["parent"]["options"]
+    if num_skipped := options.get("num_skipped"):
+        notes.append(f"{num_skipped:,} samples of the shards cannot be used and are left out")
     if options.get("metadata", True):
         notes.append(
             "only images and labels are packed: other members of the samples, such as .json and "
