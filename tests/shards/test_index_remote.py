@@ -20,6 +20,7 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.loader import build_loader
 from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform
+from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.index import IndexOptions, index
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.scan import scan_shard
@@ -32,6 +33,7 @@ from imagenet_rn50.utils.storage import FileInfo, RetryPolicy
 from tests.data.servers import serve
 from tests.hub import TOKEN
 from tests.shards.helpers import WNIDS, contents, jpeg, tar_of
+from tests.support import write_tiny
 
 QUICK = RetryPolicy(tries=3, initial_backoff=0.01, timeout=5)
 ROOT = Path(__file__).parents[2]
@@ -682,3 +684,44 @@ def test_a_split_test_in_info_json_is_named_and_not_indexed(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "the split 'test' is not indexed" in said
     assert "not indexed: 1 other tar: imagenet1k-test-00.tar" in said
+
+
+def trained_on(shards, recipe, run, *more, **environment):
+    """Train as a user does; return the last sample hash and loss of each epoch."""
+    words = ["train_accelerate.py", "--recipe", recipe, "--shards", shards, "--run", run]
+    subprocess.run(
+        [sys.executable, *map(str, words), "--workers", "1", *map(str, more)],
+        cwd=ROOT,
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment,
+        check=True,
+    )
+    rows = read_metrics(run)
+    hashes = [row["sample_hash"] for row in rows if "sample_hash" in row]
+    return hashes, [row["loss"] for row in read_metrics(run, "validation")]
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_run_on_indexed_shards_of_the_hub_is_the_run_on_local_ones(tmp_path, hub):
+    tiny = write_tiny(tmp_path)
+    for path in tiny.joinpath("shards").glob("manifest*"):
+        path.unlink()
+    shutil.copytree(tiny / "shards", tmp_path / "local")
+    index(tmp_path / "local")
+    hub.add_dataset("user/tiny", files_of(tiny / "shards"))
+    hub.gated.add("datasets/user/tiny")
+    cache = tmp_path / "cache"
+    index("hf://datasets/user/tiny", out=tmp_path / "out", cache=cache, retry_policy=QUICK)
+    asked = len(hub.seen_by_cdn)
+    environment = {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN}
+    recipe = tiny / "tiny.yaml"
+    ours = trained_on(tmp_path / "out", recipe, tmp_path / "run", "--cache", cache, **environment)
+    assert len(hub.seen_by_cdn) == asked
+    theirs = trained_on(tmp_path / "local", recipe, tmp_path / "other")
+    assert ours == theirs
+    assert ours[0]
+    other = trained_on(
+        tmp_path / "out", recipe, tmp_path / "third", "--cache", tmp_path / "new", **environment
+    )
+    assert other == theirs
+    assert {token for _, token in hub.seen_by_cdn} == {None}
