@@ -47,7 +47,10 @@ from imagenet_rn50.utils.formatting import percent_spec
 _NEXT = " \\\n    "  # continues a command on the next line
 _HOLDOUT = FieldRef(SHARDS, "options.holdout")
 # "auto": if jpegtran is installed
-_PACK_DEFAULTS = {**PackOptions(restart_blocks="auto").as_dict(), "holdout": None}
+_PACK_DEFAULTS = {
+    **PackOptions(restart_blocks="auto").as_dict(),
+    **dict.fromkeys(("holdout", "image_column", "label_column")),
+}
 
 
 def reproduction(files: SourceFiles, info: CardInfo) -> str:
@@ -98,6 +101,9 @@ def _pretrained_inputs(files: SourceFiles) -> str:
     return f"{text}:"
 
 
+_INDEX_OPTIONS = ("train", "validation", "label_key")
+
+
 def _training_commands(files: SourceFiles) -> list[str]:
     """Return the commands that pack, select a subset and train."""
     began = " --init-from WEIGHTS" if files.init_from() is not None else ""
@@ -117,8 +123,11 @@ def _pack_command(options: dict[str, Any], out: str) -> str:
     if _is_inherited_holdout(options):
         options = {**options, "holdout": None}
     if "indexed" in options:
-        return f"python shard_imagenet.py index --shards {out} {dataset}"
-    command = f"python shard_imagenet.py pack --source SOURCE --out {out} {dataset}"
+        given = [as_option(name, options[name]) for name in _INDEX_OPTIONS if name in options]
+        given += ["--on-corrupt skip"] if options.get("num_skipped") else []
+        return " ".join([f"python shard_imagenet.py index --shards {out} {dataset}", *given])
+    source = as_option("source", options.get("source", "SOURCE"))
+    command = f"python shard_imagenet.py pack {source} --out {out} {dataset}"
     changed = [
         as_option(name, options[name])
         for name, default in _PACK_DEFAULTS.items()

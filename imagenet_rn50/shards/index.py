@@ -27,6 +27,7 @@ from imagenet_rn50.shards.images import TURNED
 from imagenet_rn50.shards.indexing_state import FOLDER, IndexingState, commit_of
 from imagenet_rn50.shards.labels import MAPPING, Claim, classes_of, log_missing
 from imagenet_rn50.shards.listing import (
+    SPLITS_OF_INFO,
     FoundShard,
     InfoSplit,
     Listing,
@@ -174,7 +175,7 @@ def index(
             scanned, out, beside, location, options, found[0].dataset, num_skipped=num_skipped
         )
         state.forget()
-    reader.log_cache()
+    reader.log_cache(manifest)
     return manifest
 
 
@@ -388,7 +389,6 @@ class _Reader:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._num_bytes = 0
-        self._not_kept: list[str] = []
 
     def read_all(self, found: list[FoundShard], num_threads: int) -> list[ScannedShard]:
         """Read the shards that no earlier run has read; return all of them in their order.
@@ -476,7 +476,6 @@ class _Reader:
                 break
             with suppress(FileNotFoundError):  # evicted by another process
                 return self._scan(found, path, path.stem, where)
-        self._not_kept.append(found.name)
         path = self.state.download_path(found.name)
         try:
             sha256 = self.remote.download(
@@ -502,13 +501,15 @@ class _Reader:
             check_stop=self._check_stop,
         )
 
-    def log_cache(self) -> None:
-        """Log how many shards the cache could not keep."""
-        if self.cache is not None and self._not_kept:
+    def log_cache(self, manifest: Manifest) -> None:
+        """Log how many shards are not in the cache: there was no space, or no cache then."""
+        if self.cache is None:
+            return
+        shards = [shard for split in manifest.splits.values() for shard in split.shards]
+        if missing := sum(not self.cache.holds(shard) for shard in shards):
             logger.info(
-                f"the cache {self.cache.cache} has no space for {len(self._not_kept)} of the shards"
-                f" ({self.cache.limit_bytes / 1e9:,.1f} GB in all): training downloads them again; "
-                "give it more with --cache-gb"
+                f"{missing} of {len(shards)} shards are not in the cache {self.cache.cache}, which "
+                f"may take {self.cache.limit_bytes / 1e9:,.1f} GB: training downloads them"
             )
 
 
@@ -530,21 +531,24 @@ def _require_listed(
         InputError: When a shard is missing, or not listed.
     """
     listed = {name for split in info.values() for name in split.lengths}
+    others = {
+        n for name, split in info.items() if name not in SPLITS_OF_INFO for n in split.lengths
+    }
     names = {shard.name for shard in found}
     fix = f"complete the shards; or remove {where} if it is not theirs"
     is_part = bool(options.train or options.validation)
-    if not is_part and (missing := sorted(listed - names)):
+    if not is_part and (missing := sorted(listed - others - names)):
         raise InputError(
             f"{where} lists {len(missing)} shards that are not there, such as {missing[0]}",
-            expected=f"{len(listed)} shards",
+            expected=f"{len(listed - others)} shards",
             found=f"{len(names)} shards",
             fix=f"{fix}; or name the shards to index with --train and --validation",
         )
-    if others := sorted(names - listed):
+    if surplus := sorted(names - listed):
         raise InputError(
-            f"{others[0]} is not as {where} describes it",
+            f"{surplus[0]} is not as {where} describes it",
             expected="only shards it lists",
-            found=f"{counted(len(others), 'shard')} that it does not list",
+            found=f"{counted(len(surplus), 'shard')} that it does not list",
             fix=fix,
         )
 
@@ -587,8 +591,8 @@ def _skip_unusable(scanned: list[ScannedShard], options: IndexOptions) -> int:
             f"samples of the shards cannot be used: {len(unusable):,}",
             expected="an image, and a class index, 0 or more, or a wnid, for each sample",
             found=shown + "; ..." * (len(unusable) > _MAX_SHOWN),
-            fix="write the shards again without them, or leave them out of the manifest: "
-            "--on-corrupt skip",
+            fix="name the JSON field of the labels if there is one (--label-key FIELD); or leave "
+            "the samples out of the manifest: --on-corrupt skip",
         )
     if options.on_corrupt == "skip" and not options.for_packing:
         for shard in scanned:
@@ -654,8 +658,9 @@ def _write(
     for record in records:
         num_images[record.split] += len(record.rows)
     recorded: dict[str, Any] = {"indexed": True}
-    if options.label_key is not None:
-        recorded["label_key"] = options.label_key
+    for name in ("train", "validation", "label_key"):
+        if (value := getattr(options, name)) is not None:
+            recorded[name] = value
     if num_skipped:
         recorded["num_skipped"] = num_skipped
         if not options.for_packing:

@@ -31,6 +31,7 @@ from imagenet_rn50.utils.files import (
     write_json,
     write_text,
 )
+from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.storage import FileInfo
 
 FOLDER = ".indexing"
@@ -80,14 +81,21 @@ class IndexingState:
             When the first run began, in seconds since the epoch.
 
         Raises:
-            InputError: When the folder holds an unfinished index of something else.
+            InputError: When the folder holds an unfinished index of other shards.
         """
         for path in [*self._folder.glob(f"*{_DOWNLOAD}"), *self._folder.glob("*.partial")]:
             path.unlink(missing_ok=True)
-        if self._plan.exists() and self.num_records:
-            if (begun := read_json(self._plan)) != identity:
-                raise self._another(begun, identity)
-        else:
+        begun = read_json(self._plan) if self._plan.exists() and self.num_records else None
+        if begun is not None and begun.get("location") != identity["location"]:
+            raise self._another(begun, identity)
+        if begun != identity:
+            for path in self._folder.glob("*.tar.json"):  # read with other options
+                path.unlink()
+            if begun is not None:
+                logger.info(
+                    f"Reading all shards again: {describe_difference(begun, identity)} since "
+                    f"indexing into {self._out} began."
+                )
             write_json(self._plan, identity)
         return self._plan.stat().st_mtime
 
@@ -102,10 +110,10 @@ class IndexingState:
                 "begin again",
             )
         return InputError(
-            f"{self._out} holds an unfinished index of something else",
-            expected="the same shards and options as before",
-            found=describe_difference(begun, identity),
-            fix=f"use the same options, or another --out, or delete {self._folder}",
+            f"{self._out} holds an unfinished index of other shards",
+            expected=f"the shards at {begun.get('location')}",
+            found=f"those at {identity['location']}",
+            fix=f"give another --out, or delete {self._folder}",
         )
 
     @property

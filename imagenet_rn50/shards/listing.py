@@ -38,7 +38,8 @@ _LIKE_TAR = re.compile(
 )
 _OURS = re.compile(r"manifest(-\w+)?\.(json|npz)")
 _BESIDE = frozenset({INFO_NAME, CLASSES_NAME, MAPPING, audit.REPORT_NAME, audit.DATA_NAME})
-_SPLITS_OF_INFO = {"train": TRAIN, **dict.fromkeys(("validation", "valid", "val"), VALIDATION)}
+SPLITS_OF_INFO = {"train": TRAIN, **dict.fromkeys(("validation", "valid", "val"), VALIDATION)}
+"""The split of each name that a split or its folder may have; others are not indexed."""
 _MAX_SHOWN = 5
 _DEPTH = 2  # of train/000.tar
 _GLOB = frozenset("*?[")
@@ -184,14 +185,14 @@ def _by_name(listing: Listing) -> tuple[list[FoundShard], list[str]]:
 
 
 def _is_in_split_folder(name: str) -> bool:
-    return name.partition("/")[0] in _SPLITS_OF_INFO
+    return name.partition("/")[0] in SPLITS_OF_INFO
 
 
 def _by_info(listing: Listing, info: Mapping[str, InfoSplit]) -> list[FoundShard]:
     """Return the shards that `_info.json` lists."""
     found = []
     for split_name, split in info.items():
-        if split_name not in _SPLITS_OF_INFO:
+        if split_name not in SPLITS_OF_INFO:
             logger.info(f"{INFO_NAME}: the split {split_name!r} is not indexed")
             continue
         for number, name in enumerate(split.lengths):
@@ -202,7 +203,7 @@ def _by_info(listing: Listing, info: Mapping[str, InfoSplit]) -> list[FoundShard
                     expected="every shard that it lists",
                     fix="complete the shards, or name those to index with --train and --validation",
                 )
-            split_of_ours = _SPLITS_OF_INFO[split_name]
+            split_of_ours = SPLITS_OF_INFO[split_name]
             found.append(FoundShard(split_of_ours, number, listing.dataset, 0, name, known))
     return found
 

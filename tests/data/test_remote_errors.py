@@ -7,6 +7,7 @@ import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,6 +126,21 @@ def test_a_server_is_given_the_time_that_it_asks_for(
     read_all(server.address, source[1], tmp_path)
     assert all(50 < pause <= 60 for pause in pauses[:2])
     assert len(pauses) == 2
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"ratelimit": '"resolvers";r=0;t=17'}, 17),
+        ({"ratelimit": '"api";r=3;t=17'}, 0),
+        ({"ratelimit": '"api";r=0;t=17', "retry-after": "5"}, 5),
+    ],
+)
+def test_the_hubs_rate_limit_says_how_long_to_wait(headers, seconds):
+    response = SimpleNamespace(status_code=429, headers=headers)
+    error = RuntimeError()
+    error.response = response  # type: ignore[attr-defined]
+    assert remote.transfer_error(error, "hf").retry_after == seconds
 
 
 @pytest.mark.parametrize("value", ["3600", "inf", "Fri, 01 Jan 2100 00:00:00 GMT"])

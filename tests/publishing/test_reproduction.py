@@ -91,6 +91,17 @@ def test_shards_that_others_packed_are_indexed(tmp_path, shards):
     assert "They were packed elsewhere" in card.read_text(encoding="utf-8")
 
 
+def test_the_options_of_indexing_are_in_the_command(tmp_path, shards):
+    options = {"indexed": True, "train": "{00000..00122}.tar", "label_key": "x y", "num_skipped": 3}
+    folder = shutil.copytree(shards, tmp_path / "shards")
+    replace(Manifest.load(shards), options=options).save(folder)
+    command = commands_in(exported(tmp_path, folder, "tiny"))[0]
+    check(command)
+    assert command.text.endswith(
+        "--dataset tiny --train '{00000..00122}.tar' --label-key 'x y' --on-corrupt skip"
+    )
+
+
 def test_another_number_in_the_command_is_found(tmp_path, monkeypatch):
     source, shards = write_kaggle(tmp_path / "source"), tmp_path / "shards"
     shard(f"python shard_imagenet.py pack --source {source} --out {shards} {OPTIONS}", monkeypatch)

@@ -16,9 +16,11 @@ import torch
 import webdataset
 
 import shard_imagenet
+from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.loader import build_loader
 from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform
+from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.index import IndexOptions, index
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.scan import scan_shard
@@ -31,6 +33,7 @@ from imagenet_rn50.utils.storage import FileInfo, RetryPolicy
 from tests.data.servers import serve
 from tests.hub import TOKEN
 from tests.shards.helpers import WNIDS, contents, jpeg, tar_of
+from tests.support import write_tiny
 
 QUICK = RetryPolicy(tries=3, initial_backoff=0.01, timeout=5)
 ROOT = Path(__file__).parents[2]
@@ -121,13 +124,15 @@ def local_index(source, tmp_path, options=None):
     return out
 
 
-def epoch(shards, cache=None):
+def epoch(shards, cache=None, num_workers=0):
     """Return keys, labels and pixels of a loaded epoch."""
     store = open_shards(shards, cache=cache, retry_policy=QUICK)
     split = Manifest.load(store.folder).split("train")
     order = ShardShuffleSampler(split.shard_sizes, seed=1, window=2)
     share = DistributedBatchSampler(0, split.num_samples, 5)
-    batches = build_loader(store, split, share, EvalTransform(18, 16), order=order, num_workers=0)
+    batches = build_loader(
+        store, split, share, EvalTransform(18, 16), order=order, num_workers=num_workers
+    )
     return [batch[:3] for batch in batches]
 
 
@@ -267,7 +272,7 @@ def test_shards_on_the_hub_are_pinned_to_a_commit_and_keep_the_token_there(layou
     asked = list(hub.seen_by_cdn)
     assert_same(tmp_path / "out", local, tmp_path / "cache")
     assert hub.seen_by_cdn == asked
-    assert_same_epoch(epoch(tmp_path / "out", tmp_path / "other"), epoch(local))
+    assert_same_epoch(epoch(tmp_path / "out", tmp_path / "other", num_workers=2), epoch(local))
     assert len(hub.seen_by_cdn) > len(asked)
     assert {authorization for _, authorization in hub.seen_by_cdn} == {None}
     assert verify(tmp_path / "out", quick=True) == []
@@ -374,7 +379,7 @@ def test_a_revision_that_moved_is_refused_with_both_commits(tmp_path, hub, monke
     assert second in str(refused.value)
 
 
-def test_another_source_or_label_is_not_mixed_into_what_was_begun(tmp_path, monkeypatch):
+def test_other_shards_are_not_mixed_into_what_was_begun(tmp_path, monkeypatch):
     timm(tmp_path / "source")
     shutil.copytree(tmp_path / "source", tmp_path / "copy")
     out = tmp_path / "out"
@@ -382,10 +387,22 @@ def test_another_source_or_label_is_not_mixed_into_what_was_begun(tmp_path, monk
         failing_scan(patch, "imagenet1k-train-0002.tar")
         with pytest.raises(RuntimeError):
             index(tmp_path / "source", out=out)
-    with pytest.raises(InputError, match="unfinished index of something else"):
+    with pytest.raises(InputError, match="unfinished index of other shards"):
         index(tmp_path / "copy", out=out)
-    with pytest.raises(InputError, match="label_key was None, now 'label'"):
-        index(tmp_path / "source", IndexOptions(label_key="label"), out=out)
+
+
+def test_another_label_key_reads_all_shards_again(tmp_path):
+    (tmp_path / "source").mkdir()
+    with webdataset.TarWriter(str(tmp_path / "source" / "pets-train-0000.tar")) as tar:
+        for number in range(4):
+            label = {"kind": ("cat", "dog")[number % 2]}
+            tar.write({"__key__": f"{number}", "jpg": jpeg(number), "json": label})
+    with pytest.raises(InputError, match="--label-key"):
+        index(tmp_path / "source", out=tmp_path / "out")
+    options = IndexOptions(label_key="kind")
+    manifest = index(tmp_path / "source", options, out=tmp_path / "out")
+    assert manifest.split("train").labels.tolist() == [0, 1, 0, 1]
+    assert Classes.load(tmp_path / "out").wnids == ("cat", "dog")
 
 
 def test_two_runs_into_one_folder_are_refused(tmp_path):
@@ -422,7 +439,7 @@ def test_a_killed_process_is_resumed(tmp_path):
     assert not (tmp_path / "out" / ".indexing").exists()
 
 
-def test_the_cache_keeps_what_was_streamed_and_evicts_older_shards_first(tmp_path):
+def test_the_cache_keeps_what_was_streamed_and_evicts_older_shards_first(tmp_path, capsys):
     source = timm(tmp_path / "source")
     size = max(path.stat().st_size for path in source.glob("*.tar"))
     cache = tmp_path / "cache"
@@ -438,6 +455,8 @@ def test_the_cache_keeps_what_was_streamed_and_evicts_older_shards_first(tmp_pat
             index(server.address, out=out, **arguments)
             assert len(list((cache / "shards").glob("*.tar"))) == kept
             assert not old.exists()
+            said = capsys.readouterr().out
+            assert (f"{4 - kept} of 4 shards are not in the cache" in said) == (kept < 4)
             names = {path.name for path in (cache / "shards").iterdir()}
             assert all(name.endswith((".tar", ".lock")) for name in names)
             shutil.rmtree(cache / "shards")
@@ -646,3 +665,63 @@ def test_a_server_that_tells_no_size_is_not_taken_for_whole(tmp_path, monkeypatc
         assert len(findings) == 4
         assert "does not tell its size" in findings[0].problem
         assert verify(tmp_path / "out", cache=tmp_path / "cache", retry_policy=QUICK) == []
+
+
+def test_a_split_test_in_info_json_is_named_and_not_indexed(tmp_path, capsys):
+    source = timm(tmp_path / "source")
+    about = json.loads((source / "_info.json").read_text())
+    about["splits"]["test"] = {
+        "name": "test", "num_samples": 5, "filenames": ["imagenet1k-test-00.tar"],
+        "shard_lengths": [5],
+    }  # fmt: skip
+    (source / "_info.json").write_text(json.dumps(about))
+    write_with_webdataset(source / "imagenet1k-test-00.tar", 9)
+    manifest = index(source, out=tmp_path / "out")
+    assert {name: len(split.shards) for name, split in manifest.splits.items()} == {
+        "train": 3,
+        "validation": 1,
+    }
+    said = capsys.readouterr().out
+    assert "the split 'test' is not indexed" in said
+    assert "not indexed: 1 other tar: imagenet1k-test-00.tar" in said
+
+
+def trained_on(shards, recipe, run, *more, **environment):
+    """Train as a user does; return the last sample hash and loss of each epoch."""
+    words = ["train_accelerate.py", "--recipe", recipe, "--shards", shards, "--run", run]
+    subprocess.run(
+        [sys.executable, *map(str, words), "--workers", "1", *map(str, more)],
+        cwd=ROOT,
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"} | environment,
+        check=True,
+    )
+    rows = read_metrics(run)
+    hashes = [row["sample_hash"] for row in rows if "sample_hash" in row]
+    return hashes, [row["loss"] for row in read_metrics(run, "validation")]
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+def test_a_run_on_indexed_shards_of_the_hub_is_the_run_on_local_ones(tmp_path, hub):
+    tiny = write_tiny(tmp_path)
+    for path in tiny.joinpath("shards").glob("manifest*"):
+        path.unlink()
+    shutil.copytree(tiny / "shards", tmp_path / "local")
+    index(tmp_path / "local")
+    hub.add_dataset("user/tiny", files_of(tiny / "shards"))
+    hub.gated.add("datasets/user/tiny")
+    cache = tmp_path / "cache"
+    index("hf://datasets/user/tiny", out=tmp_path / "out", cache=cache, retry_policy=QUICK)
+    asked = len(hub.seen_by_cdn)
+    environment = {"HF_ENDPOINT": hub.address, "HF_TOKEN": TOKEN}
+    recipe = tiny / "tiny.yaml"
+    ours = trained_on(tmp_path / "out", recipe, tmp_path / "run", "--cache", cache, **environment)
+    assert len(hub.seen_by_cdn) == asked
+    theirs = trained_on(tmp_path / "local", recipe, tmp_path / "other")
+    assert ours == theirs
+    assert ours[0]
+    other = trained_on(
+        tmp_path / "out", recipe, tmp_path / "third", "--cache", tmp_path / "new", **environment
+    )
+    assert other == theirs
+    assert {token for _, token in hub.seen_by_cdn} == {None}

@@ -328,3 +328,16 @@ def test_another_data_set_beside_the_folder_data_is_named(tmp_path):
     source = read_source(tmp_path, train_only=True)
     assert len(source.splits["train"]) == 3
     assert [entry.path for entry in source.unpacked] == ["small/train.parquet"]
+
+
+def test_packing_from_another_column_is_another_packing(tmp_path):
+    rows = [{"a": jpeg(i), "b": jpeg(9 - i), "label": "xyz"[i]} for i in range(3)]
+    write_table(tmp_path / "source" / "train.parquet", rows)
+    options = PackOptions(train_only=True)
+    for column in "ab":
+        source = read_source(tmp_path / "source", train_only=True, image_column=column)
+        assert source.options == {"image_column": column}
+        if column == "a":
+            pack(source, tmp_path / "out", options)
+    with pytest.raises(InputError, match="image_column was 'a', now 'b'"):
+        pack(source, tmp_path / "out", options)

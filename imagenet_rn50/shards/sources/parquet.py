@@ -130,9 +130,21 @@ def list_parquet(
         splits,
         unpacked,
         notes,
-        options={"validation_split": TEST} if is_test else {},
+        options=_options(columns, is_test=is_test),
         reader=ParquetReader(files, columns),
     )
+
+
+def _options(columns: Columns, *, is_test: bool) -> dict[str, Any]:
+    """Return what the manifest of the shards records of what was read."""
+    options = {}
+    if columns.image != IMAGE:
+        options["image_column"] = columns.image
+    if columns.label != LABEL:
+        options["label_column"] = columns.label
+    if is_test:
+        options["validation_split"] = TEST
+    return options
 
 
 @dataclass(frozen=True)
