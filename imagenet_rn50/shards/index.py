@@ -397,7 +397,9 @@ class _Reader:
             InputError: When one cannot be read.
         """
         scanned: dict[str, ScannedShard] = {}
-        began = shown = time.monotonic()
+        if count := self.state.num_records:
+            logger.info(f"{count} shards were read before; those that have not changed are kept")
+        began = time.monotonic()
         with (
             ThreadPoolExecutor(num_threads) as pool,
             progress_bar(total=len(found), description="indexing", unit="shard") as bar,
@@ -409,12 +411,11 @@ class _Reader:
                     for future in done:
                         shard = future.result()
                         scanned[shard.record.shard.name] = shard
-                    now = time.monotonic()
-                    rate = self._num_bytes / max(now - began, 1e-9)
+                    rate = self._num_bytes / max(time.monotonic() - began, 1e-9)
                     bar.set_postfix_str(f"{rate / 1e6:.1f} MB/s", refresh=False)
                     bar.update(len(done))
-                    if now - shown > bar.mininterval:
-                        shown = now
+                    if time.time() - bar.last_print_t > bar.mininterval:
+                        bar.last_print_t = time.time()
                         bar.refresh()
             except BaseException:
                 self._stop.set()
