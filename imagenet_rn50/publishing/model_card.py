@@ -47,7 +47,10 @@ from imagenet_rn50.utils.formatting import percent_spec
 _NEXT = " \\\n    "  # continues a command on the next line
 _HOLDOUT = FieldRef(SHARDS, "options.holdout")
 # "auto": if jpegtran is installed
-_PACK_DEFAULTS = {**PackOptions(restart_blocks="auto").as_dict(), "holdout": None}
+_PACK_DEFAULTS = {
+    **PackOptions(restart_blocks="auto").as_dict(),
+    **dict.fromkeys(("holdout", "image_column", "label_column")),
+}
 
 
 def reproduction(files: SourceFiles, info: CardInfo) -> str:
@@ -123,7 +126,8 @@ def _pack_command(options: dict[str, Any], out: str) -> str:
         given = [as_option(name, options[name]) for name in _INDEX_OPTIONS if name in options]
         given += ["--on-corrupt skip"] if options.get("num_skipped") else []
         return " ".join([f"python shard_imagenet.py index --shards {out} {dataset}", *given])
-    command = f"python shard_imagenet.py pack --source SOURCE --out {out} {dataset}"
+    source = as_option("source", options.get("source", "SOURCE"))
+    command = f"python shard_imagenet.py pack {source} --out {out} {dataset}"
     changed = [
         as_option(name, options[name])
         for name, default in _PACK_DEFAULTS.items()
