@@ -336,7 +336,7 @@ def failing_scan(monkeypatch, name):
             raise RuntimeError("planted")
         return scan_shard(path, **arguments)
 
-    monkeypatch.setattr("imagenet_rn50.shards.index.scan_shard", fail)
+    monkeypatch.setattr("imagenet_rn50.shards.scanner.scan_shard", fail)
 
 
 def test_a_run_that_stopped_is_resumed_and_reads_nothing_twice(tmp_path, monkeypatch):
