@@ -32,6 +32,12 @@ def pytest_unconfigure():
     _HF_HOME.cleanup()
 
 
+def pytest_collection_modifyitems(items):
+    """Start the files that start processes first: they take longest, and a worker takes a file."""
+    files = {item.path for item in items if item.get_closest_marker("multiprocess")}
+    items.sort(key=lambda item: item.path not in files)
+
+
 @pytest.fixture
 def refused(monkeypatch, capfd):
     """Run an entry point that must exit with code 2; return its error message."""
