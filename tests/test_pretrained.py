@@ -182,7 +182,7 @@ def test_weights_of_others_become_a_folder_that_computes_the_same(weights, tmp_p
     converted = to_torchvision(model.state_dict())
     assert all(torch.equal(converted[name], tensor) for name, tensor in original.items())
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "they are those of weights.safetensors<!--origin.json name-->" in card
+    assert "weights.safetensors<!--origin.json name-->" in card
     assert "license:" not in card
 
     convert(str(tmp_path / "out"), tmp_path / "again", options=ExportOptions(dtype="float16"))

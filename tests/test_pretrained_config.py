@@ -90,7 +90,7 @@ def test_an_architecture_of_transformers_is_exported_as_it_is(theirs, tmp_path, 
     exported = load_exported(tmp_path / "out")
     torch.testing.assert_close(logits(exported), logits(network), rtol=1e-5, atol=1e-5)
     assert {name: getattr(exported.config, name) for name in fields} == fields
-    assert "of transformers' ResNetForImageClassification" in capsys.readouterr().out
+    assert "agree with transformers' ResNetForImageClassification" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_timms_preprocessing_and_names_go_into_the_export(of_timm, tmp_path, cap
     assert settings["crop_size"] == {"height": 32, "width": 32}
     assert list(settings["image_mean"]) == [0.5, 0.4, 0.3]
     assert list(settings["image_std"]) == [0.3, 0.2, 0.1]
-    assert "of timm's resnet18" in capsys.readouterr().out
+    assert "agree with timm's resnet18" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_bare_file_claims_no_architecture(theirs, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "w.pth does not state its architecture: assuming" in said
     assert "which no other library could confirm" in said
-    assert "which was assumed" in (tmp_path / "out" / "README.md").read_text()
+    assert "so it was assumed" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_a_bare_file_is_compared_with_the_architecture_that_is_named(tmp_path, capsys):
@@ -223,7 +223,7 @@ def test_a_bare_file_is_compared_with_the_architecture_that_is_named(tmp_path, c
     path = str(tmp_path / "w.pth")
     torch.save(network.state_dict(), path)
     convert(path, tmp_path / "out", arch="resnet18.a1_in1k", sizes={"eval_size": 32})
-    assert "the logits of timm's resnet18.a1_in1k (--arch)" in capsys.readouterr().out
+    assert "agree with timm's resnet18.a1_in1k (--arch)" in capsys.readouterr().out
     assert load_processor(tmp_path / "out").to_dict()["resample"] == 3  # of that tag
     assert "was assumed" not in (tmp_path / "out" / "README.md").read_text()
     for arch, told in (("resnetblur18", "another architecture"), ("resnet10t", "not those of")):

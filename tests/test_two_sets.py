@@ -178,7 +178,7 @@ def test_a_classifier_follows_the_names_of_its_classes(folder):
     path = folder(["bee, Apis", "cat", "ant"])
     model, _, told = begin(path)
     assert model.state_dict()["classifier.1.bias"].tolist() == [2.0, 0.0, 1.0]
-    assert "3 of 3 by name" in told
+    assert "3 of 3 matched" in told
     fresh = build_labelled(TINY, NAMES)
     model, _, told = begin(path, names=["cat", "dog", "ant"])
     assert model.state_dict()["classifier.1.bias"][[0, 2]].tolist() == [1.0, 2.0]

@@ -188,14 +188,7 @@ def first_shards(split: Split, num_bytes: float) -> Split:
     """Return the first shards of a split that have at most `num_bytes`, and at least one."""
     ends = np.cumsum([shard.num_bytes for shard in split.shards])
     num_shards = max(int(np.searchsorted(ends, num_bytes, side="right")), 1)
-    stop = int(split.shard_starts[num_shards])
-    return Split(
-        split.shards[:num_shards],
-        split.offsets[:stop],
-        split.lengths[:stop],
-        split.labels[:stop],
-        split.keys[:stop],
-    )
+    return split.select(np.arange(split.shard_starts[num_shards]))
 
 
 def _images_per_second(

@@ -224,7 +224,7 @@ def test_a_checkpoint_holds_what_accelerates_save_state_writes(tiny, stopped, tm
 def test_the_proof_shows_a_difference(tiny, finished, stopped, tmp_path, capsys):
     train(tiny, tmp_path / "twin", stop_at_step=5, checkpoint_steps=1, keep_last=3)
     assert compare(stopped, tmp_path / "twin")
-    assert "to the last bit" in capsys.readouterr().out
+    assert "Bit-identical" in capsys.readouterr().out
     learner_differs = tmp_path / "differs"
     train(tiny, learner_differs, stop_at_step=4, checkpoint_steps=1, keep_last=3)
     weights = verify(learner_differs / "checkpoints" / folder_name(32)).weights
