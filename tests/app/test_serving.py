@@ -161,7 +161,20 @@ def test_uploads_are_deleted_after_an_hour(model_folder, tmp_path, monkeypatch):
         page.close()
 
 
-def test_without_a_usable_model_the_page_shows_setup_instructions_even_behind_a_proxy(tmp_path):
+def test_without_a_usable_model_the_page_shows_setup_instructions(monkeypatch):
+    monkeypatch.chdir(APP)
+    page = build_page(ModelId("examples"))  # a folder without a model
+    _, address, _ = launch(page, prevent_thread_lock=True, quiet=True)
+    try:
+        text = httpx.get(address, timeout=60).text
+        assert "The model cannot be loaded." in text
+        assert "MODEL_ID" in text
+    finally:
+        page.close()
+
+
+@pytest.mark.slow
+def test_a_space_without_a_usable_model_starts_behind_a_proxy_that_is_down(tmp_path):
     proxy = {
         "http_proxy": "http://127.0.0.1:9",
         "no_proxy": "",

@@ -113,7 +113,7 @@ class Trainers:
             log = self._folder / f"trainer-{self._count}.log"
             log.touch()
         words = ["train_accelerate.py", "--recipe", str(tiny / "tiny.yaml"), "--run", str(run)]
-        words += ["--shards", str(tiny / "shards"), "--workers", "1", *more]
+        words += ["--shards", str(tiny / "shards"), "--workers", "0", *more]
         order = {"words": words, "log": str(log), "limit": largest_file, "plots": plots}
         num_before = len(lines_of(run, "train"))
         pid = self.ask(order | {"environment": environment})
