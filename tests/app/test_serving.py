@@ -15,8 +15,8 @@ from gradio_client.utils import QueueError
 from PIL import Image
 from transformers import pipeline
 
-from space.model import ModelId
-from space.page import build_page, launch
+from space.model import ModelError, ModelId
+from space.page import build_page, build_setup_page, launch
 from tests.app.serving import APP, serve
 
 pytestmark = [
@@ -161,9 +161,10 @@ def test_uploads_are_deleted_after_an_hour(model_folder, tmp_path, monkeypatch):
         page.close()
 
 
-def test_without_a_usable_model_the_page_shows_setup_instructions(monkeypatch):
-    monkeypatch.chdir(APP)
-    page = build_page(ModelId("examples"))  # a folder without a model
+def test_without_a_usable_model_the_page_shows_setup_instructions(tmp_path):
+    with pytest.raises(ModelError) as unusable:
+        build_page(ModelId(str(tmp_path)))
+    page = build_setup_page(unusable.value)
     _, address, _ = launch(page, prevent_thread_lock=True, quiet=True)
     try:
         text = httpx.get(address, timeout=60).text
