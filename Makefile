@@ -23,7 +23,7 @@ test: $(VENV)/.installed-dev  ## check format, lint, types and import layers, an
 
 # Three processes on two cores, for some tests wait.
 default-tests: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder
 
 test-baseline-isa: $(VENV)/.installed-dev  ## run the numeric tests without AVX: processors round differently
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest -n 3 \

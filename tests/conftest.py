@@ -38,6 +38,29 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in files)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Run each file on one worker, so that its fixtures are made once; one Space serves the app."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            uses_space = file.endswith(("app/test_browser.py", "app/test_serving.py"))
+            return "space" if uses_space else file
+
+    return ByFile(config, log)
+
+
+@pytest.fixture(scope="session")
+def trainers(tmp_path_factory):
+    """Starts trainers at once; one for all tests of a process."""
+    from tests.training.trainers import Trainers
+
+    with Trainers(tmp_path_factory.mktemp("logs")) as started:
+        yield started
+
+
 @pytest.fixture
 def refused(monkeypatch, capfd):
     """Run an entry point that must exit with code 2; return its error message."""

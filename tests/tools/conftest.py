@@ -1,3 +1,3 @@
-from tests.training.conftest import tiny, trainers
+from tests.training.conftest import tiny
 
-__all__ = ["tiny", "trainers"]
+__all__ = ["tiny"]

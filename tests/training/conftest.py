@@ -2,7 +2,7 @@ import pytest
 
 from imagenet_rn50.training import trainer
 from tests.support import write_recipe, write_shards
-from tests.training.trainers import RECIPE, Trainers
+from tests.training.trainers import RECIPE
 
 
 @pytest.fixture(autouse=True)
@@ -10,13 +10,6 @@ def _draw_plots_only_where_marked(request, monkeypatch):
     """Drawing plots takes seconds, and few tests look at them."""
     if request.node.get_closest_marker("plots") is None:
         monkeypatch.setattr(trainer, "draw_plots", lambda run: None)
-
-
-@pytest.fixture(scope="session")
-def trainers(tmp_path_factory):
-    """Starts trainers at once; one for all tests of a process."""
-    with Trainers(tmp_path_factory.mktemp("logs")) as started:
-        yield started
 
 
 @pytest.fixture(scope="session")
