@@ -92,7 +92,7 @@ def test_damage_inside_a_shard_is_a_blocker_too(tiny, monkeypatch, capsys):
         shard.write_bytes(content.replace(b"\xff\xd8\xff", b"\x00\x00\x00"))
     code, out, _ = doctor(monkeypatch, capsys, *options(tiny, "bitten"))
     assert code == 1
-    assert "cannot be decoded" in out
+    assert "is damaged" in out
 
 
 def test_too_little_shared_memory_is_a_blocker_before_it_kills_a_worker(tiny, monkeypatch, capsys):
