@@ -12,7 +12,7 @@ class ServerError(Exception):
     """No OSError, as none of wandb's errors is."""
 
 
-class Tracker(GeneralTracker):  # type: ignore[misc]
+class Tracker(GeneralTracker):
     """Remembers what it was told, and fails where it is told to."""
 
     requires_logging_directory = False
