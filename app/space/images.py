@@ -80,7 +80,11 @@ def _too_large() -> str:
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation, as transformers does; ignore damaged EXIF."""
     try:
-        transpose = _TRANSPOSES.get(image.getexif().get(_ORIENTATION, 1))
+        exif = image.getexif()
+        transpose = _TRANSPOSES.get(exif.get(_ORIENTATION, 1))
+        if transpose is not None:
+            del exif[_ORIENTATION]
+            exif.tobytes()  # transformers writes it anew, and fails where Pillow cannot
     except Exception:  # damaged EXIF makes Pillow raise anything
         return image
     return image if transpose is None else image.transpose(transpose)

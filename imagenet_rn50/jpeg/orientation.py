@@ -52,12 +52,21 @@ def read_orientation(segments: Sequence[bytes]) -> int:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return the orientation that an opened image's metadata states: 1 to 8, 1 where none is."""
+    """Return the orientation that an opened image's metadata states: 1 to 8, 1 where none is.
+
+    As `exif_transpose` does, it removes the orientation and writes the rest anew. Where Pillow
+    cannot write what it could read, an image stays as stored.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            stated = image.getexif().get(_ORIENTATION_TAG, 1)
-            return next((value for value in range(2, 9) if value == stated), 1)
+            exif = image.getexif()
+            stated = exif.get(_ORIENTATION_TAG, 1)
+            orientation = next((value for value in range(2, 9) if value == stated), 1)
+            if orientation != 1:
+                del exif[_ORIENTATION_TAG]
+                exif.tobytes()
+            return orientation
     except Exception:  # damaged metadata makes Pillow raise anything
         return 1
 
