@@ -23,7 +23,6 @@ from imagenet_rn50.shards.sources.base import readable
 from imagenet_rn50.shards.tar import (
     IMAGE_FIELDS,
     Buffer,
-    Member,
     TarError,
     TarSample,
     image_of,
@@ -115,11 +114,12 @@ def scan_shard(
                 check_stop()
                 _require_safe(sample, where)
                 claim = _claim_of(sample, buffer, where, label_key)
-                found = _unusable(sample, buffer, claim, label_key)
-                if isinstance(found, str):
-                    record.skipped.append(Note(name, sample.key, UNKNOWN, found))
-                elif claim is not None:
-                    row, note = _row_of(sample.key, found, buffer, claim, name)
+                try:
+                    row, note = _row_of(sample, buffer, claim, label_key, name)
+                except _UnusableError as reason:
+                    record.skipped.append(Note(name, sample.key, UNKNOWN, str(reason)))
+                else:
+                    assert claim is not None
                     record.rows.append(row)
                     scanned.claims.append(distinct.setdefault(claim, claim))
                     record.changed += [] if note is None else [note]
@@ -146,35 +146,31 @@ def _require_safe(sample: TarSample, where: str) -> None:
         )
 
 
-def _unusable(
-    sample: TarSample, buffer: Buffer, claim: Claim | None, label_key: str | None
-) -> Member | str:
-    """Return the image of a sample; or why the sample cannot be used."""
-    members = f"(members {', '.join(sorted(sample.members)) or 'none'})"
-    images = sorted(sample.members.keys() & set(IMAGE_FIELDS))
-    if len(images) > 1:
-        return f"has {len(images)} images {members}"
-    image = image_of(sample)
-    if image is None:
-        return f"has no image: .jpg, .jpeg, .png or .webp {members}"
-    if claim is None:
-        if label_key is not None:
-            return f"has no label: a class index or a name in {label_key!r} of .json {members}"
-        return f"has no label: a class index or a wnid in .cls, .json or its key {members}"
-    content = bytes(buffer[image.offset : image.offset + image.size])
-    try:
-        read_header(content)
-    except JpegError as error:
-        if content.startswith(_JPEG_MAGIC) or not is_image(content):
-            return f"has an image that cannot be read: {error}"
-    return image
+class _UnusableError(Exception):
+    """Why a sample cannot be used; the message continues a sentence that begins with it."""
 
 
 def _row_of(
-    key: str, image: Member, buffer: Buffer, claim: Claim, shard: str
+    sample: TarSample, buffer: Buffer, claim: Claim | None, label_key: str | None, shard: str
 ) -> tuple[Row, Note | None]:
-    """Return a sample's row, and a note if it is no upright JPEG."""
-    label = UNKNOWN if claim.label is None else claim.label
+    """Return a sample's row, and a note if it is no upright JPEG.
+
+    Raises:
+        _UnusableError: When it has no label, or not one image that can be read.
+    """
+    members = f"(members {', '.join(sorted(sample.members)) or 'none'})"
+    images = sorted(sample.members.keys() & set(IMAGE_FIELDS))
+    if len(images) > 1:
+        raise _UnusableError(f"has {len(images)} images {members}")
+    image = image_of(sample)
+    if image is None:
+        raise _UnusableError(f"has no image: .jpg, .jpeg, .png or .webp {members}")
+    if claim is None:
+        where = "a class index or a wnid in .cls, .json or its key"
+        if label_key is not None:
+            where = f"a class index or a name in {label_key!r} of .json"
+        raise _UnusableError(f"has no label: {where} {members}")
+    key, label = sample.key, UNKNOWN if claim.label is None else claim.label
     content = bytes(buffer[image.offset : image.offset + image.size])
     width = height = 0
     note = None
@@ -185,6 +181,8 @@ def _row_of(
             reason = f"not changed, but orientation {header.orientation}: {TURNED} as it is decoded"
             note = Note(shard, key, label, reason)
     except JpegError as error:
+        if content.startswith(_JPEG_MAGIC) or not is_image(content):
+            raise _UnusableError(f"has an image that cannot be read: {error}") from None
         note = Note(shard, key, label, f"not changed, but {error}")
     row = Row(
         key=key,
