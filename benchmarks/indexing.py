@@ -66,7 +66,7 @@ server.serve_forever()
 
 @dataclass(frozen=True)
 class Arguments:
-    """Times indexing from a disk and from a web server in turn."""
+    """Time indexing from a disk and from a web server in turn."""
 
     shards: int = 16
     """Number of shards."""

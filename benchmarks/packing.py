@@ -49,7 +49,7 @@ class Arguments:
     slow_images: int = 1_500
     """Images to pack where each is decoded or written anew."""
     rounds: int = 3
-    """Turn of each."""
+    """Turns of each."""
     folder: Path | None = None
     """Where to work; by default a temporary folder."""
 

@@ -42,7 +42,7 @@ from imagenet_rn50.shards.writer import FOLDER as PACKING_FOLDER
 from imagenet_rn50.shards.writer import Note, ShardRecord
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import make_folder, read_json, require_writable
-from imagenet_rn50.utils.formatting import counted
+from imagenet_rn50.utils.formatting import counted, shortened
 from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.storage import (
     DEFAULT_RETRY_POLICY,
@@ -258,7 +258,7 @@ def _require_empty(out: Path, cache: Path | None) -> None:
         raise InputError(
             f"{out} is not empty",
             expected="a new or empty folder, or one with a manifest of these shards",
-            found=", ".join(others[:_MAX_SHOWN]) + " ..." * (len(others) > _MAX_SHOWN),
+            found=shortened(others),
             fix="give another --out",
         )
 

@@ -25,7 +25,7 @@ from imagenet_rn50.shards.scan import ScannedShard
 from imagenet_rn50.shards.writer import describe_difference
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import (
-    lock_file,
+    lock_or_raise,
     make_folder,
     read_json,
     write_json,
@@ -58,12 +58,11 @@ class IndexingState:
             InputError: When another process indexes into it, or it cannot be written.
         """
         make_folder(self._folder, fix="give another folder for the manifest: --out DIR")
-        with lock_file(self._folder / "lock", timeout=0) as is_locked:
-            if not is_locked:
-                raise InputError(
-                    f"another process is indexing into {self._out}",
-                    fix="wait for it, or give another --out",
-                )
+        refusal = InputError(
+            f"another process is indexing into {self._out}",
+            fix="wait for it, or give another --out",
+        )
+        with lock_or_raise(self._folder / "lock", refusal):
             try:
                 yield
             finally:

@@ -22,7 +22,7 @@ from imagenet_rn50.shards.manifest import INFO_NAME, TRAIN, VALIDATION, Shard
 from imagenet_rn50.shards.sources.base import readable
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json
-from imagenet_rn50.utils.formatting import counted
+from imagenet_rn50.utils.formatting import counted, shortened
 from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.storage import FileInfo
 
@@ -40,7 +40,6 @@ _OURS = re.compile(r"manifest(-\w+)?\.(json|npz)")
 _BESIDE = frozenset({INFO_NAME, CLASSES_NAME, MAPPING, audit.REPORT_NAME, audit.DATA_NAME})
 SPLITS_OF_INFO = {"train": TRAIN, **dict.fromkeys(("validation", "valid", "val"), VALIDATION)}
 """The split of each name that a split or its folder may have; others are not indexed."""
-_MAX_SHOWN = 5
 _DEPTH = 2  # of train/000.tar
 _GLOB = frozenset("*?[")
 
@@ -210,7 +209,7 @@ def _by_info(listing: Listing, info: Mapping[str, InfoSplit]) -> list[FoundShard
 
 def _unrecognised(listing: Listing, found: list[FoundShard], others: list[str]) -> InputError:
     """Return the error for tars whose names do not say what they are."""
-    names = ", ".join(map(readable, sorted(others)[:3])) + " ..." * (len(others) > 3)
+    names = shortened([readable(name) for name in sorted(others)], 3)
     patterns = 'name the shards: --train "PATTERN" --validation "PATTERN"'
     if listing.files is None:
         return InputError(
@@ -269,8 +268,7 @@ def _require_complete(found: list[FoundShard]) -> None:
             raise InputError(
                 f"{len(missing)} of {last + 1} {split} shards are missing",
                 expected=f"numbers 0 to {last}",
-                found=f"{len(numbers)} shards, without {', '.join(map(str, missing[:5]))}"
-                + " ..." * (len(missing) > 5),
+                found=f"{len(numbers)} shards, without {shortened(missing)}",
                 fix="download them; to index a part on purpose, number its shards from 0, or name "
                 "them with --train and --validation",
             )
@@ -411,8 +409,7 @@ def _log_others(listing: Listing, found: list[FoundShard]) -> None:
 
 
 def _shortened(names: list[str]) -> str:
-    shown = [readable(name) for name in names[:_MAX_SHOWN]]
-    return ", ".join(shown) + " ..." * (len(names) > _MAX_SHOWN)
+    return shortened([readable(name) for name in names])
 
 
 def read_info(path: Path) -> dict[str, InfoSplit]:

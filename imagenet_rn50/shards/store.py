@@ -25,8 +25,8 @@ import math
 import os
 import posixpath
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -199,20 +199,18 @@ class CachedShards:
                 if sha256_of_file(path) == info.sha256:
                     return path
                 path.unlink()
-            reserved = path.with_name(f"{path.name}.reserved")
-            reserved.unlink(missing_ok=True)
             try:
-                if not self._reserve(info.num_bytes or 0, reserved, began):
-                    return None
-                target = path if info.sha256 else path.with_name(f"{path.name}.new.partial")
-                sha256 = self.remote.download(
-                    name, target, num_bytes=info.num_bytes, sha256=info.sha256, tick=tick
-                )
-                kept = self._shards / f"{sha256}.tar"
-                target.replace(kept)
-                return kept
+                with _reservation(path) as reserved:
+                    if not self._reserve(info.num_bytes or 0, reserved, began):
+                        return None
+                    target = path if info.sha256 else path.with_name(f"{path.name}.new.partial")
+                    sha256 = self.remote.download(
+                        name, target, num_bytes=info.num_bytes, sha256=info.sha256, tick=tick
+                    )
+                    kept = self._shards / f"{sha256}.tar"
+                    target.replace(kept)
+                    return kept
             finally:
-                reserved.unlink(missing_ok=True)
                 if info.sha256 is None:
                     path.with_suffix(".lock").unlink(missing_ok=True)
 
@@ -247,15 +245,11 @@ class CachedShards:
         return self._shards / f"{shard.sha256}.tar"
 
     def _download(self, shard: Shard, path: Path) -> None:
-        """Make space and downloads; the caller holds the shard's lock."""
-        reserved = path.with_name(f"{path.name}.reserved")
-        reserved.unlink(missing_ok=True)  # of a process that was killed
-        try:
+        """Make space and download; the caller holds the shard's lock."""
+        with _reservation(path) as reserved:
             while not self._make_space(shard, reserved):
                 time.sleep(_PAUSE)  # until a download that takes the space is whole
             self.remote.download(shard.name, path, num_bytes=shard.num_bytes, sha256=shard.sha256)
-        finally:
-            reserved.unlink(missing_ok=True)
 
     def _make_space(self, shard: Shard, reserved: Path) -> bool:
         """Evict shards until this one fits and reserve its space; return whether it fits.
@@ -404,6 +398,17 @@ def _columns(remote: RemoteFolder, folder: Path) -> list[tuple[str, str]]:
             f"{MANIFEST_FILE} in {remote.public} is not a manifest of shards",
             expected="a folder that shard_imagenet.py wrote",
         ) from None
+
+
+@contextmanager
+def _reservation(path: Path) -> Iterator[Path]:
+    """Yield the file that stands for the space of a shard until it is downloaded; remove it."""
+    reserved = path.with_name(f"{path.name}.reserved")
+    reserved.unlink(missing_ok=True)  # of a process that was killed
+    try:
+        yield reserved
+    finally:
+        reserved.unlink(missing_ok=True)
 
 
 def _is_there(path: Path) -> bool:

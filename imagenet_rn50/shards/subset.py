@@ -36,7 +36,7 @@ from imagenet_rn50.shards.store import (
 )
 from imagenet_rn50.utils.errors import InputError, require_at_least
 from imagenet_rn50.utils.files import make_folder, read_text, sha256_of_file
-from imagenet_rn50.utils.formatting import counted
+from imagenet_rn50.utils.formatting import counted, shortened
 from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.storage import is_address
 
@@ -223,7 +223,7 @@ def _listed_classes(classes: Classes, listed: str) -> list[int]:
         is_ambiguous = unknown[0] in classes.names
         raise InputError(
             f"{counted(len(unknown), 'line')} of --classes {listed} name no class of the shards: "
-            f"{_shortened(unknown)}",
+            f"{shortened(unknown)}",
             expected=f"some of their {len(classes)} classes, such as {classes.wnids[0]}",
             fix="list its wnid, since several classes have this name"
             if is_ambiguous
@@ -354,7 +354,7 @@ def _log_short_classes(splits: dict[str, Split], classes: Classes, selection: Se
         short = [classes.labels[label] for label in np.flatnonzero(counts < (least or 1))]
         if short:
             wanted = f"fewer than {least} images" if least else "no images"
-            logger.info(f"{name}: {len(short)} classes have {wanted}: {_shortened(short)}")
+            logger.info(f"{name}: {len(short)} classes have {wanted}: {shortened(short)}")
 
 
 def _save(view: Manifest, classes: Classes, out: Path) -> None:
@@ -397,7 +397,3 @@ def _warn_of_waste(view: Manifest, store: ShardStore, out: Path) -> None:
             f"the shards that training downloads; to download it once, pack it anew: "
             f"python shard_imagenet.py pack --source {out} --out SHARDS"
         )
-
-
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names[:_MAX_SHOWN]) + " ..." * (len(names) > _MAX_SHOWN)

@@ -46,7 +46,7 @@ from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import (
     TEMPORARY_SUFFIX,
     atomic_file,
-    lock_file,
+    lock_or_raise,
     make_folder,
     read_json,
     sha256_of_file,
@@ -79,12 +79,10 @@ class PackingState:
             InputError: When one does, or the folder cannot be written.
         """
         make_folder(self._folder, fix="give another --out")
-        with lock_file(self._folder / "lock", timeout=0) as is_locked:
-            if not is_locked:
-                raise InputError(
-                    f"another process is packing into {self._out}",
-                    fix="wait for it, or give another --out",
-                )
+        refusal = InputError(
+            f"another process is packing into {self._out}", fix="wait for it, or give another --out"
+        )
+        with lock_or_raise(self._folder / "lock", refusal):
             yield
 
     def adopt(self, identity: dict[str, Any]) -> None:

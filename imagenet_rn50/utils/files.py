@@ -223,6 +223,20 @@ def lock_file(
         os.close(descriptor)
 
 
+@contextmanager
+def lock_or_raise(path: Path, refusal: InputError) -> Iterator[None]:
+    """Hold the lock of `lock_file` while the body runs.
+
+    Args:
+        path: The file.
+        refusal: Raised if another process holds the lock.
+    """
+    with lock_file(path, timeout=0) as is_locked:
+        if not is_locked:
+            raise refusal
+        yield
+
+
 def _acquire(descriptor: int, path: Path, timeout: float | None, waiting: str | None) -> bool:
     deadline = None if timeout is None else time.monotonic() + timeout
     while True:

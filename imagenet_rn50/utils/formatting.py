@@ -1,6 +1,8 @@
-"""Format numbers in messages, tables and reports without misleading rounding."""
+"""Format numbers and lists in messages, tables and reports; numbers without misleading rounding."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 _MAX_DIGITS = 8
 
@@ -27,6 +29,11 @@ def percent_spec(part: float, digits: int = 2) -> str:
 def counted(number: int, noun: str) -> str:
     """Return a number and its noun, for example `1 image` or `1,797 images`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def shortened(names: Sequence[object], most: int = 5) -> str:
+    """Return the first `most` of some names, for example `cat, dog ...` where there are more."""
+    return ", ".join(map(str, names[:most])) + " ..." * (len(names) > most)
 
 
 def rate_text(per_second: float) -> str:

@@ -642,17 +642,7 @@ class RemoteFolder:
         Raises:
             InputError: If access is denied, or every try fails.
         """
-        from fsspec.core import strip_protocol
-
-        found: list[str] = []
-
-        def find(storage: Any, address: str) -> None:
-            storage.invalidate_cache()
-            top = strip_protocol(address).rstrip("/") + "/"
-            found[:] = [path.removeprefix(top) for path in storage.find(address)]
-
-        self._run(find, folder, "listed")
-        return found
+        return [*replace(self, location=self._address(folder)).files()]
 
     def _run(self, action: Callable[[Any, str], None], name: str, done: str) -> None:
         """Run `action` on a file or folder, with retries.

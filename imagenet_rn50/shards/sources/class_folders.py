@@ -36,6 +36,7 @@ from imagenet_rn50.shards.sources.scan import (
     without_class,
 )
 from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.formatting import shortened
 
 _MAX_DEPTH = 4  # of folders that are searched for an image before the layout is known
 _MAX_SHOWN = 5
@@ -294,6 +295,5 @@ def _nested_notes(classes: dict[str, list[File]]) -> Iterator[str]:
             }
         )
         if inner:
-            shown = ", ".join(f"{readable(path.as_posix())}/" for path in inner[:3])
-            rest = " ..." * (len(inner) > 3)
-            yield f"images in {shown}{rest} are of the class {readable(name)}"
+            shown = shortened([f"{readable(path.as_posix())}/" for path in inner], 3)
+            yield f"images in {shown} are of the class {readable(name)}"

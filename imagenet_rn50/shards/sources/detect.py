@@ -19,6 +19,7 @@ from imagenet_rn50.shards.sources.parquet_columns import AskedColumns
 from imagenet_rn50.shards.sources.remote import read_remote
 from imagenet_rn50.shards.sources.shards import is_shards, read_shards
 from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.formatting import shortened
 from imagenet_rn50.utils.storage import is_address
 
 Layout = Literal["kaggle", "official", "parquet", "imagefolder", "shards"]
@@ -205,5 +206,7 @@ def _notes(source: Source) -> list[str]:
     missing = [wnid for wnid, label in source.classes.index_of.items() if label not in labels]
     if not missing:
         return []
-    shown = ", ".join(missing[:5]) + " ..." * (len(missing) > 5)
-    return [f"validation has no images of {len(missing)} of the classes of training: {shown}"]
+    return [
+        f"validation has no images of {len(missing)} of the classes of training: "
+        f"{shortened(missing)}"
+    ]

@@ -28,6 +28,7 @@ from imagenet_rn50.shards.sources.scan import (
 )
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_text
+from imagenet_rn50.utils.formatting import shortened
 
 MAPPING = "LOC_synset_mapping.txt"
 SOLUTION = "LOC_val_solution.csv"
@@ -211,7 +212,7 @@ def _stem(file: File) -> str:
 
 def _some(names: Sequence[str]) -> str:
     """Return the first of some names."""
-    return ", ".join(map(readable, names[:3])) + " ..." * (len(names) > 3) or "nothing"
+    return shortened([readable(name) for name in names], 3) or "nothing"
 
 
 def read_solution(path: Path) -> dict[str, str]:

@@ -43,6 +43,7 @@ from imagenet_rn50.shards.sources.parquet_files import (
 )
 from imagenet_rn50.shards.sources.scan import TEST_REASON
 from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.formatting import shortened
 from imagenet_rn50.utils.logging import progress_bar
 
 if TYPE_CHECKING:
@@ -460,6 +461,5 @@ def _class_notes(
         trained = {image.label for image in splits[TRAIN]}
         missing = [wnid for wnid, label in classes.index_of.items() if label not in trained]
         if missing:
-            shown = ", ".join(missing[:_MAX_SHOWN]) + " ..." * (len(missing) > _MAX_SHOWN)
-            notes.append(f"{len(missing)} classes have no training images: {shown}")
+            notes.append(f"{len(missing)} classes have no training images: {shortened(missing)}")
     return notes

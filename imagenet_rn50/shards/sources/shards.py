@@ -138,12 +138,14 @@ def _read_manifest(
         name=manifest.dataset,
         options=options,
         fingerprint=options["parent"]["fingerprint"],
-        reader=ShardReader(store, _shards_of(chosen)) if isinstance(store, CachedShards) else None,
+        reader=RemoteShardReader(store, _shards_of(chosen))
+        if isinstance(store, CachedShards)
+        else None,
     )
 
 
 @dataclass(frozen=True)
-class ShardReader:
+class RemoteShardReader:
     """Read the images of remote shards, one shard after the other.
 
     Args:
