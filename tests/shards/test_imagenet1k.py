@@ -104,15 +104,16 @@ def test_shards_of_others_are_called_imagenet1k_only_if_they_are(tmp_path):
 
 
 def test_an_evaluation_says_whether_it_was_on_imagenet1k(tmp_path):
-    def described(classes, count):
+    def described(classes, count, options=None):
         column = np.zeros(count, np.int64)
         keys = np.arange(count).astype("S8")
         shard = Shard("imagenet1k-validation-00.tar", count, 0, "")
         split = Split((shard,), column, column.astype(np.int32), column.astype(np.int32), keys)
-        Manifest("imagenet1k", {}, {"validation": split}).save(tmp_path)
+        Manifest("imagenet1k", options or {}, {"validation": split}).save(tmp_path)
         classes.save(tmp_path)
         return ShardImages(LocalShards(tmp_path), "validation").description["is_imagenet1k"]
 
     assert described(ALL, 50_000) is True
     assert described(ALL, 49_999) is False
+    assert described(ALL, 50_000, {"holdout": 0.04}) is False
     assert described(Classes(WNIDS, WNIDS), 50_000) is False

@@ -465,3 +465,14 @@ def test_a_subset_knows_how_its_shards_were_packed_and_what_an_epoch_reads(tmp_p
     assert view.pack_options == {"seed": 0}
     assert view.num_bytes_of("train") == view.split("train").lengths.sum()
     assert Manifest.load(whole).num_bytes_of("train") == 400
+
+
+def test_the_seed_decides_which_images_and_classes_are_selected(tmp_path):
+    shards = write_manifest(tmp_path / "whole", train=[number % 10 for number in range(200)])
+    for options in ({"images_per_class": 5}, {"holdout": 0.5}, {"num_classes": 4}):
+        chosen = []
+        for seed in (0, 0, 1):
+            out = tmp_path / f"{len(chosen)}-{next(iter(options))}"
+            subset(str(shards), out, Selection(**options, seed=seed))
+            chosen.append(keys_of(out))
+        assert chosen[0] == chosen[1] != chosen[2]

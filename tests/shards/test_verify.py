@@ -1,6 +1,8 @@
 import random
 import shutil
+from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from imagenet_rn50.shards.manifest import Manifest
@@ -29,6 +31,20 @@ def shards(packed, tmp_path):
 @pytest.mark.parametrize("quick", [False, True])
 def test_whole_shards_give_no_finding(shards, quick):
     assert verify(shards, quick=quick, num_threads=2) == []
+
+
+def test_a_sample_that_is_not_listed_is_a_finding_unless_the_manifest_is_a_subset(shards):
+    manifest = Manifest.load(shards)
+    train = manifest.split("train")
+    listed = {**manifest.splits, "train": train.select(np.arange(1, train.num_samples))}
+    (shards / "_info.json").unlink()
+    replace(manifest, splits=listed).save(shards)
+    [finding] = verify(shards)
+    assert train.key_of(0) in finding.problem
+    parent = {"dataset": "whole", "fingerprint": "", "options": manifest.options}
+    options = {"subset": {}, "parent": parent}
+    replace(manifest, splits=listed, options=options).save(shards)
+    assert verify(shards) == []
 
 
 def test_each_of_200_flipped_bytes_is_found_and_its_sample_named(shards):
