@@ -142,7 +142,7 @@ def subset_report(manifest: Manifest, classes: Classes, folder: Path) -> str:
         classes: Its classes.
         folder: Its folder.
     """
-    lines = ["# Audit of a subset", "", "| split | samples | MB | of shards | of MB |"]
+    lines = ["# Audit of a subset", "", "| split | samples | MB | shards | MB of shards |"]
     lines += ["|---|---|---|---|---|"]
     for name, split in manifest.splits.items():
         size = sum(shard.num_bytes for shard in split.shards)
@@ -151,7 +151,7 @@ def subset_report(manifest: Manifest, classes: Classes, folder: Path) -> str:
             f"| {len(split.shards):,} | {_megabytes(size)} |"
         )
     lines += ["", f"Shards: {resolve_location(str(folder), manifest.location)}", ""]
-    lines += ["Selected, last first:", ""]
+    lines += ["Selections, the latest first:", ""]
     options = manifest.options
     while "subset" in options:
         parent = options["parent"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
@@ -53,7 +54,7 @@ def write_sheet(
     size = (num_columns * cell[0] + _MARGIN, num_rows * cell[1] + _MARGIN)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(_FONT_SIZE)
+    font = _font()
     for place, index in enumerate(indices):
         row, column = divmod(place, num_columns)
         corner = (_MARGIN + column * cell[0], _MARGIN + row * cell[1])
@@ -68,6 +69,15 @@ def write_sheet(
     with atomic_file(out) as file:
         sheet.save(file, format="PNG")
     return [chosen.key_of(index) for index in indices]
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """Return DejaVu Sans, which matplotlib ships: Pillow's own font has only ASCII."""
+    matplotlib = find_spec("matplotlib")  # importing it would take a second
+    assert matplotlib is not None
+    assert matplotlib.origin is not None
+    path = Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(str(path), _FONT_SIZE)
 
 
 def _tile(store: ShardStore, split: Split, index: int) -> Image.Image:
@@ -89,9 +99,7 @@ def _tile(store: ShardStore, split: Split, index: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _fitting(
-    text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-) -> str:
+def _fitting(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> str:
     """Cut a text to the width of a tile."""
     if draw.textlength(text, font=font) <= _TILE:
         return text

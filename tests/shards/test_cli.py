@@ -7,10 +7,14 @@ import pytest
 from PIL import Image
 
 import shard_imagenet
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.shards.contact_sheet import write_sheet
+from imagenet_rn50.shards.store import open_shards
 from tests.shards.helpers import write_kaggle
+from tests.support import CLASSES, write_shards
 
 SCRIPT = Path(__file__).parents[2] / "shard_imagenet.py"
-VERBS = ("pack", "verify", "index", "audit", "sample")
+VERBS = ("pack", "verify", "index", "subset", "audit", "sample")
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
@@ -81,6 +85,16 @@ def test_audit_prints_the_report(shards):
     result = run("audit", "--shards", shards)
     assert result.returncode == 0
     assert result.stdout == (shards / "audit.md").read_text(encoding="utf-8")
+
+
+def test_a_sheet_tells_names_apart_that_are_not_ascii(tmp_path):
+    write_shards(tmp_path, train=[3], validation=[1])
+    sheets = []
+    for letter in "üßлα":  # a font without a letter draws a box for it
+        Classes(CLASSES.wnids, tuple(letter * n for n in (1, 2, 3))).save(tmp_path)
+        write_sheet(open_shards(tmp_path), tmp_path / "a.png", split="train", num_samples=3, seed=0)
+        sheets.append((tmp_path / "a.png").read_bytes())
+    assert len(set(sheets)) == 4
 
 
 def test_sample_draws_a_sheet_of_the_asked_number(shards, tmp_path):
