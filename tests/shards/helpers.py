@@ -161,3 +161,11 @@ def samples_of(folder: Path, split: str) -> dict[str, tuple[int, bytes]]:
 def contents(folder: Path) -> dict[str, bytes]:
     """Return the bytes of all files of a folder."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+WRITERS = {
+    "kaggle": write_kaggle,
+    "imagefolder": write_imagefolder,
+    "official": write_official,
+    "parquet": write_parquet,
+}

@@ -24,22 +24,14 @@ from imagenet_rn50.shards.verify import verify
 from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import (
     WNIDS,
+    WRITERS,
     contents,
     jpeg,
     samples_of,
     tar_of,
     write_imagefolder,
     write_kaggle,
-    write_official,
-    write_parquet,
 )
-
-WRITERS = {
-    "kaggle": write_kaggle,
-    "imagefolder": write_imagefolder,
-    "official": write_official,
-    "parquet": write_parquet,
-}
 
 
 def tars(folder):

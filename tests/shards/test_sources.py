@@ -10,6 +10,7 @@ from imagenet_rn50.shards.sources.detect import read_source
 from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import (
     WNIDS,
+    WRITERS,
     images_of,
     jpeg,
     samples_of,
@@ -20,13 +21,6 @@ from tests.shards.helpers import (
     write_official,
     write_parquet,
 )
-
-WRITERS = {
-    "kaggle": write_kaggle,
-    "imagefolder": write_imagefolder,
-    "official": write_official,
-    "parquet": write_parquet,
-}
 
 
 @pytest.mark.parametrize("layout", WRITERS)

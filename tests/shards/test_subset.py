@@ -470,7 +470,7 @@ def test_a_subset_knows_how_its_shards_were_packed_and_what_an_epoch_reads(tmp_p
 def test_the_seed_decides_which_images_and_classes_are_selected(tmp_path):
     shards = write_manifest(tmp_path / "whole", train=[number % 10 for number in range(200)])
     for options in ({"images_per_class": 5}, {"holdout": 0.5}, {"num_classes": 4}):
-        chosen = []
+        chosen: list[set[str]] = []
         for seed in (0, 0, 1):
             out = tmp_path / f"{len(chosen)}-{next(iter(options))}"
             subset(str(shards), out, Selection(**options, seed=seed))
