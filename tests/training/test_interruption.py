@@ -3,6 +3,7 @@
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from imagenet_rn50.runs.checkpoint import newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
+from imagenet_rn50.shards.subset import Selection, subset
 from tests.training.trainers import (
     EXIT_INTERRUPTED,
     NUM_EPOCHS,
@@ -70,6 +72,23 @@ def test_kills_while_saving_and_pruning_lose_nothing(tiny, trainers, finished):
     run = tiny / "killed"
     kill_and_go_on(tiny, trainers, run, num_kills=3, seed=0)
     assert_same_run(run, finished)
+
+
+def test_a_killed_run_over_a_subset_of_shards_elsewhere_resumes_to_the_same_weights(
+    tiny, trainers, tmp_path
+):
+    selection = Selection(images_per_class=20, holdout=0.2, train_only=True)
+    manifest = subset(str(tiny / "shards"), tmp_path / "shards", selection)
+    shutil.copy(tiny / "tiny.yaml", tmp_path)
+    trainers.train(tmp_path, tmp_path / "undisturbed")
+    run = tmp_path / "killed"
+    trainer = trainers.start(tmp_path, run, "--checkpoint-steps", "1")
+    trainer.until(lambda: steps_saved(run)).kill()
+    trainers.train(tmp_path, run)
+    assert_same_run(run, tmp_path / "undisturbed")
+    assert read_metrics(run, "train")[-1]["samples_seen"] == NUM_EPOCHS * 60
+    num_held_out = manifest.split("validation").num_samples
+    assert read_metrics(run, "validation")[-1]["num_images"] == num_held_out == 17
 
 
 @pytest.mark.slow
