@@ -344,7 +344,7 @@ def resolve_location(base: str, location: str | None) -> str:
 
 
 def location_from(out: Path, shards: str | Path) -> str:
-    """Return the `location` of shards, as a manifest in `out` must say it.
+    """Return the `location` to write into a manifest in `out`.
 
     A path that was given relative stays relative, to the manifest.
 

@@ -15,7 +15,7 @@ from imagenet_rn50.shards.sources.class_folders import describe, is_imagefolder,
 from imagenet_rn50.shards.sources.folders import is_kaggle, read_kaggle, split_folders
 from imagenet_rn50.shards.sources.official import is_official, read_official
 from imagenet_rn50.shards.sources.parquet import is_parquet, read_parquet
-from imagenet_rn50.shards.sources.parquet_columns import AskedColumns
+from imagenet_rn50.shards.sources.parquet_columns import ColumnOptions
 from imagenet_rn50.shards.sources.remote import read_remote
 from imagenet_rn50.shards.sources.shards import is_shards, read_shards
 from imagenet_rn50.utils.errors import InputError
@@ -65,7 +65,7 @@ def read_source(
             several, has no validation images and nobody said that it may, has some that a hold-out
             would replace.
     """
-    asked = AskedColumns(image_column, label_column, label_names)
+    column_options = ColumnOptions(image_column, label_column, label_names)
     require_fraction("--holdout", holdout)
     if is_address(root):
         source = read_remote(
@@ -73,8 +73,8 @@ def read_source(
             layout,
             train_only,
             cache=cache,
-            asked=asked,
-            may_use_test=holdout is None,
+            column_options=column_options,
+            allow_test=holdout is None,
         )
     else:
         folder = _require_folder(Path(root))
@@ -83,10 +83,10 @@ def read_source(
         if name == "shards":
             read = partial(read_shards, cache=cache)
         elif name == "parquet":
-            read = partial(read_parquet, asked=asked, may_use_test=holdout is None)
+            read = partial(read_parquet, column_options=column_options, allow_test=holdout is None)
         source = read(folder, train_only)
     if source.layout != "parquet":
-        _require_no_columns(source, asked)
+        _require_no_columns(source, column_options)
     if holdout is not None:
         source = hold_out(source, holdout, seed)
     elif not train_only and VALIDATION not in source.splits:
@@ -113,10 +113,10 @@ def _require_folder(root: Path) -> Path:
     return root
 
 
-def _require_no_columns(source: Source, asked: AskedColumns) -> None:
+def _require_no_columns(source: Source, column_options: ColumnOptions) -> None:
     """Raise an error if something is said of the columns of a source without any."""
     options = ("--image-column", "--label-column", "--label-names")
-    for option, value in zip(options, asked, strict=True):
+    for option, value in zip(options, column_options, strict=True):
         if value is not None:
             raise InputError(
                 f"{option} {value} needs a source in parquet files",

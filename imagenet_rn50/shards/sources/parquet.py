@@ -28,7 +28,7 @@ from imagenet_rn50.shards.sources.parquet_columns import (
     ANY_COLUMNS,
     IMAGE,
     LABEL,
-    AskedColumns,
+    ColumnOptions,
     Columns,
     find_columns,
 )
@@ -67,19 +67,19 @@ def read_parquet(
     root: Path,
     train_only: bool = False,
     *,
-    asked: AskedColumns = ANY_COLUMNS,
-    may_use_test: bool = True,
+    column_options: ColumnOptions = ANY_COLUMNS,
+    allow_test: bool = True,
 ) -> Source:
     """List the images of parquet files on this machine; see `list_parquet`."""
-    return list_parquet(LocalFiles(root), train_only, asked, may_use_test=may_use_test)
+    return list_parquet(LocalFiles(root), train_only, column_options, allow_test=allow_test)
 
 
 def list_parquet(
     files: ParquetFiles,
     train_only: bool = False,
-    asked: AskedColumns = ANY_COLUMNS,
+    column_options: ColumnOptions = ANY_COLUMNS,
     *,
-    may_use_test: bool = True,
+    allow_test: bool = True,
 ) -> Source:
     """List the images of a data set in parquet files.
 
@@ -87,8 +87,8 @@ def list_parquet(
         files: `data/train-*.parquet`, `train.parquet`, `train/0000.parquet` and the like, in their
             folder or in a folder below.
         train_only: Whether validation is not read.
-        asked: What the user says of the columns.
-        may_use_test: Whether `test` may be validation, where there is no other.
+        column_options: Options that select the columns.
+        allow_test: Whether to validate on the split `test` if there is no validation split.
 
     Raises:
         InputError: When a file of a numbered set is missing, the columns are not found, or the
@@ -104,9 +104,9 @@ def list_parquet(
     listing = _Listing(unpacked)
     is_test = False
     for split in (TRAIN, VALIDATION):
-        listing.read(files, split, found.get(split, []), asked)
-    if may_use_test and not train_only and not listing.rows[VALIDATION]:
-        listing.read(files, VALIDATION, found.get(TEST, []), asked)
+        listing.read(files, split, found.get(split, []), column_options)
+    if allow_test and not train_only and not listing.rows[VALIDATION]:
+        listing.read(files, VALIDATION, found.get(TEST, []), column_options)
         is_test = bool(listing.rows[VALIDATION])
     else:
         unpacked += [Unpacked("", name, TEST_REASON) for name in found.get(TEST, [])]
@@ -245,7 +245,7 @@ class _Listing:
         files: ParquetFiles,
         split: str,
         names: Sequence[str],
-        asked: AskedColumns,
+        column_options: ColumnOptions,
     ) -> None:
         """List the files of a split.
 
@@ -258,7 +258,7 @@ class _Listing:
                 total=len(names), description="listing", unit="file", enabled=files.is_remote
             ) as bar,
         ):
-            listed = pool.map(lambda name: _list_file(files, split, name, asked), names)
+            listed = pool.map(lambda name: _list_file(files, split, name, column_options), names)
             unlabelled: list[Unpacked] = []
             for name, (columns, rows, without_image, without_label) in zip(
                 names, listed, strict=True
@@ -293,7 +293,7 @@ def _list_file(
     files: ParquetFiles,
     split: str,
     name: str,
-    asked: AskedColumns,
+    column_options: ColumnOptions,
 ) -> tuple[Columns, list[_Row], list[Unpacked], list[Unpacked]]:
     """List labels, paths and places; the bytes stay where they are.
 
@@ -302,7 +302,7 @@ def _list_file(
     """
     where = f"{files.root}/{name}"
     with _opened(files, name, pre_buffer=files.is_remote) as file:
-        columns = find_columns(file.schema_arrow, where, asked)
+        columns = find_columns(file.schema_arrow, where, column_options)
         read = [columns.label] + ([columns.name_path] if columns.name_path else [])
         table = file.read(columns=read)
         num_rows = file.metadata.num_rows

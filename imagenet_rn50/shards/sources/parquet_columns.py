@@ -20,8 +20,8 @@ IMAGE, LABEL = "image", "label"  # preferred where several columns fit
 _MAX_SHOWN = 5
 
 
-class AskedColumns(NamedTuple):
-    """What the user says of the columns: `--image-column`, `--label-column` and `--label-names`.
+class ColumnOptions(NamedTuple):
+    """Options that select the columns: `--image-column`, `--label-column` and `--label-names`.
 
     Args:
         image: The column of images; None to find it by its type.
@@ -35,7 +35,7 @@ class AskedColumns(NamedTuple):
     names: Path | None = None
 
 
-ANY_COLUMNS = AskedColumns()
+ANY_COLUMNS = ColumnOptions()
 
 
 class Columns(NamedTuple):
@@ -64,29 +64,29 @@ class Columns(NamedTuple):
         return value or b""
 
 
-def find_columns(schema: pa.Schema, where: str, asked: AskedColumns) -> Columns:
+def find_columns(schema: pa.Schema, where: str, options: ColumnOptions) -> Columns:
     """Find the columns of images and labels.
 
     Args:
         schema: Of the file.
         where: The file, for messages.
-        asked: What the user says of the columns.
+        options: Options that select the columns.
 
     Raises:
         InputError: When none fits, several do, or the named one does not; or the labels have other
             names than the user gives them.
     """
     features = _features(schema, where)
-    image = _choose(_image_columns(schema, features), asked.image, IMAGE, schema, where)
-    labels = _label_columns(schema, features, asked.label)
-    label = _choose(labels, asked.label, LABEL, schema, where)
+    image = _choose(_image_columns(schema, features), options.image, IMAGE, schema, where)
+    labels = _label_columns(schema, features, options.label)
+    label = _choose(labels, options.label, LABEL, schema, where)
     fields = _fields_of(schema.field(image).type)
     return Columns(
         image=image,
         label=label,
         bytes_path=f"{image}.bytes" if fields else image,
         name_path=f"{image}.path" if "path" in fields else None,
-        class_names=_names_of(label, _class_names(features.get(label)), asked.names, where),
+        class_names=_names_of(label, _class_names(features.get(label)), options.names, where),
         others=tuple(name for name in schema.names if name not in {image, label}),
     )
 
@@ -161,7 +161,7 @@ def _image_columns(schema: pa.Schema, features: dict[str, Any]) -> list[str]:
     return declared or structs or usable
 
 
-def _label_columns(schema: pa.Schema, features: dict[str, Any], asked: str | None) -> list[str]:
+def _label_columns(schema: pa.Schema, features: dict[str, Any], chosen: str | None) -> list[str]:
     """Return the columns that may be labels.
 
     A bare number or text may be anything, so such a column counts only by its name.
@@ -174,7 +174,7 @@ def _label_columns(schema: pa.Schema, features: dict[str, Any], asked: str | Non
         is_bare = types.is_integer(kind) or types.is_string(kind) or types.is_large_string(kind)
         is_text = types.is_dictionary(kind) and types.is_string(kind.value_type)
         is_named = _class_names(features.get(name)) is not None and types.is_integer(kind)
-        if is_named or is_text or (is_bare and name in {asked, LABEL}):
+        if is_named or is_text or (is_bare and name in {chosen, LABEL}):
             found.append(name)
     return found
 
@@ -200,7 +200,7 @@ def _fields_of(kind: pa.DataType) -> dict[str, pa.DataType]:
 
 
 def _choose(
-    fitting: Sequence[str], asked: str | None, preferred: str, schema: pa.Schema, where: str
+    fitting: Sequence[str], chosen: str | None, preferred: str, schema: pa.Schema, where: str
 ) -> str:
     """Return the column to read.
 
@@ -209,14 +209,14 @@ def _choose(
     """
     option = f"--{preferred}-column"
     columns = ", ".join(f"{field.name} ({field.type})" for field in schema)
-    if asked is not None:
-        if asked not in fitting:
+    if chosen is not None:
+        if chosen not in fitting:
             raise InputError(
-                f"{option} {asked} is no column of {preferred}s in {where}",
+                f"{option} {chosen} is no column of {preferred}s in {where}",
                 expected=f"one of {', '.join(fitting)}" if fitting else _EXPECTED[preferred],
                 found=columns,
             )
-        return asked
+        return chosen
     if preferred in fitting or len(fitting) == 1:
         return preferred if preferred in fitting else fitting[0]
     if fitting:

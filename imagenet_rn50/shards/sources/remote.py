@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 from imagenet_rn50.shards.manifest import FILE_NAME
 from imagenet_rn50.shards.sources.base import Source, Unpacked
 from imagenet_rn50.shards.sources.parquet import list_parquet
-from imagenet_rn50.shards.sources.parquet_columns import ANY_COLUMNS, AskedColumns
+from imagenet_rn50.shards.sources.parquet_columns import ANY_COLUMNS, ColumnOptions
 from imagenet_rn50.shards.sources.parquet_files import has_splits
 from imagenet_rn50.shards.sources.scan import reason_of
 from imagenet_rn50.shards.sources.shards import read_shards
@@ -37,8 +37,8 @@ def read_remote(
     train_only: bool = False,
     *,
     cache: Path | None = None,
-    asked: AskedColumns = ANY_COLUMNS,
-    may_use_test: bool = True,
+    column_options: ColumnOptions = ANY_COLUMNS,
+    allow_test: bool = True,
 ) -> Source:
     """List the images of a source at an address.
 
@@ -47,8 +47,8 @@ def read_remote(
         layout: `shards` or `parquet`; None to find out.
         train_only: Whether validation is left out.
         cache: Where remote shards are kept on this machine.
-        asked: What the user says of the columns of parquet files.
-        may_use_test: Whether the split `test` may be validation, where there is no other.
+        column_options: Options that select the columns of parquet files.
+        allow_test: Whether to validate on the split `test` if there is no validation split.
 
     Raises:
         InputError: When there is neither, or it cannot be read.
@@ -71,7 +71,7 @@ def read_remote(
     files = RemoteFiles(pinned, infos)
     if layout is None and not has_splits(files.names()):
         raise _without_images(remote, infos)
-    source = list_parquet(files, train_only, asked, may_use_test=may_use_test)
+    source = list_parquet(files, train_only, column_options, allow_test=allow_test)
     return replace(
         source,
         name=_name_of(remote.public),
