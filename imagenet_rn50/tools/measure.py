@@ -36,8 +36,8 @@ from imagenet_rn50.shards.imagenet1k import NUM_CLASSES
 from imagenet_rn50.shards.manifest import Split
 from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.tools.system_info import available_memory
-from imagenet_rn50.training.losses import training_loss
-from imagenet_rn50.training.optim import build_optimizer
+from imagenet_rn50.training.losses import mix, smooth_targets, training_loss
+from imagenet_rn50.training.optim import Ema, build_optimizer
 from imagenet_rn50.utils.private_apis import base_of
 
 _BUFFER_BYTES = 8 << 20
@@ -281,6 +281,7 @@ def measure_device(
         # Out of memory on a CPU is no exception: the kernel kills the process.
         fits = batch / _SMALL_BATCH * activation_bytes(few) < available_memory()
         return DeviceRates("CPU", None, None, {"no": rate("no") if fits else 0.0}, batch, size)
+    torch.backends.cudnn.benchmark = True  # as in training
     with torch.cuda.device(device):
         precisions = ["no", "fp16"] + (["bf16"] if torch.cuda.is_bf16_supported() else [])
         steps = {name: rate(name) for name in precisions}
@@ -327,32 +328,58 @@ def make_step(
     batch: int,
     size: int,
     num_classes: int = NUM_CLASSES,
+    *,
+    accumulation: int = 1,
+    compiled: bool = False,
 ) -> Callable[[], None]:
     """Return a training step on a batch on the device; the step waits for the device.
 
-    It does what training does: normalise, forward, loss, backward, update.
+    It does what training does: normalise, mix, forward, loss, backward, clip, update, average.
+
+    Args:
+        device: The device.
+        recipe: Hyperparameters.
+        precision: no, bf16 or fp16.
+        batch: Images in a micro batch.
+        size: Side of the images, px.
+        num_classes: Classes of the model.
+        accumulation: Micro batches of a step.
+        compiled: Whether the model is compiled with torch.compile.
     """
     wnids = tuple(f"n{number:08d}" for number in range(num_classes))
     model: nn.Module = build_model(recipe.model, Classes(wnids, wnids))
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(model, recipe.optimizer)
+    is_cuda = device.type == "cuda"
+    optimizer = build_optimizer(model, recipe.optimizer, fused=is_cuda and precision != "fp16")
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    ema = Ema(model, recipe.ema_decay) if recipe.ema_decay else None
+    runs = torch.compile(model) if compiled else model
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, num_classes, (batch,), device=device)
     dtype = _DTYPES[precision]
 
     def loss() -> Tensor:
+        inputs, targets = normalise(images, recipe.data.mean, recipe.data.std), labels
+        if recipe.mixup_alpha or recipe.cutmix_alpha:
+            soft = smooth_targets(labels, num_classes, recipe.label_smoothing)
+            inputs, targets = mix(inputs, soft, recipe, position=0)
         with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
-            logits = logits_of(model, normalise(images, recipe.data.mean, recipe.data.std))
-        return training_loss(logits.float(), labels, recipe)
+            logits = logits_of(runs, inputs)
+        return training_loss(logits.float(), targets, recipe)
 
     def step() -> None:
-        scaler.scale(loss()).backward()
+        for _ in range(accumulation):
+            scaler.scale(loss() / accumulation).backward()
+        if recipe.optimizer.clip_norm is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        if device.type == "cuda":
+        if ema:
+            ema.update(model)
+        if is_cuda:
             torch.cuda.synchronize(device)
 
     return step
