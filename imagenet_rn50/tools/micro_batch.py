@@ -37,7 +37,7 @@ from imagenet_rn50.utils.signals import set_parent_death_signal
 
 Outcome: TypeAlias = Literal["fits", "out of memory", "timed out"]
 
-_NUM_STEPS = 3  # the first allocates the optimizer's state, the second needs it beside activations
+_NUM_STEPS = 2  # the first allocates the optimizer's state, the second needs it beside activations
 _GPU_PRECISIONS = ("no", "bf16", "fp16")
 _CPU_PRECISIONS = ("no", "bf16")  # Accelerate runs fp16 on a CPU as float32
 _UNSUPPORTED = 3  # exit code of a trial in a precision that the device lacks
