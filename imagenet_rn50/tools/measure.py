@@ -31,6 +31,7 @@ from imagenet_rn50.data.loader import Loader, build_loader
 from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform, normalise
 from imagenet_rn50.model import build_model, logits_of
+from imagenet_rn50.peaks import peak_tflops, utilisation
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.shards.imagenet1k import NUM_CLASSES
 from imagenet_rn50.shards.manifest import Split
@@ -38,6 +39,7 @@ from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.tools.system_info import available_memory
 from imagenet_rn50.training.losses import mix, smooth_targets, training_loss
 from imagenet_rn50.training.optim import Ema, build_optimizer
+from imagenet_rn50.utilisation import training_flops
 from imagenet_rn50.utils.private_apis import base_of
 
 _BUFFER_BYTES = 8 << 20
@@ -236,6 +238,8 @@ class DeviceRates:
             not fit into memory.
         batch: Images in a step.
         size: Side of the images, px.
+        flops_per_image: FLOPs of the model for one image of that size, forward and backward; None
+            if they were not counted.
     """
 
     name: str
@@ -244,6 +248,14 @@ class DeviceRates:
     steps: dict[str, float]
     batch: int
     size: int
+    flops_per_image: int | None = None
+
+    def utilisation(self, precision: str) -> dict[str, float]:
+        """Return TFLOP/s and MFU of the steps in a precision, as far as they are known."""
+        if self.flops_per_image is None:
+            return {}
+        peak = peak_tflops(self.name, precision)
+        return utilisation(self.flops_per_image * self.steps[precision], peak)
 
 
 def measure_devices(
@@ -267,6 +279,7 @@ def measure_device(
 ) -> DeviceRates:
     """Measure training steps of the recipe's micro batch on one device, and copies to it."""
     size, batch = recipe.data.size_at(0), recipe.micro_batch
+    flops = training_flops(recipe.model, size, num_classes)
 
     def rate(precision: str) -> float:
         try:
@@ -280,14 +293,16 @@ def measure_device(
         few = make_step(device, recipe, "no", _SMALL_BATCH, size, num_classes)
         # Out of memory on a CPU is no exception: the kernel kills the process.
         fits = batch / _SMALL_BATCH * activation_bytes(few) < available_memory()
-        return DeviceRates("CPU", None, None, {"no": rate("no") if fits else 0.0}, batch, size)
+        steps = {"no": rate("no") if fits else 0.0}
+        return DeviceRates("CPU", None, None, steps, batch, size, flops)
     torch.backends.cudnn.benchmark = True  # as in training
     with torch.cuda.device(device):
         precisions = ["no", "fp16"] + (["bf16"] if torch.cuda.is_bf16_supported() else [])
         steps = {name: rate(name) for name in precisions}
         properties = torch.cuda.get_device_properties(device)
         copy_gb = _copy_rate(device, (batch, 3, size, size))
-    return DeviceRates(properties.name, properties.total_memory, copy_gb, steps, batch, size)
+    name, memory = properties.name, properties.total_memory
+    return DeviceRates(name, memory, copy_gb, steps, batch, size, flops)
 
 
 def activation_bytes(step: Callable[[], None]) -> int:

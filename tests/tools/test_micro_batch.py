@@ -106,7 +106,7 @@ def test_where_every_trial_hangs_none_is_found_and_the_time_limit_is_reported(
 @pytest.mark.multiprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the data segment")
 def test_within_a_memory_limit_the_largest_that_fits_is_printed_as_options(tmp_path):
-    limit = 2500 * MIB
+    limit = 2000 * MIB
 
     def limit_memory():
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
