@@ -46,8 +46,8 @@ def verdict(run: Path, recipe: Recipe) -> str:
     facts.append(f"data wait {percent(waited, 0)}")
     text = ", ".join(facts)
     if waited >= _HARDLY:
-        most = f" would give up to {rate_text(rate / (1 - waited))} images/s" * (waited < _ALL)
-        return f"{text}: input-bound; a faster loader{most or ' would help'}, see doctor --shards"
+        most = f" up to {rate_text(rate / (1 - waited))} images/s" if waited < _ALL else ""
+        return f"{text}: input-bound; a faster loader gives{most or ' more'}, see doctor --shards"
     return f"{text}: compute-bound{_advice(start, train[-1], recipe, mfu, waited)}"
 
 
