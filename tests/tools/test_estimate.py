@@ -312,8 +312,8 @@ def test_the_flops_of_resnet_50_are_those_that_torch_counts():
 
 
 def test_the_mfu_is_that_of_the_images_per_second_and_their_sizes(monkeypatch, capsys):
-    words = "--recipe rn50-16ep --micro-batch 128 --instance p4d.24xlarge --images-per-second 16000"
-    out = estimated(monkeypatch, capsys, *words.split())
+    words = "--recipe rn50-16ep --micro-batch 128 --instance p4d.24xlarge --disk 100000"
+    out = estimated(monkeypatch, capsys, *words.split(), "--images-per-second", "16000")
     rows = {line[:38].strip(): line[38:].split()[:2] for line in out.splitlines()}
     # As many FLOPs a second at any size: what limits are the GPUs.
     full = f"{16_000 * FLOPS_PER_IMAGE / 8 / 312e12:.1%}"
