@@ -48,16 +48,10 @@ def verdict(run: Path, recipe: Recipe) -> str:
     if waited >= _HARDLY:
         most = f" up to {rate_text(rate / (1 - waited))} images/s" if waited < _ALL else ""
         return f"{text}: input-bound; a faster loader gives{most or ' more'}, see doctor --shards"
-    return f"{text}: compute-bound{_advice(start, train[-1], recipe, mfu, waited)}"
+    return f"{text}: compute-bound{_advice(start, recipe, mfu, waited)}"
 
 
-def _advice(
-    start: dict[str, Any],
-    last: dict[str, Any],
-    recipe: Recipe,
-    mfu: float | None,
-    waited: float,
-) -> str:
+def _advice(start: dict[str, Any], recipe: Recipe, mfu: float | None, waited: float) -> str:
     """Return what to try where computing limits the speed; nothing that is on already."""
     kind, name = _device(start)
     if kind != "cuda":

@@ -12,6 +12,7 @@ available.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -363,7 +364,7 @@ def _open_gpu(setup: Setup, precision: str) -> tuple[torch.device, int]:
     sizes = [torch.cuda.get_device_properties(number).total_memory for number in numbers]
     device = torch.device("cuda", sizes.index(min(sizes)))
     torch.cuda.set_device(device)
-    if precision == "bf16" and not torch.cuda.is_bf16_supported():
+    if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise SystemExit(_UNSUPPORTED)
     torch.backends.cudnn.benchmark = True  # as in training: some algorithms take memory
     free, memory = torch.cuda.mem_get_info(device)
@@ -394,6 +395,8 @@ def _open_cpu(setup: Setup) -> tuple[torch.device, int]:
 def take_steps(setup: Setup, precision: str, micro_batch: int, device: torch.device) -> int:
     """Take whole training steps; return the most memory that this process had in use, bytes."""
     on_gpu = device.type == "cuda"
+    torch.compiler.reset()  # of the trial before; another size would be compiled as dynamic
+    gc.collect()
     if on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)

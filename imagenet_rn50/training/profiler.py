@@ -144,7 +144,10 @@ class StepProfiler:
 
     def _start(self) -> profile:
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * self._is_gpu
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it prints what concerns nobody
+        if not self._is_gpu:
+            os.environ.setdefault(
+                "KINETO_LOG_LEVEL", "99"
+            )  # its only error is that there is no GPU
         warm_up = schedule(wait=0, warmup=1, active=self._num_asked)
         started = profile(activities=activities, schedule=warm_up, acc_events=True)
         started.start()
@@ -193,6 +196,10 @@ def table(events: Iterable[Any], num_steps: int, *, on_gpu: bool) -> str:
         )
     idle = "the device ran nothing" if on_gpu else "no operator ran"
     whose = "on the device" if on_gpu else "on the CPU, without that of operators they call"
+    if on_gpu and not kernels:
+        return (
+            "no kernel was recorded: the driver lets only root profile, or CUPTI is not installed"
+        )
     lines = [
         f"{counted(num_steps, 'step')} of {window / num_steps / 1e3:.2f} ms",
         f"host gaps: {idle} in {1 - busy / window:.1%} of the time",

@@ -2,11 +2,13 @@
 
 import gzip
 import json
+from contextlib import suppress
 
 import pytest
 import torch
 from torch.autograd import DeviceType
 
+from imagenet_rn50.training.preemption import StopTraining
 from imagenet_rn50.training.profiler import StepProfiler, covered, table
 from tests.training.trainers import assert_same_run
 
@@ -45,27 +47,43 @@ def test_a_run_that_resumes_can_be_profiled_again_and_stays_the_same(tiny, train
     assert list(traces(run)) == ["steps-000006-000008-rank-0", "steps-000020-000021-rank-0"]
 
 
+@pytest.mark.slow
 def test_each_rank_has_a_trace_of_the_same_steps(tiny, trainers):
     run = tiny / "profiled-ranks"
     trainers.train_on_two_ranks(tiny, run, "--profile", "2", "--stop-at-step", "9")
     assert list(traces(run)) == ["steps-000006-000007-rank-0", "steps-000006-000007-rank-1"]
 
 
-@pytest.mark.parametrize(("stop", "profiled"), [("8", ["steps-000006-000008-rank-0"]), ("4", [])])
-def test_a_run_that_ends_before_has_a_profile_of_fewer_steps(tiny, trainers, stop, profiled):
-    run = tiny / f"profiled-until-{stop}"
-    said = trainers.train(tiny, run, "--profile", "50", "--stop-at-step", stop)
-    assert f"{len(profiled) and 3} of 50 steps were profiled" in said
-    assert list(traces(run)) == profiled
+def take_steps(profiler, num_steps):
+    for number in range(1, num_steps + 1):
+        with profiler.step(number):
+            torch.ones(2) + 1
+    profiler.close()
+
+
+@pytest.mark.parametrize(("num_steps", "profiled"), [(8, ["steps-000006-000008-rank-0"]), (5, [])])
+def test_a_run_that_ends_before_has_a_profile_of_fewer_steps(tmp_path, num_steps, profiled, capsys):
+    take_steps(StepProfiler(tmp_path / "profile", 50, torch.device("cpu"), 0), num_steps)
+    assert f"{num_steps - 5} of 50 steps were profiled" in capsys.readouterr().out
+    assert list(traces(tmp_path)) == profiled
+
+
+def test_a_step_that_is_told_to_stop_is_not_counted(tmp_path):
+    profiler = StepProfiler(tmp_path / "profile", 50, torch.device("cpu"), 0)
+    for number in range(1, 9):
+        with suppress(StopTraining), profiler.step(number):
+            torch.ones(2) + 1
+            if number == 8:
+                raise StopTraining
+    profiler.close()
+    assert list(traces(tmp_path)) == ["steps-000006-000007-rank-0"]
+    [text] = (path.read_text() for path in (tmp_path / "profile").glob("*.txt"))
+    assert "2 steps" in text
 
 
 def test_a_full_disk_costs_the_profile_and_not_the_run(tmp_path, capsys):
     (tmp_path / "profile").write_text("in the way")
-    profiler = StepProfiler(tmp_path / "profile", 1, torch.device("cpu"), 0)
-    for number in range(1, 8):
-        with profiler.step(number):
-            torch.ones(2) + 1
-    profiler.close()
+    take_steps(StepProfiler(tmp_path / "profile", 1, torch.device("cpu"), 0), 8)
     assert "profile cannot be written" in capsys.readouterr().out
 
 
@@ -95,6 +113,11 @@ EVENTS = [
     Event("conv kernel", 120, 180, device=GPU),
     Event("conv kernel", 250, 320, device=GPU),  # ends after the last step
 ]
+
+
+def test_a_gpu_whose_kernels_may_not_be_recorded_is_not_called_idle():
+    kept = [event for event in EVENTS if "kernel" not in event.name]
+    assert "no kernel was recorded" in table(kept, 2, on_gpu=True)
 
 
 def rows(text):
