@@ -15,7 +15,7 @@ _HARDLY = 0.05  # of the time; waiting less than that hardly slows a run down
 _ALL = 0.95  # of the time; then nothing is known of the speed without waiting
 _SMALL_MICRO_BATCH = 64  # images; a GPU has too little work in a smaller one
 # BatchNorm and activations are bound by the memory, so no ResNet-50 comes near the peak: NVIDIA's
-# own reaches 19% on an A100 and 24% on a V100 (images/s in mixed precision of one GPU in
+# own reaches 19% on an A100 and 23% on a V100 (images/s in mixed precision of one GPU in
 # DeepLearningExamples, resnet50v1.5/README.md, as of November 2026; not reproduced here).
 PRACTICAL_MFU = 0.19
 

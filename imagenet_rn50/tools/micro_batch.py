@@ -34,6 +34,7 @@ from imagenet_rn50.recipe import Recipe, parse_recipe
 from imagenet_rn50.tools.measure import make_step
 from imagenet_rn50.tools.system_info import available_memory
 from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.formatting import counted
 from imagenet_rn50.utils.signals import set_parent_death_signal
 
 Outcome: TypeAlias = Literal["fits", "out of memory", "timed out"]
@@ -42,7 +43,6 @@ _NUM_STEPS = 2  # the first allocates the optimizer's state, the second needs it
 _GPU_PRECISIONS = ("no", "bf16", "fp16")
 _CPU_PRECISIONS = ("no", "bf16")  # Accelerate runs fp16 on a CPU as float32
 _UNSUPPORTED = 3  # exit code of a trial in a precision that the device lacks
-_LIMITS = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 _OUT_OF_MEMORY = (  # of texts that libraries print instead of raising an exception of their own
     "out of memory",
@@ -248,7 +248,8 @@ class Child:
         )
 
     def _start(self) -> subprocess.Popen[str]:
-        self._errors.truncate(0)
+        self._errors.seek(0)
+        self._errors.truncate()
         order = asdict(self._setup) | {
             "recipe": self._setup.recipe.model_dump(mode="json"),
             "precision": self._precision,
@@ -286,7 +287,8 @@ def format_micro_batches(name: str, setup: Setup, found: list[LargestMicroBatch]
     lines = [
         f"{name} on {device}, {setup.size} px, {'compiled' if setup.compiled else 'eager'}, "
         f"{setup.margin:.0%} of the memory left free",
-        f"global batch {recipe.global_batch} = {setup.ranks} ranks x {rank_batch} images",
+        f"global batch {recipe.global_batch}: {counted(rank_batch, 'image')} on each of "
+        f"{counted(setup.ranks, 'rank')}",
         "",
         f"{'precision':<10}{'micro batch':>12}{'accumulation':>14}{'memory':>22}",
     ]
@@ -335,7 +337,9 @@ def _main() -> None:
     """Run a trial for each micro batch on stdin; print its outcome as a line of JSON."""
     set_parent_death_signal(signal.SIGKILL)
     order: dict[str, Any] = json.loads(sys.argv[1])
-    outcomes, sys.stdout = sys.stdout, sys.stderr  # libraries may print, too
+    # Only outcomes go to the pipe: libraries may print, and processes of theirs keep stdout open.
+    outcomes = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     recipe = parse_recipe(order["recipe"], source="the recipe")
     setup = Setup(**{name: order[name] for name in Setup.__annotations__} | {"recipe": recipe})
     precision = order["precision"]
@@ -378,15 +382,14 @@ def _open_cpu(setup: Setup) -> tuple[torch.device, int]:
 
     Without a limit, a trial that needs too much would make the kernel kill some process.
     """
-    available = available_memory()
-    for name in _LIMITS:
-        soft, hard = resource.getrlimit(name)
-        if soft != resource.RLIM_INFINITY:
-            available = min(available, soft)
-            resource.setrlimit(name, (int((1 - setup.margin) * soft), hard))
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if soft == resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_DATA, (int((1 - setup.margin) * available), hard))
+    of_space, of_data = map(resource.getrlimit, (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    finite = [soft for soft, _ in (of_space, of_data) if soft != resource.RLIM_INFINITY]
+    available = min([available_memory(), *finite])
+    allowed = int((1 - setup.margin) * available)
+    resource.setrlimit(resource.RLIMIT_DATA, (allowed, of_data[1]))
+    if of_space[0] != resource.RLIM_INFINITY:
+        allowed = int((1 - setup.margin) * of_space[0])
+        resource.setrlimit(resource.RLIMIT_AS, (allowed, of_space[1]))
     if _OOM_SCORE.exists():  # Linux only: kill this process before others
         _OOM_SCORE.write_text("1000", encoding="utf-8")
     return torch.device("cpu"), available
