@@ -46,20 +46,21 @@ def peak_tflops(device_name: str, precision: str) -> float | None:
     return None
 
 
-def utilisation(flops_per_second: float, peak: float | None) -> dict[str, float]:
+def utilisation(flops: float, images_per_second: float, peak: float | None) -> dict[str, float]:
     """Return the metrics of one device.
 
     Model FLOPs utilisation (MFU) is (FLOPs that the model needs x images/s) / peak (Chowdhery et
     al. 2022, PaLM, appendix B). FLOPs that are computed again do not count.
 
     Args:
-        flops_per_second: FLOP/s that the model needs at the images/s of this device.
+        flops: FLOPs that the model needs for an image.
+        images_per_second: Images/s of this device.
         peak: Its peak, TFLOP/s; None if unknown.
 
     Returns:
         `tflops`, TFLOP/s; and `mfu`, the fraction of the peak in [0, 1], if the peak is known.
     """
-    tflops = flops_per_second / 1e12
+    tflops = flops * images_per_second / 1e12
     return {"tflops": tflops} | ({} if peak is None else {"mfu": tflops / peak})
 
 

@@ -53,7 +53,7 @@ def test_peaks_are_found_by_the_devices_own_names(name, precision, peak):
 
 
 def test_utilisation_is_a_fraction_of_the_peak_and_left_out_where_that_is_unknown():
-    known, unknown = utilisation(25e12, 100.0), utilisation(25e12, None)
+    known, unknown = utilisation(25e9, 1000, 100.0), utilisation(25e9, 1000, None)
     assert known == {"tflops": 25.0, "mfu": 0.25}
     assert unknown == {"tflops": 25.0}
     assert "25%" in format_utilisation(known)

@@ -581,7 +581,7 @@ def implied_mfu(
     sides = [recipe.data.size_at(epoch) for epoch in range(recipe.epochs)]
     pixels = sum((side / rates.size) ** 2 for side in sides) / len(sides)
     rate = duration(recipe, rates, estimate.options.nodes).images_per_second
-    return utilisation(estimate.flops_per_image * pixels * rate / num_gpus, peak)["mfu"]
+    return utilisation(estimate.flops_per_image * pixels, rate / num_gpus, peak)["mfu"]
 
 
 def _priced(

@@ -255,7 +255,7 @@ class DeviceRates:
         if self.flops_per_image is None:
             return {}
         peak = peak_tflops(self.name, precision)
-        return utilisation(self.flops_per_image * self.steps[precision], peak)
+        return utilisation(self.flops_per_image, self.steps[precision], peak)
 
 
 def measure_devices(
