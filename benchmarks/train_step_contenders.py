@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 import torchvision
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.nn import functional
@@ -58,13 +59,18 @@ class Case:
             yield batch._replace(images=batch.images.contiguous()) if contiguous else batch
 
 
-def make_trainer(case: Case, batch: int, workers: int, photos: Path, run: Path) -> Trainer:
-    """Return a trainer with the launcher environment of the case."""
+def accelerator_of(case: Case) -> Accelerator:
+    """Return an Accelerator with the launcher environment of the case."""
     os.environ["ACCELERATE_MIXED_PRECISION"] = case.precision.replace("fp32", "no")
     os.environ["ACCELERATE_DYNAMO_BACKEND"] = "INDUCTOR" if case.mode == "compile" else "NO"
     os.environ["ACCELERATE_DYNAMO_USE_DYNAMIC"] = "False"
     AcceleratorState._reset_state(reset_partial_state=True)
-    accelerator = make_accelerator()
+    return make_accelerator()
+
+
+def make_trainer(case: Case, batch: int, workers: int, photos: Path, run: Path) -> Trainer:
+    """Return a trainer with the launcher environment of the case."""
+    accelerator = accelerator_of(case)
     recipe = Recipe(
         global_batch=batch,
         micro_batch=batch,
@@ -114,10 +120,18 @@ def ours(case: Case, trainer: Trainer) -> Step:
     return step
 
 
-def plain(case: Case, trainer: Trainer) -> Step:
-    """Return the step of a plain loop, as in torchvision's reference script."""
+def plain(
+    case: Case, trainer: Trainer, build: Callable[[], nn.Module] = torchvision.models.resnet50
+) -> Step:
+    """Return the step of a plain loop, as in torchvision's reference script.
+
+    Args:
+        case: What to run.
+        trainer: Where batches, device and precision come from.
+        build: Builds the model.
+    """
     device, dtype = trainer.accelerator.device, _DTYPES[case.precision]
-    resnet: nn.Module = torchvision.models.resnet50()
+    resnet = build()
     resnet.to(device, memory_format=_LAYOUTS[case.layout]).train()  # type: ignore[call-overload]
     model: Callable[[Tensor], Tensor]
     model = torch.compile(resnet) if case.mode == "compile" else resnet

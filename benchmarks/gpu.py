@@ -1,0 +1,168 @@
+"""Everything that needs a GPU to be proven, on one CUDA device, in under nine minutes.
+
+    pip install -r benchmarks/requirements-gpu.txt     beside a PyTorch that sees the GPU
+    python -m benchmarks.gpu                           writes benchmarks/results/gpu-<device>.*
+    python -m benchmarks.gpu --sections eager loader   some of it, printed only
+
+Each section is a process of its own, so that one that fails or runs out of memory takes nothing
+with it. What the time does not suffice for is printed as not run.
+
+    roofline    bandwidth of copies, BatchNorm and ReLU; rate of a matrix product
+    batch       the largest micro batch that fits
+    eager       the training step against a plain torchvision loop and timm's ResNet-50
+    loop        `Trainer.train` against its bare step, both with the loader
+    loader      images/s with 4, 8 and 16 workers, beside those of one batch in GPU memory
+    resume      a run and one that stopped and resumed; how long a save stops training
+    evaluation  images/s of validation
+    breakdown   what the GPU does during a step
+    tests       pytest -m gpu
+    compiled    as eager, with torch.compile; compilation takes most of the time
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import accelerate
+import timm
+import torch
+import torchvision
+import transformers
+import tyro
+
+from benchmarks import gpu_report, gpu_sections
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+_EXIT_NO_GPU = 2
+_LEAST_SECONDS = 10.0  # a section that has less is not started
+
+Section = Literal[
+    "roofline",
+    "batch",
+    "eager",
+    "loop",
+    "loader",
+    "resume",
+    "evaluation",
+    "breakdown",
+    "tests",
+    "compiled",
+]
+SECTIONS: tuple[Section, ...] = (
+    "roofline",
+    "batch",
+    "eager",
+    "loop",
+    "loader",
+    "resume",
+    "evaluation",
+    "breakdown",
+    "tests",
+    "compiled",
+)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measure training on one CUDA device."""
+
+    sections: tuple[Section, ...] = SECTIONS
+    """What to measure. Results are written only when all is measured."""
+    minutes: float = 8.5
+    """Longest time of all sections together."""
+    settings: gpu_sections.Settings = gpu_sections.Settings()
+    """Sizes of the measurements."""
+
+
+def main() -> None:
+    """Run the sections; print and write what they measured."""
+    arguments = tyro.cli(Arguments)
+    if not torch.cuda.is_available():
+        print("benchmarks.gpu needs a CUDA device, and PyTorch finds none", file=sys.stderr)
+        raise SystemExit(_EXIT_NO_GPU)
+    os.chdir(ROOT)
+    began = time.monotonic()
+    gpu_sections.prepare(arguments.settings)
+    print(f"shards: {time.monotonic() - began:.0f} s", flush=True)
+    results: dict[str, Any] = {"about": _about(), "sections": {}, "not_run": {}}
+    micro_batch = arguments.settings.batch
+    for section in arguments.sections:
+        left = arguments.minutes * 60 - (time.monotonic() - began)
+        settings = arguments.settings.with_micro_batch(micro_batch)
+        rows, problem = _run_section(section, settings, left)
+        results["sections"][section] = rows
+        if problem:
+            results["not_run"][section] = problem
+        micro_batch = next((r["micro_batch"] for r in rows if section == "batch"), micro_batch)
+        print(gpu_report.section_text(section, rows, problem), flush=True)
+    results["about"]["seconds"] = round(time.monotonic() - began)
+    if set(arguments.sections) == set(SECTIONS):
+        _write(results)
+
+
+def _run_section(
+    section: str, settings: gpu_sections.Settings, left: float
+) -> tuple[list[dict[str, Any]], str | None]:
+    """Run a section in a process; return its rows, and why some are missing."""
+    if left < _LEAST_SECONDS:
+        return [], "no time was left"
+    began, rows = time.monotonic(), []
+    command = [sys.executable, "-m", "benchmarks.gpu_sections", section, f"{left:.0f}"]
+    process = subprocess.Popen(
+        [*command, settings.to_json()], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith(gpu_sections.ROW):
+            rows.append(json.loads(line.removeprefix(gpu_sections.ROW)))
+        else:
+            print(f"  {line.rstrip()}", flush=True)
+    code = process.wait()
+    print(f"({section}: {time.monotonic() - began:.0f} s)", flush=True)
+    if code == 0:
+        return rows, None
+    return (
+        rows,
+        "time was up" if code == gpu_sections.EXIT_TIME_UP else f"failed with exit code {code}",
+    )
+
+
+def _about() -> dict[str, Any]:
+    """Describe machine, versions and date."""
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "command": "python -m benchmarks.gpu",
+        "device": properties.name,
+        "memory_gib": round(properties.total_memory / 2**30, 1),
+        "cores": os.cpu_count(),
+        "date": datetime.now(UTC).date().isoformat(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+        "timm": timm.__version__,
+    }
+
+
+def _write(results: dict[str, Any]) -> None:
+    """Write the results as JSON and as text."""
+    name = re.sub(r"[^a-z0-9]+", "-", results["about"]["device"].lower()).strip("-")
+    folder = Path(os.environ.get("OUT", RESULTS))
+    (folder / f"gpu-{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (folder / f"gpu-{name}.txt").write_text(gpu_report.text(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

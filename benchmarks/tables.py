@@ -1,0 +1,208 @@
+"""Tables of the documentation, made from benchmarks/results/, so that nobody types a number.
+
+    python -m benchmarks.tables            writes them into README.md and docs/performance.md
+    python -m benchmarks.tables --check    exits with code 1 if one of them is not as it would be
+
+A page has `<!-- table NAME -->` where a table begins and `<!-- end -->` where it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+_TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Row = dict[str, Any]
+
+
+def filled(page: str) -> str:
+    """Return a page with its tables made anew.
+
+    Args:
+        page: Markdown.
+
+    Raises:
+        KeyError: If it has a table that nobody makes.
+    """
+    return _TABLE.sub(lambda found: f"{found[1]}{TABLES[found[2]]()}\n{found[3]}", page)
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """Return the results of `benchmarks.gpu` of every device."""
+    return [
+        json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(RESULTS.glob("gpu-*"))
+        if path.suffix == ".json"
+    ]
+
+
+def _rows(results: dict[str, Any], section: str) -> list[Row]:
+    found: list[Row] = results["sections"].get(section, [])
+    return found
+
+
+def _source(about: dict[str, Any]) -> str:
+    """Return where a result comes from, for the line below a table."""
+    return (
+        f"`{about['command']}`, {about['date']}, {about['device']}, {about['cores']} CPU cores, "
+        f"torch {about['torch']}"
+    )
+
+
+def gpu_steps() -> str:
+    """Return images/s and MFU of the training step, eager and compiled, beside the peers' step."""
+    parts = []
+    for gpu in _gpus():
+        rows = [*_rows(gpu, "eager"), *_rows(gpu, "compiled")]
+        rates = {(r["mode"], r["precision"], r["size"], r["contender"]): r for r in rows}
+        lines = []
+        for (mode, precision, size, contender), row in rates.items():
+            if contender != "ours":
+                continue
+            peers = [rates.get((mode, precision, size, name)) for name in ("torchvision", "timm")]
+            ratios = [
+                f"{row['images_per_second'] / peer['images_per_second']:.3f}" if peer else "-"
+                for peer in peers
+            ]
+            lines.append(
+                (
+                    f"{mode}, {precision}",
+                    f"{size}",
+                    f"{row['images_per_second']:,.0f}",
+                    f"{row['tflops']:.0f}",
+                    f"{row['mfu']:.1%}" if "mfu" in row else "-",
+                    *ratios,
+                )
+            )
+        head = ("step", "px", "images/s", "TFLOP/s", "MFU", "x torchvision's", "x timm's")
+        batch = f"Micro batch {rows[0]['batch']}. " if rows else ""
+        parts.append(f"{_markdown(head, lines)}\n\n{batch}{_source(gpu['about'])}")
+    return "\n\n".join(parts)
+
+
+def gpu_roofline() -> str:
+    """Return what the device reaches in single operations."""
+    parts = []
+    for gpu in _gpus():
+        rows = _rows(gpu, "roofline")
+        copy = next(row["gb_per_second"] for row in rows if row["name"] == "copy")
+        lines = [
+            (row["name"], f"{row['gb_per_second']:,.0f} GB/s", f"{row['gb_per_second'] / copy:.0%}")
+            if "gb_per_second" in row
+            else (row["name"], f"{row['tflops']:,.0f} TFLOP/s", "-")
+            for row in rows
+        ]
+        head = ("operation", "rate", "of a copy's")
+        parts.append(f"{_markdown(head, lines)}\n\n{_source(gpu['about'])}")
+    return "\n\n".join(parts)
+
+
+def gpu_breakdown() -> str:
+    """Return the share of each kind of kernel in a step."""
+    parts = []
+    for gpu in _gpus():
+        rows = [row for row in _rows(gpu, "breakdown") if "kind" in row]
+        modes = list(dict.fromkeys(row["mode"] for row in rows))
+        kinds = list(dict.fromkeys(row["kind"] for row in rows))
+        times = {(row["mode"], row["kind"]): row["ms"] for row in rows}
+        lines = [
+            (
+                kind,
+                *(f"{times[mode, kind]:.1f}" if (mode, kind) in times else "-" for mode in modes),
+            )
+            for kind in kinds
+        ]
+        head = ("ms of a step", *modes)
+        parts.append(f"{_markdown(head, lines)}\n\n{_source(gpu['about'])}")
+    return "\n\n".join(parts)
+
+
+def gpu_loop() -> str:
+    """Return what surrounds the step: loop, loader, saves, resume, validation."""
+    parts = []
+    for gpu in _gpus():
+        lines = []
+        rates = {
+            kind: [r["images_per_second"] for r in _rows(gpu, "loop") if r["kind"] == kind]
+            for kind in ("bare", "whole")
+        }
+        if all(rates.values()):
+            bare, whole = (sum(values) / len(values) for values in rates.values())
+            lines.append(("time of the whole loop over the bare step", f"{bare / whole - 1:+.1%}"))
+        loader = _rows(gpu, "loader")
+        synthetic = [r["images_per_second"] for r in loader if r["data"] == "synthetic"]
+        lines += [
+            (
+                f"images/s with {row['workers']} loader workers",
+                f"{row['images_per_second']:,.0f}, "
+                f"{row['images_per_second'] / synthetic[0]:.1%} of one batch in memory",
+            )
+            for row in loader
+            if row["data"] == "loader"
+        ]
+        for row in _rows(gpu, "resume"):
+            if "hashes_equal" in row:
+                same = "equal" if row["hashes_equal"] else "different"
+                lines.append(
+                    (
+                        "resumed run: sample hashes, losses",
+                        f"{same}, within {row['loss_difference']:.2%}",
+                    )
+                )
+        stalls = [1e3 * r["stall_seconds"] for r in _rows(gpu, "resume") if "save" in r]
+        if stalls:
+            lines.append(
+                ("a save stops training for, ms", ", ".join(f"{stall:.0f}" for stall in stalls))
+            )
+        lines += [
+            ("validation, images/s", f"{row['num_images'] / row['seconds']:,.0f}")
+            for row in _rows(gpu, "evaluation")
+        ]
+        parts.append(f"{_markdown(('', ''), lines)}\n\n{_source(gpu['about'])}")
+    return "\n\n".join(parts)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "gpu-steps": gpu_steps,
+    "gpu-roofline": gpu_roofline,
+    "gpu-breakdown": gpu_breakdown,
+    "gpu-loop": gpu_loop,
+}
+
+
+def main() -> None:
+    """Write the tables, or check them."""
+    stale = []
+    for path in PAGES:
+        before = path.read_text(encoding="utf-8")
+        after = filled(before)
+        if after == before:
+            continue
+        stale.append(path.name)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(after, encoding="utf-8")
+    for name in stale:
+        print(f"{name}: tables differ from benchmarks/results")
+    if stale and "--check" in sys.argv[1:]:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
