@@ -238,9 +238,15 @@ def _check_estimate(arguments: EstimateArguments) -> None:
             expected="--recipe with a name, or --recipes for a table of all",
         )
     if arguments.recipes:
-        only_one = {"--plan": arguments.plan, "--target": target, "--nodes": arguments.nodes > 1}
-        only_one |= {"--shards": arguments.shards, "--images": arguments.images}
-        only_one |= {"--micro-batch": arguments.micro_batch, "--measured": arguments.measured}
+        only_one: dict[str, Any] = {
+            "--plan": arguments.plan,
+            "--target": target,
+            "--nodes": arguments.nodes > 1,
+            "--shards": arguments.shards,
+            "--images": arguments.images,
+            "--micro-batch": arguments.micro_batch,
+            "--measured": arguments.measured,
+        }
         _refuse("--recipes", "--recipe", only_one)
     if not arguments.plan:
         default = EstimateArguments()

@@ -104,7 +104,7 @@ def test_the_shell_completes_verbs_and_options(tmp_path):
     asked = """
         source "$1"
         COMP_WORDS=(imagenet-rn50 doc); COMP_CWORD=1; _tyro_imagenet_rn50; echo "${COMPREPLY[@]}"
-        COMP_WORDS=(imagenet-rn50 estimate --rec); COMP_CWORD=2; _tyro_imagenet_rn50
+        COMP_WORDS=(imagenet-rn50 estimate --mic); COMP_CWORD=2; _tyro_imagenet_rn50
         echo "${COMPREPLY[@]}"
         complete -p imagenet-rn50
     """
@@ -116,7 +116,7 @@ def test_the_shell_completes_verbs_and_options(tmp_path):
     )
     assert done.stdout.splitlines() == [
         "doctor",
-        "--recipe",
+        "--micro-batch",
         "complete -F _tyro_imagenet_rn50 imagenet-rn50",
     ]
 
