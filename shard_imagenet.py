@@ -18,9 +18,9 @@ import tyro
 
 from imagenet_rn50.shards.audit import read_audit, read_report
 from imagenet_rn50.shards.contact_sheet import write_sheet
-from imagenet_rn50.shards.images import is_installed
 from imagenet_rn50.shards.index import IndexOptions
 from imagenet_rn50.shards.index import index as index_shards
+from imagenet_rn50.shards.lossless import is_installed
 from imagenet_rn50.shards.pack import Packed
 from imagenet_rn50.shards.pack import pack as pack_source
 from imagenet_rn50.shards.plan import PackOptions

@@ -28,7 +28,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from imagenet_rn50.shards.images import is_installed
+from imagenet_rn50.shards.lossless import is_installed
 from imagenet_rn50.shards.pack import pack
 from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.sources.base import Source

@@ -1,9 +1,4 @@
-"""Restart markers and upright images without loss, by libjpeg-turbo's `jpegtran`.
-
-One process per image: no package on PyPI does this transform within the process (TurboJPEG's
-transform has no restart parameter, so its bindings have none either).
-
-The final JPEG bytes of a sample: inspected, and repaired where a decoder would stumble.
+"""The final JPEG bytes of a sample: inspected, and repaired where a decoder would stumble.
 
 `prepare` is the one place where they are made, in this order: look at the header, decode once,
 write anew what is no RGB or gray JPEG or is damaged inside, drop a damaged EXIF segment, resize on
@@ -13,8 +8,6 @@ request, turn upright, add restart markers. What none of these touches is packed
 from __future__ import annotations
 
 import io
-import shutil
-import subprocess
 import warnings
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -27,91 +20,8 @@ from imagenet_rn50.jpeg.crop import suggested_interval, with_offset_table
 from imagenet_rn50.jpeg.header import JpegError, JpegHeader, is_jpeg, read_header
 from imagenet_rn50.jpeg.orientation import orientation_of, upright
 from imagenet_rn50.shards.formats import describe, open_image, to_rgb
+from imagenet_rn50.shards.lossless import JpegtranError, add_restart_markers, turn_upright
 from imagenet_rn50.shards.plan import PackOptions
-from imagenet_rn50.utils.errors import InputError
-
-PROGRAM = "jpegtran"
-_SECONDS = 60  # an image takes some milliseconds
-# By EXIF orientation; each undoes how the image was stored.
-_TURNS = {
-    2: ("-flip", "horizontal"),
-    3: ("-rotate", "180"),
-    4: ("-flip", "vertical"),
-    5: ("-transpose",),
-    6: ("-rotate", "90"),
-    7: ("-transverse",),
-    8: ("-rotate", "270"),
-}
-
-
-class JpegtranError(ValueError):
-    """`jpegtran` did not accept the image; the message is its own."""
-
-
-def is_installed() -> bool:
-    """Return whether `jpegtran` can be called."""
-    return shutil.which(PROGRAM) is not None
-
-
-def require_installed() -> None:
-    """Raise an error if restart markers are asked for and cannot be made.
-
-    Raises:
-        InputError: When `jpegtran` is missing.
-    """
-    if not is_installed():
-        raise InputError(
-            "restart markers need the program jpegtran",
-            expected="jpegtran on the PATH",
-            fix="apt-get install libjpeg-turbo-progs, or pack without: --restart-blocks none",
-        )
-
-
-def add_restart_markers(jpeg: bytes, blocks: int) -> bytes:
-    """Write the entropy-coded data anew, with a restart marker after every `blocks` MCUs.
-
-    A progressive image becomes a baseline one. The coefficients, hence the pixels, stay the same,
-    and so do all markers.
-
-    Args:
-        jpeg: An undamaged JPEG.
-        blocks: MCUs from one restart marker to the next.
-
-    Raises:
-        JpegtranError: When `jpegtran` complains, even if it still writes output.
-    """
-    return _run(jpeg, "-restart", f"{blocks}B")
-
-
-def turn_upright(jpeg: bytes, orientation: int) -> bytes:
-    """Rearrange the coefficients so that an image is stored upright; its metadata stays as it is.
-
-    Args:
-        jpeg: An undamaged JPEG.
-        orientation: Its EXIF orientation, 2 to 8.
-
-    Raises:
-        JpegtranError: When `jpegtran` is missing or complains, as it does where blocks that are cut
-            by an edge would have to move to another one.
-    """
-    if not is_installed():
-        raise JpegtranError(f"{PROGRAM} is not installed")
-    return _run(jpeg, "-perfect", *_TURNS[orientation])
-
-
-def _run(jpeg: bytes, *options: str) -> bytes:
-    done = subprocess.run(
-        [PROGRAM, "-copy", "all", *options],
-        input=jpeg,
-        capture_output=True,
-        check=False,
-        timeout=_SECONDS,
-    )
-    if done.returncode != 0:
-        message = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise JpegtranError(message[-1] if message else f"jpegtran exit code {done.returncode}")
-    return done.stdout
-
 
 # A decoded image takes 3 bytes a pixel in every worker; a JPEG of a few KB can claim 65,535 px
 # squared, that is 13 GB.

@@ -20,7 +20,8 @@ from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.audit import audit_of, write_audit
-from imagenet_rn50.shards.images import BadImageError, prepare, require_installed
+from imagenet_rn50.shards.images import BadImageError, prepare
+from imagenet_rn50.shards.lossless import require_installed
 from imagenet_rn50.shards.manifest import INFO_NAME, TRAIN, VALIDATION, Manifest, Split, timm_info
 from imagenet_rn50.shards.plan import PackOptions, Plan, ShardTask, make_plan, with_dataset
 from imagenet_rn50.shards.sources.base import Source

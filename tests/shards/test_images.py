@@ -11,14 +11,13 @@ from PIL import Image
 
 from imagenet_rn50.jpeg.crop import with_offset_table
 from imagenet_rn50.jpeg.header import read_header
-from imagenet_rn50.shards import images as jpegtran
+from imagenet_rn50.shards import lossless as jpegtran
 from imagenet_rn50.shards.images import (
     MAX_PIXELS,
     BadImageError,
-    JpegtranError,
-    add_restart_markers,
     prepare,
 )
+from imagenet_rn50.shards.lossless import JpegtranError, add_restart_markers
 from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import jpeg
