@@ -211,8 +211,10 @@ class _Shared:
         if self._transcoder is not None and self._transcoder.pid != os.getpid():  # after a fork
             self._left_to_parents.append(self._transcoder)
             self._transcoder = None
-        if self._transcoder is not None and self._transcoder.is_running:
-            return self._transcoder
+        if self._transcoder is not None:
+            if self._transcoder.is_running:
+                return self._transcoder
+            self._transcoder.stop()
         if self.reason is None:
             self._transcoder, self.reason = _start()
         return self._transcoder

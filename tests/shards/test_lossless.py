@@ -52,7 +52,7 @@ def outcome(call, content: bytes, blocks: int) -> bytes | str:
         return str(error)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     mode=st.sampled_from(MODES),
     height=st.integers(1, 70),
@@ -104,7 +104,7 @@ def test_without_the_library_jpegtran_is_called_for_each_image_and_the_reason_is
 def test_images_after_the_end_of_the_child_process_get_the_same_markers():
     content = jpeg("444", (50, 40), 0, ())
     expected = add_restart_markers(content, 2)
-    command = ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())]
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(os.getpid())]
     children = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (line,) = [line for line in children.splitlines() if transcoder_process.__file__ in line]
     os.kill(int(line.split()[0]), signal.SIGKILL)
