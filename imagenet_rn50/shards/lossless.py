@@ -16,6 +16,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 from importlib import metadata
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -83,8 +84,9 @@ def add_restart_markers(jpeg: bytes, blocks: int) -> bytes:
     Raises:
         JpegtranError: When `jpegtran` complains, even if it still writes output.
     """
-    transcoder = _shared.started()
-    marked = None if transcoder is None else transcoder.add_restart_markers(jpeg, blocks)
+    with _lock:
+        transcoder = _shared.started()
+        marked = None if transcoder is None else transcoder.add_restart_markers(jpeg, blocks)
     return marked or add_by_jpegtran(jpeg, blocks)
 
 
@@ -175,6 +177,9 @@ class _Transcoder:
                 return marked
         except (OSError, struct.error):
             pass
+        except BaseException:  # such as Ctrl-C: the next reply would be that to this image
+            self.stop()
+            raise
         self.stop()
         return b""
 
@@ -228,6 +233,7 @@ class _Shared:
 
 
 _shared = _Shared()
+_lock = threading.Lock()  # one image at a time
 atexit.register(shut_down)
 
 

@@ -13,7 +13,11 @@ from PIL import Image
 from imagenet_rn50.jpeg.header import read_header
 from imagenet_rn50.shards import lossless, transcoder_process
 from imagenet_rn50.shards.lossless import JpegtranError, add_by_jpegtran, add_restart_markers
+from imagenet_rn50.shards.pack import pack
+from imagenet_rn50.shards.plan import PackOptions
+from imagenet_rn50.shards.sources.detect import read_source
 from tests.images import jpegtran, scene, turbo_jpeg
+from tests.shards.helpers import contents, write_kaggle
 
 pytestmark = pytest.mark.skipif(not lossless.is_installed(), reason="needs jpegtran")
 
@@ -110,3 +114,27 @@ def test_images_after_the_end_of_the_child_process_get_the_same_markers():
     os.kill(int(line.split()[0]), signal.SIGKILL)
     assert [add_restart_markers(content, 2) for _ in range(2)] == [expected] * 2
     assert read_header(expected).restart_interval == 2
+
+
+def test_an_interrupted_image_does_not_leave_its_bytes_to_the_next(monkeypatch):
+    first, second = (jpeg("420", (50, 40), seed, ()) for seed in (0, 1))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lossless, "wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            add_restart_markers(first, 2)
+    assert add_restart_markers(second, 2) == add_by_jpegtran(second, 2)
+
+
+def test_pack_says_that_markers_are_slow_and_makes_the_same_shards(tmp_path, monkeypatch, caplog):
+    source = read_source(write_kaggle(tmp_path / "source"))
+    options = PackOptions(restart_blocks=4)
+    pack(source, tmp_path / "fast", options)
+    assert "jpegtran" not in caplog.text
+    monkeypatch.setattr(lossless, "find_library", lambda: "no/such/libjpeg.so.62")
+    pack(source, tmp_path / "slow", options)
+    assert "no/such/libjpeg.so.62" in caplog.text
+    assert contents(tmp_path / "fast") == contents(tmp_path / "slow")
