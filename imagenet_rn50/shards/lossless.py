@@ -170,7 +170,7 @@ class _Transcoder:
             self._requests.write(struct.pack("<II", len(jpeg), blocks))
             self._requests.write(jpeg)
             self._requests.flush()
-            head = self._replies.read(4) if wait([self._replies], _SECONDS) else b""
+            head = self._replies.read(4) if wait([self._replies.fileno()], _SECONDS) else b""
             (size,) = struct.unpack("<I", head)
             marked = self._replies.read(size)
             if len(marked) == size:

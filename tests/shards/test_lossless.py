@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 
 import pytest
 from hypothesis import example, given, settings
@@ -49,7 +50,7 @@ def jpeg(mode: str, size: tuple[int, int], seed: int, options: tuple[str, ...]) 
     return jpegtran(content, *options) if options else content
 
 
-def outcome(call, content: bytes, blocks: int) -> bytes | str:
+def outcome(call: Callable[[bytes, int], bytes], content: bytes, blocks: int) -> bytes | str:
     try:
         return call(content, blocks)
     except JpegtranError as error:
@@ -97,7 +98,7 @@ def test_without_the_library_jpegtran_is_called_for_each_image_and_the_reason_is
     lossless.shut_down()
     monkeypatch.setattr(lossless, "find_library", lambda: "no/such/libjpeg.so.62")
     try:
-        assert "no/such/libjpeg.so.62" in lossless.why_slow()
+        assert "no/such/libjpeg.so.62" in str(lossless.why_slow())
         assert add_restart_markers(content, 2) == jpegtran(content, "-restart", "2B")
     finally:
         lossless.shut_down()
