@@ -12,7 +12,7 @@ import numpy as np
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.jpeg.decode import MAX_ASPECT_RATIO, central_box
 from imagenet_rn50.shards.imagenet1k import NUM_CLASSES, NUM_IMAGES, complete_splits
-from imagenet_rn50.shards.images import TURNED
+from imagenet_rn50.shards.images import LEAST_SIDE, TURNED
 from imagenet_rn50.shards.manifest import FILE_NAME, Manifest, no_manifest
 from imagenet_rn50.shards.sources.base import Source
 from imagenet_rn50.shards.store import resolve_location
@@ -194,6 +194,7 @@ def _split_audit(records: Sequence[ShardRecord], classes: Classes | None) -> dic
         "num_turned_upright": sum(
             TURNED in note.reason for record in records for note in record.changed
         ),
+        "num_without_markers": sum(record.num_without_markers for record in records),
         "per_class": _per_class(rows, classes),
         "width": _spread([row.width for row in rows if row.width]),
         "height": _spread([row.height for row in rows if row.height]),
@@ -341,6 +342,8 @@ def _split_report(name: str, split: dict[str, Any]) -> list[str]:
         lines += ["", f"Samples per class: from {ends[0]} to {ends[1]}."]
     if turned := split["num_turned_upright"]:
         lines += ["", f"Turned upright by EXIF orientation: {turned:,}."]
+    if small := split["num_without_markers"]:
+        lines += ["", f"Without restart markers, for a side is under {LEAST_SIDE} px: {small:,}."]
     return lines
 
 
