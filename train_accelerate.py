@@ -61,6 +61,9 @@ class Arguments:
     find_lr: bool = False
     """Suggest a peak learning rate instead of training: writes lr_finder.json and .png into the
     run directory."""
+    profile: int | None = None
+    """Profile this many steps, after a warm-up of five: writes a trace and a table of each rank
+    into the run directory (docs/utilisation.md)."""
     checkpointing: Annotated[CheckpointConfig, tyro.conf.arg(name="")] = CheckpointConfig()
     """How the run is checkpointed, resumed and stopped."""
     hyperparameters: Annotated[Recipe, tyro.conf.arg(name="")]
@@ -92,6 +95,10 @@ def parse(arguments: list[str]) -> Arguments:
         raise InputError(f"invalid hyperparameters: {explain(error)}") from None
     require_at_least("--workers", parsed.workers, 0)
     require_at_least("--cache-gb", parsed.cache_gb, 0)
+    if parsed.profile is not None:
+        require_at_least("--profile", parsed.profile, 1)
+        if parsed.find_lr:
+            raise InputError("--profile contradicts --find-lr", fix="pass only one of them")
     return parsed
 
 
@@ -127,6 +134,7 @@ def main() -> None:
                 create=not arguments.find_lr,
                 init_from=arguments.init_from,
                 init_weights=arguments.init_weights,
+                profile=arguments.profile,
             )
             if arguments.find_lr:
                 find_lr(trainer)

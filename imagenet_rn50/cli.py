@@ -37,6 +37,22 @@ def demo(folder: Path = Path("runs/demo"), data: Path = Path("data/digits")) -> 
     run_demo(folder, data)
 
 
+@dataclass(frozen=True)
+class TrialOptions:
+    """How --find-micro-batch tries micro batches, each in a child process."""
+
+    precisions: tuple[Literal["no", "bf16", "fp16"], ...] = ()
+    """Precisions to try; by default all of the device."""
+    ranks: int | None = None
+    """Processes of the launch, on all machines; by default one per GPU of this machine."""
+    compile: bool = False
+    """Compile the model, as `accelerate launch --dynamo_backend inductor` does."""
+    margin: float = 0.1
+    """Fraction of the memory to leave free."""
+    timeout: float = 300.0
+    """Seconds after which a child process is killed and its micro batch counts as too large."""
+
+
 def doctor(
     recipe: str = "rn50-16ep",
     shards: str | None = None,
@@ -44,8 +60,12 @@ def doctor(
     seconds: float = 5.0,
     json: bool = False,
     cache: Path | None = None,
+    find_micro_batch: bool = False,
+    trials: Annotated[TrialOptions, tyro.conf.arg(name="")] = TrialOptions(),
 ) -> None:
     """Measure this machine and report the bottleneck; exit code 1 if a run would not start.
+
+    With --find-micro-batch, find the largest micro batch that fits into memory instead.
 
     Args:
         recipe: Name of the recipe that would run, or a YAML file.
@@ -55,10 +75,21 @@ def doctor(
         seconds: Duration of each measurement.
         json: Print JSON, which `estimate --measured` reads, instead of a table.
         cache: Local folder to cache remote shards in; its volume is measured.
+        find_micro_batch: Find the largest micro batch that fits, in each precision, by whole
+            training steps in child processes. Nothing else is measured.
+        trials: Options of --find-micro-batch.
     """
     from json import dumps
 
     from imagenet_rn50.recipe import load_recipe
+
+    if find_micro_batch:
+        _find_micro_batch(recipe, shards, cache, trials, json=json)
+        return
+    if trials != TrialOptions():
+        raise InputError(
+            "an option of --find-micro-batch was given without it", fix="add --find-micro-batch"
+        )
     from imagenet_rn50.tools.doctor import diagnose, format_diagnosis
 
     require_positive("--seconds", seconds)
@@ -66,6 +97,42 @@ def doctor(
     found = diagnose(load_recipe(recipe), recipe, shards, workers, seconds, cache=cache)
     print(dumps(found.to_json(), indent=2) if json else format_diagnosis(found))
     if found.blockers:
+        raise SystemExit(1)
+
+
+def _find_micro_batch(
+    recipe: str, shards: str | None, cache: Path | None, trials: TrialOptions, *, json: bool
+) -> None:
+    """Print the largest micro batch in each precision; exit code 1 if none fits in any."""
+    from dataclasses import asdict
+    from json import dumps
+
+    import torch
+
+    from imagenet_rn50.classes import Classes
+    from imagenet_rn50.recipe import load_recipe
+    from imagenet_rn50.shards.imagenet1k import NUM_CLASSES
+    from imagenet_rn50.shards.store import open_shards
+    from imagenet_rn50.tools.micro_batch import Setup, find_micro_batches, format_micro_batches
+
+    require_positive("--timeout", trials.timeout)
+    if not 0 <= trials.margin < 1:
+        raise InputError(f"--margin must be at least 0 and below 1, got {trials.margin:g}")
+    num_gpus = torch.cuda.device_count()
+    ranks = max(num_gpus, 1) if trials.ranks is None else trials.ranks
+    require_at_least("--ranks", ranks, 1)
+    num_classes = NUM_CLASSES
+    if shards is not None:
+        num_classes = len(Classes.load(open_shards(shards, cache=cache).folder).wnids)
+    setup = Setup(
+        load_recipe(recipe), num_classes, ranks, trials.compile, trials.margin, trials.timeout
+    )
+    found = find_micro_batches(setup, trials.precisions, on_gpu=num_gpus > 0)
+    if json:
+        print(dumps({"recipe": recipe, "ranks": ranks, "found": [asdict(each) for each in found]}))
+    else:
+        print(format_micro_batches(recipe, setup, found))
+    if not any(each.best for each in found):
         raise SystemExit(1)
 
 

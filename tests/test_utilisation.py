@@ -2,8 +2,9 @@
 
 import pytest
 
+from imagenet_rn50.peaks import format_utilisation, peak_tflops, utilisation
 from imagenet_rn50.recipe import ModelRecipe
-from imagenet_rn50.utilisation import forward_flops, peak_tflops, training_flops, utilisation
+from imagenet_rn50.utilisation import forward_flops, training_flops
 
 RESNET50 = ModelRecipe()
 
@@ -34,7 +35,15 @@ def test_flops_grow_with_the_area():
         ("NVIDIA A100-SXM4-40GB", "no", 156.0),
         ("NVIDIA A10G", "fp16", 70.0),
         ("Tesla V100-SXM2-16GB", "fp16", 125.0),
+        ("NVIDIA H100 NVL", "bf16", 835.5),
+        ("NVIDIA H200", "no", 494.5),
+        ("NVIDIA GH200 480GB", "bf16", 989.5),
+        ("Tesla V100-PCIE-32GB", "fp16", 112.0),
+        ("Tesla V100-SXM2-16GB", "bf16", None),
+        ("Tesla T4", "bf16", None),
         ("Tesla T4", "no", 8.1),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "bf16", None),
+        ("NVIDIA H100 80GB HBM3", "fp8", None),
         ("NVIDIA GeForce RTX 4090", "bf16", None),
         ("x86_64", "no", None),
     ],
@@ -44,5 +53,12 @@ def test_peaks_are_found_by_the_devices_own_names(name, precision, peak):
 
 
 def test_utilisation_is_a_fraction_of_the_peak_and_left_out_where_that_is_unknown():
-    assert utilisation(25e9, 1000, 100.0) == {"tflops": 25.0, "mfu": 0.25}
-    assert utilisation(25e9, 1000, None) == {"tflops": 25.0}
+    known, unknown = utilisation(25e9, 1000, 100.0), utilisation(25e9, 1000, None)
+    assert known == {"tflops": 25.0, "mfu": 0.25}
+    assert unknown == {"tflops": 25.0}
+    assert "25%" in format_utilisation(known)
+    assert "%" not in format_utilisation(unknown)
+
+
+def test_a_model_that_shrinks_an_image_to_one_pixel_has_flops():
+    assert forward_flops(RESNET50, 32, 10) > 0

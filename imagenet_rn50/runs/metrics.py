@@ -9,7 +9,10 @@ Each line is a JSON object with a `kind`, and the `samples_seen` and `epoch` tha
                  data_wait, the fraction of them spent waiting for the loader; learning rate, lr;
                  substitutions, damaged samples that this rank substituted, if any; sample_hash, of
                  all sample indices that the run has seen, each at its position; skipped_steps,
-                 whose fp16 gradients overflowed, if any; gpu_gib, on a GPU
+                 whose fp16 gradients overflowed, if any; gpu_gib, on a GPU; tflops, TFLOP/s that
+                 the model needed of each device, at the sizes of the images; mfu, the fraction of
+                 the device's peak that this is, if the peak is known (peaks.py). Both are of the
+                 wall clock of training, data_wait included, as in PaLM's appendix B
     validation   top1 and top5 in [0, 1], loss, num_images, seconds, is_best; the same prefixed with
                  ema_ for averaged weights, if the recipe keeps them
     checkpoint   failed, the reason or null; stall_seconds that training waited for it, seconds

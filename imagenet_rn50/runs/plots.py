@@ -23,9 +23,8 @@ _DPI = 120
 _BEFORE_EMA = ("epoch", "train loss", "val loss", "top-1", "top-5")
 _EMA = ("EMA top-1", "EMA top-5")
 _AFTER_EMA = ("lr", "images/s", "waiting for data")
+_UTILISATION = {"tflops": "TFLOP/s", "mfu": "MFU"}
 _COST = ("USD spent", "USD to come")
-
-_HARDLY = 0.05  # of the time; waiting less than that hardly slows a run down
 
 
 def new_figure() -> Figure:
@@ -57,18 +56,22 @@ def write_logs(run: Path) -> None:
 def logs_markdown(run: Path) -> str:
     """Return the log as a Markdown table, one line per epoch.
 
-    Averaged weights (EMA) and cost have columns of their own, if the run has them.
+    Averaged weights (EMA), utilisation and cost have columns of their own, if the run has them.
     """
     rows, train, validations = [], [], read_metrics(run, VALIDATION)
     averaged = any("ema_top1" in record for record in validations)
     has_price = any("cost_usd" in record for record in validations)
+    known = [key for key in _UTILISATION if any(key in r for r in read_metrics(run, TRAIN))]
     for record in read_metrics(run):
         if record["kind"] == TRAIN:
             train.append(record)
         elif record["kind"] == VALIDATION:
-            rows.append(_row(record, train, averaged=averaged, has_price=has_price))
+            rows.append(_row(record, train, known, averaged=averaged, has_price=has_price))
             train = []
-    head = (*_BEFORE_EMA, *(_EMA if averaged else ()), *_AFTER_EMA, *(_COST if has_price else ()))
+    head = (
+        *(*_BEFORE_EMA, *(_EMA if averaged else ()), *_AFTER_EMA),
+        *(*(_UTILISATION[key] for key in known), *(_COST if has_price else ())),
+    )
     text = f"# {run.name}\n\n" + _line(head) + "|" + "---:|" * len(head) + "\n" + "".join(rows)
     best = max(validations, key=score, default=None)
     if best:
@@ -84,13 +87,18 @@ def _line(cells: Iterable[str]) -> str:
 
 
 def _row(
-    validation: dict[str, Any], train: list[dict[str, Any]], *, averaged: bool, has_price: bool
+    validation: dict[str, Any],
+    train: list[dict[str, Any]],
+    known: list[str],
+    *,
+    averaged: bool,
+    has_price: bool,
 ) -> str:
     """Return the line of one epoch, from its validation and training records."""
     cells = [f"{validation['epoch']:.2f}", "", f"{validation['loss']:.4f}"]
     keys = ("top1", "top5", *(("ema_top1", "ema_top5") if averaged else ()))
     cells += [percent(validation[key]) if key in validation else "" for key in keys]
-    trained = ["", "", ""]
+    trained, means = ["", "", ""], dict[str, float]()
     if train:
         num_images = sum(record["num_images"] for record in train)
         seconds = sum(record["seconds"] for record in train)
@@ -98,29 +106,13 @@ def _row(
         waited = sum(record["data_wait"] * record["seconds"] for record in train) / seconds
         cells[1] = f"{loss:.4f}"
         trained = [f"{train[-1]['lr']:.3g}", rate_text(num_images / seconds), percent(waited, 0)]
+        used = [key for key in known if all(key in record for record in train)]
+        means = {key: sum(r[key] * r["seconds"] for r in train) / seconds for key in used}
+    spelled = {"tflops": "{:.3g}", "mfu": "{:.1%}"}
+    trained += [spelled[key].format(means[key]) if key in means else "" for key in known]
     costs = [validation.get(key) for key in ("cost_usd", "cost_left_usd")]
     money = ["" if cost is None else f"{cost:.2f}" for cost in costs]
     return _line(cells + trained + (money if has_price else []))
-
-
-def bottleneck(run: Path) -> str:
-    """Return a sentence that names the bottleneck of the run, with its speed."""
-    train = read_metrics(run, TRAIN)
-    seconds = sum(record["seconds"] for record in train)
-    if not train:  # resumed from another run's last checkpoint, only to evaluate it
-        return "no step was trained in this run: no speed to report"
-    waited = sum(record["data_wait"] * record["seconds"] for record in train) / seconds
-    rate = sum(record["num_images"] for record in train) / seconds
-    text = f"{rate_text(rate)} images/s; {percent(waited, 0)} of the time waiting for data: "
-    if waited > 1 / 2:
-        return f"{text}the loader is the bottleneck"
-    if waited < _HARDLY:
-        return f"{text}compute is the bottleneck"
-    # Without waiting, the same images would take the rest of the time.
-    most = rate_text(rate / (1 - waited))
-    return (
-        f"{text}compute is the bottleneck, and a faster loader would give at most {most} images/s"
-    )
 
 
 def draw_plots(run: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from imagenet_rn50.peaks import format_utilisation
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.shards.imagenet1k import NUM_CLASSES
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Split
@@ -428,18 +429,19 @@ def _measured_rows(found: Diagnosis) -> list[tuple[str, str]]:
         label = device.name if device.memory_bytes is None else f"GPU {number}, {device.name}"
         if device.copy_gb is not None:
             rows.append((f"{label}: copies", f"{device.copy_gb:.1f} GB/s"))
-        rows += [
-            (
-                f"{label}: {precision}",
-                f"{rate_text(rate)} images/s, {device.batch} of {device.size} px a step"
-                if rate
-                else f"out of memory with {device.batch} of {device.size} px",
-            )
-            for precision, rate in device.steps.items()
-        ]
+        rows += [(f"{label}: {name}", _step_text(device, name)) for name in device.steps]
     if found.all_reduce_gb is not None:
         rows.append(("all-reduce, all GPUs", f"{found.all_reduce_gb:.1f} GB/s on the bus"))
     return rows
+
+
+def _step_text(device: DeviceRates, precision: str) -> str:
+    batch, rate = f"{device.batch} of {device.size} px", device.steps[precision]
+    if not rate:
+        return f"out of memory with {batch}"
+    text = f"{rate_text(rate)} images/s, {batch} a step"
+    used = device.utilisation(precision)
+    return f"{text}, {format_utilisation(used)}" if used else text
 
 
 def _log_step(what: str) -> None:

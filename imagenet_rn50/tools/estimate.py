@@ -33,6 +33,7 @@ from pydantic import (
     ValidationError,
 )
 
+from imagenet_rn50.peaks import peak_tflops, utilisation
 from imagenet_rn50.recipe import RECIPES, ModelRecipe, Recipe, load_recipe, recipe_names
 from imagenet_rn50.shards.imagenet1k import NUM_IMAGES
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
@@ -45,6 +46,7 @@ from imagenet_rn50.utils.formatting import counted, rate_text
 PRICES = Path(__file__).parent / "prices.yaml"
 DEFAULT_INSTANCE = "g6.12xlarge"
 NUM_PARAMETERS = 25_557_032  # ResNet-50
+FLOPS_PER_IMAGE = 24_299_077_632  # of training ResNet-50 at 224 px, as utilisation.py counts them
 LOADER_IMAGES_PER_CORE = 603.0  # half of what benchmarks/results/loaders.txt has for two cores
 RESIZED_FRACTION = (341 * 256) / (500 * 375)  # pixels of a usual ImageNet image, after and before
 
@@ -301,6 +303,7 @@ class Estimate:
     rates: Rates
     speeds: dict[Precision, float]  # images/s of all GPUs, in each precision whose speed is known
     assumptions: list[str]
+    flops_per_image: float | None = None  # of training, at the size of the rates
 
     @property
     def is_imagenet(self) -> bool:
@@ -331,7 +334,8 @@ def make_estimate(name: str, recipe: Recipe, prices: PriceTable, options: Option
     volume, volume_source = _volume(options, measured)
     memory = measured["machine"]["memory_bytes"] if measured else instance.memory_gib * 2**30
     rates = Rates(speeds[options.precision], size, loader, volume, num_bytes, memory, *counts)
-    estimate = Estimate(name, recipe, options, instance, machine, rates, speeds, [])
+    flops = _flops_per_image(recipe, measured)
+    estimate = Estimate(name, recipe, options, instance, machine, rates, speeds, [], flops)
     how_often = "once" if rates.fits_memory else "every epoch"
     resized = f"resized images take {RESIZED_FRACTION:.0%} of the bytes: 341 x 256 of 500 x 375 px"
     estimate.assumptions[:] = [
@@ -348,6 +352,7 @@ def make_estimate(name: str, recipe: Recipe, prices: PriceTable, options: Option
         "training on it",
         *([resized] if estimate.is_imagenet else []),
         "gradients are exchanged during the backward pass; no work is repeated",
+        "MFU: the FLOPs of the model at these images/s, of the peak in NVIDIA's data sheet",
         "not included: startup, compilation, checkpoints, storage, transfer, packing",
         price_source,
     ]
@@ -499,6 +504,15 @@ def _gpu_speeds(
     return {precision: rate, "no": rate * single.part}, _TABLE_SIZE, sources
 
 
+def _flops_per_image(recipe: Recipe, measured: dict[str, Any]) -> float | None:
+    """Return the FLOPs of training on an image, of the size of the rates; None if unknown."""
+    if measured:
+        counted_by_doctor: float | None = measured["devices"][0].get("flops_per_image")
+        return counted_by_doctor
+    is_resnet50 = all(getattr(recipe.model, name) == value for name, value in _RESNET50.items())
+    return FLOPS_PER_IMAGE if is_resnet50 else None
+
+
 def _loader(instance: Instance, measured: dict[str, Any]) -> tuple[float, str]:
     """Return the images/s of the loader, and the source."""
     if decoding := measured.get("decoding"):
@@ -535,15 +549,16 @@ def format_estimate(estimate: Estimate, target: float | None) -> str:
         f"accuracy: {accuracy}",
         *(f"warning: {warning}" for warning in schedule_warnings(recipe, rates.num_train)),
         "",
-        _row("", "images/s", "limit", "hours", "on demand", "spot"),
+        _row("", "images/s", "MFU", "limit", "hours", "on demand", "spot"),
     ]
     # How much resizing saves is known of ImageNet only.
     resized_fraction = RESIZED_FRACTION if estimate.is_imagenet else 1.0
-    rows = list(variants(recipe, rates, resized_fraction))
+    rows = variants(recipe, rates, resized_fraction)
+    lines += [_priced(estimate, *row, options.precision) for row in rows]
     for precision, speed in estimate.speeds.items():
         if precision != options.precision:
-            rows.append((f"precision {precision}", recipe, replace(rates, gpus=speed)))
-    lines += [_priced(estimate, *row) for row in rows]
+            changed = replace(rates, gpus=speed)
+            lines.append(_priced(estimate, f"precision {precision}", recipe, changed, precision))
     if options.nodes > 1:
         lines += ["", *_multi_node_lines(estimate)]
     if target is not None:
@@ -552,13 +567,34 @@ def format_estimate(estimate: Estimate, target: float | None) -> str:
     return "\n".join(lines)
 
 
-def _priced(estimate: Estimate, name: str, recipe: Recipe, rates: Rates) -> str:
+def implied_mfu(
+    estimate: Estimate, recipe: Recipe, rates: Rates, precision: Precision
+) -> float | None:
+    """Return the MFU that a run's images/s imply, of the wall clock of training as in its log.
+
+    None if the FLOPs of the model or the peak of the GPU are not known.
+    """
+    peak = peak_tflops(estimate.instance.gpu, precision)
+    if peak is None or estimate.flops_per_image is None:
+        return None
+    num_gpus = estimate.instance.gpus * estimate.options.nodes
+    sides = [recipe.data.size_at(epoch) for epoch in range(recipe.epochs)]
+    pixels = sum((side / rates.size) ** 2 for side in sides) / len(sides)
+    rate = duration(recipe, rates, estimate.options.nodes).images_per_second
+    return utilisation(estimate.flops_per_image * pixels, rate / num_gpus, peak)["mfu"]
+
+
+def _priced(
+    estimate: Estimate, name: str, recipe: Recipe, rates: Rates, precision: Precision
+) -> str:
     took = duration(recipe, rates, estimate.options.nodes)
+    mfu = implied_mfu(estimate, recipe, rates, precision)
     machine_hours = took.hours * estimate.options.nodes
     instance = estimate.instance
     return _row(
         name,
         rate_text(took.images_per_second),
+        "-" if mfu is None else f"{mfu:.1%}",
         took.limit,
         f"{took.hours:.1f}" if took.hours >= 1 else f"{took.hours:.2g}",
         _dollars(machine_hours * instance.on_demand),
@@ -566,8 +602,8 @@ def _priced(estimate: Estimate, name: str, recipe: Recipe, rates: Rates) -> str:
     )
 
 
-def _row(name: str, rate: str, limit: str, hours: str, on_demand: str, spot: str) -> str:
-    return f"{name:<38}{rate:>9}  {limit:<7}{hours:>7}{on_demand:>11}{spot:>11}"
+def _row(name: str, rate: str, mfu: str, limit: str, hours: str, on_demand: str, spot: str) -> str:
+    return f"{name:<38}{rate:>9}{mfu:>7}  {limit:<7}{hours:>7}{on_demand:>11}{spot:>11}"
 
 
 def _dollars(amount: float) -> str:
@@ -620,7 +656,7 @@ def _target_lines(estimate: Estimate, target: float) -> Iterator[str]:
             yield f"{name:<38}cannot be shared by {num_ranks} ranks"
             continue
         title = f"{name}, {counted(recipe.epochs, 'epoch')}, {_percent(top1)}"
-        yield _priced(estimate, title, recipe, estimate.rates)
+        yield _priced(estimate, title, recipe, estimate.rates, estimate.options.precision)
         yield f"  published: {published_line(name)}"
         if differs := _header_field(name, "differs"):
             text = f"differs here: {differs}"

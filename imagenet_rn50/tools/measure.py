@@ -31,13 +31,15 @@ from imagenet_rn50.data.loader import Loader, build_loader
 from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform, normalise
 from imagenet_rn50.model import build_model, logits_of
+from imagenet_rn50.peaks import peak_tflops, utilisation
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.shards.imagenet1k import NUM_CLASSES
 from imagenet_rn50.shards.manifest import Split
 from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.tools.system_info import available_memory
-from imagenet_rn50.training.losses import training_loss
-from imagenet_rn50.training.optim import build_optimizer
+from imagenet_rn50.training.losses import mix, smooth_targets, training_loss
+from imagenet_rn50.training.optim import Ema, build_optimizer
+from imagenet_rn50.utilisation import training_flops
 from imagenet_rn50.utils.private_apis import base_of
 
 _BUFFER_BYTES = 8 << 20
@@ -236,6 +238,8 @@ class DeviceRates:
             not fit into memory.
         batch: Images in a step.
         size: Side of the images, px.
+        flops_per_image: FLOPs of the model for one image of that size, forward and backward; None
+            if they were not counted.
     """
 
     name: str
@@ -244,6 +248,14 @@ class DeviceRates:
     steps: dict[str, float]
     batch: int
     size: int
+    flops_per_image: int | None = None
+
+    def utilisation(self, precision: str) -> dict[str, float]:
+        """Return TFLOP/s and MFU of the steps in a precision, as far as they are known."""
+        if self.flops_per_image is None:
+            return {}
+        peak = peak_tflops(self.name, precision)
+        return utilisation(self.flops_per_image, self.steps[precision], peak)
 
 
 def measure_devices(
@@ -267,6 +279,7 @@ def measure_device(
 ) -> DeviceRates:
     """Measure training steps of the recipe's micro batch on one device, and copies to it."""
     size, batch = recipe.data.size_at(0), recipe.micro_batch
+    flops = training_flops(recipe.model, size, num_classes)
 
     def rate(precision: str) -> float:
         try:
@@ -280,13 +293,16 @@ def measure_device(
         few = make_step(device, recipe, "no", _SMALL_BATCH, size, num_classes)
         # Out of memory on a CPU is no exception: the kernel kills the process.
         fits = batch / _SMALL_BATCH * activation_bytes(few) < available_memory()
-        return DeviceRates("CPU", None, None, {"no": rate("no") if fits else 0.0}, batch, size)
+        steps = {"no": rate("no") if fits else 0.0}
+        return DeviceRates("CPU", None, None, steps, batch, size, flops)
+    torch.backends.cudnn.benchmark = True  # as in training
     with torch.cuda.device(device):
         precisions = ["no", "fp16"] + (["bf16"] if torch.cuda.is_bf16_supported() else [])
         steps = {name: rate(name) for name in precisions}
         properties = torch.cuda.get_device_properties(device)
         copy_gb = _copy_rate(device, (batch, 3, size, size))
-    return DeviceRates(properties.name, properties.total_memory, copy_gb, steps, batch, size)
+    name, memory = properties.name, properties.total_memory
+    return DeviceRates(name, memory, copy_gb, steps, batch, size, flops)
 
 
 def activation_bytes(step: Callable[[], None]) -> int:
@@ -327,32 +343,60 @@ def make_step(
     batch: int,
     size: int,
     num_classes: int = NUM_CLASSES,
+    *,
+    accumulation: int = 1,
+    compiled: bool = False,
 ) -> Callable[[], None]:
     """Return a training step on a batch on the device; the step waits for the device.
 
-    It does what training does: normalise, forward, loss, backward, update.
+    It does what training does: normalise, mix, forward, loss, backward, clip, update, average.
+
+    Args:
+        device: The device.
+        recipe: Hyperparameters.
+        precision: no, bf16 or fp16.
+        batch: Images in a micro batch.
+        size: Side of the images, px.
+        num_classes: Classes of the model.
+        accumulation: Micro batches of a step.
+        compiled: Whether the model is compiled with torch.compile.
     """
     wnids = tuple(f"n{number:08d}" for number in range(num_classes))
     model: nn.Module = build_model(recipe.model, Classes(wnids, wnids))
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = build_optimizer(model, recipe.optimizer)
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    is_cuda = device.type == "cuda"
+    optimizer = build_optimizer(model, recipe.optimizer, fused=is_cuda and precision != "fp16")
+    # A low scale: a step that is skipped for overflow would be cheaper, and allocate less.
+    scaler = torch.amp.GradScaler(device.type, 1024.0, enabled=precision == "fp16")
+    ema = Ema(model, recipe.ema_decay) if recipe.ema_decay else None
+    if compiled:
+        model.compile()
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, num_classes, (batch,), device=device)
     dtype = _DTYPES[precision]
 
     def loss() -> Tensor:
+        inputs, targets = normalise(images, recipe.data.mean, recipe.data.std), labels
+        if recipe.mixup_alpha or recipe.cutmix_alpha:
+            soft = smooth_targets(labels, num_classes, recipe.label_smoothing)
+            inputs, targets = mix(inputs, soft, recipe, position=0)
         with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
-            logits = logits_of(model, normalise(images, recipe.data.mean, recipe.data.std))
-        return training_loss(logits.float(), labels, recipe)
+            logits = logits_of(model, inputs)
+        return training_loss(logits.float(), targets, recipe)
 
     def step() -> None:
-        scaler.scale(loss()).backward()
+        for _ in range(accumulation):
+            scaler.scale(loss() / accumulation).backward()
+        if recipe.optimizer.clip_norm is not None:
+            scaler.unscale_(optimizer)
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.optimizer.clip_norm)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        if device.type == "cuda":
+        if ema:
+            ema.update(model)
+        if is_cuda:
             torch.cuda.synchronize(device)
 
     return step

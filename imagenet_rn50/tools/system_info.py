@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -65,13 +66,52 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def available_memory(memory: Path = _MEMORY) -> int:
-    """Return the bytes that are free or can be freed at once; all memory if `memory` is missing."""
+def available_memory(memory: Path = _MEMORY, *, system: Path = Path("/")) -> int:
+    """Return the bytes that this process can get at once: free, or caches that can be dropped.
+
+    Args:
+        memory: Linux's table of them; if it is missing, all memory counts as free.
+        system: The folder that contains /proc and /sys, with the limits of containers (cgroups).
+    """
+    available = memory_bytes()
     for line in memory.read_text(encoding="utf-8").splitlines() if memory.is_file() else ():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
-            return int(value.split()[0]) * 2**10  # "kB" there are KiB
-    return memory_bytes()
+            available = int(value.split()[0]) * 2**10  # "kB" there are KiB
+    return max(min([available, *_available_in_cgroups(system)]), 0)
+
+
+def _available_in_cgroups(system: Path) -> Iterator[int]:
+    """Yield the bytes that are left in each memory cgroup of this process that has a limit."""
+    path = system / "proc/self/cgroup"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        _, controllers, group = line.split(":", 2)
+        if not controllers:  # version 2
+            root, names = system / "sys/fs/cgroup", ("memory.max", "memory.current")
+            cache = "inactive_file"
+        elif "memory" in controllers.split(","):
+            root = system / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            cache = "total_inactive_file"
+        else:
+            continue
+        own = root / group.strip("/")  # in a container, maybe a path of the host that is not here
+        for folder in {root, *(parent for parent in (own, *own.parents) if root in parent.parents)}:
+            limit, used = (_first_word(folder / name) for name in names)
+            if limit.isdigit() and used.isdigit():
+                rows = _read_if_file(folder / "memory.stat").splitlines()
+                reclaimable = sum(
+                    int(row.split()[1]) for row in rows if row.startswith(f"{cache} ")
+                )
+                yield int(limit) - int(used) + reclaimable
+
+
+def _read_if_file(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _first_word(path: Path) -> str:
+    return _read_if_file(path).partition("\n")[0]
 
 
 def memory_bytes() -> int:

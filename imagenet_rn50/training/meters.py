@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from imagenet_rn50.evaluation.evaluate import Reduce
+from imagenet_rn50.peaks import format_utilisation
 from imagenet_rn50.runs.metrics import FILE_NAME, read_metrics
 from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.training.progress import Progress
@@ -35,6 +36,7 @@ class Meter:
         self._world_size = world_size
         self.sample_hash = sample_hash
         self._hash_since = self._hash_of_step = 0
+        self._flops_of_step = 0
         self._ends_of_steps: deque[torch.cuda.Event] = deque()
         self.reset()
 
@@ -43,6 +45,7 @@ class Meter:
         self.num_steps = 0
         self._num_images = 0
         self._num_skipped = 0
+        self._flops = 0
         self._loss = torch.zeros((), device=self._device)
         self._waited = 0.0
         self._began = time.perf_counter()
@@ -69,6 +72,10 @@ class Meter:
         """
         self._hash_of_step += hash_of_samples(position, indices)
 
+    def add_flops(self, flops: int) -> None:
+        """Count FLOPs of this rank; like samples, they count once their step is finished."""
+        self._flops_of_step += flops
+
     def after_step(self, losses: list[Tensor], num_images: int, *, skipped: bool) -> None:
         """Add one optimizer step.
 
@@ -81,6 +88,7 @@ class Meter:
             self._ends_of_steps.append(torch.cuda.Event(blocking=True))
             self._ends_of_steps[-1].record()
         self._hash_since, self._hash_of_step = self._hash_since + self._hash_of_step, 0
+        self._flops, self._flops_of_step = self._flops + self._flops_of_step, 0
         self._num_skipped += skipped
         self._loss += torch.stack(losses).mean()
         self.num_steps += 1
@@ -89,6 +97,9 @@ class Meter:
     def compute_and_reset(self, reduce: Reduce) -> dict[str, Any]:
         """Return the metrics since the last call and start over; every rank calls it.
 
+        `seconds` is the wall clock of training: steps, waiting for data, logging and saving, but
+        not validation. All rates are of this time, `tflops` included, as in PaLM's MFU.
+
         Args:
             reduce: Sums a tensor over all ranks.
 
@@ -96,12 +107,16 @@ class Meter:
             Mean `loss` over all ranks, nats; `num_images` and `images_per_second`, all ranks
             together; `data_wait`, fraction of this rank's time, in [0, 1]; `seconds`;
             `sample_hash`, 16 hexadecimal digits; `skipped_steps`, if any; `gpu_gib`, the peak
-            memory of this rank's GPU, if it has one.
+            memory of this rank's GPU, if it has one; `tflops`, TFLOP/s of a device that the model
+            needed, the mean over all ranks.
         """
         loss = reduce(self._loss).item() / (self.num_steps * self._world_size)  # waits for device
         seconds = time.perf_counter() - self._began
-        since = torch.tensor(as_int64(wrapped(self._hash_since)), device=self._device)
-        self.sample_hash = wrapped(self.sample_hash + int(reduce(since).item()))
+        since = torch.tensor(
+            [as_int64(wrapped(self._hash_since)), self._flops], device=self._device
+        )
+        hash_since, flops = reduce(since).tolist()
+        self.sample_hash = wrapped(self.sample_hash + hash_since)
         self._hash_since = 0
         line: dict[str, Any] = {
             "loss": loss,
@@ -110,6 +125,7 @@ class Meter:
             "data_wait": self._waited / seconds,
             "seconds": seconds,
             "sample_hash": f"{self.sample_hash:016x}",
+            "tflops": flops / seconds / self._world_size / 1e12,
         }
         if self._num_skipped:
             line["skipped_steps"] = self._num_skipped
@@ -122,6 +138,7 @@ class Meter:
 def format_postfix(line: dict[str, Any], lr: float) -> str:
     """Return the postfix of the progress bar."""
     text = f"loss {line['loss']:.3f}, lr {lr:.3g}, data wait {line['data_wait']:.0%}"
+    text += f", {format_utilisation(line)}"
     return text + (f", {line['gpu_gib']:.1f} GiB" if "gpu_gib" in line else "")
 
 

@@ -34,14 +34,16 @@ from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.evaluation.evaluate import validate
 from imagenet_rn50.evaluation.metrics import Accuracy
 from imagenet_rn50.model import build_model, logits_of
+from imagenet_rn50.peaks import peak_tflops
 from imagenet_rn50.pretrained import Kind
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs import metrics
 from imagenet_rn50.runs.checkpoint import SCORE, checkpoint_folders, newest_checkpoint, verify
 from imagenet_rn50.runs.metrics import MetricsLogger
-from imagenet_rn50.runs.plots import bottleneck, draw_plots, write_logs
+from imagenet_rn50.runs.plots import draw_plots, write_logs
 from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.runs.sync import AsyncUploader
+from imagenet_rn50.runs.verdict import verdict
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
 from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.training.accelerator import system_info
@@ -60,11 +62,13 @@ from imagenet_rn50.training.preemption import (
     is_spot_watched,
     watch_spot_notice,
 )
+from imagenet_rn50.training.profiler import StepProfiler
 from imagenet_rn50.training.progress import Progress, require_global_batch
 from imagenet_rn50.training.resume import ResumePoint, RunSpec, download_run, find_resume_point
 from imagenet_rn50.training.schedules import Plateau, learning_rate, schedule_warnings
 from imagenet_rn50.training.state import TrainState, checkpoint_bytes
 from imagenet_rn50.training.trackers import end_training, init_trackers, log_to_trackers
+from imagenet_rn50.utilisation import training_flops
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import require_free_space
 from imagenet_rn50.utils.formatting import counted, percent
@@ -89,6 +93,7 @@ class Trainer:
         on_corrupt: What a damaged sample does: stop the run, or be substituted by another one.
         init_from: Pretrained weights to start a new run from, as `read_pretrained` takes them.
         init_weights: Averaged or raw weights, where that file holds both.
+        profile: Number of steps to profile, after a warm-up; None profiles none.
         create: Whether to create the run directory, or resume from it. The learning rate finder
             does neither.
 
@@ -113,10 +118,12 @@ class Trainer:
         on_corrupt: OnCorrupt = "stop",
         init_from: str | None = None,
         init_weights: Kind | None = None,
+        profile: int | None = None,
         create: bool = True,
     ) -> None:
         self.recipe, self.shards, self.run = recipe, shards, RunDir(run)
         self.accelerator, self.num_workers, self.on_corrupt = accelerator, num_workers, on_corrupt
+        self.profile = profile
         self.config = config or CheckpointConfig()
         self.config.check()
         self.manifest, self.classes = Manifest.load(shards.folder), Classes.load(shards.folder)
@@ -288,6 +295,13 @@ class Trainer:
                     enabled=is_main,
                 )
             )
+            profiler = StepProfiler(
+                self.run.path / "profile",
+                self.profile,
+                accelerator.device,
+                accelerator.process_index,
+            )
+            stack.enter_context(closing(profiler))
             try:
                 while state.evaluation_due or not state.progress.finished:
                     # Once an epoch, maybe one that an earlier process trained: validate and save.
@@ -300,7 +314,8 @@ class Trainer:
 
                     progress = state.progress
                     lr = learning_rate(self.recipe, progress.epoch, state.plateau.num_cuts)
-                    self.train_step(batches, lr, position=progress.samples_seen)
+                    with profiler.step(progress.step + 1):
+                        self.train_step(batches, lr, position=progress.samples_seen)
                     state.progress = progress.after_step()
                     state.evaluation_due = progress.next_epoch_end == state.progress.samples_seen
                     self.bar.update(self.recipe.global_batch)
@@ -369,10 +384,16 @@ class Trainer:
             is_last = micro_step == self.accumulation - 1
             with nullcontext() if is_last else accelerator.no_sync(self.model):
                 self.meter.update_hash(rank_position, batch.host.indices)
+                self.meter.add_flops(self._flops(batch.images))
                 loss = self.loss(batch, rank_position)
                 accelerator.backward(loss / self.accumulation)
             losses.append(loss.detach())
         return losses
+
+    def _flops(self, images: Tensor) -> int:
+        """Return the FLOPs of a step on some images, at their size: (B, 3, H, W)."""
+        num_images, *_, side = images.shape
+        return num_images * training_flops(self.recipe.model, side, len(self.classes))
 
     def loss(self, batch: DeviceBatch, position: int) -> Tensor:
         """Return the mean loss of a micro batch, a scalar; `position` seeds its mixing."""
@@ -494,12 +515,22 @@ class Trainer:
             cost=Cost(self.run, self.config.price_per_hour, state.progress).metrics,
             enabled=accelerator.is_main_process,
         )
+        self.peak_tflops = self._mean_peak()
         self._write(
             metrics.START,
             **system_info(accelerator),
             **self.resume_point.as_dict(),
             **self.init_info,
         )
+
+    def _mean_peak(self) -> float | None:
+        """Return the mean peak of all ranks' devices, TFLOP/s; None if one is unknown."""
+        device, peak = self.accelerator.device, None
+        if device.type == "cuda":
+            name = torch.cuda.get_device_name(device)
+            peak = peak_tflops(name, self.accelerator.mixed_precision)
+        total = self.all_reduce_sum(torch.tensor(peak or math.nan, device=device)).item()
+        return None if math.isnan(total) else total / self.accelerator.num_processes
 
     def log(self) -> None:
         """Log the metrics since the last log line; all ranks call it.
@@ -518,6 +549,8 @@ class Trainer:
             record["substitutions"] = substitutions
         last = state.progress.step
         self._require_finite(record["loss"], f"within steps [{last - num_steps + 1}, {last}]")
+        if self.peak_tflops:
+            record["mfu"] = record["tflops"] / self.peak_tflops
         lr = state.optimizer.param_groups[0]["lr"]
         self._write(metrics.TRAIN, lr=lr, **record)
         values = {key: value for key, value in record.items() if not isinstance(value, str)}
@@ -635,7 +668,7 @@ class Trainer:
             raise RuntimeError(f"the last checkpoint could not be saved; {kept}")
         self.uploader.finish()
         if self.accelerator.is_main_process:
-            logger.info(bottleneck(self.run.path))
+            logger.info(verdict(self.run.path, self.recipe))
         self.accelerator.wait_for_everyone()
         end_training(self.accelerator)
 

@@ -1,6 +1,5 @@
 import errno
 import io
-import re
 
 import pytest
 
@@ -155,29 +154,27 @@ def write_training(run, *, waited, rate, **validation):
     journal.close()
 
 
-@pytest.mark.parametrize(
-    ("waited", "culprit", "at_most"),
-    [
-        (0.0, "compute", None),
-        (0.01, "compute", None),
-        (0.13, "compute", "57"),
-        (0.49, "compute", "98"),
-        (0.6, "loader", None),
-        (1.0, "loader", None),
-    ],
-)
-def test_what_takes_most_of_the_time_is_what_holds_a_run_up(tmp_path, waited, culprit, at_most):
-    write_training(tmp_path, waited=waited, rate=50)
-    said = report.bottleneck(tmp_path)
-    assert f"{waited:.0%} of the time" in said
-    assert f"{culprit} is the bottleneck" in said
-    assert re.findall(r"at most (\S+)", said) == ([at_most] if at_most else [])
-
-
 def test_a_slow_run_has_a_speed(tmp_path):
     write_training(tmp_path, waited=0.001, rate=0.04)
-    assert "0.04 images/s; 0.1% of the time" in report.bottleneck(tmp_path)
     assert "| 0.04 | 0.1% |" in logs_markdown(tmp_path)
+
+
+def test_utilisation_has_columns_of_its_own_weighted_by_seconds(tmp_path):
+    journal = MetricsLogger(tmp_path, 0)
+    counted = {"top1": 0.5, "top5": 1.0, "loss": 1.0, "num_images": 8, "is_best": True}
+    line = {"loss": 1.0, "lr": 0.1, "num_images": 8, "data_wait": 0.0}
+    journal.write(TRAIN, 8, 1.0, **line, seconds=1.0, tflops=10.0)  # a device of unknown peak
+    journal.write(VALIDATION, 8, 1.0, **counted)
+    journal.write(TRAIN, 16, 2.0, **line, seconds=1.0, tflops=20.0, mfu=0.2)
+    journal.write(TRAIN, 24, 2.0, **line, seconds=3.0, tflops=40.0, mfu=0.4)
+    journal.write(VALIDATION, 24, 2.0, **counted)
+    journal.close()
+    rows = [line for line in logs_markdown(tmp_path).splitlines() if line.startswith("|")]
+    assert [row.split(" | ")[-2:] for row in rows if "---" not in row] == [
+        ["TFLOP/s", "MFU |"],
+        ["10", " |"],
+        ["35", "35.0% |"],
+    ]
 
 
 @pytest.mark.parametrize(("top1", "shown"), [(49_999 / 50_000, "99.998%"), (1 / 50_000, "0.002%")])

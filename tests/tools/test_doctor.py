@@ -65,6 +65,8 @@ def test_the_table_names_the_bottleneck_in_a_sentence(tiny, monkeypatch, capsys)
     code, out, _ = doctor(monkeypatch, capsys, *options(tiny))
     assert code == 0
     assert "loader, 1 worker" in out
+    assert "TFLOP/s" in out
+    assert "MFU" not in out  # of a CPU
     assert out.splitlines()[-1].startswith("The bottleneck is ")
 
 

@@ -14,9 +14,10 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.prefetch import least_cache_bytes
 from imagenet_rn50.data.sampler import ShardShuffleSampler
 from imagenet_rn50.model import build_model
-from imagenet_rn50.recipe import DataRecipe, Recipe, load_recipe, recipe_names
+from imagenet_rn50.recipe import DataRecipe, ModelRecipe, Recipe, load_recipe, recipe_names
 from imagenet_rn50.shards.manifest import TRAIN
 from imagenet_rn50.tools.estimate import (
+    FLOPS_PER_IMAGE,
     LOADER_IMAGES_PER_CORE,
     NUM_PARAMETERS,
     PRICES,
@@ -31,6 +32,7 @@ from imagenet_rn50.tools.estimate import (
     published_top1,
     variants,
 )
+from imagenet_rn50.utilisation import training_flops
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.formatting import rate_text
 from tests.support import write_shards
@@ -305,6 +307,31 @@ def one_gpu(tmp_path):
     return ["--measured", str(tmp_path / "doctor.json"), "--price", "1"]
 
 
+def test_the_flops_of_resnet_50_are_those_that_torch_counts():
+    assert training_flops(ModelRecipe(), 224, 1000) == FLOPS_PER_IMAGE
+
+
+def test_the_mfu_is_that_of_the_images_per_second_and_their_sizes(monkeypatch, capsys):
+    words = "--recipe rn50-16ep --micro-batch 128 --instance p4d.24xlarge --disk 100000"
+    out = estimated(monkeypatch, capsys, *words.split(), "--images-per-second", "16000")
+    rows = {line[:38].strip(): line[38:].split()[:2] for line in out.splitlines()}
+    # As many FLOPs a second at any size: what limits are the GPUs.
+    full = f"{16_000 * FLOPS_PER_IMAGE / 8 / 312e12:.1%}"
+    assert rows["crops of 224 px throughout"] == ["16,000", full]
+    assert rows["crops of 192 px throughout"] == ["21,778", full]
+    # The loader limits, so the GPUs wait: the MFU is of the wall clock.
+    rate, mfu = rows["crops of 128 px throughout"]
+    slower = int(rate.replace(",", "")) * FLOPS_PER_IMAGE * (128 / 224) ** 2 / 8 / 312e12
+    assert mfu == f"{slower:.1%}" != full
+
+
+def test_without_a_known_peak_or_model_there_is_no_mfu(monkeypatch, capsys, one_gpu):
+    words = "--recipe digits --images 1437 360".split()
+    out = estimated(monkeypatch, capsys, *words, *one_gpu)
+    (row,) = (line for line in out.splitlines() if line.startswith("as asked"))
+    assert row[38:].split()[1] == "-"
+
+
 def test_images_are_those_of_the_shards_and_never_guessed(one_gpu, tmp_path, monkeypatch, capsys):
     write_shards(tmp_path / "shards", train=[8, 6], validation=[5])
     words = ["--recipe", "digits", *one_gpu]
@@ -316,7 +343,7 @@ def test_images_are_those_of_the_shards_and_never_guessed(one_gpu, tmp_path, mon
     assert re.search(r"only \d+ optimizer steps", out)
     for of_imagenet in ("1,281,167", "47% of the bytes", "resized", "ILSVRC"):
         assert of_imagenet not in out
-    (hours,) = re.findall(r"as asked +\S+ +\S+ +(\S+)", out)
+    (hours,) = re.findall(r"as asked +\S+ +\S+ +\S+ +(\S+)", out)
     assert 0 < float(hours) * 3600 < 14 * 12  # seconds, at 1 image/s
     assert "$0.00" not in out
 

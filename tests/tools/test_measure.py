@@ -17,6 +17,7 @@ from imagenet_rn50.tools.measure import (
     measure_all_reduce,
     measure_device,
 )
+from imagenet_rn50.utilisation import training_flops
 from tests.support import write_recipe, write_shards
 
 NAP = 0.02  # seconds per image
@@ -166,6 +167,25 @@ def test_a_measured_step_is_a_step_of_training(recipe):
     assert all(p.grad is None for group in optimizer.param_groups for p in group["params"])
 
 
+def test_a_measured_step_mixes_clips_accumulates_and_averages_as_the_recipe_says(recipe):
+    torch.manual_seed(0)
+    changes = {"mixup_alpha": 0.2, "ema_decay": 0.5, "label_smoothing": 0.0}
+    clipped = recipe.optimizer.model_copy(update={"clip_norm": 1e-6})
+    step = make_step(
+        torch.device("cpu"),
+        recipe.model_copy(update=changes | {"optimizer": clipped}),
+        "no",
+        batch=4,
+        size=16,
+        accumulation=2,
+    )
+    loss_of, _ = (cell.cell_contents for cell in reversed_cells(step))
+    first = loss_of().item()
+    for _ in range(5):
+        step()
+    assert loss_of().item() == pytest.approx(first, abs=1e-3)  # so short are clipped steps
+
+
 def reversed_cells(step):
     """Returns the loss function and the optimizer that a step closes over."""
     cells = dict(zip(step.__code__.co_freevars, step.__closure__, strict=True))
@@ -177,6 +197,8 @@ def test_the_cpu_is_measured_where_there_is_no_gpu(recipe):
     assert rates.steps.keys() == {"no"}
     assert rates.steps["no"] > 0
     assert (rates.batch, rates.size) == (4, 16)
+    flops = training_flops(recipe.model, 16, 1000) * rates.steps["no"]
+    assert rates.utilisation("no") == {"tflops": pytest.approx(flops / 1e12)}
     assert rates.copy_gb is None
 
 
@@ -227,6 +249,7 @@ def test_a_gpu_is_measured_in_every_precision(recipe):
     rates = measure_device(torch.device("cuda", 0), recipe, seconds=0.5)
     assert {"no", "fp16"} <= rates.steps.keys()
     assert all(rate > 0 for rate in rates.steps.values())
+    assert all(rates.utilisation(name)["tflops"] > 0 for name in rates.steps)
     assert rates.copy_gb
     assert rates.copy_gb > 0
 

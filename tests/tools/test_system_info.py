@@ -51,6 +51,39 @@ def test_the_memory_that_is_available_is_less_than_all_of_it(tmp_path):
     assert 0 < available_memory() <= read_machine().memory_bytes
 
 
+@pytest.mark.parametrize(
+    ("line", "folder", "names", "cache"),
+    [
+        ("0::/jobs/ours", "", ("memory.max", "memory.current"), "inactive_file"),
+        (
+            "9:cpu,memory:/jobs/ours",
+            "memory",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+            "total_inactive_file",
+        ),
+    ],
+)
+def test_a_container_has_what_its_limit_leaves(tmp_path, line, folder, names, cache):
+    (tmp_path / "meminfo").write_text("MemAvailable:  1000 kB\n")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"3:pids:/jobs\n{line}\n")
+    jobs = tmp_path / "sys/fs/cgroup" / folder / "jobs"
+    (jobs / "ours").mkdir(parents=True)
+    (jobs / "ours" / names[0]).write_text("max\n")
+    (jobs / "ours" / names[1]).write_text("7000\n")
+
+    def available():
+        return available_memory(tmp_path / "meminfo", system=tmp_path)
+
+    assert available() == 1000 * 1024
+    (jobs / names[0]).write_text("10000\n")
+    (jobs / names[1]).write_text("8000\n")
+    (jobs / "memory.stat").write_text(f"anon 7000\n{cache} 500\nactive_file 400\n")
+    assert available() == 10_000 - 8000 + 500
+    (jobs / names[1]).write_text("12000\n")
+    assert available() == 0
+
+
 def test_this_machine_is_described_without_its_name_and_paths():
     machine = read_machine()
     assert 1 <= machine.cores <= (os.cpu_count() or 1)

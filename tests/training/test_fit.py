@@ -21,6 +21,7 @@ from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.lr_finder import find_lr
 from imagenet_rn50.training.trainer import Trainer
+from imagenet_rn50.utilisation import training_flops
 from tests.support import write_shards, write_tiny
 from tests.training.trainers import measured
 
@@ -150,6 +151,18 @@ def test_the_number_of_workers_changes_nothing(tiny, finished, num_workers, tmp_
     ours, one_worker = weights(tmp_path / "run"), weights(finished)
     assert ours.keys() == one_worker.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in one_worker.items())
+
+
+def test_flops_follow_the_size_of_the_images(tiny, tmp_path, monkeypatch):
+    growth = ("--data.final-size", "32", "--data.growth", "0", "1")
+    train_here(monkeypatch, tiny, tmp_path / "run", "--workers", "0", *growth)
+    model = load_recipe(str(tiny / "tiny.yaml")).model
+    lines = read_metrics(tmp_path / "run", "train")
+    assert [line["num_images"] for line in lines] == [24, 24]
+    for line, size in zip(lines, (16, 32), strict=True):
+        flops = 24 * training_flops(model, size, num_classes=3)
+        assert line["tflops"] * line["seconds"] * 1e12 == pytest.approx(flops)
+        assert "mfu" not in line  # of a CPU
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(tiny, trainers, finished):
