@@ -13,12 +13,14 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from imagenet_rn50.data.batch_memory import WorkerMemory, receive
 from imagenet_rn50.data.prefetch import Prefetcher
 from imagenet_rn50.data.reader import SampleError, ShardReader
 from imagenet_rn50.data.sampler import DistributedBatchSampler, Order
@@ -26,7 +28,6 @@ from imagenet_rn50.data.transforms import Transform
 from imagenet_rn50.jpeg.header import is_jpeg
 from imagenet_rn50.shards.manifest import Split
 from imagenet_rn50.shards.store import ShardStore
-from imagenet_rn50.utils.private_apis import new_shared_storage
 from imagenet_rn50.utils.signals import set_parent_death_signal
 
 OnCorrupt: TypeAlias = Literal["stop", "substitute"]
@@ -237,19 +238,49 @@ def _problem(sample: Sample, error: ValueError) -> SampleError:
     return SampleError(f"{sample['description']} cannot be decoded", found=str(error), fix=fix)
 
 
+_worker_memory: WorkerMemory | None = None
+
+
+def use_shared_memory(worker: int, *, reader: str) -> None:
+    """Make this loader worker write its batches into memory that the training process shares.
+
+    Args:
+        worker: Its number.
+        reader: Name of the `Mappings` of the training process that receives them.
+    """
+    global _worker_memory  # noqa: PLW0603  a worker has one, and torch offers no object to own it
+    _worker_memory = WorkerMemory(reader)
+
+
 def empty_images(count: int, height: int, width: int, dtype: torch.dtype = torch.uint8) -> Tensor:
     """Return memory for images; (count, 3, height, width) of `dtype`, channels last.
 
     Channels last is how decoders write and how the model reads, so pixels are never transposed. In
-    a loader worker the memory is shared with the training process, which saves a copy.
+    a worker of `Loader` the memory is shared with the training process, which saves a copy.
     """
     shape = (count, height, width, 3)
-    if get_worker_info() is None:
+    if _worker_memory is None:
         images = torch.empty(shape, dtype=dtype)
     else:
-        storage = new_shared_storage(count * height * width * 3 * dtype.itemsize)
-        images = torch.empty(0, dtype=dtype).set_(storage).view(shape)
+        images = _worker_memory.empty(shape, dtype)
     return images.permute(0, 3, 1, 2)
+
+
+def _reduce(batch: Batch) -> tuple[Any, ...]:
+    """Return how a batch is sent to another process: its images in shared memory, if they are."""
+    images = _worker_memory.send(batch.images) if _worker_memory is not None else None
+    if images is None:
+        return Batch, tuple(batch)
+    _, labels, indices, *rest = batch
+    return _received, (images, labels.numpy(), indices.numpy(), *rest)
+
+
+def _received(images: tuple[Any, ...], labels: Any, indices: Any, *rest: Any) -> Batch:
+    """Return a batch that a worker sent."""
+    return Batch(receive(*images), torch.from_numpy(labels), torch.from_numpy(indices), *rest)
+
+
+ForkingPickler.register(Batch, _reduce)
 
 
 @cache
