@@ -83,12 +83,14 @@ def write_photos(data: Path, count: int) -> None:
         target = data / "folder" / f"{number % NUM_CLASSES:03d}" / f"{number:06d}.jpg"
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(contents[-1])
-    achieved = statistics(contents)
-    lines = [f"{'of ' + str(count) + ' photos':<20}{'achieved':>10}{'ImageNet':>10}"]
+    print(compare(statistics(contents)))
+
+
+def compare(achieved: dict[str, float]) -> str:
+    """Return a table of statistics beside `IMAGENET`."""
+    lines = [f"{'share, or size':<20}{'photos':>10}{'ImageNet':>10}"]
     lines += [f"{name:<20}{achieved[name]:>10.3f}{IMAGENET[name]:>10.3f}" for name in IMAGENET]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    (data / "photos.txt").write_text(text, encoding="utf-8")
+    return "\n".join(lines) + "\n"
 
 
 def statistics(photos: Sequence[bytes]) -> dict[str, float]:
@@ -263,6 +265,18 @@ def write_shards(data: Path, name: str, change: Callable[[bytes], bytes]) -> Non
     )
     Manifest("photos", {}, {TRAIN: split}).save(folder)
     print(f"{name}: mean {np.mean(lengths) / 1000:.1f} kB")
+
+
+def mean_kb(data: Path, kind: str) -> float:
+    """Return the mean size of an image in a format, kB."""
+    if (data / kind / "manifest.json").exists():
+        from imagenet_rn50.shards.manifest import TRAIN, Manifest
+
+        return float(Manifest.load(data / kind).split(TRAIN).lengths.mean()) / 1000
+    paths = list((data / "folder").glob("*/*.jpg"))
+    file = data / f"{kind}.beton"
+    files = [file] if file.exists() else paths
+    return sum(path.stat().st_size for path in files) / len(paths) / 1000
 
 
 def write_mds(data: Path) -> None:

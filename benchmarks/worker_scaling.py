@@ -8,18 +8,14 @@ checking JPEGs of the real size, reading ahead, batches in shared memory, the qu
 process. Whatever serialises workers, or makes the main process the bottleneck, lowers images/s per
 worker. What the machine cannot do, because its cores are busy, is printed as well.
 
-Needs shards with JPEGs, such as benchmarks.loaders writes. Table and JSON go to benchmarks/results/.
+Needs shards, such as benchmarks.loaders writes. Table and JSON go to benchmarks/results/.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import platform
-import sys
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
@@ -28,6 +24,7 @@ import tyro
 from torch import Tensor
 
 from benchmarks.loader_contenders import cpu_seconds, memory_mb
+from benchmarks.loaders import describe_run, run_metadata
 from imagenet_rn50.data.loader import build_loader
 from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
@@ -124,16 +121,11 @@ def main() -> None:
         for workers in arguments.workers:
             rows.append(measure(arguments, workers, wait_ms))
             print(json.dumps(rows[-1]), flush=True)
-    made_by = {
-        "command": f"python -m benchmarks.worker_scaling {' '.join(sys.argv[1:])}".strip(),
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-    }
+    made_by = run_metadata("benchmarks.worker_scaling")
     lines = [
-        f"{made_by['command']}, {made_by['date']}, {made_by['machine']}",
-        f"batch {arguments.batch}, decoding replaced by a wait; of_2: images/s of a worker, of that "
-        f"with {_REFERENCE} workers",
+        describe_run(made_by),
+        f"batch {arguments.batch}, decoding replaced by a wait; of_2: images/s of a worker as part "
+        f"of that with {_REFERENCE} workers",
         "",
         "".join(f"{name:>15}" for name in [*rows[0], "of_2"]),
     ]

@@ -9,6 +9,7 @@ own. One worker makes the whole batch, as uint8, in memory that it shares with t
 from __future__ import annotations
 
 import ctypes
+import gc
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -102,7 +103,9 @@ class ReadSamples:
         epochs, indices = self.order.indices(start, rows)
         pairs = zip(epochs.tolist(), indices.tolist(), strict=True)
         for row, (epoch, index) in enumerate(pairs):
-            yield self._sample(reader, epoch, index) | {"row": row, "rows": rows}
+            sample = self._sample(reader, epoch, index)
+            sample["row"], sample["rows"] = row, rows
+            yield sample
 
     def _sample(self, reader: ShardReader, epoch: int, index: int) -> Sample:
         """Return one sample with its bytes, or with the error of reading it."""
@@ -115,12 +118,14 @@ class ReadSamples:
             "is_checked": self.split.crc32s is not None,
         }
         if self.on_corrupt == "stop":
-            return sample | {"jpg": reader.read(index)}
+            sample["jpg"] = reader.read(index)
+            return sample
         sample["fallbacks"] = self._fallbacks(reader, index)
         try:
-            return sample | {"jpg": reader.read(index)}
+            sample["jpg"] = reader.read(index)
         except SampleError as error:
-            return sample | {"jpg": b"", "error": error}
+            sample["jpg"], sample["error"] = b"", error
+        return sample
 
     def _fallbacks(self, reader: ShardReader, index: int) -> Iterator[Sample]:
         """Yield readable samples of the same shard."""
@@ -155,11 +160,13 @@ class DecodeAndTransform:
             if sample["row"] == 0:
                 # One size per batch, even if it straddles two epochs: that of its first sample.
                 size = self.transform.size_at(sample["epoch"])
+                del images  # its memory may be free now
                 images = empty_images(sample["rows"], size, size, self.transform.dtype)
             sample["images"] = images
             sample["image"] = images[sample["row"]]
             self._fill(sample)
             yield sample
+            del sample
 
     def _fill(self, sample: Sample) -> None:
         """Decode a sample, or its substitute, into its row."""
@@ -204,9 +211,13 @@ class Collate:
         pending: list[Sample] = []
         for sample in samples:
             pending.append(sample)
-            if sample["row"] + 1 == sample["rows"]:
-                yield _stack(pending)
+            is_last = sample["row"] + 1 == sample["rows"]
+            del sample  # or it would keep the batch's memory until the next one has come
+            if is_last:
+                batch = _stack(pending)
                 pending = []
+                yield batch
+                del batch
 
 
 def _stack(samples: list[Sample]) -> Batch:
@@ -241,15 +252,19 @@ def _problem(sample: Sample, error: ValueError) -> SampleError:
 _worker_memory: WorkerMemory | None = None
 
 
-def use_shared_memory(worker: int, *, reader: str) -> None:
-    """Make this loader worker write its batches into memory that the training process shares.
+def init_worker(worker: int, *, reader: str) -> None:
+    """Prepare this loader worker.
+
+    Its batches will lie in memory that the training process shares. What it inherited is not
+    collected as garbage: looking at it costs time, and a copy of each page that is shared.
 
     Args:
         worker: Its number.
         reader: Name of the `Mappings` of the training process that receives them.
     """
-    global _worker_memory  # noqa: PLW0603  a worker has one, and torch offers no object to own it
+    global _worker_memory
     _worker_memory = WorkerMemory(reader)
+    gc.freeze()
 
 
 def empty_images(count: int, height: int, width: int, dtype: torch.dtype = torch.uint8) -> Tensor:

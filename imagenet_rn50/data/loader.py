@@ -28,7 +28,7 @@ from imagenet_rn50.data.dataset import (
     DecodeAndTransform,
     OnCorrupt,
     ReadSamples,
-    use_shared_memory,
+    init_worker,
 )
 from imagenet_rn50.data.prefetch import least_cache_bytes
 from imagenet_rn50.data.sampler import (
@@ -208,7 +208,7 @@ class Loader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
-            worker_init_fn=partial(use_shared_memory, reader=self._mappings.name),
+            worker_init_fn=partial(init_worker, reader=self._mappings.name),
         )
         self._max_substitutions = max_substitutions
         self._damaged: set[int] = set()
