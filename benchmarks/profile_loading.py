@@ -28,7 +28,7 @@ from imagenet_rn50.data.dataset import empty_images, keep_freed_memory
 from imagenet_rn50.data.loader import Loader, build_loader
 from imagenet_rn50.data.reader import ShardReader
 from imagenet_rn50.data.sampler import DistributedBatchSampler
-from imagenet_rn50.data.transforms import TrainTransform, augmentation_rng, random_crop_box, resize
+from imagenet_rn50.data.transforms import TrainTransform, augmentation_rng, resize
 from imagenet_rn50.jpeg.crop import cut
 from imagenet_rn50.jpeg.header import read_header
 from imagenet_rn50.recipe import DataRecipe
@@ -36,6 +36,8 @@ from imagenet_rn50.shards.manifest import TRAIN, Manifest
 from imagenet_rn50.shards.store import LocalShards
 
 ROOT = Path(__file__).parents[1]
+_SIZE = 224
+_LARGEST = 3 * 2400 * 2400  # bytes of pixels
 _STAGES = ("read", "check", "header", "draw", "cut", "decode", "resize and flip")
 
 
@@ -55,8 +57,9 @@ class Arguments:
 
 def time_stages(reader: ShardReader, count: int) -> list[float]:
     """Return microseconds an image of each stage."""
-    out = empty_images(1, 224, 224)[0]
-    memory = np.empty(3 * 1000 * 1000, np.uint8)
+    transform = TrainTransform(DataRecipe(), seed=0)
+    out = empty_images(1, _SIZE, _SIZE)[0]
+    memory = np.empty(_LARGEST, np.uint8)
     spent = np.zeros(len(_STAGES))
     for index in range(count):
         times = [time.thread_time()]
@@ -67,16 +70,19 @@ def time_stages(reader: ShardReader, count: int) -> list[float]:
         header = read_header(content, strict=True)
         times.append(time.thread_time())
         rng = augmentation_rng(0, 0, index)
-        box = random_crop_box(rng, header.height, header.width, (0.08, 1.0), (3 / 4, 4 / 3))
-        flip = rng.random() < 0.5
+        box, factor = transform.draw_box(rng, header, _SIZE)
+        flip = rng.random() < transform.data.flip
         times.append(time.thread_time())
-        piece = cut(content, box, header=header)
+        piece = cut(content, box, header=header, factor=factor)
         times.append(time.thread_time())
-        pixels = simplejpeg.decode_jpeg(piece.jpeg, colorspace="RGB", buffer=memory)
+        height, width = (-(-side // factor) if factor > 1 else 0 for side in piece.size)
+        pixels = simplejpeg.decode_jpeg(
+            piece.jpeg, colorspace="RGB", min_height=height, min_width=width, buffer=memory
+        )
         times.append(time.thread_time())
-        (top, left), (height, width) = piece.offset, box[2:]
+        top, left, height, width = (value // factor for value in (*piece.offset, *box[2:]))
         crop = pixels[top : top + height, left : left + width]
-        resize(crop, (224, 224), flip=flip, out=out)
+        resize(crop, (_SIZE, _SIZE), flip=flip, out=out)
         times.append(time.thread_time())
         spent += np.diff(times)
     return [float(value) for value in 1e6 * spent / count]

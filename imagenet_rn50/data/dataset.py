@@ -13,7 +13,7 @@ import gc
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing.reduction import ForkingPickler
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -81,7 +81,7 @@ class ReadSamples:
     def __call__(self) -> Iterator[Sample]:
         """Yield samples, batch after batch.
 
-        Each is {"__key__", "jpg", "cls", "epoch", "index", "description", "is_checked", "row",
+        Each is {"__key__", "jpg", "cls", "epoch", "index", "describe", "is_checked", "row",
         "rows"}; under `substitute` also "fallbacks", the samples that may replace it.
         """
         worker = get_worker_info()
@@ -114,7 +114,7 @@ class ReadSamples:
             "cls": int(self.split.labels[index]),
             "epoch": epoch,
             "index": index,
-            "description": reader.describe_sample(index),
+            "describe": partial(reader.describe_sample, index),
             "is_checked": self.split.crc32s is not None,
         }
         if self.on_corrupt == "stop":
@@ -246,7 +246,7 @@ def _problem(sample: Sample, error: ValueError) -> SampleError:
     # The bytes are as packed, so `verify` finds nothing; shards made by others hold such files.
     if sample.get("is_checked") or not is_jpeg(sample["jpg"]):
         fix = "pack the images again, which converts them to JPEG"
-    return SampleError(f"{sample['description']} cannot be decoded", found=str(error), fix=fix)
+    return SampleError(f"{sample['describe']()} cannot be decoded", found=str(error), fix=fix)
 
 
 _worker_memory: WorkerMemory | None = None
