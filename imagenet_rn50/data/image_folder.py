@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -81,7 +82,7 @@ class FileSource:
                     "cls": image.label,
                     "epoch": 0,
                     "index": start + row,
-                    "description": f"the image {self.root / image.path}",
+                    "describe": partial("the image {}".format, self.root / image.path),
                     "row": row,
                     "rows": rows,
                 }

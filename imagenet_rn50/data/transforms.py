@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -142,8 +142,10 @@ class EvalTransform:
 
 def augmentation_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """Return the generator that decides how sample `index` is augmented in `epoch`."""
-    entropy = np.random.SeedSequence([seed, epoch, _AUGMENTATION_STREAM, index])
-    return np.random.Generator(np.random.Philox(entropy))
+    words: Any = [seed, epoch, _AUGMENTATION_STREAM, index]
+    if max(words) < 1 << 32:
+        words = np.array(words, np.uint32)  # the same entropy, without numpy's way to split ints
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
 
 
 def random_crop_box(
