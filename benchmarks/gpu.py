@@ -83,6 +83,8 @@ class Arguments:
     """Longest time of all sections together."""
     settings: gpu_sections.Settings = gpu_sections.Settings()
     """Sizes of the measurements."""
+    out: Path = RESULTS
+    """Folder for the results."""
 
 
 def main() -> None:
@@ -108,7 +110,7 @@ def main() -> None:
         print(gpu_report.section_text(section, rows, problem), flush=True)
     results["about"]["seconds"] = round(time.monotonic() - began)
     if set(arguments.sections) == set(SECTIONS):
-        _write(results)
+        _write(results, arguments.out)
 
 
 def _run_section(
@@ -156,10 +158,9 @@ def _about() -> dict[str, Any]:
     }
 
 
-def _write(results: dict[str, Any]) -> None:
+def _write(results: dict[str, Any], folder: Path) -> None:
     """Write the results as JSON and as text."""
     name = re.sub(r"[^a-z0-9]+", "-", results["about"]["device"].lower()).strip("-")
-    folder = Path(os.environ.get("OUT", RESULTS))
     (folder / f"gpu-{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (folder / f"gpu-{name}.txt").write_text(gpu_report.text(results), encoding="utf-8")
 

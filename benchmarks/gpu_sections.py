@@ -37,13 +37,14 @@ from benchmarks.train_step_contenders import (
 )
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.evaluation.evaluate import validate
+from imagenet_rn50.peaks import peak_tflops, utilisation
 from imagenet_rn50.recipe import DataRecipe, Recipe
 from imagenet_rn50.runs.metrics import CHECKPOINT, TRAIN, read_metrics
 from imagenet_rn50.shards.manifest import Manifest, Shard, Split
 from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.training.trainer import Trainer
-from imagenet_rn50.utilisation import peak_tflops, training_flops, utilisation
+from imagenet_rn50.utilisation import training_flops
 
 ROOT = Path(__file__).parents[1]
 ROW = "row "  # begins a printed row; what follows is JSON
