@@ -203,7 +203,7 @@ def measure(rounds: int, shards: Path) -> list[str]:
 
 def main() -> None:
     """Print and save the medians."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(allow_abbrev=False)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--child")
     arguments, words = parser.parse_known_args()

@@ -1,7 +1,7 @@
 """One pass of a model over labelled images, each counted once on any number of ranks.
 
-`run_batches` is the only loop. `validate` sums counts on the device, for training; `evaluate` keeps
-what the model predicted for each image, for metrics.json and the report.
+`run_batches` is the only loop. `validate_batches` sums counts on the device, for training;
+`evaluate` keeps what the model predicted for each image, for metrics.json and the report.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def validation_loader(
 ) -> Loader:
     """Return this rank's share of a split, through the training pipeline's evaluation transform.
 
-    Its workers live until it is closed: `validate` may use one loader many times.
+    Its workers live until it is closed: `validate_batches` may use one loader many times.
 
     Args:
         shards: The shards.
@@ -81,7 +81,7 @@ def validation_loader(
     )
 
 
-def validate(
+def validate_batches(
     model: nn.Module,
     loader: Loader,
     data: DataRecipe,
@@ -113,6 +113,27 @@ def validate(
 
     run_batches(model, loader, data, device, add)
     return accuracy_of(reduce(counts), num_samples)
+
+
+def validate(
+    model: nn.Module,
+    shards: ShardStore,
+    split: Split,
+    data: DataRecipe,
+    *,
+    device: torch.device,
+    batch: int,
+    num_workers: int = 0,
+    on_batch: Callable[[Batch, Tensor], None] = lambda batch, logits: None,
+) -> Accuracy:
+    """Evaluate a model once, on one rank; see `validation_loader` and `validate_batches`."""
+    loader = validation_loader(
+        shards, split, data, device=device, batch=batch, num_workers=num_workers
+    )
+    with closing(loader):
+        return validate_batches(
+            model, loader, data, split.num_samples, device=device, on_batch=on_batch
+        )
 
 
 def run_batches(

@@ -31,7 +31,7 @@ from imagenet_rn50.data.loader import DeviceBatch, Loader, build_loader, on_devi
 from imagenet_rn50.data.reader import SampleError
 from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform
-from imagenet_rn50.evaluation.evaluate import validate, validation_loader
+from imagenet_rn50.evaluation.evaluate import validate_batches, validation_loader
 from imagenet_rn50.evaluation.metrics import Accuracy
 from imagenet_rn50.model import build_model, logits_of
 from imagenet_rn50.pretrained import Kind
@@ -466,7 +466,7 @@ class Trainer:
             if next(exchanges, None) is not None:
                 self.sync_requests()
 
-        return validate(
+        return validate_batches(
             model,
             self.validation_loader,
             self.recipe.data,
