@@ -9,6 +9,7 @@ on_device(loader, ...)              copies them to the device and normalises the
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -210,6 +211,9 @@ class Loader:
             persistent_workers=num_workers > 0,
             worker_init_fn=partial(init_worker, reader=self._mappings.name),
         )
+        if num_workers and multiprocessing.get_start_method() == "forkserver":
+            # The server that forks workers imports this once, instead of each worker for itself.
+            multiprocessing.set_forkserver_preload([__name__])
         self._max_substitutions = max_substitutions
         self._damaged: set[int] = set()
         self._start_measuring()

@@ -31,7 +31,7 @@ from imagenet_rn50.data.loader import DeviceBatch, Loader, build_loader, on_devi
 from imagenet_rn50.data.reader import SampleError
 from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform
-from imagenet_rn50.evaluation.evaluate import validate
+from imagenet_rn50.evaluation.evaluate import validate_batches, validation_loader
 from imagenet_rn50.evaluation.metrics import Accuracy
 from imagenet_rn50.model import build_model, logits_of
 from imagenet_rn50.peaks import peak_tflops
@@ -286,6 +286,7 @@ class Trainer:
             progress = state.progress
             self.loader = self.train_loader(progress.samples_seen, progress.total_samples)
             stack.enter_context(closing(self.loader))
+            self.validation_loader = stack.enter_context(closing(self._make_validation_loader()))
             batches = self.to_device(self.loader)
             self.bar = stack.enter_context(
                 progress_bar(
@@ -486,18 +487,32 @@ class Trainer:
             if next(exchanges, None) is not None:
                 self.sync_requests()
 
-        return validate(
+        return validate_batches(
             model,
+            self.validation_loader,
+            self.recipe.data,
+            self.validation_split.num_samples,
+            device=accelerator.device,
+            reduce=self.all_reduce_sum,
+            on_batch=on_batch,
+        )
+
+    def _make_validation_loader(self) -> Loader:
+        """Return this rank's share of the validation split; its workers start with its first pass.
+
+        They are kept from epoch to epoch: where processes are not forked, starting them costs as
+        much as starting Python and importing torch.
+        """
+        accelerator = self.accelerator
+        return validation_loader(
             self.shards,
             self.validation_split,
             self.recipe.data,
             device=accelerator.device,
-            batch=batch,
+            batch=self.recipe.micro_batch,
             num_workers=self.num_workers,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
-            reduce=self.all_reduce_sum,
-            on_batch=on_batch,
         )
 
     # ---------------------------------------------------------------- log and save
