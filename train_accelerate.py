@@ -3,7 +3,7 @@ r"""Train from shards under `accelerate launch`.
 Intentionally kept short: it parses, builds and calls; the logic is in
 `imagenet_rn50.training.trainer`.
 
-    accelerate launch --config_file accelerate_configs/cpu.yaml train_accelerate.py \
+    accelerate launch --quiet --config_file accelerate_configs/cpu.yaml train_accelerate.py \
         --recipe digits --shards data/digits/shards --run runs/digits --optimizer.lr 0.1
 """
 
@@ -25,7 +25,8 @@ from imagenet_rn50.recipe import Recipe, explain, load_recipe
 from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.utils.errors import InputError, exit_on_input_error, require_at_least
 from imagenet_rn50.utils.logging import ignore_output_errors
-from imagenet_rn50.utils.signals import launcher, set_parent_death_signal
+from imagenet_rn50.utils.signals import exit_on_interrupt, launcher, set_parent_death_signal
+from imagenet_rn50.utils.version import print_version_and_exit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +98,11 @@ def parse(arguments: list[str]) -> Arguments:
 
 def main() -> None:
     """Train, or find a learning rate, as the command line says."""
+    print_version_and_exit(sys.argv[1:])
     if launcher().words:
         set_parent_death_signal(signal.SIGTERM)
-    with ignore_output_errors(), exit_on_input_error():
+    interrupts = exit_on_interrupt("training has not started")
+    with ignore_output_errors(), exit_on_input_error(), interrupts:
         arguments = parse(sys.argv[1:])
 
         # Imported after parsing: --help and wrong arguments answer at once.

@@ -69,7 +69,7 @@ from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import require_free_space
 from imagenet_rn50.utils.formatting import counted, percent
 from imagenet_rn50.utils.logging import logger, progress_bar
-from imagenet_rn50.utils.signals import launch_command
+from imagenet_rn50.utils.signals import kill_launcher, launch_command
 
 _STEPS_PER_LOG_LINE = 20  # reading the loss waits for the device, so not after every step
 _EXTRA_CHECKPOINTS = 2  # on disk besides the newest: the best, and the one being written
@@ -662,4 +662,6 @@ class Trainer:
         self._say(f"{what} after step {step} ({reason}). To resume:\n  {command}")
         self.accelerator.wait_for_everyone()  # torchelastic kills the others when one rank exits
         end_training(self.accelerator)
+        if self.signals.is_interrupt and self.accelerator.is_local_main_process:
+            kill_launcher()
         raise SystemExit(0 if is_planned and is_saved else EXIT_INTERRUPTED)
