@@ -28,6 +28,7 @@ from imagenet_rn50.model import logits_of
 from imagenet_rn50.shards.formats import has_image_suffix, is_image, open_image, to_rgb
 from imagenet_rn50.shards.sources.scan import JUNK_FOLDERS, is_junk
 from imagenet_rn50.utils.errors import InputError, first_line
+from imagenet_rn50.utils.formatting import first_name
 
 
 @dataclass(frozen=True)
@@ -151,11 +152,6 @@ def prediction_line(prediction: Prediction, labels: Sequence[str], width: int) -
     cells = [f"{probability:7.2%} {first_name(labels[label])}" for probability, label in pairs]
     widest = max(len(first_name(label)) for label in labels) + 8
     return "  ".join([f"{prediction.path!s:<{width}}", *(c.ljust(widest) for c in cells)]).rstrip()
-
-
-def first_name(label: str) -> str:
-    """Return the first of the names that a label lists: `tench` of "tench, Tinca tinca"."""
-    return label.partition(",")[0]
 
 
 def predictions_csv(predictions: Sequence[Prediction], labels: Sequence[str], top: int) -> str:

@@ -33,6 +33,7 @@ from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSamp
 from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.evaluation.evaluate import validate
 from imagenet_rn50.evaluation.metrics import Accuracy
+from imagenet_rn50.learning_rate import Plateau, learning_rate
 from imagenet_rn50.model import build_model, logits_of
 from imagenet_rn50.pretrained import Kind
 from imagenet_rn50.recipe import Recipe
@@ -62,7 +63,7 @@ from imagenet_rn50.training.preemption import (
 )
 from imagenet_rn50.training.progress import Progress, require_global_batch
 from imagenet_rn50.training.resume import ResumePoint, RunSpec, download_run, find_resume_point
-from imagenet_rn50.training.schedules import Plateau, learning_rate, schedule_warnings
+from imagenet_rn50.training.schedules import schedule_warnings
 from imagenet_rn50.training.state import TrainState, checkpoint_bytes
 from imagenet_rn50.training.trackers import end_training, init_trackers, log_to_trackers
 from imagenet_rn50.utils.errors import InputError

@@ -46,3 +46,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
     return "\n".join(line.rstrip() for line in lines)
+
+
+def first_name(label: str) -> str:
+    """Return the first of the names that a label lists: `tench` of "tench, Tinca tinca"."""
+    return label.partition(",")[0]
