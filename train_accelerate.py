@@ -24,8 +24,13 @@ from pydantic import ValidationError
 from imagenet_rn50.recipe import Recipe, explain, load_recipe
 from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.utils.errors import InputError, exit_on_input_error, require_at_least
-from imagenet_rn50.utils.logging import ignore_output_errors
-from imagenet_rn50.utils.signals import exit_on_interrupt, launcher, set_parent_death_signal
+from imagenet_rn50.utils.logging import ignore_output_errors, log_startup
+from imagenet_rn50.utils.signals import (
+    exit_on_interrupt,
+    launcher,
+    read_int_env,
+    set_parent_death_signal,
+)
 from imagenet_rn50.utils.version import print_version_and_exit
 
 
@@ -104,6 +109,7 @@ def main() -> None:
     interrupts = exit_on_interrupt("training has not started")
     with ignore_output_errors(), exit_on_input_error(), interrupts:
         arguments = parse(sys.argv[1:])
+        log_startup("importing torch, transformers and accelerate")
 
         # Imported after parsing: --help and wrong arguments answer at once.
         from imagenet_rn50.runs.run_dir import RunDir
@@ -112,8 +118,11 @@ def main() -> None:
         from imagenet_rn50.training.lr_finder import find_lr
         from imagenet_rn50.training.trainer import Trainer
 
+        if (num_ranks := read_int_env("WORLD_SIZE") or 1) > 1:
+            log_startup(f"joining {num_ranks} ranks")
         accelerator = make_accelerator(arguments.run, arguments.trackers)
         is_main = accelerator.is_main_process
+        log_startup("reading the manifest of the shards and building the model")
         with RunDir(arguments.run).lock() if is_main else nullcontext():
             trainer = Trainer(
                 arguments.hyperparameters,

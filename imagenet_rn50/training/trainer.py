@@ -69,7 +69,7 @@ from imagenet_rn50.training.trackers import end_training, init_trackers, log_to_
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import require_free_space
 from imagenet_rn50.utils.formatting import counted, percent
-from imagenet_rn50.utils.logging import logger, progress_bar
+from imagenet_rn50.utils.logging import log_startup, logger, progress_bar
 from imagenet_rn50.utils.signals import kill_launcher, launch_command
 
 _STEPS_PER_LOG_LINE = 20  # reading the loss waits for the device, so not after every step
@@ -193,6 +193,7 @@ class Trainer:
         Raises:
             InputError: If it is damaged, or of another model.
         """
+        log_startup(f"verifying and loading {folder}")
         verify(folder)  # on every rank: no file is interpreted before its hash is verified
         try:
             self.accelerator.load_state(str(folder))
@@ -281,6 +282,9 @@ class Trainer:
             self.loader = self.train_loader(progress.samples_seen, progress.total_samples)
             stack.enter_context(closing(self.loader))
             batches = self.to_device(self.loader)
+            log_startup(
+                f"starting {counted(self.num_workers, 'loader worker')} for the first batch"
+            )
             self.bar = stack.enter_context(
                 progress_bar(
                     total=progress.total_samples,
@@ -487,6 +491,8 @@ class Trainer:
         recipe, accelerator, state = self.recipe, self.accelerator, self.state
         for warning in schedule_warnings(recipe, self.train_split.num_samples):
             self._say(f"warning: {warning}")
+        if names := ", ".join(map(str, accelerator.log_with)):
+            log_startup(f"starting the trackers: {names}")
         init_trackers(accelerator, recipe, self.run.path)
         self.logger = MetricsLogger(
             self.run.path,

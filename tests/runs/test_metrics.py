@@ -139,10 +139,10 @@ def test_plots_are_pictures_with_a_curve_for_each_series(tmp_path, averaged, mon
         for name, figure in figures.items()
         for line in figure.axes[0].lines
     }
-    assert drawn["accuracy", "top-1"] == [50.0, 75.0]
+    assert drawn["accuracy", "top-1"] == [0.5, 0.75]
     assert drawn["loss", "validation"] == [1.5, 1.5]
-    assert drawn.get(("accuracy", "top-1, EMA"), []) == [62.5, 62.5] * bool(averaged)
-    assert drawn.get(("accuracy", "top-5, EMA"), []) == [87.5, 87.5] * bool(averaged)
+    assert drawn.get(("accuracy", "top-1, EMA"), []) == [0.625, 0.625] * bool(averaged)
+    assert drawn.get(("accuracy", "top-5, EMA"), []) == [0.875, 0.875] * bool(averaged)
     assert drawn.get(("loss", "validation, EMA"), []) == [1.25, 1.25] * bool(averaged)
 
 
