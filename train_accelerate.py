@@ -106,8 +106,7 @@ def main() -> None:
     print_version_and_exit(sys.argv[1:])
     if launcher().words:
         set_parent_death_signal(signal.SIGTERM)
-    interrupts = exit_on_interrupt("training has not started")
-    with ignore_output_errors(), exit_on_input_error(), interrupts:
+    with ignore_output_errors(), exit_on_input_error(), exit_on_interrupt():
         arguments = parse(sys.argv[1:])
         log_startup("importing torch, transformers and accelerate")
 

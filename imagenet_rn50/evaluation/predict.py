@@ -105,14 +105,15 @@ def predict(
     device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = loaded.network.to(device)
     prepare = ProcessorTransform.of(loaded.processor).prepare
-    with evaluation_mode(network), ThreadPoolExecutor(os.cpu_count()) as threads:
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
         for start in range(0, len(files), batch):
             chunk = files[start : start + batch]
             read = list(threads.map(lambda path: _read(path, prepare), chunk))
             images = [image for image in read if isinstance(image, Tensor)]
             rows: Iterator[tuple[tuple[int, ...], tuple[float, ...]]] = iter(())
             if images:
-                logits = logits_of(network, torch.stack(images).to(device)).double()
+                with evaluation_mode(network):
+                    logits = logits_of(network, torch.stack(images).to(device)).double()
                 rows = _most_likely(logits, min(top, len(loaded.labels)))
             for path, image in zip(chunk, read, strict=True):
                 if isinstance(image, str):

@@ -28,6 +28,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _POLL_SECONDS = 0.5
+_END = 0  # no signal has this number
 _LAUNCHERS = {
     *("accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun"),
     *("accelerate.commands.accelerate_cli", "torch.distributed.run", "torch.distributed.launch"),
@@ -223,14 +224,11 @@ def kill_launcher() -> None:
 
 
 @contextmanager
-def exit_on_interrupt(what: str) -> Iterator[None]:
+def exit_on_interrupt() -> Iterator[None]:
     """Exit with code 130 on Ctrl-C, without tracebacks of this process and its launcher.
 
     A thread does it, because a launcher allows a quarter of a second, and importing torch takes
     longer. Handlers that the body installs take precedence.
-
-    Args:
-        what: What is interrupted, for the message.
     """
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -238,11 +236,11 @@ def exit_on_interrupt(what: str) -> Iterator[None]:
     before = signal.signal(signal.SIGINT, lambda *_: None)
 
     def listen() -> None:
-        while byte := os.read(reading, 1):
-            if byte[0] == signal.SIGINT:
+        while (number := os.read(reading, 1)[0]) != _END:
+            if number == signal.SIGINT:
                 kill_launcher()
                 if os.environ.get("LOCAL_RANK", "0") == "0":
-                    os.write(2, f"\ninterrupted: {what}\n".encode())
+                    os.write(2, b"\ninterrupted\n")
                 os._exit(128 + signal.SIGINT)
 
     thread = threading.Thread(target=listen, name="interrupt", daemon=True)
@@ -252,9 +250,10 @@ def exit_on_interrupt(what: str) -> Iterator[None]:
     finally:
         signal.signal(signal.SIGINT, before)
         signal.set_wakeup_fd(wakeup_before)
-        os.close(writing)  # ends the thread
+        os.write(writing, bytes([_END]))  # children may hold the pipe open
         thread.join()
         os.close(reading)
+        os.close(writing)
 
 
 def launch_command(without: str | None = None) -> str:
