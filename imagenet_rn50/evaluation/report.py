@@ -133,7 +133,8 @@ def matrix_plot(counts: NDArray[np.int64], names: Sequence[str]) -> Plot:
     def draw(figure: Figure) -> None:
         figure.set_size_inches(side + 2.6, side + 1.6)
         axes = figure.subplots()
-        shown = axes.imshow(parts, cmap="Blues", vmin=0, vmax=1)
+        is_dark = figure.get_facecolor()[0] < 0.5
+        shown = axes.imshow(parts, cmap="Blues_r" if is_dark else "Blues", vmin=0, vmax=1)
         size = min(9.0, 72 * side / num_classes * 0.8)  # points; the height of a row
         ticks = range(num_classes)
         axes.set_xticks(ticks, short, rotation=90, fontsize=size)
@@ -144,7 +145,7 @@ def matrix_plot(counts: NDArray[np.int64], names: Sequence[str]) -> Plot:
         if num_classes > _MOST_COUNTED:
             return
         for row, column in zip(*np.nonzero(counts), strict=True):
-            color = "white" if parts[row, column] > 0.5 else "black"
+            color = "white" if (parts[row, column] > 0.5) != is_dark else "black"
             text = f"{counts[row, column]:,}"
             axes.text(column, row, text, ha="center", va="center", fontsize=size, color=color)
 
