@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from imagenet_rn50.utils.errors import InputError, require_at_least, require_positive
+from imagenet_rn50.utils.logging import log_startup
 
 
 def _require_local(shards: Path) -> None:
@@ -249,6 +250,7 @@ def evaluate(arguments: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) ->
     Args:
         arguments: The model, the images, and how to evaluate.
     """
+    log_startup("loading the model")
     from imagenet_rn50.evaluation.datasets import open_images, read_real
     from imagenet_rn50.evaluation.evaluate import evaluate as evaluate_model
     from imagenet_rn50.evaluation.evaluate import joined_ranks
