@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context, style
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
@@ -133,7 +134,7 @@ def matrix_plot(counts: NDArray[np.int64], names: Sequence[str]) -> Plot:
     def draw(figure: Figure) -> None:
         figure.set_size_inches(side + 2.6, side + 1.6)
         axes = figure.subplots()
-        is_dark = figure.get_facecolor()[0] < 0.5
+        is_dark = to_rgb(figure.get_facecolor())[0] < 0.5
         shown = axes.imshow(parts, cmap="Blues_r" if is_dark else "Blues", vmin=0, vmax=1)
         size = min(9.0, 72 * side / num_classes * 0.8)  # points; the height of a row
         ticks = range(num_classes)

@@ -227,7 +227,7 @@ def _rate_figure(
 ) -> Figure:
     """Plot the learning rate of the schedule, and what was logged of it as points."""
     figure, axes = _axes("Learning rate", "learning rate")
-    lines = []
+    lines: list[Line2D] = []
     if recipe is not None:
         cuts = list(plateau_cuts(recipe, [(row["epoch"], row["loss"]) for row in validation]))
         epochs = [recipe.epochs * point / _RATE_POINTS for point in range(_RATE_POINTS + 1)]
@@ -271,8 +271,8 @@ def _plot(
     points = [(record["epoch"], record[key]) for record in records if key in record]
     if not points:
         return []
-    marker = "." if len(points) < _FEW_POINTS else ""
-    return axes.plot(*zip(*points, strict=True), label=name, **{"marker": marker} | style)
+    options: dict[str, Any] = {"marker": "." if len(points) < _FEW_POINTS else ""} | style
+    return axes.plot(*zip(*points, strict=True), label=name, **options)
 
 
 def _mark_best(axes: Axes, validation: list[dict[str, Any]]) -> list[Line2D]:
@@ -287,7 +287,8 @@ def _mark_best(axes: Axes, validation: list[dict[str, Any]]) -> list[Line2D]:
 def _legend(axes: Axes, lines: list[Line2D]) -> None:
     """Put the legend below the axes, where it hides no curve."""
     names = [str(line.get_label()) for line in lines]
-    axes.figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False)
+    place: Any = "outside lower center"  # matplotlib's types do not know it
+    axes.figure.legend(lines, names, loc=place, ncols=2, frameon=False)
 
 
 def _percent_of(value: float, position: object = None) -> str:
