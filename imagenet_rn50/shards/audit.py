@@ -292,8 +292,9 @@ def report_of(audit: dict[str, Any]) -> str:
         cells = [name, f"{split['num_samples']:,}"]
         if is_imagenet:
             expected = NUM_IMAGES.get(name)
-            known = expected is not None
-            cells.append(_against(split["num_samples"], expected) if known else "not known")
+            cells.append(
+                "not known" if expected is None else _against(split["num_samples"], expected)
+            )
         cells += [f"{split['num_shards']:,}", _megabytes(split["num_bytes"])]
         lines.append(f"| {' | '.join(cells)} |")
     if audit["num_classes"] is not None:

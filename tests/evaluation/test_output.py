@@ -195,7 +195,12 @@ def test_every_axis_of_every_plot_has_a_label_and_accuracies_are_percentages(
     num_classes, monkeypatch
 ):
     figures = []
-    monkeypatch.setattr(report_module, "png_of", lambda figure: figures.append(figure) or b"")
+
+    def keep(figure):
+        figures.append(figure)
+        return b""
+
+    monkeypatch.setattr(report_module, "png_of", keep)
     counts = np.full((num_classes, num_classes), 1)
     report_module.matrix_plot(counts, [f"name{i}" for i in range(num_classes)])
     report_module.class_plot(np.linspace(0, 1, num_classes))
