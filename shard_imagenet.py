@@ -34,6 +34,7 @@ from imagenet_rn50.shards.verify import verify as verify_shards
 from imagenet_rn50.utils.errors import exit_on_input_error, require_at_least
 from imagenet_rn50.utils.formatting import counted
 from imagenet_rn50.utils.storage import is_address
+from imagenet_rn50.utils.version import print_version_and_exit
 
 EXIT_FOUND_SOMETHING = 1
 EXIT_INTERRUPTED = 130
@@ -355,6 +356,7 @@ def _num_workers(asked: int | None) -> int:
 
 def main() -> None:
     """Parse the command line and run one command."""
+    print_version_and_exit(sys.argv[1:])
     commands = {f.__name__: f for f in (pack, verify, index, subset, audit, sample)}
     description = (__doc__ or "").partition("\n")[0]
     with exit_on_input_error():

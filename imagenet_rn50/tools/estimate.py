@@ -448,7 +448,7 @@ def _images(
     if options.images is not None:
         return options.images, "--images", _BYTES_PER_IMAGE, bytes_source
     counts = NUM_IMAGES[TRAIN], NUM_IMAGES[VALIDATION]
-    if _header_field(name, "published"):
+    if header_field(name, "published"):
         return counts, "ImageNet-1k, as the recipe's source", _BYTES_PER_IMAGE, bytes_source
     raise InputError(
         f"the number of images that {name} trains on is not known",
@@ -541,7 +541,7 @@ def format_estimate(estimate: Estimate, target: float | None) -> str:
     """
     options, recipe, rates = estimate.options, estimate.recipe, estimate.rates
     accuracy = published_line(estimate.name)
-    if _header_field(estimate.name, "published") and not estimate.is_imagenet:
+    if header_field(estimate.name, "published") and not estimate.is_imagenet:
         accuracy = f"unknown on these images; published on ImageNet-1k: {accuracy}"
     lines = [
         f"{estimate.name}: {counted(recipe.epochs, 'epoch')} on {options.nodes} x "
@@ -658,7 +658,7 @@ def _target_lines(estimate: Estimate, target: float) -> Iterator[str]:
         title = f"{name}, {counted(recipe.epochs, 'epoch')}, {_percent(top1)}"
         yield _priced(estimate, title, recipe, estimate.rates, estimate.options.precision)
         yield f"  published: {published_line(name)}"
-        if differs := _header_field(name, "differs"):
+        if differs := header_field(name, "differs"):
             text = f"differs here: {differs}"
             yield from wrap(text, 85, initial_indent="  ", subsequent_indent="    ")
 
@@ -671,7 +671,7 @@ def _percent(top1: float) -> str:
 
 def published_line(name: str) -> str:
     """Return the published accuracy of a recipe, as its header states it."""
-    found = _header_field(name, "published") or _header_field(name, "expected")
+    found = header_field(name, "published") or header_field(name, "expected")
     return found or "unknown: the recipe names no published accuracy"
 
 
@@ -681,7 +681,7 @@ def published_top1(name: str) -> float | None:
     return float(found[1]) / 100 if found else None
 
 
-def _header_field(name: str, field: str) -> str | None:
+def header_field(name: str, field: str) -> str | None:
     """Return a field of the header of a shipped recipe in one line, or None if it is absent."""
     if name not in recipe_names():
         return None
