@@ -184,7 +184,7 @@ CONTENDERS: dict[str, Callable[[Case, Trainer], Step]] = {
 def steps(settings: Settings, until: float, mode: Mode) -> Iterator[Row]:
     """Compare training steps over one batch that is in memory, of each precision and size."""
     precisions: tuple[Precision, ...] = ("bf16", "fp16")
-    for precision, size in itertools.product(precisions, settings.sizes):
+    for size, precision in itertools.product(settings.sizes, precisions):
         case = Case(size, mode, "channels_last", precision, "synthetic")
         yield from _compared(settings, case, until)
 
@@ -357,6 +357,7 @@ def _op_seconds(operation: Callable[[], object]) -> float:
 
 
 _KINDS = (
+    ("compiled (norms, activations)", r"^triton"),  # their names list what they fuse
     (
         "convolution",
         r"conv|gemm|implicit|wgrad|dgrad|fprop|xmma|cutlass|cudnn.*(nhwc|ndhwc)|sm\d\d_",
@@ -364,7 +365,6 @@ _KINDS = (
     ("batch norm", r"batch_?norm|bn_|welford"),
     ("optimizer", r"multi_tensor|FusedSgd|foreach|sgd"),
     ("copies", r"memcpy|memset|copy"),
-    ("compiled (norms, activations)", r"^triton"),
     ("activations, additions, casts", r"elementwise|relu|add|threshold"),
 )
 

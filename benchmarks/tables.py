@@ -1,6 +1,6 @@
-"""Tables of the documentation, made from benchmarks/results/, so that nobody types a number.
+"""Tables of the documentation, made from benchmarks/results/ and by `estimate`, and never typed.
 
-    python -m benchmarks.tables            writes them into README.md and docs/performance.md
+    python -m benchmarks.tables            writes them into the pages below
     python -m benchmarks.tables --check    exits with code 1 if one of them is not as it would be
 
 A page has `<!-- table NAME -->` where a table begins and `<!-- end -->` where it ends.
@@ -12,12 +12,22 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from imagenet_rn50.recipe import load_recipe
+from imagenet_rn50.tools.estimate import Options, make_estimate
+from imagenet_rn50.tools.plan import PlanOptions, format_plan, make_plan
+from imagenet_rn50.tools.prices import load_prices
+from imagenet_rn50.tools.recipe_table import format_recipes
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "performance.md")
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / name for name in ("ec2.md", "performance.md", "recipes.md")),
+)
 _TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 Row = dict[str, Any]
@@ -179,11 +189,26 @@ def gpu_loop() -> str:
     return "\n\n".join(parts)
 
 
+def recipes() -> str:
+    """Return all recipes, with hours and dollars, as `estimate --recipes --markdown` prints them."""
+    return format_recipes(load_prices(), Options(), markdown=True)
+
+
+def plan(name: str) -> str:
+    """Return the steps of a recipe, as `estimate --plan --volume 500 --markdown` prints them."""
+    found = make_estimate(name, load_recipe(name), load_prices(), Options())
+    steps = make_plan(found, PlanOptions(volume=500.0))
+    return format_plan(steps, found, markdown=True)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "gpu-steps": gpu_steps,
     "gpu-roofline": gpu_roofline,
     "gpu-breakdown": gpu_breakdown,
     "gpu-loop": gpu_loop,
+    "recipes": recipes,
+    "plan-rn50-16ep": partial(plan, "rn50-16ep"),
+    "plan-tv2-600ep": partial(plan, "tv2-600ep"),
 }
 
 
@@ -199,7 +224,7 @@ def main() -> None:
         if "--check" not in sys.argv[1:]:
             path.write_text(after, encoding="utf-8")
     for name in stale:
-        print(f"{name}: tables differ from benchmarks/results")
+        print(f"{name}: its tables are not as they would be made")
     if stale and "--check" in sys.argv[1:]:
         raise SystemExit(1)
 

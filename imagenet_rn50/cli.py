@@ -137,61 +137,121 @@ def _find_micro_batch(
         raise SystemExit(1)
 
 
-def estimate(
-    recipe: str,
-    instance: str | None = None,
-    nodes: int = 1,
-    precision: Literal["bf16", "fp16", "no"] = "bf16",
-    target: float | None = None,
-    measured: Path | None = None,
-    images_per_second: float | None = None,
-    disk: float | None = None,
-    price: float | None = None,
-    prices: Path | None = None,
-    micro_batch: int | None = None,
-    shards: Path | None = None,
-    images: tuple[int, int] | None = None,
-) -> None:
+@dataclass(frozen=True)
+class EstimateArguments:
+    """The run, the machine, and what is known of both."""
+
+    recipe: str | None = None
+    """Name of a recipe, or a YAML file."""
+    instance: str | None = None
+    """Machine of the price table: an EC2 instance type, a flavor of the Hub's Jobs, or kaggle-t4x2;
+    default g6.12xlarge without --measured."""
+    nodes: int = 1
+    """Number of instances."""
+    precision: Literal["bf16", "fp16", "no"] | None = None
+    """Mixed precision, or no; default bf16, or fp16 on GPUs without it."""
+    target: float | None = None
+    """Top-1 in (0, 1]: also list the recipes whose published result reaches it."""
+    measured: Path | None = None
+    """Output of `doctor --json` on the machine, instead of published speeds."""
+    images_per_second: float | None = None
+    """Images/s of all GPUs of a machine at 224 px, if you know it."""
+    disk: float | None = None
+    """MiB/s of what holds the shards during training; by default the machine's own storage."""
+    price: float | None = None
+    """Price of a machine, USD per hour."""
+    prices: Path | None = None
+    """Your own price table, like imagenet_rn50/tools/prices.yaml."""
+    micro_batch: int | None = None
+    """Micro batch, instead of the recipe's."""
+    shards: Path | None = None
+    """Local folder of shards whose images to count. Without it, the shards of --measured count, or
+    ImageNet-1k if the recipe has a published result."""
+    images: tuple[int, int] | None = None
+    """Numbers of training and validation images, instead of --shards."""
+    plan: bool = False
+    """Print every step from download to export: command, hours, GB, dollars."""
+    recipes: bool = False
+    """Print a table of all recipes on the machine, instead of one."""
+    markdown: bool = False
+    """Print the table of --plan or --recipes as Markdown."""
+    download: float | None = None
+    """With --plan: MB/s of the download from Kaggle; by default what others report."""
+    volume: float | None = None
+    """With --plan: MiB/s of the volume on which the data is prepared; by default a gp3's 125."""
+    volume_gb: float = 600.0
+    """With --plan: GB of that volume."""
+
+
+def estimate(arguments: Annotated[EstimateArguments, tyro.conf.arg(name="")]) -> None:
     """Estimate hours and cost of a run, and list every assumption.
 
     Args:
-        recipe: Name of a recipe, or a YAML file.
-        instance: EC2 instance type, from the price table; default g6.12xlarge without --measured.
-        nodes: Number of instances.
-        precision: Mixed precision, or no.
-        target: Top-1 in (0, 1]: also list the recipes whose published result reaches it.
-        measured: Output of `doctor --json` on the machine, instead of published speeds.
-        images_per_second: Images/s of all GPUs of a machine at 224 px, if you know it.
-        disk: MiB/s of the volume that holds the shards.
-        price: Price of a machine, USD per hour.
-        prices: Your own price table, like imagenet_rn50/tools/prices.yaml.
-        micro_batch: Micro batch, instead of the recipe's.
-        shards: Local folder of shards whose images to count. Without it, the shards of --measured
-            count, or ImageNet-1k if the recipe has a published result.
-        images: Numbers of training and validation images, instead of --shards.
+        arguments: The run, the machine, and what is known of both.
     """
     from imagenet_rn50.recipe import load_recipe, parse_recipe
-    from imagenet_rn50.tools.estimate import (
-        PRICES,
-        Options,
-        format_estimate,
-        load_prices,
-        make_estimate,
-    )
+    from imagenet_rn50.tools.estimate import Options, make_estimate
+    from imagenet_rn50.tools.estimate_report import format_estimate
+    from imagenet_rn50.tools.plan import PlanOptions, format_plan, make_plan
+    from imagenet_rn50.tools.prices import PRICES, load_prices
+    from imagenet_rn50.tools.recipe_table import format_recipes
 
+    _check_estimate(arguments)
+    prices = load_prices(arguments.prices or PRICES)
+    options = Options(
+        arguments.instance,
+        arguments.precision,
+        arguments.measured,
+        arguments.images_per_second,
+        arguments.disk,
+        arguments.price,
+        arguments.nodes,
+        arguments.shards,
+        arguments.images,
+    )
+    if arguments.recipe is None:
+        print(format_recipes(prices, options, markdown=arguments.markdown))
+        return
+    recipe = load_recipe(arguments.recipe)
+    if (micro_batch := arguments.micro_batch) is not None:
+        changed = recipe.model_dump(mode="json") | {"micro_batch": micro_batch}
+        source = f"{arguments.recipe} with --micro-batch {micro_batch}"
+        recipe = parse_recipe(changed, source=source)
+    found = make_estimate(arguments.recipe, recipe, prices, options)
+    if arguments.plan:
+        planned = PlanOptions(arguments.download, arguments.volume, arguments.volume_gb)
+        plan = make_plan(found, planned)
+        print(format_plan(plan, found, markdown=arguments.markdown))
+    else:
+        print(format_estimate(found, arguments.target))
+
+
+def _check_estimate(arguments: EstimateArguments) -> None:
+    """Raise `InputError` for options of `estimate` that contradict each other."""
+    if arguments.shards is not None:
+        _require_local(arguments.shards)
+    target = arguments.target
     if target is not None and not 0 < target <= 1:
         raise InputError(f"--target must be a top-1 in (0, 1], such as 0.76, got {target:g}")
-    loaded = load_recipe(recipe)
-    if micro_batch is not None:
-        changed = loaded.model_dump(mode="json") | {"micro_batch": micro_batch}
-        loaded = parse_recipe(changed, source=f"{recipe} with --micro-batch {micro_batch}")
-    if shards is not None:
-        _require_local(shards)
-    options = Options(
-        instance, precision, measured, images_per_second, disk, price, nodes, shards, images
-    )
-    found = make_estimate(recipe, loaded, load_prices(prices or PRICES), options)
-    print(format_estimate(found, target))
+    if arguments.recipes == (arguments.recipe is not None):
+        raise InputError(
+            "--recipe and --recipes exclude each other" if arguments.recipes else "no recipe",
+            expected="--recipe with a name, or --recipes for a table of all",
+        )
+    if arguments.recipes:
+        only_one = {"--plan": arguments.plan, "--target": target, "--nodes": arguments.nodes > 1}
+        only_one |= {"--shards": arguments.shards, "--images": arguments.images}
+        only_one |= {"--micro-batch": arguments.micro_batch, "--measured": arguments.measured}
+        _refuse("--recipes", "--recipe", only_one)
+    if not arguments.plan:
+        default = EstimateArguments()
+        for name in ("download", "volume", "volume_gb"):
+            if getattr(arguments, name) != getattr(default, name):
+                raise InputError(f"--{name.replace('_', '-')} needs --plan", fix="add --plan")
+    if arguments.plan and target is not None:
+        raise InputError("--target does not apply to --plan", fix="omit one of them")
+    if arguments.markdown and not (arguments.plan or arguments.recipes):
+        raise InputError("--markdown needs --plan or --recipes", fix="add one of them")
 
 
 def preview(

@@ -14,7 +14,7 @@ import yaml
 
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import Manifest
-from imagenet_rn50.tools.estimate import load_prices
+from imagenet_rn50.tools.prices import load_prices
 from tests.commands import ROOT, Command, check
 from tests.support import write_recipe, write_shards
 from tests.training.trainers import RECIPE, lines_of, wait_until

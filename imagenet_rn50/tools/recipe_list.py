@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from imagenet_rn50.recipe import load_recipe, recipe_names
-from imagenet_rn50.tools.estimate import header_field, published_line, published_top1
+from imagenet_rn50.tools.recipe_headers import header_field, published_line, published_top1
 from imagenet_rn50.utils.formatting import aligned
 
 _HEAD = ("recipe", "epochs", "train px", "eval px", "global batch", "published top-1", "source")

@@ -19,19 +19,18 @@ from imagenet_rn50.shards.manifest import TRAIN
 from imagenet_rn50.tools.estimate import (
     FLOPS_PER_IMAGE,
     LOADER_IMAGES_PER_CORE,
+    LOCAL_MIB,
     NUM_PARAMETERS,
-    PRICES,
     Options,
     Rates,
     duration,
-    format_estimate,
-    load_prices,
     make_estimate,
     multi_node_needs,
-    published_line,
-    published_top1,
     variants,
 )
+from imagenet_rn50.tools.estimate_report import format_estimate
+from imagenet_rn50.tools.prices import PRICES, load_prices
+from imagenet_rn50.tools.recipe_headers import published_line, published_top1
 from imagenet_rn50.utilisation import training_flops
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.formatting import rate_text
@@ -93,9 +92,11 @@ def test_a_change_that_changes_nothing_is_not_a_variant():
 
 def test_the_price_table_states_its_source_and_date():
     table = load_prices()
-    assert table.source
-    assert table.looked_up.year >= 2026
+    for provider in table.providers.values():
+        assert provider.source
+        assert provider.looked_up.year >= 2026
     for instance in table.instances.values():
+        assert instance.provider in table.providers
         assert instance.spot is None or instance.spot <= instance.on_demand
 
 
@@ -111,6 +112,14 @@ def test_a_price_table_of_the_user_replaces_it(tmp_path):
         load_prices(tmp_path / "mine.yaml")
 
 
+def test_a_provider_that_the_table_lacks_is_named(tmp_path):
+    content = yaml.safe_load(PRICES.read_text())
+    del content["providers"]["kaggle"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content, default_flow_style=False))
+    with pytest.raises(InputError, match="'kaggle'"):
+        load_prices(tmp_path / "mine.yaml")
+
+
 def estimated(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["imagenet_rn50", "estimate", *words])
     main()
@@ -119,10 +128,7 @@ def estimated(monkeypatch, capsys, *words):
 
 def test_an_estimate_prints_its_prices_and_that_its_speed_was_not_measured(monkeypatch, capsys):
     out = estimated(monkeypatch, capsys, "--recipe", "onecycle-plateau")
-    assert (
-        "1,205 images/s of 4 L4 at 224 px in mixed precision: reported by others, NOT MEASURED"
-        in out
-    )
+    assert "908 images/s of 4 L4 at 224 px in mixed precision: computed, NOT MEASURED HERE" in out
     assert "looked up 2026-11-23; check it" in out
     unpublished = [line for line in out.splitlines() if "unpublished log" in line]
     assert len(unpublished) == 1
@@ -135,15 +141,104 @@ def test_an_estimate_prints_its_prices_and_that_its_speed_was_not_measured(monke
     single = re.search(r"precision no .* ([\d.]+) +\$", out)
     assert single
     assert float(single[1]) == pytest.approx(float(hours) / 0.44, rel=0.02)
-    for part in ("crops of 128 px", "resized", "precision no", "1000 MiB/s", "47% of the bytes"):
+    for part in ("crops of 128 px", "resized", "precision no", "125 MiB/s", "47% of the bytes"):
         assert part in out
 
 
 def test_the_baseline_of_a_gp3_volume_is_about_1100_unresized_images(monkeypatch, capsys):
-    out = estimated(monkeypatch, capsys, "--recipe", "rn50-16ep")
+    out = estimated(monkeypatch, capsys, "--recipe", "rn50-16ep", "--disk", "125")
     rate = re.search(r"125 MiB/s of the volume, ([\d,]+) images/s", out)
     assert rate
     assert float(rate[1].replace(",", "")) == pytest.approx(1100, rel=0.05)
+
+
+def test_a_cited_run_takes_as_long_as_it_took(monkeypatch, capsys):
+    out = estimated(monkeypatch, capsys, "--recipe", "onecycle-plateau")
+    (cited,) = set(re.findall(r"67 epochs?, .*?took ([\d.]+) hours", out))
+    assert re.search(r"as asked +\S+ +\S+ +devices +([\d.]+)", out)[1] == cited == "26.6"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("instance", "fits_local", "fits_memory"),
+    [("g6.2xlarge", True, False), ("g6.12xlarge", True, True), ("t4-small", False, False)],
+)
+def test_shards_are_read_from_the_machines_own_storage_if_it_holds_them(
+    instance, fits_local, fits_memory
+):
+    options = Options(instance=instance, images_per_second=1000)
+    found = make_estimate("rn50-16ep", load_recipe("rn50-16ep"), load_prices(), options)
+    assert found.volume.is_local == fits_local
+    assert found.rates.volume == LOCAL_MIB
+    assert found.rates.fits_memory == fits_memory
+    given = replace(options, disk=50.0)
+    found = make_estimate("rn50-16ep", load_recipe("rn50-16ep"), load_prices(), given)
+    assert (found.rates.volume, found.volume.is_local) == (50.0, False)
+
+
+def test_a_machine_of_ec2_without_storage_reads_from_a_gp3(tmp_path):
+    content = yaml.safe_load(PRICES.read_text())
+    del content["instances"]["g6.12xlarge"]["local_gb"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content, default_flow_style=False))
+    prices = load_prices(tmp_path / "mine.yaml")
+    found = make_estimate("rn50-16ep", load_recipe("rn50-16ep"), prices, Options())
+    assert (found.rates.volume, found.volume.is_local) == (125, False)
+
+
+@pytest.mark.parametrize("instance", ["g4dn.12xlarge", "kaggle-t4x2"])
+def test_a_gpu_without_bf16_trains_in_fp16(instance):
+    recipe, prices = load_recipe("rn50-16ep"), load_prices()
+    assert make_estimate("rn50-16ep", recipe, prices, Options(instance)).precision == "fp16"
+    with pytest.raises(InputError, match="T4 has no bf16"):
+        make_estimate("rn50-16ep", recipe, prices, Options(instance, "bf16"))
+
+
+def test_kaggles_sessions_are_counted(monkeypatch, capsys):
+    words = "--recipe rn50-16ep --instance kaggle-t4x2 --images-per-second 250".split()
+    out = estimated(monkeypatch, capsys, *words)
+    hours = float(re.search(r"as asked +\S+ +\S+ +\S+ +([\d.]+)", out)[1])  # type: ignore[index]
+    sessions, weeks = map(int, re.search(r"(\d+) sessions? .* in (\d+) weeks? of 30", out).groups())  # type: ignore[union-attr]
+    assert (sessions - 1) * 12 < hours <= sessions * 12
+    assert (weeks - 1) * 30 < hours <= weeks * 30
+
+
+def test_jobs_of_the_hub_have_no_spot_price(monkeypatch, capsys):
+    out = estimated(monkeypatch, capsys, "--recipe", "rn50-16ep", "--instance", "l4x4")
+    (row,) = (line.split() for line in out.splitlines() if line.startswith("as asked"))
+    hours, on_demand, spot = row[-3:]
+    assert float(on_demand[1:]) / float(hours) == pytest.approx(3.80, rel=0.02)
+    assert spot == "-"
+    assert "jobs-pricing.md" in out
+
+
+GPU_RESULTS = sorted((ROOT / "benchmarks" / "results").glob("gpu-*.json"))
+
+
+@pytest.mark.skipif(not GPU_RESULTS, reason="no benchmarks/results/gpu-*.json is there yet")
+def test_a_measured_speed_is_the_one_in_the_results():
+    speeds = [speed for speed in load_prices().speeds if speed.basis == "measured"]
+    assert len(speeds) == len(GPU_RESULTS)
+    for speed in speeds:
+        path = (ROOT / speed.source).with_suffix(".json")
+        results = json.loads(path.read_text(encoding="utf-8"))
+        (row,) = (
+            row
+            for row in results["sections"]["eager"]
+            if (row["precision"], row["size"], row["contender"]) == ("bf16", 224, "ours")
+        )
+        assert speed.gpu in results["about"]["device"]
+        assert speed.gpus == 1
+        assert speed.images_per_second == round(row["images_per_second"])
+
+
+def test_a_measured_machine_is_an_instance_by_the_words_of_its_gpu(tmp_path):
+    device = {"name": "NVIDIA A100-SXM4-40GB", "steps": {"bf16": 2000.0}, "size": 224}
+    found = {"machine": {"memory_bytes": 2**40, "cores": 96}, "devices": [device] * 8}
+    (tmp_path / "doctor.json").write_text(json.dumps(found | {"packed": None}))
+    options = Options("p4d.24xlarge", measured=tmp_path / "doctor.json")
+    recipe = load_recipe("classic-90ep")
+    assert make_estimate("classic-90ep", recipe, load_prices(), options).rates.gpus == 16000
+    with pytest.raises(InputError, match="not measured on a a100x8"):
+        make_estimate("classic-90ep", recipe, load_prices(), replace(options, instance="a100x8"))
 
 
 def test_a_price_and_a_speed_can_be_given(monkeypatch, capsys):
@@ -195,6 +290,22 @@ def test_a_published_accuracy_is_printed_with_its_conditions(monkeypatch, capsys
         ("--recipe rn50-16ep --images 1000 50 --target 0.7", "--target 0.7"),
         ("--recipe rn50-16ep --shards app", "holds no manifest"),
         ("--recipe rn50-16ep --shards s3://bucket/shards", "is an address"),
+        ("--recipe rn50-16ep --instance l4x4 --nodes 2", "network of several l4x4"),
+        ("--recipe rn50-16ep --instance g4dn.12xlarge --precision bf16", "has no bf16"),
+        ("--instance g6.12xlarge", "--recipes"),
+        ("--recipe rn50-16ep --recipes", "exclude each other"),
+        ("--recipes --plan", "--plan does not apply"),
+        ("--recipes --measured doctor.json", "--measured does not apply"),
+        ("--recipe rn50-16ep --markdown", "--markdown needs"),
+        ("--recipe rn50-16ep --volume 500", "--volume needs --plan"),
+        ("--recipe rn50-16ep --volume-gb 5", "--volume-gb needs --plan"),
+        ("--recipe rn50-16ep --plan --target 0.7", "--target does not apply"),
+        ("--recipe rn50-16ep --plan --download 0", "--download must be"),
+        ("--recipe rn50-16ep --plan --images 1000 50", "downloads ImageNet-1k"),
+        (
+            "--recipe nvidia-90ep --instance g6.48xlarge --plan --nodes 2 --micro-batch 128",
+            "one machine",
+        ),
     ],
 )
 def test_what_cannot_be_estimated_exits_with_code_2(words, message, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import Manifest
-from imagenet_rn50.tools.estimate import PRICES, load_prices
+from imagenet_rn50.tools.prices import PRICES, load_prices
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json, read_yaml
 from imagenet_rn50.utils.parsing import parse_json, parse_yaml
@@ -114,7 +114,11 @@ def test_a_byte_order_mark_is_not_part_of_the_first_key(tmp_path):
         ("  g6.2xlarge:", "  g6.12xlarge:", r"duplicate key 'g6\.12xlarge' in lines"),
         ("on_demand: 0.9776", "on_demand: '0.9776'", r"g6\.2xlarge\.on_demand"),
         ("on_demand: 0.9776", "on_demand: .inf", r"g6\.2xlarge\.on_demand"),
-        ("gpus: 1,", "gpus: true,", r"g6\.2xlarge\.gpus"),
+        (
+            "g6.2xlarge: {provider: ec2, gpus: 1,",
+            "g6.2xlarge: {provider: ec2, gpus: true,",
+            r"g6\.2xlarge\.gpus",
+        ),
     ],
 )
 def test_a_table_of_prices_is_read_as_strictly_as_a_recipe(tmp_path, old, new, found):
@@ -126,7 +130,7 @@ def test_a_table_of_prices_is_read_as_strictly_as_a_recipe(tmp_path, old, new, f
 
 
 def test_the_date_of_a_table_of_prices_is_a_date():
-    assert isinstance(load_prices().looked_up, date)
+    assert all(isinstance(each.looked_up, date) for each in load_prices().providers.values())
 
 
 @pytest.mark.parametrize(
