@@ -21,12 +21,12 @@ demo: $(VENV)/.installed  ## pack, train, export, evaluate and predict real imag
 test: $(VENV)/.installed-dev  ## check format, lint, types and import layers, and run the default tests
 	@$(MAKE) --no-print-directory -j 2 check default-tests
 
-# Three processes on two cores, for some tests wait.
+# Three processes on two cores, for some tests wait. They are forked: see tests/forked.py.
 default-tests: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 3 --no-loadscope-reorder
+	$(BIN)/python -m pytest --processes 3
 
 test-baseline-isa: $(VENV)/.installed-dev  ## run the numeric tests without AVX: processors round differently
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest -n 3 \
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(BIN)/python -m pytest --processes 3 \
 		-m "numeric and not slow and not gpu and not network"
 
 check: $(VENV)/.installed-dev  ## check format, lint, types and import layers

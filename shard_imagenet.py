@@ -18,12 +18,13 @@ import tyro
 
 from imagenet_rn50.shards.audit import read_audit, read_report
 from imagenet_rn50.shards.contact_sheet import write_sheet
-from imagenet_rn50.shards.images import is_installed
+from imagenet_rn50.shards.images import LEAST_SIDE
 from imagenet_rn50.shards.index import IndexOptions
 from imagenet_rn50.shards.index import index as index_shards
+from imagenet_rn50.shards.lossless import is_installed
 from imagenet_rn50.shards.pack import Packed
 from imagenet_rn50.shards.pack import pack as pack_source
-from imagenet_rn50.shards.plan import PackOptions
+from imagenet_rn50.shards.plan import DEFAULT_QUALITY, PackOptions
 from imagenet_rn50.shards.sources.base import Source
 from imagenet_rn50.shards.sources.detect import Layout, read_source
 from imagenet_rn50.shards.store import open_shards
@@ -33,6 +34,7 @@ from imagenet_rn50.shards.verify import verify as verify_shards
 from imagenet_rn50.utils.errors import exit_on_input_error, require_at_least
 from imagenet_rn50.utils.formatting import counted
 from imagenet_rn50.utils.storage import is_address
+from imagenet_rn50.utils.version import print_version_and_exit
 
 EXIT_FOUND_SOMETHING = 1
 EXIT_INTERRUPTED = 130
@@ -50,7 +52,8 @@ def pack(
     layout: Layout | None = None,
     restart_blocks: Literal["auto", "none"] | int = "auto",
     resize: str | None = None,
-    quality: int = 95,
+    quality: int = DEFAULT_QUALITY,
+    recode: int | None = None,
     on_corrupt: Literal["stop", "skip"] = "stop",
     check: Literal["decode", "header"] = "decode",
     metadata: bool = False,
@@ -77,9 +80,12 @@ def pack(
         workers: Number of processes; defaults to one per core. Does not change the shards.
         layout: Layout of the source; detected by default.
         restart_blocks: Number of MCUs between restart markers, which are added losslessly; none for
-            no markers; auto chooses by image width, and needs jpegtran.
+            no markers; auto chooses by image width, leaves out images with a side under 96 px, and
+            needs jpegtran.
         resize: Scale larger images down: short=256 limits the shorter side, max=500 the longer.
         quality: JPEG quality of resized images.
+        recode: JPEG quality at which every image is encoded anew, smaller ones than --resize
+            scales too, in 4:2:0 or gray. By default only what has to be changed is encoded.
         on_corrupt: What to do with a file that cannot be decoded: stop, or skip it.
         check: Decode every image once, or read only its header.
         metadata: Also write a KEY.json for each image.
@@ -102,6 +108,7 @@ def pack(
         validation_shards=validation_shards,
         resize=resize,
         quality=quality,
+        recode=recode,
         restart_blocks=None if restart_blocks == "none" else restart_blocks,
         metadata=metadata,
         check=check,
@@ -127,9 +134,15 @@ def pack(
 
 
 def _not_packed(source: Source, out: Path) -> Iterator[str]:
-    """Yield a line for each note, skipped file, image of both splits, and what is not packed."""
+    """Yield a line for each note, kind of skipped file, image of both splits, and so on."""
     yield from (f"note: {note}" for note in source.notes)
     audit = read_audit(out)
+    splits = audit.get("splits", {}).values()
+    if num_small := sum(split.get("num_without_markers", 0) for split in splits):
+        yield (
+            f"without restart markers: {counted(num_small, 'image')} with a side under "
+            f"{LEAST_SIDE} px, where they cannot pay"
+        )
     skipped = audit.get("skipped", [])
     if skipped:
         yield f"skipped: {len(skipped):,} files, such as {skipped[0]['path']} (see audit.md)"
@@ -343,6 +356,7 @@ def _num_workers(asked: int | None) -> int:
 
 def main() -> None:
     """Parse the command line and run one command."""
+    print_version_and_exit(sys.argv[1:])
     commands = {f.__name__: f for f in (pack, verify, index, subset, audit, sample)}
     description = (__doc__ or "").partition("\n")[0]
     with exit_on_input_error():

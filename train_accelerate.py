@@ -3,7 +3,7 @@ r"""Train from shards under `accelerate launch`.
 Intentionally kept short: it parses, builds and calls; the logic is in
 `imagenet_rn50.training.trainer`.
 
-    accelerate launch --config_file accelerate_configs/cpu.yaml train_accelerate.py \
+    accelerate launch --quiet --config_file accelerate_configs/cpu.yaml train_accelerate.py \
         --recipe digits --shards data/digits/shards --run runs/digits --optimizer.lr 0.1
 """
 
@@ -24,8 +24,14 @@ from pydantic import ValidationError
 from imagenet_rn50.recipe import Recipe, explain, load_recipe
 from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.utils.errors import InputError, exit_on_input_error, require_at_least
-from imagenet_rn50.utils.logging import ignore_output_errors
-from imagenet_rn50.utils.signals import launcher, set_parent_death_signal
+from imagenet_rn50.utils.logging import ignore_output_errors, log_startup
+from imagenet_rn50.utils.signals import (
+    exit_on_interrupt,
+    launcher,
+    read_int_env,
+    set_parent_death_signal,
+)
+from imagenet_rn50.utils.version import print_version_and_exit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,10 +110,12 @@ def parse(arguments: list[str]) -> Arguments:
 
 def main() -> None:
     """Train, or find a learning rate, as the command line says."""
+    print_version_and_exit(sys.argv[1:])
     if launcher().words:
         set_parent_death_signal(signal.SIGTERM)
-    with ignore_output_errors(), exit_on_input_error():
+    with ignore_output_errors(), exit_on_input_error(), exit_on_interrupt():
         arguments = parse(sys.argv[1:])
+        log_startup("importing torch, transformers and accelerate")
 
         # Imported after parsing: --help and wrong arguments answer at once.
         from imagenet_rn50.runs.run_dir import RunDir
@@ -116,8 +124,11 @@ def main() -> None:
         from imagenet_rn50.training.lr_finder import find_lr
         from imagenet_rn50.training.trainer import Trainer
 
+        if (num_ranks := read_int_env("WORLD_SIZE") or 1) > 1:
+            log_startup(f"joining {num_ranks} ranks")
         accelerator = make_accelerator(arguments.run, arguments.trackers)
         is_main = accelerator.is_main_process
+        log_startup("reading the manifest of the shards and building the model")
         with RunDir(arguments.run).lock() if is_main else nullcontext():
             trainer = Trainer(
                 arguments.hyperparameters,

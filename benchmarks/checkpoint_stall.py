@@ -26,13 +26,13 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import distributed, multiprocessing
 
 from imagenet_rn50.classes import Classes
+from imagenet_rn50.learning_rate import Plateau
 from imagenet_rn50.model import build_model
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.checkpoint import commit, folder_name
 from imagenet_rn50.training.optim import Ema, build_optimizer
 from imagenet_rn50.training.preemption import RankFlags
 from imagenet_rn50.training.progress import Progress
-from imagenet_rn50.training.schedules import Plateau
 from imagenet_rn50.training.state import (
     StateDict,
     TrainState,

@@ -14,9 +14,9 @@ with it. What the time does not suffice for is printed as not run.
     loader      images/s with 4, 8 and 16 workers, beside those of one batch in GPU memory
     resume      a run and one that stopped and resumed; how long a save stops training
     evaluation  images/s of validation
-    breakdown   what the GPU does during a step
     tests       pytest -m gpu
     compiled    as eager, with torch.compile; compilation takes most of the time
+    breakdown   what the GPU does during a step
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ Section = Literal[
     "loader",
     "resume",
     "evaluation",
-    "breakdown",
     "tests",
     "compiled",
+    "breakdown",
 ]
 SECTIONS: tuple[Section, ...] = (
     "roofline",
@@ -67,9 +67,9 @@ SECTIONS: tuple[Section, ...] = (
     "loader",
     "resume",
     "evaluation",
-    "breakdown",
     "tests",
     "compiled",
+    "breakdown",
 )
 
 
@@ -83,6 +83,8 @@ class Arguments:
     """Longest time of all sections together."""
     settings: gpu_sections.Settings = gpu_sections.Settings()
     """Sizes of the measurements."""
+    out: Path = RESULTS
+    """Folder for the results."""
 
 
 def main() -> None:
@@ -108,7 +110,7 @@ def main() -> None:
         print(gpu_report.section_text(section, rows, problem), flush=True)
     results["about"]["seconds"] = round(time.monotonic() - began)
     if set(arguments.sections) == set(SECTIONS):
-        _write(results)
+        _write(results, arguments.out)
 
 
 def _run_section(
@@ -142,7 +144,7 @@ def _about() -> dict[str, Any]:
     """Describe machine, versions and date."""
     properties = torch.cuda.get_device_properties(0)
     return {
-        "command": "python -m benchmarks.gpu",
+        "command": " ".join(["python -m benchmarks.gpu", *sys.argv[1:]]),
         "device": properties.name,
         "memory_gib": round(properties.total_memory / 2**30, 1),
         "cores": os.cpu_count(),
@@ -156,10 +158,9 @@ def _about() -> dict[str, Any]:
     }
 
 
-def _write(results: dict[str, Any]) -> None:
+def _write(results: dict[str, Any], folder: Path) -> None:
     """Write the results as JSON and as text."""
     name = re.sub(r"[^a-z0-9]+", "-", results["about"]["device"].lower()).strip("-")
-    folder = Path(os.environ.get("OUT", RESULTS))
     (folder / f"gpu-{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     (folder / f"gpu-{name}.txt").write_text(gpu_report.text(results), encoding="utf-8")
 

@@ -37,13 +37,14 @@ from benchmarks.train_step_contenders import (
 )
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.evaluation.evaluate import validate
+from imagenet_rn50.peaks import peak_tflops, utilisation
 from imagenet_rn50.recipe import DataRecipe, Recipe
 from imagenet_rn50.runs.metrics import CHECKPOINT, TRAIN, read_metrics
 from imagenet_rn50.shards.manifest import Manifest, Shard, Split
 from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.training.trainer import Trainer
-from imagenet_rn50.utilisation import peak_tflops, training_flops, utilisation
+from imagenet_rn50.utilisation import training_flops
 
 ROOT = Path(__file__).parents[1]
 ROW = "row "  # begins a printed row; what follows is JSON
@@ -183,7 +184,7 @@ CONTENDERS: dict[str, Callable[[Case, Trainer], Step]] = {
 def steps(settings: Settings, until: float, mode: Mode) -> Iterator[Row]:
     """Compare training steps over one batch that is in memory, of each precision and size."""
     precisions: tuple[Precision, ...] = ("bf16", "fp16")
-    for precision, size in itertools.product(precisions, settings.sizes):
+    for size, precision in itertools.product(settings.sizes, precisions):
         case = Case(size, mode, "channels_last", precision, "synthetic")
         yield from _compared(settings, case, until)
 
@@ -356,6 +357,7 @@ def _op_seconds(operation: Callable[[], object]) -> float:
 
 
 _KINDS = (
+    ("compiled (norms, activations)", r"^triton"),  # their names list what they fuse
     (
         "convolution",
         r"conv|gemm|implicit|wgrad|dgrad|fprop|xmma|cutlass|cudnn.*(nhwc|ndhwc)|sm\d\d_",
@@ -363,7 +365,6 @@ _KINDS = (
     ("batch norm", r"batch_?norm|bn_|welford"),
     ("optimizer", r"multi_tensor|FusedSgd|foreach|sgd"),
     ("copies", r"memcpy|memset|copy"),
-    ("compiled (norms, activations)", r"^triton"),
     ("activations, additions, casts", r"elementwise|relu|add|threshold"),
 )
 

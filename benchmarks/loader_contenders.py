@@ -11,16 +11,19 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 _SIZE = 224
+_WARM_UP = 2  # batches after the first
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PIPE_CHILDREN = "/proc/{0}/task/{0}/children"
 
@@ -153,11 +156,11 @@ def litdata(data: Path, batch: int, workers: int) -> Iterator[Any]:
     return _again(lambda: lit.StreamingDataLoader(dataset, batch_size=batch, num_workers=workers))
 
 
-def dali(data: Path, batch: int, workers: int) -> Iterator[Any]:
-    """DALI with CPU operators only, reading the WebDataset shards."""
+def dali(folder: str, data: Path, batch: int, workers: int) -> Iterator[Any]:
+    """DALI with CPU operators only, reading WebDataset shards."""
     from nvidia.dali import fn, pipeline_def, types
 
-    urls = sorted(str(path) for path in (data / "shards").glob("*.tar"))
+    urls = sorted(str(path) for path in (data / folder).glob("*.tar"))
 
     @pipeline_def(batch_size=batch, num_threads=workers, device_id=None, prefetch_queue_depth=2)
     def pipeline() -> Any:
@@ -175,6 +178,89 @@ def dali(data: Path, batch: int, workers: int) -> Iterator[Any]:
     while True:
         images, _ = built.run()
         yield images.as_array()
+
+
+def _random_crop(height: int, width: int) -> tuple[int, int, int, int]:
+    """Return top, left, height and width of a random resized crop, as torchvision draws it."""
+    import random
+
+    for _ in range(10):
+        area = height * width * random.uniform(0.08, 1)
+        aspect = math.exp(random.uniform(math.log(3 / 4), math.log(4 / 3)))
+        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            top, left = (
+                random.randint(0, height - crop_height),
+                random.randint(0, width - crop_width),
+            )
+            return top, left, crop_height, crop_width
+    side = min(height, width)
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def spdl(data: Path, batch: int, workers: int) -> Iterator[Any]:
+    """SPDL: threads that decode, crop and scale with FFmpeg's filters, into uint8 batches.
+
+    The size, which the filter's crop needs, is read from the JPEG by Pillow.
+    """
+    import random
+
+    import spdl.io
+    from PIL import Image
+    from spdl.pipeline import PipelineBuilder
+
+    paths = sorted(str(path) for path in (data / "folder").glob("*/*.jpg"))
+
+    def endless() -> Iterator[str]:
+        while True:
+            yield from random.sample(paths, len(paths))
+
+    def decode(path: str) -> Any:
+        content = Path(path).read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
+            width, height = image.size
+        top, left, crop_height, crop_width = _random_crop(height, width)
+        filters = f"crop={crop_width}:{crop_height}:{left}:{top},scale={_SIZE}:{_SIZE}"
+        filters += ",hflip" if random.random() < 0.5 else ""
+        packets = spdl.io.demux_image(content)
+        return spdl.io.decode_packets(packets, filter_desc=f"{filters},format=pix_fmts=rgb24")
+
+    def collate(frames: list[Any]) -> Any:
+        return spdl.io.to_torch(spdl.io.convert_frames(frames))
+
+    pipeline = (
+        PipelineBuilder()
+        .add_source(endless())
+        .pipe(decode, concurrency=workers, output_order="completion")
+        .aggregate(batch)
+        .pipe(collate)
+        .add_sink(4)
+        .build(num_threads=workers + 1)
+    )
+    with pipeline.auto_stop():
+        yield from pipeline
+
+
+def torchcodec(data: Path, batch: int, workers: int) -> Iterator[Any]:
+    """Torchvision's ImageFolder with TorchCodec's decoder and transforms of uint8."""
+    from torch.utils.data import DataLoader
+    from torchcodec.decoders import decode_jpeg
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import v2
+
+    transform = v2.Compose([v2.RandomResizedCrop(_SIZE, antialias=True), v2.RandomHorizontalFlip()])
+
+    dataset = ImageFolder(str(data / "folder"), transform, loader=decode_jpeg)
+    return _again(
+        lambda: DataLoader(
+            dataset,
+            batch,
+            shuffle=True,
+            num_workers=workers,
+            persistent_workers=True,
+            drop_last=True,
+        )
+    )
 
 
 def ffcv(name: str, data: Path, batch: int, workers: int) -> Iterator[Any]:
@@ -206,16 +292,39 @@ def ffcv(name: str, data: Path, batch: int, workers: int) -> Iterator[Any]:
 CONTENDERS: dict[str, Callable[[Path, int, int], Iterator[Any]]] = {
     "ours": partial(ours, "restarts"),
     "ours, no markers": partial(ours, "shards"),
-    "ours, 500 px": partial(ours, "restarts500"),
+    "ours, re-encoded": partial(ours, "recoded"),
+    "ours, 500 px": partial(ours, "recoded500"),
     "ImageFolder": imagefolder,
     "webdataset": webdataset,
     "datasets": hf_datasets,
     "mosaicml-streaming": mosaicml,
     "litdata": litdata,
-    "DALI": dali,
+    "torchcodec": torchcodec,
+    "SPDL": spdl,
+    "DALI": partial(dali, "shards"),
+    "DALI, markers": partial(dali, "restarts"),
     "FFCV": partial(ffcv, "ffcv"),
     "FFCV, 500 px": partial(ffcv, "ffcv500"),
 }
+
+
+_PACKAGES = {
+    "ours": ("torch", "simplejpeg", "webdataset"),
+    "ImageFolder": ("torchvision", "pillow"),
+    "webdataset": ("webdataset", "pillow"),
+    "datasets": ("datasets", "pillow"),
+    "mosaicml-streaming": ("mosaicml-streaming", "pillow"),
+    "litdata": ("litdata", "pillow"),
+    "torchcodec": ("torchcodec", "torchvision"),
+    "SPDL": ("spdl-io", "spdl-core"),
+    "DALI": ("nvidia-dali-cuda120",),
+    "FFCV": ("ffcv",),
+}
+
+
+def versions(name: str) -> dict[str, str]:
+    """Return the versions of what a loader consists of."""
+    return {package: version(package) for package in _PACKAGES[name.partition(",")[0]]}
 
 
 def _family(process: int) -> list[int]:
@@ -253,8 +362,8 @@ def memory_mb() -> float:
     return total / 1000
 
 
-def measure(name: str, data: Path, batch: int, workers: int, batches: int) -> dict[str, float]:
-    """Time a loader: the first batch from its construction, the others from the first on."""
+def measure(name: str, data: Path, batch: int, workers: int, batches: int) -> dict[str, Any]:
+    """Time a loader: the first batch from its construction, the others after two more."""
     peak = [0.0]
     done = threading.Event()
 
@@ -267,11 +376,13 @@ def measure(name: str, data: Path, batch: int, workers: int, batches: int) -> di
     loader = CONTENDERS[name](data, batch, workers)
     next(loader)
     first = time.perf_counter()
-    cpu = cpu_seconds()
+    for _ in range(_WARM_UP):
+        next(loader)
     watcher.start()
+    started, cpu = time.perf_counter(), cpu_seconds()
     for _ in range(batches):
         next(loader)
-    seconds, used = time.perf_counter() - first, cpu_seconds() - cpu
+    seconds, used = time.perf_counter() - started, cpu_seconds() - cpu
     done.set()
     return {
         "images_per_s": batches * batch / seconds,
@@ -283,5 +394,6 @@ def measure(name: str, data: Path, batch: int, workers: int, batches: int) -> di
 
 if __name__ == "__main__":
     name, data, *numbers = sys.argv[1:]
-    print(json.dumps(measure(name, Path(data), *map(int, numbers))), flush=True)
+    figures = measure(name, Path(data), *map(int, numbers))
+    print(json.dumps({**figures, "versions": versions(name)}), flush=True)
     os._exit(0)  # some loaders hang when they are torn down

@@ -22,11 +22,11 @@ from torch.nn import functional
 
 from imagenet_rn50.data.dataset import Batch
 from imagenet_rn50.data.loader import DeviceBatch, on_device
+from imagenet_rn50.learning_rate import learning_rate
 from imagenet_rn50.recipe import DataRecipe, Recipe
 from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.progress import Progress
-from imagenet_rn50.training.schedules import learning_rate
 from imagenet_rn50.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]

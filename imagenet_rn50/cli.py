@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from imagenet_rn50.utils.errors import InputError, require_at_least, require_positive
+from imagenet_rn50.utils.logging import log_startup
 
 
 def _require_local(shards: Path) -> None:
@@ -328,7 +329,7 @@ def prove_resume(
         shards: Folder of shards, or its address: s3://, https://, hf://.
         steps: Optimizer steps before the kill, and again after it.
         run: New folder to keep both runs in; without it, they are removed.
-        launcher: Command that starts the script: "accelerate launch --config_file ...".
+        launcher: Command that starts the script: "accelerate launch --quiet --config_file ...".
         options: Further options of train_accelerate.py: --options="--workers 4 --optimizer.lr 0.1".
     """
     from imagenet_rn50.tools.prove_resume import Proof
@@ -344,7 +345,7 @@ class EvaluateArguments:
     """The model, the images, and how to evaluate."""
 
     model: str
-    """Run directory, exported folder, or Hub id."""
+    """Run directory, checkpoint of a run, exported folder, or Hub id."""
     shards: str | None = None
     """Folder of shards, or its address: s3://, https://, hf://."""
     split: Literal["validation", "train"] = "validation"
@@ -382,6 +383,7 @@ def evaluate(arguments: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) ->
     Args:
         arguments: The model, the images, and how to evaluate.
     """
+    log_startup("loading the model")
     from imagenet_rn50.evaluation.datasets import open_images, read_real
     from imagenet_rn50.evaluation.evaluate import evaluate as evaluate_model
     from imagenet_rn50.evaluation.evaluate import joined_ranks
@@ -426,6 +428,66 @@ def evaluate(arguments: Annotated[EvaluateArguments, tyro.conf.arg(name="")]) ->
             if arguments.out:
                 write_evaluation(arguments.out, loaded, images, evaluation, known)
                 logger.info(f"wrote {arguments.out}: metrics.json, per_class.csv, report.html")
+
+
+def predict(
+    images: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    model: str,
+    top: int = 3,
+    csv: Path | None = None,
+    checkpoint: Literal["best", "last"] = "best",
+    weights: Literal["auto", "ema", "raw"] = "auto",
+    batch: int = 32,
+) -> None:
+    """Print the most likely classes of images; exit code 1 if some cannot be read.
+
+    Args:
+        images: Image files, and folders of them with all below.
+        model: Run directory, checkpoint of a run, exported folder, or Hub id.
+        top: Classes per image.
+        csv: Also write a CSV file: path, classes, probabilities, error.
+        checkpoint: Checkpoint of a run: best validation top-1, or newest.
+        weights: Weights of a run: averaged (EMA), raw, or whichever scored better.
+        batch: Images per forward pass.
+    """
+    from imagenet_rn50.evaluation.load_model import load_model
+    from imagenet_rn50.evaluation.predict import image_files, prediction_line, predictions_csv
+    from imagenet_rn50.evaluation.predict import predict as predict_files
+    from imagenet_rn50.utils.files import require_writable_file, write_text
+    from imagenet_rn50.utils.formatting import counted
+
+    require_at_least("--top", top, 1)
+    require_at_least("--batch", batch, 1)
+    if csv:
+        require_writable_file(csv)
+    files, others = image_files(images)
+    loaded = load_model(model, checkpoint, weights)
+    num_shown = min(top, len(loaded.labels))
+    width = max(len(str(path)) for path in files)
+    made = []
+    for prediction in predict_files(loaded, files, top=num_shown, batch=batch):
+        made.append(prediction)
+        if prediction.error is None:
+            print(prediction_line(prediction, loaded.labels, width), flush=True)
+        else:
+            text = f"error: {prediction.path} cannot be read: {prediction.error}"
+            print(text, file=sys.stderr, flush=True)
+    if others:
+        print(f"skipped {counted(len(others), 'file')} without an image, such as {others[0]}")
+    if csv:
+        write_text(csv, predictions_csv(made, loaded.labels, num_shown))
+        print(f"wrote {csv}")
+    if num_unreadable := sum(prediction.error is not None for prediction in made):
+        text = f"{num_unreadable:,} of {counted(len(made), 'image')} cannot be read"
+        print(text, file=sys.stderr)
+        raise SystemExit(1)
+
+
+def recipes() -> None:
+    """List the recipes: epochs, sizes, global batch, published top-1 with its source."""
+    from imagenet_rn50.tools.recipe_list import recipe_table
+
+    print(recipe_table())
 
 
 def export(

@@ -1,19 +1,38 @@
 """Settings and fixtures shared by all tests."""
 
+import gc
+import importlib
+import multiprocessing
 import os
 import signal
 import sys
 import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.forked import ForkedWorkers
+
+_TRAINER_SERVER = pytest.StashKey[Any]()
+
+# Imported once, before the workers of `--processes` are forked, for tests that import them late.
+_PRELOADED = (
+    *("evaluate", "matplotlib.figure", "moto.server", "s3fs", "torch.utils.tensorboard"),
+    "imagenet_rn50.training.trainer",
+)
+
+gc.disable()  # until all is imported and collected: there is no garbage, and looking takes seconds
 
 # No deadline: properties must also hold on busy machines.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
-# Several processes share few cores: waiting threads must not spin.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Several processes share few cores, and the tests' models are tiny: more threads only cost time.
+# One thread also makes it safe to fork after torch was used.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Background jobs of a shell ignore SIGINT, and child processes inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -38,27 +57,75 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path not in files)
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """Run each file on one worker, so that its fixtures are made once; one Space serves the app."""
-    from xdist.scheduler import LoadScopeScheduling
+def pytest_addoption(parser):
+    parser.addoption("--processes", type=int, default=0, help="run the tests in forked processes")
+    parser.addoption(
+        "--start-method",
+        choices=multiprocessing.get_all_start_methods(),
+        help="how the tests and the commands that they run start processes, such as loader workers",
+    )
 
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            file = nodeid.partition("::")[0]
-            uses_space = file.endswith(("app/test_browser.py", "app/test_serving.py"))
-            return "space" if uses_space else file
 
-    return ByFile(config, log)
+def pytest_configure(config):
+    if config.option.processes:
+        config.pluginmanager.register(
+            ForkedWorkers(config.option.processes, _group_of, _before_tests)
+        )
+    if method := config.option.start_method:
+        multiprocessing.set_start_method(method, force=True)
+        os.environ["START_METHOD"] = method
+        folder = str(Path(__file__).parent / "start_method")  # read by Python at its start
+        paths = [folder, *filter(None, [os.environ.get("PYTHONPATH")])]
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+
+
+def _group_of(item):
+    """Each file is run by one process, so that its fixtures are made once; one Space serves two."""
+    file = item.nodeid.partition("::")[0]
+    uses_space = file.endswith(("app/test_browser.py", "app/test_serving.py"))
+    return "tests/app: the Space" if uses_space else file
+
+
+def pytest_collection_finish(session):
+    if session.config.option.processes:
+        for name in _PRELOADED:
+            importlib.import_module(name)
+    gc.freeze()  # a collection in a worker would touch, hence copy, what all of them share
+    gc.enable()
+
+
+def pytest_runtestloop(session):
+    if not session.config.option.processes:
+        _start_trainer_server(session)
+
+
+def _before_tests(session, number):
+    """Prepare a forked worker: a Hugging Face cache of its own, and a server of trainers."""
+    shared = os.environ["HF_HOME"]
+    os.environ["HF_HOME"] = own = f"{shared}/{number}"
+    for module in ("huggingface_hub.constants", "datasets.config"):  # have read the variable
+        constants = vars(sys.modules[module]) if module in sys.modules else {}
+        for name, value in constants.items():
+            if str(value).startswith(shared):
+                constants[name] = type(value)(str(value).replace(shared, own, 1))
+    _start_trainer_server(session)
+
+
+def _start_trainer_server(session):
+    """Fork it before the first test, which may start threads."""
+    if any("trainers" in item.fixturenames for item in session.items):
+        from tests.training.trainers import Server
+
+        session.config.stash[_TRAINER_SERVER] = Server()
 
 
 @pytest.fixture(scope="session")
-def trainers(tmp_path_factory):
+def trainers(tmp_path_factory, pytestconfig):
     """Starts trainers at once; one for all tests of a process."""
     from tests.training.trainers import Trainers
 
-    with Trainers(tmp_path_factory.mktemp("logs")) as started:
-        yield started
+    with closing(pytestconfig.stash[_TRAINER_SERVER]) as server:
+        yield Trainers(tmp_path_factory.mktemp("logs"), server)
 
 
 @pytest.fixture

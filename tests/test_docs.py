@@ -18,7 +18,7 @@ from tests.commands import DOCUMENTS, ROOT, Command, check, commands_in
 from tests.support import write_pets
 
 COMMANDS = [command for document in DOCUMENTS for command in commands_in(document)]
-JOURNEY = "demo doctor estimate preview schedule evaluate export".split()
+JOURNEY = "demo recipes doctor estimate preview schedule evaluate predict export".split()
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)

@@ -9,16 +9,19 @@ own. One worker makes the whole batch, as uint8, in memory that it shares with t
 from __future__ import annotations
 
 import ctypes
+import gc
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from imagenet_rn50.data.batch_memory import WorkerMemory, receive
 from imagenet_rn50.data.prefetch import Prefetcher
 from imagenet_rn50.data.reader import SampleError, ShardReader
 from imagenet_rn50.data.sampler import DistributedBatchSampler, Order
@@ -26,7 +29,6 @@ from imagenet_rn50.data.transforms import Transform
 from imagenet_rn50.jpeg.header import is_jpeg
 from imagenet_rn50.shards.manifest import Split
 from imagenet_rn50.shards.store import ShardStore
-from imagenet_rn50.utils.private_apis import new_shared_storage
 from imagenet_rn50.utils.signals import set_parent_death_signal
 
 OnCorrupt: TypeAlias = Literal["stop", "substitute"]
@@ -79,7 +81,7 @@ class ReadSamples:
     def __call__(self) -> Iterator[Sample]:
         """Yield samples, batch after batch.
 
-        Each is {"__key__", "jpg", "cls", "epoch", "index", "description", "is_checked", "row",
+        Each is {"__key__", "jpg", "cls", "epoch", "index", "describe", "is_checked", "row",
         "rows"}; under `substitute` also "fallbacks", the samples that may replace it.
         """
         worker = get_worker_info()
@@ -101,7 +103,9 @@ class ReadSamples:
         epochs, indices = self.order.indices(start, rows)
         pairs = zip(epochs.tolist(), indices.tolist(), strict=True)
         for row, (epoch, index) in enumerate(pairs):
-            yield self._sample(reader, epoch, index) | {"row": row, "rows": rows}
+            sample = self._sample(reader, epoch, index)
+            sample["row"], sample["rows"] = row, rows
+            yield sample
 
     def _sample(self, reader: ShardReader, epoch: int, index: int) -> Sample:
         """Return one sample with its bytes, or with the error of reading it."""
@@ -110,16 +114,18 @@ class ReadSamples:
             "cls": int(self.split.labels[index]),
             "epoch": epoch,
             "index": index,
-            "description": reader.describe_sample(index),
+            "describe": partial(reader.describe_sample, index),
             "is_checked": self.split.crc32s is not None,
         }
         if self.on_corrupt == "stop":
-            return sample | {"jpg": reader.read(index)}
+            sample["jpg"] = reader.read(index)
+            return sample
         sample["fallbacks"] = self._fallbacks(reader, index)
         try:
-            return sample | {"jpg": reader.read(index)}
+            sample["jpg"] = reader.read(index)
         except SampleError as error:
-            return sample | {"jpg": b"", "error": error}
+            sample["jpg"], sample["error"] = b"", error
+        return sample
 
     def _fallbacks(self, reader: ShardReader, index: int) -> Iterator[Sample]:
         """Yield readable samples of the same shard."""
@@ -154,11 +160,13 @@ class DecodeAndTransform:
             if sample["row"] == 0:
                 # One size per batch, even if it straddles two epochs: that of its first sample.
                 size = self.transform.size_at(sample["epoch"])
+                del images  # its memory may be free now
                 images = empty_images(sample["rows"], size, size, self.transform.dtype)
             sample["images"] = images
             sample["image"] = images[sample["row"]]
             self._fill(sample)
             yield sample
+            del sample
 
     def _fill(self, sample: Sample) -> None:
         """Decode a sample, or its substitute, into its row."""
@@ -203,9 +211,13 @@ class Collate:
         pending: list[Sample] = []
         for sample in samples:
             pending.append(sample)
-            if sample["row"] + 1 == sample["rows"]:
-                yield _stack(pending)
+            is_last = sample["row"] + 1 == sample["rows"]
+            del sample  # or it would keep the batch's memory until the next one has come
+            if is_last:
+                batch = _stack(pending)
                 pending = []
+                yield batch
+                del batch
 
 
 def _stack(samples: list[Sample]) -> Batch:
@@ -234,22 +246,56 @@ def _problem(sample: Sample, error: ValueError) -> SampleError:
     # The bytes are as packed, so `verify` finds nothing; shards made by others hold such files.
     if sample.get("is_checked") or not is_jpeg(sample["jpg"]):
         fix = "pack the images again, which converts them to JPEG"
-    return SampleError(f"{sample['description']} cannot be decoded", found=str(error), fix=fix)
+    return SampleError(f"{sample['describe']()} cannot be decoded", found=str(error), fix=fix)
+
+
+_worker_memory: WorkerMemory | None = None
+
+
+def init_worker(worker: int, *, reader: str) -> None:
+    """Prepare this loader worker.
+
+    Its batches will lie in memory that the training process shares. What it inherited is not
+    collected as garbage: looking at it costs time, and a copy of each page that is shared.
+
+    Args:
+        worker: Its number.
+        reader: Name of the `Mappings` of the training process that receives them.
+    """
+    global _worker_memory
+    _worker_memory = WorkerMemory(reader)
+    gc.freeze()
 
 
 def empty_images(count: int, height: int, width: int, dtype: torch.dtype = torch.uint8) -> Tensor:
     """Return memory for images; (count, 3, height, width) of `dtype`, channels last.
 
     Channels last is how decoders write and how the model reads, so pixels are never transposed. In
-    a loader worker the memory is shared with the training process, which saves a copy.
+    a worker of `Loader` the memory is shared with the training process, which saves a copy.
     """
     shape = (count, height, width, 3)
-    if get_worker_info() is None:
+    if _worker_memory is None:
         images = torch.empty(shape, dtype=dtype)
     else:
-        storage = new_shared_storage(count * height * width * 3 * dtype.itemsize)
-        images = torch.empty(0, dtype=dtype).set_(storage).view(shape)
+        images = _worker_memory.empty(shape, dtype)
     return images.permute(0, 3, 1, 2)
+
+
+def _reduce(batch: Batch) -> tuple[Any, ...]:
+    """Return how a batch is sent to another process: its images in shared memory, if they are."""
+    images = _worker_memory.send(batch.images) if _worker_memory is not None else None
+    if images is None:
+        return Batch, tuple(batch)
+    _, labels, indices, *rest = batch
+    return _received, (images, labels.numpy(), indices.numpy(), *rest)
+
+
+def _received(images: tuple[Any, ...], labels: Any, indices: Any, *rest: Any) -> Batch:
+    """Return a batch that a worker sent."""
+    return Batch(receive(*images), torch.from_numpy(labels), torch.from_numpy(indices), *rest)
+
+
+ForkingPickler.register(Batch, _reduce)
 
 
 @cache

@@ -9,12 +9,14 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 import webdataset as wds
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
@@ -81,7 +83,7 @@ class FileSource:
                     "cls": image.label,
                     "epoch": 0,
                     "index": start + row,
-                    "description": f"the image {self.root / image.path}",
+                    "describe": partial("the image {}".format, self.root / image.path),
                     "row": row,
                     "rows": rows,
                 }
@@ -154,7 +156,12 @@ class ProcessorTransform:
                 pixels = upright(stored, orientation_of(image))
         except (OSError, Image.DecompressionBombError) as error:
             raise ValueError(str(error)) from None
+        values = self.prepare(pixels)
+        return values if out is None else out.copy_(values)
+
+    def prepare(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """Return the normalised pixels, (3, size, size) float32, of an upright image, (h, w, 3)."""
         top, left, height, width = central_box(*pixels.shape[:2])
         bounded = Image.fromarray(pixels[top : top + height, left : left + width])
         values: Tensor = self.processor(bounded, return_tensors="pt").pixel_values[0]
-        return values if out is None else out.copy_(values)
+        return values

@@ -9,10 +9,11 @@ on_device(loader, ...)              copies them to the device and normalises the
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -21,12 +22,14 @@ import torch
 import webdataset as wds
 from torch import Tensor
 
+from imagenet_rn50.data.batch_memory import Mappings
 from imagenet_rn50.data.dataset import (
     Batch,
     Collate,
     DecodeAndTransform,
     OnCorrupt,
     ReadSamples,
+    init_worker,
 )
 from imagenet_rn50.data.prefetch import least_cache_bytes
 from imagenet_rn50.data.sampler import (
@@ -198,6 +201,7 @@ class Loader:
         pin_memory: bool,
         max_substitutions: int = MAX_SUBSTITUTIONS,
     ) -> None:
+        self._mappings = Mappings()
         self.web_loader = wds.WebLoader(
             pipeline,
             batch_size=None,
@@ -205,7 +209,11 @@ class Loader:
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
+            worker_init_fn=partial(init_worker, reader=self._mappings.name),
         )
+        if num_workers and multiprocessing.get_start_method() == "forkserver":
+            # The server that forks workers imports this once, instead of each worker for itself.
+            multiprocessing.set_forkserver_preload([__name__])
         self._max_substitutions = max_substitutions
         self._damaged: set[int] = set()
         self._start_measuring()
@@ -244,6 +252,7 @@ class Loader:
         Otherwise they end when the loader is garbage collected, or some seconds later.
         """
         shut_down_workers(self.web_loader.pipeline[0])
+        self._mappings.clear()
 
     def stats(self) -> LoaderStats:
         """Return the speed since the last call, or since the pass began."""

@@ -8,16 +8,15 @@ torch's global generator, so it is seeded here from the sample's own rng, and re
 from __future__ import annotations
 
 import math
+import platform
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.transforms import v2
-from torchvision.transforms.v2 import functional
 
 from imagenet_rn50.jpeg import decode as jpeg
 from imagenet_rn50.jpeg.crop import Box
@@ -25,6 +24,9 @@ from imagenet_rn50.jpeg.header import JpegHeader, read_header
 from imagenet_rn50.jpeg.orientation import stored_box, upright
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.utils.private_apis import resize_antialiased
+
+if TYPE_CHECKING:  # importing it takes as long as importing torch, and only some recipes need it
+    from torchvision.transforms import v2
 
 _AUGMENTATION_STREAM = 1
 _MAX_CROP_TRIES = 10
@@ -142,8 +144,10 @@ class EvalTransform:
 
 def augmentation_rng(seed: int, epoch: int, index: int) -> np.random.Generator:
     """Return the generator that decides how sample `index` is augmented in `epoch`."""
-    entropy = np.random.SeedSequence([seed, epoch, _AUGMENTATION_STREAM, index])
-    return np.random.Generator(np.random.Philox(entropy))
+    words: Any = [seed, epoch, _AUGMENTATION_STREAM, index]
+    if max(words) < 1 << 32:
+        words = np.array(words, np.uint32)  # the same entropy, without numpy's way to split ints
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(words)))
 
 
 def random_crop_box(
@@ -208,6 +212,10 @@ def augment(image: Tensor, data: DataRecipe, rng: np.random.Generator) -> Tensor
 @lru_cache(maxsize=8)
 def _operations(data: DataRecipe) -> tuple[v2.Transform, ...]:
     """Return the augmentations of a recipe, in the order of torchvision's reference script."""
+    if not (data.auto_augment or data.color_jitter or data.erasing):
+        return ()
+    from torchvision.transforms import v2
+
     operations: list[v2.Transform] = []
     if data.auto_augment == "randaugment":
         one = v2.RandAugment(
@@ -253,6 +261,8 @@ def resize(
     if out is None:
         out = torch.empty((*size, 3), dtype=torch.uint8).permute(2, 0, 1)
     if not _resizes_in_integers():
+        from torchvision.transforms.v2 import functional
+
         resized = functional.resize(image[0], list(size), antialias=True)
         return out.copy_(resized.flip(-1) if flip else resized)
     target = torch.empty_like(out[None]) if flip else out[None]
@@ -264,11 +274,12 @@ def resize(
 
 @cache
 def _resizes_in_integers() -> bool:
-    """Return whether torchvision resizes uint8 with torch's uint8 operator on this machine."""
-    pixels = torch.arange(3 * 64 * 64).mul_(7919).remainder_(251).to(torch.uint8)
-    probe = pixels.view(1, 3, 64, 64)
-    expected = functional.resize(probe, [23, 23], antialias=True)
-    return torch.equal(resize_antialiased(probe, (23, 23)), expected)
+    """Return whether torchvision resizes uint8 with torch's uint8 operator on this machine.
+
+    Its own rule: `_do_native_uint8_resize_on_cpu` in torchvision/transforms/v2/functional.
+    """
+    has_operator = torch.backends.cpu.get_cpu_capability() in {"AVX2", "AVX512"}
+    return has_operator or platform.machine() in {"aarch64", "arm64"}
 
 
 def normalise(

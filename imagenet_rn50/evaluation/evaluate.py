@@ -1,7 +1,7 @@
 """One pass of a model over labelled images, each counted once on any number of ranks.
 
-`run_batches` is the only loop. `validate` sums counts on the device, for training; `evaluate` keeps
-what the model predicted for each image, for metrics.json and the report.
+`run_batches` is the only loop. `validate_batches` sums counts on the device, for training;
+`evaluate` keeps what the model predicted for each image, for metrics.json and the report.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ TransformName = Literal["both", "training", "processor"]
 _JOIN_VARIABLES = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
-def validate(
-    model: nn.Module,
+def validation_loader(
     shards: ShardStore,
     split: Split,
     data: DataRecipe,
@@ -55,28 +54,22 @@ def validate(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-    reduce: Reduce = lambda counts: counts,
-    on_batch: Callable[[Batch, Tensor], None] = lambda batch, logits: None,
-) -> Accuracy:
-    """Evaluate a model through the training pipeline's evaluation transform.
+) -> Loader:
+    """Return this rank's share of a split, through the training pipeline's evaluation transform.
+
+    Its workers live until it is closed: `validate_batches` may use one loader many times.
 
     Args:
-        model: The unwrapped model, not DDP: ranks run different numbers of batches.
         shards: The shards.
         split: The split to evaluate.
-        data: Sizes and normalization.
+        data: Sizes.
         device: Device of the model.
         batch: Images per forward pass.
         num_workers: Loader workers.
         rank: This rank, from 0.
         world_size: Number of ranks that share the split.
-        reduce: Sums the counts over all ranks; called once by every rank.
-        on_batch: Called with each batch on the host and its logits, (B, C) float on `device`.
-
-    Returns:
-        The accuracy over the whole split, equal on all ranks.
     """
-    loader = build_loader(
+    return build_loader(
         shards,
         split,
         DistributedBatchSampler(
@@ -86,6 +79,32 @@ def validate(
         num_workers=num_workers,
         pin_memory=device.type == "cuda",
     )
+
+
+def validate_batches(
+    model: nn.Module,
+    loader: Loader,
+    data: DataRecipe,
+    num_samples: int,
+    *,
+    device: torch.device,
+    reduce: Reduce = lambda counts: counts,
+    on_batch: Callable[[Batch, Tensor], None] = lambda batch, logits: None,
+) -> Accuracy:
+    """Evaluate a model on a whole split, of which each rank reads its share.
+
+    Args:
+        model: The unwrapped model, not DDP: ranks run different numbers of batches.
+        loader: From `validation_loader`; stays open.
+        data: Mean and standard deviation to normalize with.
+        num_samples: Images of the split.
+        device: Device of the model.
+        reduce: Sums the counts over all ranks; called once by every rank.
+        on_batch: Called with each batch on the host and its logits, (B, C) float on `device`.
+
+    Returns:
+        The accuracy over the whole split, equal on all ranks.
+    """
     counts = torch.zeros(4, dtype=widest_float(device), device=device)
 
     def add(moved: DeviceBatch, logits: Tensor) -> None:
@@ -93,7 +112,28 @@ def validate(
         on_batch(moved.host, logits)
 
     run_batches(model, loader, data, device, add)
-    return accuracy_of(reduce(counts), split.num_samples)
+    return accuracy_of(reduce(counts), num_samples)
+
+
+def validate(
+    model: nn.Module,
+    shards: ShardStore,
+    split: Split,
+    data: DataRecipe,
+    *,
+    device: torch.device,
+    batch: int,
+    num_workers: int = 0,
+    on_batch: Callable[[Batch, Tensor], None] = lambda batch, logits: None,
+) -> Accuracy:
+    """Evaluate a model once, on one rank; see `validation_loader` and `validate_batches`."""
+    loader = validation_loader(
+        shards, split, data, device=device, batch=batch, num_workers=num_workers
+    )
+    with closing(loader):
+        return validate_batches(
+            model, loader, data, split.num_samples, device=device, on_batch=on_batch
+        )
 
 
 def run_batches(
@@ -107,12 +147,12 @@ def run_batches(
 
     Args:
         model: The unwrapped model, on `device`.
-        loader: The loader; closed at the end, or its workers would outlive it for seconds.
+        loader: The loader; stays open.
         data: Mean and standard deviation to normalize with.
         device: Where to move each batch.
         on_batch: Called with each batch on the device and its logits, (B, C) float.
     """
-    with closing(loader), evaluation_mode(model):
+    with evaluation_mode(model):
         for moved in on_device(loader, device, data.mean, data.std):
             on_batch(moved, logits_of(model, moved.images))
 
@@ -287,7 +327,8 @@ def _pass(
     error = None
     data = loaded.data or DataRecipe()  # a processor's floats are already normalized
     try:
-        run_batches(network, loader, data, device, record)
+        with closing(loader):  # or its workers would outlive it for seconds
+            run_batches(network, loader, data, device, record)
     except InputError as caught:
         error = caught
     _raise_together(error)

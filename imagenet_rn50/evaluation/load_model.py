@@ -35,7 +35,14 @@ from imagenet_rn50.model import (
 )
 from imagenet_rn50.pretrained import download, is_hub_id
 from imagenet_rn50.recipe import DataRecipe
-from imagenet_rn50.runs.checkpoint import SelectedWeights, Weights, Which, select_checkpoint
+from imagenet_rn50.runs.checkpoint import (
+    MANIFEST,
+    SelectedWeights,
+    Weights,
+    Which,
+    select_checkpoint,
+    select_weights,
+)
 from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.utils.errors import InputError
 
@@ -69,7 +76,7 @@ class LoadedModel:
 
 
 def load_model(model: str, which: Which = "best", weights: Weights = "auto") -> LoadedModel:
-    """Load the model of a run directory, an exported folder or the Hub.
+    """Load the model of a run directory, a checkpoint of one, an exported folder or the Hub.
 
     Args:
         model: A folder, or a Hub id: `microsoft/resnet-50`, or `user/name@revision`.
@@ -81,6 +88,7 @@ def load_model(model: str, which: Which = "best", weights: Weights = "auto") -> 
     """
     path = Path(model)
     is_run = path.is_dir() and not any((path / name).is_file() for name in _EXPORTED)
+    is_run |= (path / MANIFEST).is_file()
     is_other = path.is_dir() and not is_run or is_hub_id(model)
     if is_other and (which, weights) != ("best", "auto"):
         raise InputError(
@@ -112,10 +120,20 @@ def load_model(model: str, which: Which = "best", weights: Weights = "auto") -> 
 
 
 def _of_run(path: Path, which: Which, weights: Weights) -> LoadedModel:
-    """Load the model of a run."""
-    run = RunDir(path)
+    """Load the model of a run, or of one of its checkpoints."""
+    is_checkpoint = (path / MANIFEST).is_file()
+    if is_checkpoint and which != "best":
+        raise InputError(
+            f"--checkpoint applies to runs, and {path} is a checkpoint of one",
+            expected="a run directory",
+            fix="omit --checkpoint",
+        )
+    run = RunDir(path.resolve().parent.parent if is_checkpoint else path)
     recipe, classes = run.recipe(), run.classes()
-    choice = select_checkpoint(run, which, weights)
+    if is_checkpoint:
+        choice = select_weights(path.resolve(), weights)
+    else:
+        choice = select_checkpoint(run, which, weights)
     return LoadedModel(
         name=str(path),
         network=network_of(run, choice),
@@ -125,7 +143,7 @@ def _of_run(path: Path, which: Which, weights: Weights) -> LoadedModel:
         classes=classes,
         checkpoint={
             "name": choice.checkpoint.folder.name,
-            "which": which,
+            "which": choice.which,
             "weights": choice.kind,
             "samples_seen": choice.checkpoint.samples_seen,
             "is_best": choice.checkpoint.is_best,

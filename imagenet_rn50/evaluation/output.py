@@ -27,7 +27,7 @@ from imagenet_rn50.evaluation.report import render_report
 from imagenet_rn50.evaluation.statistics import NUM_BINS, ClassCount, class_counts, wilson
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import require_writable, write_json, write_text
-from imagenet_rn50.utils.formatting import percent
+from imagenet_rn50.utils.formatting import aligned, percent
 
 SCHEMA = 1
 METRICS, PER_CLASS, REPORT = "metrics.json", "per_class.csv", "report.html"
@@ -106,7 +106,7 @@ def results_table(results: tuple[Result, ...], num_classes: int) -> str:
         num_classes: Classes that could be predicted; top-5 is omitted for five or fewer.
     """
     head = ("images", "transform", "flip", "number", "top-1 (95% interval)", "top-5", "loss", "ECE")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     for row in results:
         low, high = row.top1_interval
         rows.append(
@@ -118,12 +118,10 @@ def results_table(results: tuple[Result, ...], num_classes: int) -> str:
                 f"{percent(row.top1)} ({percent(low)} - {percent(high)})",
                 percent(row.top5) if num_classes > TOP_K else "-",
                 "-" if row.loss is None else f"{row.loss:.4f}",
-                f"{row.calibration.ece:.4f}",
+                percent(row.calibration.ece),
             )
         )
-    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return aligned(rows)
 
 
 def _per_class(loaded: LoadedModel, counted: list[ClassCount], classes: Classes | None) -> str:

@@ -162,3 +162,21 @@ def confusions(labels: NDArray[np.int64], named: NDArray[np.int64], limit: int) 
     return [
         Confusion(int(distinct[row, 0]), int(distinct[row, 1]), int(count[row])) for row in order
     ]
+
+
+def confusion_matrix(
+    labels: NDArray[np.int64], named: NDArray[np.int64], classes: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return how many images of each class were predicted as each class.
+
+    Args:
+        labels: True classes; (n,) int64.
+        named: Top-1 predictions; (n,) int64.
+        classes: The classes that `labels` and `named` consist of, sorted; (C,) int64.
+
+    Returns:
+        (C, C) int64: true class, predicted class.
+    """
+    rows, columns = np.searchsorted(classes, labels), np.searchsorted(classes, named)
+    counts = np.bincount(rows * len(classes) + columns, minlength=len(classes) ** 2)
+    return counts.reshape(len(classes), len(classes))

@@ -118,7 +118,7 @@ def cut(jpeg: bytes, box: Box, *, header: JpegHeader | None = None, factor: int 
         min(columns[1] * mcu_width, header.width) - at[1],
     )
     smaller = _join(
-        _smaller_header(jpeg, header, size), jpeg, starts, *_runs(header, rows, columns)
+        _smaller_header(jpeg, header, size), jpeg, *_runs(header, starts, rows, columns)
     )
     return Piece(smaller, (top - at[0], left - at[1]), size)
 
@@ -175,15 +175,15 @@ def _read_starts(jpeg: bytes, header: JpegHeader) -> NDArray[np.int64] | None:
         return None
     starts = np.empty(num_segments + 1, np.int64)
     starts[0] = header.scan
-    np.cumsum(np.frombuffer(jpeg, ">u2", num_segments, start), out=starts[1:])
-    starts[1:] += header.scan
+    starts[1:] = np.frombuffer(jpeg, ">u2", num_segments, start)
+    starts.cumsum(out=starts)
     end = int(starts[-1])
     if end > len(jpeg) or jpeg[end - 2 : end] != b"\xff\xd9":
         return None
     coded = np.frombuffer(jpeg, np.uint8)
     # A byte FF in coded data is followed by 0, so these are markers and not data.
     numbers_at = starts[1:-1] - 1
-    if _are_numbered(coded[numbers_at]) and (coded[numbers_at - 1] == 0xFF).all():
+    if _are_numbered(coded.take(numbers_at)) and (coded.take(numbers_at - 1) == 0xFF).all():
         return starts
     return None
 
@@ -225,17 +225,27 @@ def _are_numbered(numbers: NDArray[np.uint8]) -> bool:
 
 
 def _runs(
-    header: JpegHeader, rows: tuple[int, int], columns: tuple[int, int]
-) -> tuple[NDArray[np.int64], int]:
-    """Return the first segment of each run that is kept, and how many segments a run has."""
+    header: JpegHeader,
+    starts: NDArray[np.int64],
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return what is kept, in runs of segments that follow each other.
+
+    Returns:
+        Offset of each run's first byte, (num_runs,) int64; and of the first byte after each of its
+        segments, (num_runs, segments in a run) int64.
+    """
     num_columns, interval = header.grid[1], header.restart_interval
     if columns == (0, num_columns):
         first = rows[0] * num_columns // interval
         last = -(-rows[1] * num_columns // interval)
-        return np.array([first]), last - first
+        return starts[first : first + 1], starts[None, first + 1 : last + 1]
     in_a_row = num_columns // interval
-    firsts = np.arange(rows[0], rows[1]) * in_a_row + columns[0] // interval
-    return firsts, (columns[1] - columns[0]) // interval
+    first, last = columns[0] // interval, columns[1] // interval
+    kept = slice(*rows)
+    begins = starts[:-1].reshape(-1, in_a_row)[kept, first]
+    return begins, starts[1:].reshape(-1, in_a_row)[kept, first:last]
 
 
 def _smaller_header(jpeg: bytes, header: JpegHeader, size: tuple[int, int]) -> bytearray:
@@ -252,18 +262,17 @@ def _smaller_header(jpeg: bytes, header: JpegHeader, size: tuple[int, int]) -> b
 def _join(
     smaller_header: bytearray,
     jpeg: bytes,
-    starts: NDArray[np.int64],
-    firsts: NDArray[np.int64],
-    length: int,
+    begins: NDArray[np.int64],
+    ends: NDArray[np.int64],
 ) -> bytearray:
     """Return a header, the kept segments with their markers numbered anew, and EOI."""
-    begins, ends = starts[firsts], starts[firsts + length]
+    stops = ends[:, -1]
     view = memoryview(jpeg)
     parts: list[bytearray | memoryview] = [smaller_header]
-    parts += [view[b:e] for b, e in zip(begins.tolist(), ends.tolist(), strict=True)]
+    parts += [view[b:e] for b, e in zip(begins.tolist(), stops.tolist(), strict=True)]
     joined = bytearray().join(parts)
-    moved = np.cumsum(ends - begins) - ends + (len(smaller_header) - 1)  # of each run's bytes
-    markers = (starts[firsts[:, None] + np.arange(1, length + 1)] + moved[:, None]).ravel()
+    moved = (stops - begins).cumsum() - stops + (len(smaller_header) - 1)  # of each run's bytes
+    markers = (ends + moved[:, None]).ravel()
     written = np.frombuffer(joined, np.uint8)
     written[markers] = _NUMBERS[: len(markers)]
     written[-1] = EOI

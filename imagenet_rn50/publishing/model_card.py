@@ -112,7 +112,7 @@ def _training_commands(files: SourceFiles) -> list[str]:
     return [
         _pack_command(packed, outs[0]),
         *map(_subset_command, subsets, outs, outs[1:]),
-        f"accelerate launch --config_file CONFIG train_accelerate.py{_NEXT}"
+        f"accelerate launch --quiet --config_file CONFIG train_accelerate.py{_NEXT}"
         f"--recipe {RECIPE} --shards SHARDS --run RUN{began}",
     ]
 

@@ -291,14 +291,14 @@ class SelectedWeights:
 
     Attributes:
         checkpoint: The checkpoint that holds them.
-        which: Whether the best or the last checkpoint was requested.
+        which: Whether the best or the last checkpoint was requested, or it was given.
         kind: `raw`, or `ema` for averaged.
         line: Number of their validation line in metrics.jsonl, from 1; None without one.
         top1: Their top-1 in that line, in [0, 1].
     """
 
     checkpoint: Checkpoint
-    which: Which
+    which: Which | Literal["given"]
     kind: Literal["ema", "raw"]
     line: int | None
     top1: float | None
@@ -344,9 +344,21 @@ def select_checkpoint(run: RunDir, which: Which, weights: Weights) -> SelectedWe
             expected="at least one epoch of training",
             fix="train first, with the same --run",
         )
+    return _selected(run, folders if which == "best" else folders[-1:], which, weights)
+
+
+def select_weights(folder: Path, weights: Weights) -> SelectedWeights:
+    """Select weights of one checkpoint, RUN/checkpoints/samples-...; see `select_checkpoint`."""
+    return _selected(RunDir(folder.parent.parent), [folder], "given", weights)
+
+
+def _selected(
+    run: RunDir, folders: list[Path], which: Which | Literal["given"], weights: Weights
+) -> SelectedWeights:
+    """Select the weights with the highest top-1 of some checkpoints."""
     validations = _validations(run.path)
     candidates: list[tuple[Path, Literal["ema", "raw"], int | None, float | None]] = []
-    for folder in folders if which == "best" else folders[-1:]:
+    for folder in folders:
         line, record = validations.get(samples_of(folder), (None, {}))
         kinds: list[Literal["ema", "raw"]] = ["raw"] if weights != "ema" else []
         if weights != "raw" and (folder / EMA_WEIGHTS).is_file():
@@ -368,7 +380,9 @@ def select_checkpoint(run: RunDir, which: Which, weights: Weights) -> SelectedWe
     return SelectedWeights(_verify_selected(folder, which), which, kind, line, top1)
 
 
-def _verify_selected(folder: Path, which: Which) -> Checkpoint:
+def _verify_selected(folder: Path, which: Which | Literal["given"]) -> Checkpoint:
+    if which == "given":
+        return verify(folder)
     try:
         return verify(folder)
     except InputError as error:

@@ -12,7 +12,7 @@ import numpy as np
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.jpeg.decode import MAX_ASPECT_RATIO, central_box
 from imagenet_rn50.shards.imagenet1k import NUM_CLASSES, NUM_IMAGES, complete_splits
-from imagenet_rn50.shards.images import TURNED
+from imagenet_rn50.shards.images import LEAST_SIDE, TURNED
 from imagenet_rn50.shards.manifest import FILE_NAME, Manifest, no_manifest
 from imagenet_rn50.shards.sources.base import Source
 from imagenet_rn50.shards.store import resolve_location
@@ -20,11 +20,12 @@ from imagenet_rn50.shards.subset import options_text
 from imagenet_rn50.shards.writer import Note, Row, ShardRecord
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json, write_json, write_text
-from imagenet_rn50.utils.formatting import counted
+from imagenet_rn50.utils.formatting import counted, shortened
 
 REPORT_NAME = "audit.md"
 DATA_NAME = "audit.json"
 _MAX_ROWS = 200  # of one table in the report; the JSON has them all
+_MAX_GROUPS = 20  # of duplicates
 
 
 def audit_of(
@@ -194,6 +195,7 @@ def _split_audit(records: Sequence[ShardRecord], classes: Classes | None) -> dic
         "num_turned_upright": sum(
             TURNED in note.reason for record in records for note in record.changed
         ),
+        "num_without_markers": sum(record.num_without_markers for record in records),
         "per_class": _per_class(rows, classes),
         "width": _spread([row.width for row in rows if row.width]),
         "height": _spread([row.height for row in rows if row.height]),
@@ -282,20 +284,25 @@ def _equal_groups(
 
 def report_of(audit: dict[str, Any]) -> str:
     """Return the audit as Markdown."""
-    lines = ["# Audit of the shards", "", "| split | samples | ImageNet-1k has | shards | MB |"]
-    lines += ["|---|---|---|---|---|"]
+    is_imagenet = audit["num_classes"] == NUM_CLASSES or bool(audit["imagenet1k_splits"])
+    lines = ["# Audit of the shards", "", "| split | samples | shards | MB |"]
+    if is_imagenet:
+        lines[-1] = "| split | samples | ImageNet-1k has | shards | MB |"
+    lines += ["|---" * (5 if is_imagenet else 4) + "|"]
     for name, split in audit["splits"].items():
-        expected = NUM_IMAGES.get(name)
-        against = "not known" if expected is None else _against(split["num_samples"], expected)
-        lines.append(
-            f"| {name} | {split['num_samples']:,} | {against} "
-            f"| {split['num_shards']:,} | {_megabytes(split['num_bytes'])} |"
-        )
+        cells = [name, f"{split['num_samples']:,}"]
+        if is_imagenet:
+            expected = NUM_IMAGES.get(name)
+            cells.append(
+                "not known" if expected is None else _against(split["num_samples"], expected)
+            )
+        cells += [f"{split['num_shards']:,}", _megabytes(split["num_bytes"])]
+        lines.append(f"| {' | '.join(cells)} |")
     if audit["num_classes"] is not None:
-        against = _against(audit["num_classes"], NUM_CLASSES)
-        lines += ["", f"Classes: {audit['num_classes']:,}; ImageNet-1k has {against}."]
-    complete = ", ".join(audit["imagenet1k_splits"]) or "none"
-    lines += ["", f"Splits identical to ImageNet-1k by wnids and image counts: {complete}."]
+        lines += ["", f"Classes: {audit['num_classes']:,}."]
+    if is_imagenet:
+        complete = ", ".join(audit["imagenet1k_splits"]) or "none"
+        lines += ["", f"Splits identical to ImageNet-1k by wnids and image counts: {complete}."]
     lines += [line for note in audit.get("notes", []) for line in ("", f"Note: {note}.")]
     lines += _files_report(audit["splits"])
     for name, split in audit["splits"].items():
@@ -341,6 +348,8 @@ def _split_report(name: str, split: dict[str, Any]) -> list[str]:
         lines += ["", f"Samples per class: from {ends[0]} to {ends[1]}."]
     if turned := split["num_turned_upright"]:
         lines += ["", f"Turned upright by EXIF orientation: {turned:,}."]
+    if small := split["num_without_markers"]:
+        lines += ["", f"Without restart markers, for a side is under {LEAST_SIDE} px: {small:,}."]
     return lines
 
 
@@ -401,18 +410,34 @@ def _not_packed_report(entries: Sequence[dict[str, Any]]) -> list[str]:
 def _duplicate_report(
     groups: Sequence[Sequence[dict[str, Any]]], compared_by: str | None
 ) -> list[str]:
-    """Return the list of equal images."""
+    """Return the table of equal images, the largest groups first."""
     title = "Exact duplicates" if compared_by is None else f"Duplicates by {compared_by}"
-    lines = ["", f"## {title}: {counted(len(groups), 'group')}", ""]
+    lines = ["", f"## {title}: {counted(len(groups), 'group')}"]
+    if not groups:
+        return lines
+    num_images = sum(map(len, groups))
+    in_both = sum(len({entry["split"] for entry in group}) > 1 for group in groups)
+    differ = sum(len({entry["label"] for entry in group}) > 1 for group in groups)
     lines += [
-        "- " + " = ".join(_cell(f"{e['split']}/{e['key']} (class {e['label']})") for e in group)
-        for group in groups[:_MAX_ROWS]
+        "",
+        f"{num_images:,} images, {num_images - len(groups):,} of them copies; groups in more than "
+        f"one split: {in_both:,}; groups of more than one class: {differ:,}.",
+        "",
+        "| images | splits | classes | such as |",
+        "|---|---|---|---|",
     ]
-    return lines + _rest(len(groups))
+    shown = sorted(groups, key=lambda group: -len(group))[:_MAX_GROUPS]
+    for group in shown:
+        splits = sorted({entry["split"] for entry in group})
+        labels = sorted({entry["label"] for entry in group})
+        names = [f"{entry['split']}/{entry['key']}" for entry in group]
+        cells = (", ".join(splits), shortened(labels), shortened(names, 2))
+        lines.append(f"| {len(group):,} | {' | '.join(_cell(cell) for cell in cells)} |")
+    return lines + _rest(len(groups), _MAX_GROUPS)
 
 
-def _rest(total: int) -> list[str]:
-    return ["", f"... and {total - _MAX_ROWS:,} more, in {DATA_NAME}"] if total > _MAX_ROWS else []
+def _rest(total: int, shown: int = _MAX_ROWS) -> list[str]:
+    return ["", f"... and {total - shown:,} more, in {DATA_NAME}"] if total > shown else []
 
 
 def _cell(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -46,29 +47,52 @@ def write_sheet(
     require_writable_file(out)
     folder = store.folder
     chosen = Manifest.load(folder).split(split)
-    labels = Classes.load(folder).labels if (folder / CLASSES_NAME).is_file() else None
+    names = class_names(folder, chosen)
     indices = permutation(chosen.num_samples, seed=seed, stream=0)[:num_samples].tolist()
     num_columns = min(len(indices), max(1, round(len(indices) ** 0.5 * 1.3)))
-    num_rows = -(-len(indices) // num_columns)
-    cell = (_TILE + _MARGIN, _TILE + 2 * _LINE + _MARGIN)
-    size = (num_columns * cell[0] + _MARGIN, num_rows * cell[1] + _MARGIN)
-    sheet = Image.new("RGB", size, "white")
-    draw = ImageDraw.Draw(sheet)
-    font = _font()
-    for place, index in enumerate(indices):
-        row, column = divmod(place, num_columns)
-        corner = (_MARGIN + column * cell[0], _MARGIN + row * cell[1])
-        image = _tile(store, chosen, index)
-        left = corner[0] + (_TILE - image.width) // 2
-        sheet.paste(image, (left, corner[1] + (_TILE - image.height) // 2))
-        label = int(chosen.labels[index])
-        name = labels[label] if labels else f"class {label}"
-        for line, text in enumerate((name, chosen.key_of(index))):
-            where = (corner[0], corner[1] + _TILE + line * _LINE)
-            draw.text(where, _fitting(text, draw, font), fill="black", font=font)
+    captions = [(names[int(chosen.labels[index])], chosen.key_of(index)) for index in indices]
+    tiles = [_tile(store, chosen, index) for index in indices]
+    sheet = draw_sheet(tiles, captions, num_columns=num_columns, tile=_TILE)
     with atomic_file(out) as file:
         sheet.save(file, format="PNG")
     return [chosen.key_of(index) for index in indices]
+
+
+def class_names(folder: Path, split: Split) -> Sequence[str]:
+    """Return the name of each class of a split; `class 7` where the shards have no names."""
+    if (folder / CLASSES_NAME).is_file():
+        return Classes.load(folder).labels
+    return [f"class {label}" for label in range(int(split.labels.max(initial=-1)) + 1)]
+
+
+def draw_sheet(
+    tiles: Sequence[Image.Image],
+    captions: Sequence[Sequence[str]],
+    *,
+    num_columns: int,
+    tile: int,
+) -> Image.Image:
+    """Draw images in rows, each centered in a tile above the lines of its caption.
+
+    Args:
+        tiles: The images, at most `tile` px wide and high.
+        captions: Lines of text of each image, equally many.
+        num_columns: Images in a row.
+        tile: Side of a tile, px.
+    """
+    num_rows = -(-len(tiles) // num_columns)
+    width, height = tile + _MARGIN, tile + len(captions[0]) * _LINE + _MARGIN
+    size = (num_columns * width + _MARGIN, num_rows * height + _MARGIN)
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), _font()
+    for place, (image, lines) in enumerate(zip(tiles, captions, strict=True)):
+        row, column = divmod(place, num_columns)
+        left, top = _MARGIN + column * width, _MARGIN + row * height
+        sheet.paste(image, (left + (tile - image.width) // 2, top + (tile - image.height) // 2))
+        for line, text in enumerate(lines):
+            shown = _fitting(text, draw, font, tile)
+            draw.text((left, top + tile + line * _LINE), shown, fill="black", font=font)
+    return sheet
 
 
 def _font() -> ImageFont.FreeTypeFont:
@@ -99,10 +123,10 @@ def _tile(store: ShardStore, split: Split, index: int) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def _fitting(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> str:
-    """Cut a text to the width of a tile."""
-    if draw.textlength(text, font=font) <= _TILE:
+def _fitting(text: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """Cut a text to a width, px."""
+    if draw.textlength(text, font=font) <= width:
         return text
-    while text and draw.textlength(text + "...", font=font) > _TILE:
+    while text and draw.textlength(text + "...", font=font) > width:
         text = text[:-1]
     return text.rstrip() + "..."

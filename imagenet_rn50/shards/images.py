@@ -1,20 +1,14 @@
-"""Restart markers and upright images without loss, by libjpeg-turbo's `jpegtran`.
-
-One process per image: no package on PyPI does this transform within the process (TurboJPEG's
-transform has no restart parameter, so its bindings have none either).
-
-The final JPEG bytes of a sample: inspected, and repaired where a decoder would stumble.
+"""The final JPEG bytes of a sample: inspected, and repaired where a decoder would stumble.
 
 `prepare` is the one place where they are made, in this order: look at the header, decode once,
 write anew what is no RGB or gray JPEG or is damaged inside, drop a damaged EXIF segment, resize on
 request, turn upright, add restart markers. What none of these touches is packed byte for byte.
+With `recode`, every image is encoded anew instead, once and from the pixels of its source.
 """
 
 from __future__ import annotations
 
 import io
-import shutil
-import subprocess
 import warnings
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
@@ -27,91 +21,8 @@ from imagenet_rn50.jpeg.crop import suggested_interval, with_offset_table
 from imagenet_rn50.jpeg.header import JpegError, JpegHeader, is_jpeg, read_header
 from imagenet_rn50.jpeg.orientation import orientation_of, upright
 from imagenet_rn50.shards.formats import describe, open_image, to_rgb
+from imagenet_rn50.shards.lossless import JpegtranError, add_restart_markers, turn_upright
 from imagenet_rn50.shards.plan import PackOptions
-from imagenet_rn50.utils.errors import InputError
-
-PROGRAM = "jpegtran"
-_SECONDS = 60  # an image takes some milliseconds
-# By EXIF orientation; each undoes how the image was stored.
-_TURNS = {
-    2: ("-flip", "horizontal"),
-    3: ("-rotate", "180"),
-    4: ("-flip", "vertical"),
-    5: ("-transpose",),
-    6: ("-rotate", "90"),
-    7: ("-transverse",),
-    8: ("-rotate", "270"),
-}
-
-
-class JpegtranError(ValueError):
-    """`jpegtran` did not accept the image; the message is its own."""
-
-
-def is_installed() -> bool:
-    """Return whether `jpegtran` can be called."""
-    return shutil.which(PROGRAM) is not None
-
-
-def require_installed() -> None:
-    """Raise an error if restart markers are asked for and cannot be made.
-
-    Raises:
-        InputError: When `jpegtran` is missing.
-    """
-    if not is_installed():
-        raise InputError(
-            "restart markers need the program jpegtran",
-            expected="jpegtran on the PATH",
-            fix="apt-get install libjpeg-turbo-progs, or pack without: --restart-blocks none",
-        )
-
-
-def add_restart_markers(jpeg: bytes, blocks: int) -> bytes:
-    """Write the entropy-coded data anew, with a restart marker after every `blocks` MCUs.
-
-    A progressive image becomes a baseline one. The coefficients, hence the pixels, stay the same,
-    and so do all markers.
-
-    Args:
-        jpeg: An undamaged JPEG.
-        blocks: MCUs from one restart marker to the next.
-
-    Raises:
-        JpegtranError: When `jpegtran` complains, even if it still writes output.
-    """
-    return _run(jpeg, "-restart", f"{blocks}B")
-
-
-def turn_upright(jpeg: bytes, orientation: int) -> bytes:
-    """Rearrange the coefficients so that an image is stored upright; its metadata stays as it is.
-
-    Args:
-        jpeg: An undamaged JPEG.
-        orientation: Its EXIF orientation, 2 to 8.
-
-    Raises:
-        JpegtranError: When `jpegtran` is missing or complains, as it does where blocks that are cut
-            by an edge would have to move to another one.
-    """
-    if not is_installed():
-        raise JpegtranError(f"{PROGRAM} is not installed")
-    return _run(jpeg, "-perfect", *_TURNS[orientation])
-
-
-def _run(jpeg: bytes, *options: str) -> bytes:
-    done = subprocess.run(
-        [PROGRAM, "-copy", "all", *options],
-        input=jpeg,
-        capture_output=True,
-        check=False,
-        timeout=_SECONDS,
-    )
-    if done.returncode != 0:
-        message = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise JpegtranError(message[-1] if message else f"jpegtran exit code {done.returncode}")
-    return done.stdout
-
 
 # A decoded image takes 3 bytes a pixel in every worker; a JPEG of a few KB can claim 65,535 px
 # squared, that is 13 GB.
@@ -119,6 +30,8 @@ MAX_PIXELS = 100_000_000
 RestartBlocks: TypeAlias = int | Literal["auto"]
 _MCU_WIDTH = {"4:4:4": 8, "4:2:0": 16}  # px
 _MAX_SIDE = 65_535  # px; JPEG's limit
+# Of a smaller image a crop needs nearly all, and finding its segments costs more than it saves.
+LEAST_SIDE = 96  # px
 REPAIR_QUALITY = 95
 TURNED = "turned upright"
 
@@ -138,6 +51,7 @@ class Prepared:
         changes: What was done to it beyond what the options ask of every image, in words.
         converted_from: The format that the image had; None for a JPEG.
         orientation: How to turn it upright, by the metadata that it still has; 1 once packed.
+        is_without_markers: Whether it has no restart markers because it is too small for them.
     """
 
     jpeg: bytes
@@ -146,6 +60,7 @@ class Prepared:
     changes: tuple[str, ...] = ()
     converted_from: str | None = None
     orientation: int = 1
+    is_without_markers: bool = False
 
 
 def prepare(raw: bytes, options: PackOptions) -> Prepared:
@@ -153,17 +68,44 @@ def prepare(raw: bytes, options: PackOptions) -> Prepared:
 
     Args:
         raw: The file as the source has it.
-        options: Whether to decode, resize, add restart markers.
+        options: Whether to decode, resize, encode anew, add restart markers.
 
     Raises:
         BadImageError: When it cannot be decoded, or is too large to be.
     """
-    prepared = _turned(_resized(repair(raw, options), options), options)
+    if _is_checked_by_marking(raw, options):
+        try:
+            # Reading all coefficients finds what decoding would find.
+            return _with_restart_markers(repair(raw, replace(options, check="header")), options)
+        except JpegtranError:
+            pass  # decoding tells what is wrong, and what can be saved
+    prepared = repair(raw, options)
+    if options.recode is not None:
+        prepared = _recoded(prepared, raw, options)
+    else:
+        prepared = _turned(_resized(prepared, options), options)
     if options.restart_blocks is None:
         return prepared
-    prepared = _with_restart_markers(prepared, options.restart_blocks)
-    # Where its segments begin, for the loader: looking for them would cost it more than reading.
-    return replace(prepared, jpeg=with_offset_table(prepared.jpeg))
+    try:
+        return _with_restart_markers(prepared, options)
+    except JpegtranError as error:
+        changes = (*prepared.changes, f"no restart markers: {error}")
+        return replace(prepared, jpeg=with_offset_table(prepared.jpeg), changes=changes)
+
+
+def _is_checked_by_marking(raw: bytes, options: PackOptions) -> bool:
+    """Return whether all that is done to an image is to read its coefficients and write markers."""
+    if options.check != "decode" or options.restart_blocks is None:
+        return False
+    if options.recode is not None or options.resize is not None:
+        return False
+    try:
+        header = read_header(raw, strict=True)
+    except ValueError:
+        return False
+    if header.mcu is None or header.orientation != 1:
+        return False
+    return header.restart_interval != _interval(header, options.restart_blocks)
 
 
 def repair(raw: bytes, options: PackOptions) -> Prepared:
@@ -250,12 +192,12 @@ def _converted(raw: bytes, options: PackOptions) -> Prepared:
     """Return an image of another format as JPEG."""
     prepared = _rewritten(raw, options, "")
     image = open_image(raw)
-    change = f"{describe(image)}: converted to JPEG at quality {REPAIR_QUALITY}"
+    change = f"{describe(image)}: converted to JPEG at quality {_quality(options)}"
     return replace(prepared, changes=(change, *prepared.changes[1:]), converted_from=image.format)
 
 
 def _rewritten(raw: bytes, options: PackOptions, reason: str) -> Prepared:
-    """Return the image as an RGB JPEG of high quality."""
+    """Return the image as an RGB JPEG, of high quality unless all images get another."""
     decoded, orientation = _decode(raw)
     image = decoded.convert("RGB")
     if max(image.size) > _MAX_SIDE:
@@ -267,10 +209,15 @@ def _rewritten(raw: bytes, options: PackOptions, reason: str) -> Prepared:
         width=image.width,
         height=image.height,
         changes=(
-            f"{reason}: written anew at quality {REPAIR_QUALITY}",
+            f"{reason}: written anew at quality {_quality(options)}",
             *_turning(orientation),
         ),
     )
+
+
+def _quality(options: PackOptions) -> int:
+    """Return the quality of what has to be written anew."""
+    return REPAIR_QUALITY if options.recode is None else options.recode
 
 
 def _encode(
@@ -278,6 +225,8 @@ def _encode(
 ) -> bytes:
     """Return the image as JPEG; `restart_blocks` None for no restart markers."""
     buffer = io.BytesIO()
+    if restart_blocks is not None and _is_too_small(*image.size, restart_blocks):
+        restart_blocks = None
     if restart_blocks == "auto":
         mcu_width = _MCU_WIDTH[subsampling]
         restart_blocks = suggested_interval(-(-image.width // mcu_width), mcu_width)
@@ -316,18 +265,46 @@ def _is_sound_exif(content: bytes) -> bool:
     return True
 
 
+def _recoded(repaired: Prepared, raw: bytes, options: PackOptions) -> Prepared:
+    """Encode the upright pixels of the source at the asked quality, in 4:2:0 or gray."""
+    assert options.recode is not None
+    decoded, orientation = _decode(raw)
+    image = _scaled(decoded if is_jpeg(raw) else decoded.convert("RGB"), options)
+    changes = repaired.changes
+    if repaired.orientation != 1:  # else it was upright, or is among the changes
+        changes = (*changes, *_turning(orientation))
+    return replace(
+        repaired,
+        jpeg=_encode(image, options.recode, options.restart_blocks, subsampling="4:2:0"),
+        width=image.width,
+        height=image.height,
+        changes=changes,
+        orientation=1,
+    )
+
+
+def _scaled(image: Image.Image, options: PackOptions) -> Image.Image:
+    """Scale an image down as asked; a smaller one is returned as it is."""
+    if options.resize_rule is None:
+        return image
+    side, pixels = options.resize_rule
+    length = (min if side == "short" else max)(image.size)
+    if length <= pixels:
+        return image
+    width, height = (max(1, round(whole * pixels / length)) for whole in image.size)
+    # Pillow widens the filter by the scale, which is what antialiasing means.
+    return image.resize((width, height), Image.Resampling.BICUBIC)
+
+
 def _resized(prepared: Prepared, options: PackOptions) -> Prepared:
-    """Scale an image down as asked; smaller ones stay as they are."""
+    """Scale an image down as asked and encode it anew; smaller ones stay as they are."""
     if options.resize_rule is None:
         return prepared
     side, pixels = options.resize_rule
-    length = (min if side == "short" else max)(prepared.width, prepared.height)
-    if length <= pixels:
+    if (min if side == "short" else max)(prepared.width, prepared.height) <= pixels:
         return prepared
     decoded, orientation = _decode(prepared.jpeg)
-    width, height = (max(1, round(whole * pixels / length)) for whole in decoded.size)
-    # Pillow widens the filter by the scale, which is what antialiasing means.
-    image = decoded.resize((width, height), Image.Resampling.BICUBIC)
+    image = _scaled(decoded, options)
     jpeg = _encode(image, options.quality, options.restart_blocks, subsampling="4:2:0")
     changes = (*prepared.changes, *_turning(orientation))
     return replace(
@@ -374,22 +351,38 @@ def _turned(prepared: Prepared, options: PackOptions) -> Prepared:
     )
 
 
-def _with_restart_markers(prepared: Prepared, blocks: RestartBlocks) -> Prepared:
-    """Add restart markers where they are not yet; the pixels stay the same."""
+def _with_restart_markers(prepared: Prepared, options: PackOptions) -> Prepared:
+    """Add restart markers where they are not yet; the pixels stay the same.
+
+    Raises:
+        JpegtranError: When jpegtran does not accept the image.
+    """
+    blocks = options.restart_blocks
+    assert blocks is not None
     jpeg = prepared.jpeg
-    try:
-        if _header(jpeg).progressive:
+    header = _header(jpeg)
+    if _is_too_small(header.width, header.height, blocks):
+        prepared = replace(prepared, is_without_markers=header.restart_interval == 0)
+    else:
+        if header.progressive:
             jpeg = add_restart_markers(jpeg, 1)  # baseline from here on, with MCUs to be counted
-        wanted = _suited(jpeg) if blocks == "auto" else blocks
-        if _header(jpeg).restart_interval != wanted:
+        header = read_header(jpeg, strict=True)
+        wanted = _interval(header, blocks)
+        if header.restart_interval != wanted:
             jpeg = add_restart_markers(jpeg, wanted)
-        return replace(prepared, jpeg=jpeg)
-    except JpegtranError as error:
-        change = f"no restart markers: {error}"
-        return replace(prepared, changes=(*prepared.changes, change))
+    # Where its segments begin, for the loader: looking for them would cost it more than reading.
+    return replace(prepared, jpeg=with_offset_table(jpeg))
 
 
-def _suited(jpeg: bytes) -> int:
-    """Return the number of MCUs between markers with which the loader can leave out most."""
-    header = read_header(jpeg, strict=True)
+def _is_too_small(width: int, height: int, blocks: RestartBlocks) -> bool:
+    """Return whether an image is left without restart markers, unless their number is given."""
+    return blocks == "auto" and min(width, height) < LEAST_SIDE
+
+
+def _interval(header: JpegHeader, blocks: RestartBlocks) -> int:
+    """Return the number of MCUs between markers; `auto`: with which the loader skips most."""
+    if _is_too_small(header.width, header.height, blocks):
+        return header.restart_interval
+    if blocks != "auto":
+        return blocks
     return 1 if header.mcu is None else suggested_interval(header.grid[1], header.mcu[1])

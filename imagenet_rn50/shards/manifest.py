@@ -134,7 +134,7 @@ class Split:
 
     def shard_of(self, index: int) -> int:
         """Return the number of the shard that holds sample `index`."""
-        return int(np.searchsorted(self.shard_starts, index, side="right")) - 1
+        return int(self.shard_starts.searchsorted(index, side="right")) - 1
 
     def select(self, indices: NDArray[np.int64]) -> Split:
         """Return a view of some samples; shards without any of them are left out.

@@ -20,7 +20,8 @@ from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.shards import manifest as manifests
 from imagenet_rn50.shards.audit import audit_of, write_audit
-from imagenet_rn50.shards.images import BadImageError, prepare, require_installed
+from imagenet_rn50.shards.images import BadImageError, prepare
+from imagenet_rn50.shards.lossless import require_installed, shut_down, why_slow
 from imagenet_rn50.shards.manifest import INFO_NAME, TRAIN, VALIDATION, Manifest, Split, timm_info
 from imagenet_rn50.shards.plan import PackOptions, Plan, ShardTask, make_plan, with_dataset
 from imagenet_rn50.shards.sources.base import Source
@@ -40,7 +41,7 @@ from imagenet_rn50.utils.storage import is_address
 _OVERHEAD_BYTES = 4096
 _RESTART_GROWTH = 1.05
 
-# Images that are resized to see what is left of them; shards hold them in random order.
+# Images that are encoded to see what is left of them; shards hold them in random order.
 _NUM_MEASURED = 32
 _MARGIN = 1.3
 
@@ -49,7 +50,8 @@ def space_needed(plan: Plan) -> int:
     """Estimate from above how many bytes the shards will take.
 
     Args:
-        plan: All shards; where images are resized, some are, to see what is left of them.
+        plan: All shards; where images are resized or encoded anew, some are, to see what is left
+            of them.
 
     Raises:
         InputError: When the source has changed since it was listed.
@@ -59,7 +61,8 @@ def space_needed(plan: Plan) -> int:
     options = plan.tasks[0].options
     factor = _RESTART_GROWTH if options.restart_blocks else 1.0
     # With a reader, images are written out as they are before they are packed.
-    if options.resize_rule is not None and plan.reader is None:
+    is_encoded = options.resize is not None or options.recode is not None
+    if is_encoded and plan.reader is None:
         factor = min(factor, _MARGIN * _part_left(plan.tasks))
     return sum(
         int(image.length * factor) + _OVERHEAD_BYTES for task in plan.tasks for image in task.images
@@ -189,7 +192,7 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
     _require_usable_folder(out, plan)
     require_free_space(out, space_needed(plan) - space_taken(plan, out), "packing")
     state = PackingState(out)
-    with state.locked(), _explained_end(plan, out):
+    with state.locked(), _explained_end(plan, out), _restart_markers(options):
         state.adopt(identity)
         state.remove_leftovers()
         made, num_kept = _make_all(plan, out, state, num_workers)
@@ -207,14 +210,26 @@ def pack(source: Source, out: Path, options: PackOptions, num_workers: int = 1) 
     return Packed(manifest, num_made=len(plan.tasks) - num_kept, num_kept=num_kept)
 
 
+@contextmanager
+def _restart_markers(options: PackOptions) -> Iterator[None]:
+    """Log if restart markers will be slow, and end the process that makes them."""
+    if options.restart_blocks is not None and (reason := why_slow()):
+        logger.info(f"restart markers take a jpegtran process for each image: {reason}")
+    try:
+        yield
+    finally:
+        shut_down()
+
+
 def _identity(source: Source, plan: Plan, options: PackOptions) -> dict[str, Any]:
     """Return what decides the bytes of all shards.
 
     What to do with bad images is not among it: a shard without any is the same either way.
     """
     chosen = {name: value for name, value in options.as_dict().items() if name != "on_corrupt"}
-    if not options.train_only:  # as in manifests that were written before there was the option
-        del chosen["train_only"]
+    for name in ("train_only", "recode"):
+        if not chosen[name]:  # as in manifests that were written before there was the option
+            del chosen[name]
     identity = {**chosen, "layout": source.layout, "source_sha256": plan.source_sha256}
     return identity | source.options
 

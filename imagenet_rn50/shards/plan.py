@@ -20,6 +20,7 @@ from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
 from imagenet_rn50.shards.sources.base import ImageReader, Source, SourceImage
 from imagenet_rn50.utils.errors import InputError
 
+DEFAULT_QUALITY = 95  # of resized images
 _RESIZE = re.compile(r"(short|max)=([1-9]\d{0,4})")
 
 
@@ -34,7 +35,9 @@ class PackOptions:
         validation_shards: Number of validation shards; None for one per 781 images.
         resize: `short=256` scales the shorter side down to 256 px, `max=500` the longer side to
             500 px; smaller images stay as they are. None keeps every image's pixels.
-        quality: JPEG quality of images that are resized, 1 to 100.
+        quality: JPEG quality of images that are resized, 1 to 100, unless `recode` is given.
+        recode: JPEG quality at which every image, resized or not, is encoded anew, 1 to 100: 4:2:0,
+            or gray where a JPEG is. None keeps the bytes of images that need no change.
         restart_blocks: MCUs between two restart markers; `auto` for the number that suits each
             image's width best; None for no markers.
         metadata: Whether to write a `<key>.json` for each image.
@@ -48,7 +51,8 @@ class PackOptions:
     train_shards: int | None = None
     validation_shards: int | None = None
     resize: str | None = None
-    quality: int = 95
+    quality: int = DEFAULT_QUALITY
+    recode: int | None = None
     restart_blocks: int | Literal["auto"] | None = None
     metadata: bool = False
     check: Literal["decode", "header"] = "decode"
@@ -69,8 +73,20 @@ class PackOptions:
             raise InputError(f"--resize must be like short=256 or max=500, got {self.resize!r}")
         if not 1 <= self.quality <= 100:
             raise InputError(f"--quality must be 1 to 100, got {self.quality}")
+        if self.recode is not None:
+            self._check_recode(self.recode)
         if isinstance(self.restart_blocks, int) and not 1 <= self.restart_blocks <= 65535:
             raise InputError(f"--restart-blocks must be 1 to 65535, got {self.restart_blocks}")
+
+    def _check_recode(self, quality: int) -> None:
+        if not 1 <= quality <= 100:
+            raise InputError(f"--recode must be 1 to 100, got {quality}")
+        if self.quality not in {DEFAULT_QUALITY, quality}:
+            raise InputError(
+                f"--quality {self.quality} and --recode {quality} are two JPEG qualities",
+                expected="--recode alone, which sets the quality of resized images too",
+                fix="leave out --quality",
+            )
 
     @property
     def resize_rule(self) -> tuple[str, int] | None:

@@ -266,6 +266,7 @@ class ShardRecord:
         changed: Images whose bytes were repaired or converted.
         skipped: Images that could not be used.
         converted: Number of images that were converted, by the format that they had.
+        num_without_markers: Number of images that were too small for restart markers.
     """
 
     split: str
@@ -274,6 +275,7 @@ class ShardRecord:
     changed: list[Note] = field(default_factory=list)
     skipped: list[Note] = field(default_factory=list)
     converted: dict[str, int] = field(default_factory=dict)
+    num_without_markers: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the record as `from_dict` takes it; JSON can hold it."""
@@ -284,6 +286,7 @@ class ShardRecord:
             "changed": self.changed,
             "skipped": self.skipped,
             "converted": self.converted,
+            "num_without_markers": self.num_without_markers,
         }
 
     def save(self, path: Path) -> None:
@@ -313,6 +316,7 @@ class ShardRecord:
             changed=[Note(*note) for note in content["changed"]],
             skipped=[Note(*note) for note in content["skipped"]],
             converted=content["converted"],
+            num_without_markers=content["num_without_markers"],
         )
 
 
@@ -335,6 +339,7 @@ def make_shard(task: ShardTask, folder: Path, tick: Tick) -> ShardRecord:
     changed: list[Note] = []
     skipped: list[Note] = []
     converted: Counter[str] = Counter()
+    num_without_markers = 0
     with atomic_file(folder / task.name) as file:
         tar = TarWriter(file)
         for image, raw in read_images(task):
@@ -345,6 +350,7 @@ def make_shard(task: ShardTask, folder: Path, tick: Tick) -> ShardRecord:
                 skipped.append(_skip_or_stop(task, image, str(error)))
             else:
                 rows.append(_add_sample(tar, task, image, prepared))
+                num_without_markers += prepared.is_without_markers
                 if prepared.converted_from is not None:
                     converted[prepared.converted_from] += 1
                 changed += (
@@ -354,7 +360,9 @@ def make_shard(task: ShardTask, folder: Path, tick: Tick) -> ShardRecord:
             tick(len(raw))
         sha256 = tar.close()
     shard = Shard(name=task.name, num_samples=len(rows), num_bytes=tar.num_bytes, sha256=sha256)
-    return ShardRecord(task.split, shard, rows, changed, skipped, dict(converted))
+    return ShardRecord(
+        task.split, shard, rows, changed, skipped, dict(converted), num_without_markers
+    )
 
 
 def _require_undamaged(image: SourceImage, raw: bytes) -> None:

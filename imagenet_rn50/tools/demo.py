@@ -64,7 +64,7 @@ def run_demo(run: Path, data: Path) -> None:
         return
     logger.info("\n== Train a small ResNet")
     _call(
-        f"accelerate launch --config_file {_CONFIG} --quiet "
+        f"accelerate launch --quiet --config_file {_CONFIG} "
         f"--num_cpu_threads_per_process {os.cpu_count()} "
         "train_accelerate.py --recipe digits --shards {} --run {}",
         *(shards, run),

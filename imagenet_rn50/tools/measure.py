@@ -369,7 +369,8 @@ def make_step(
     # A low scale: a step that is skipped for overflow would be cheaper, and allocate less.
     scaler = torch.amp.GradScaler(device.type, 1024.0, enabled=precision == "fp16")
     ema = Ema(model, recipe.ema_decay) if recipe.ema_decay else None
-    runs = torch.compile(model) if compiled else model
+    if compiled:
+        model.compile()
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, device=device)
     images = images.contiguous(memory_format=torch.channels_last)
     labels = torch.randint(0, num_classes, (batch,), device=device)
@@ -381,7 +382,7 @@ def make_step(
             soft = smooth_targets(labels, num_classes, recipe.label_smoothing)
             inputs, targets = mix(inputs, soft, recipe, position=0)
         with torch.autocast(device.type, dtype=dtype) if dtype else nullcontext():
-            logits = logits_of(runs, inputs)
+            logits = logits_of(model, inputs)
         return training_loss(logits.float(), targets, recipe)
 
     def step() -> None:

@@ -1,11 +1,9 @@
-"""Write a grid of images as the model sees them, after augmentation."""
+"""Write a grid of images as the model sees them, after augmentation, with their class names."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -14,12 +12,14 @@ from imagenet_rn50.data.loader import build_loader
 from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform, TrainTransform
 from imagenet_rn50.recipe import Recipe
+from imagenet_rn50.shards.contact_sheet import class_names, draw_sheet
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
 from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.utils.errors import InputError, require_at_least
-from imagenet_rn50.utils.files import require_writable_file, write_bytes
+from imagenet_rn50.utils.files import atomic_file, require_writable_file
+from imagenet_rn50.utils.formatting import first_name
 
-_GAP = 2  # px between images
+_LEAST_TILE = 112  # px, enough for an image to be recognised and for most names
 
 
 def preview(
@@ -33,6 +33,8 @@ def preview(
     columns: int = 8,
 ) -> Batch:
     """Write a PNG of consecutive images, with exactly the pixels of training or evaluation.
+
+    Images below 112 px are enlarged by a whole number.
 
     Args:
         store: Where the shards are.
@@ -73,20 +75,24 @@ def preview(
             found=f"{sampler.stop}",
         )
     (batch,) = loader
-    buffer = io.BytesIO()
-    Image.fromarray(_grid(batch.images, columns)).save(buffer, format="PNG")
-    write_bytes(out, buffer.getvalue())
+    names = class_names(store.folder, samples)
+    captions = [(first_name(names[label]),) for label in batch.labels.tolist()]
+    tiles, side = _tiles(batch.images)
+    sheet = draw_sheet(tiles, captions, num_columns=columns, tile=side)
+    with atomic_file(out) as file:
+        sheet.save(file, format="PNG")
     return batch
 
 
-def _grid(images: torch.Tensor, columns: int) -> np.ndarray:
-    """Return the images in rows with white gaps, (H, W, 3) uint8."""
-    count, _, height, width = images.shape
-    rows = -(-count // columns)
-    shape = (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3)
-    grid = np.full(shape, 255, np.uint8)
-    for number, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
-        top = _GAP + number // columns * (height + _GAP)
-        left = _GAP + number % columns * (width + _GAP)
-        grid[top : top + height, left : left + width] = image
-    return grid
+def _tiles(images: torch.Tensor) -> tuple[list[Image.Image], int]:
+    """Return images as tiles, and their side, px.
+
+    Small ones are enlarged without interpolation, which keeps the pixels of training visible.
+
+    Args:
+        images: (B, 3, H, H) uint8.
+    """
+    side = images.shape[-1]
+    side *= max(1, -(-_LEAST_TILE // side))
+    found = [Image.fromarray(image) for image in images.permute(0, 2, 3, 1).contiguous().numpy()]
+    return [image.resize((side, side), Image.Resampling.NEAREST) for image in found], side

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,16 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 import imagenet_rn50
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.signals import check_world_size
+
+
+@dataclass
+class _DdpKwargs(DistributedDataParallelKwargs):  # type: ignore[misc]
+    """Accelerate's options of DistributedDataParallel, and torch's new name of one of them.
+
+    Accelerate knows `broadcast_buffers` only, which torch deprecates with a warning on every rank.
+    """
+
+    forward_sync_buffers: bool = True
 
 
 def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) -> Accelerator:
@@ -31,13 +42,13 @@ def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) ->
     for name in trackers:
         if importlib.util.find_spec(name) is None:
             raise InputError(f"the tracker {name} is not installed", fix=f"pip install {name}")
-    # BatchNorm buffers are kept equal by RunningStatistics, not by copying those of rank 0.
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False)]
     accelerator = Accelerator(
-        kwargs_handlers=handlers,
         log_with=list(trackers) or None,
         project_dir=run / "tensorboard" if run else None,
     )
+    # BatchNorm buffers are kept equal by RunningStatistics, not by copying those of rank 0. As an
+    # attribute, because the constructor takes no subclass of Accelerate's options.
+    accelerator.ddp_handler = _DdpKwargs(forward_sync_buffers=False)
     check_world_size(accelerator.num_processes, on_gpu=accelerator.device.type == "cuda")
     if (num_steps := accelerator.gradient_accumulation_steps) != 1:
         raise InputError(

@@ -31,7 +31,12 @@ from torch import distributed
 
 from imagenet_rn50.training.config import Spot
 from imagenet_rn50.utils.logging import logger
-from imagenet_rn50.utils.signals import STOP_SIGNALS, launcher, set_parent_death_signal
+from imagenet_rn50.utils.signals import (
+    STOP_SIGNALS,
+    kill_launcher,
+    launcher,
+    set_parent_death_signal,
+)
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL of sysexits.h: "the user is invited to retry"
 _ECHO_SECONDS = 1.0  # launchers and terminals send the same signal on several paths
@@ -65,6 +70,11 @@ class SignalHandler:
     def is_requested(self) -> bool:
         """Whether a stop was requested."""
         return self.reason is not None
+
+    @property
+    def is_interrupt(self) -> bool:
+        """Whether Ctrl-C requested it."""
+        return self.reason == _received(signal.SIGINT)
 
     def request(self, reason: str) -> None:
         """Request to save and stop; the first reason is kept. May be called from any thread."""
@@ -114,11 +124,16 @@ class SignalHandler:
                 # Under a launcher, the kernel sends SIGUSR1 when the parent exits.
                 is_under_launcher = number == signal.SIGUSR1 and bool(launcher().words)
                 is_orphan = is_under_launcher and os.getppid() != self._parent
-                name = signal.Signals(number).name
-                self.request("the launcher exited" if is_orphan else f"received {name}")
+                self.request("the launcher exited" if is_orphan else _received(number))
+                if self.is_interrupt and not launcher().is_elastic:  # that waits for its ranks
+                    kill_launcher()
                 first = time.monotonic()
             elif number in _EXIT_IF_REPEATED and time.monotonic() - first > _ECHO_SECONDS:
                 os._exit(128 + number)
+
+
+def _received(number: int) -> str:
+    return f"received {signal.Signals(number).name}"
 
 
 class Requests(NamedTuple):

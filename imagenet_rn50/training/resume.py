@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
+from imagenet_rn50.learning_rate import learning_rate
 from imagenet_rn50.recipe import Recipe, parse_recipe
 from imagenet_rn50.runs.checkpoint import (
     Checkpoint,
@@ -45,7 +46,6 @@ from imagenet_rn50.runs.sync import (
 )
 from imagenet_rn50.training.config import AUTO, NONE, CheckpointConfig
 from imagenet_rn50.training.progress import Progress
-from imagenet_rn50.training.schedules import learning_rate
 from imagenet_rn50.training.state import PROGRESS
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json

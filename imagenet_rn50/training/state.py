@@ -30,12 +30,12 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from imagenet_rn50.learning_rate import Plateau
 from imagenet_rn50.model import save_tensors
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.checkpoint import EMA_WEIGHTS, WEIGHTS
 from imagenet_rn50.training.optim import Ema
 from imagenet_rn50.training.progress import Progress
-from imagenet_rn50.training.schedules import Plateau
 from imagenet_rn50.utils.files import read_json, write_json
 
 OPTIMIZER, SCALER, PROGRESS = "optimizer.bin", "scaler.pt", "train_state.json"

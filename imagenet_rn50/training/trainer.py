@@ -31,8 +31,9 @@ from imagenet_rn50.data.loader import DeviceBatch, Loader, build_loader, on_devi
 from imagenet_rn50.data.reader import SampleError
 from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.data.transforms import TrainTransform
-from imagenet_rn50.evaluation.evaluate import validate
+from imagenet_rn50.evaluation.evaluate import validate_batches, validation_loader
 from imagenet_rn50.evaluation.metrics import Accuracy
+from imagenet_rn50.learning_rate import Plateau, learning_rate
 from imagenet_rn50.model import build_model, logits_of
 from imagenet_rn50.peaks import peak_tflops
 from imagenet_rn50.pretrained import Kind
@@ -65,15 +66,15 @@ from imagenet_rn50.training.preemption import (
 from imagenet_rn50.training.profiler import StepProfiler
 from imagenet_rn50.training.progress import Progress, require_global_batch
 from imagenet_rn50.training.resume import ResumePoint, RunSpec, download_run, find_resume_point
-from imagenet_rn50.training.schedules import Plateau, learning_rate, schedule_warnings
+from imagenet_rn50.training.schedules import schedule_warnings
 from imagenet_rn50.training.state import TrainState, checkpoint_bytes
 from imagenet_rn50.training.trackers import end_training, init_trackers, log_to_trackers
 from imagenet_rn50.utilisation import training_flops
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import require_free_space
 from imagenet_rn50.utils.formatting import counted, percent
-from imagenet_rn50.utils.logging import logger, progress_bar
-from imagenet_rn50.utils.signals import launch_command
+from imagenet_rn50.utils.logging import log_startup, logger, progress_bar
+from imagenet_rn50.utils.signals import kill_launcher, launch_command
 
 _STEPS_PER_LOG_LINE = 20  # reading the loss waits for the device, so not after every step
 _EXTRA_CHECKPOINTS = 2  # on disk besides the newest: the best, and the one being written
@@ -199,6 +200,7 @@ class Trainer:
         Raises:
             InputError: If it is damaged, or of another model.
         """
+        log_startup(f"verifying and loading {folder}")
         verify(folder)  # on every rank: no file is interpreted before its hash is verified
         try:
             self.accelerator.load_state(str(folder))
@@ -286,7 +288,11 @@ class Trainer:
             progress = state.progress
             self.loader = self.train_loader(progress.samples_seen, progress.total_samples)
             stack.enter_context(closing(self.loader))
+            self.validation_loader = stack.enter_context(closing(self._make_validation_loader()))
             batches = self.to_device(self.loader)
+            log_startup(
+                f"starting {counted(self.num_workers, 'loader worker')} for the first batch"
+            )
             self.bar = stack.enter_context(
                 progress_bar(
                     total=progress.total_samples,
@@ -486,18 +492,32 @@ class Trainer:
             if next(exchanges, None) is not None:
                 self.sync_requests()
 
-        return validate(
+        return validate_batches(
             model,
+            self.validation_loader,
+            self.recipe.data,
+            self.validation_split.num_samples,
+            device=accelerator.device,
+            reduce=self.all_reduce_sum,
+            on_batch=on_batch,
+        )
+
+    def _make_validation_loader(self) -> Loader:
+        """Return this rank's share of the validation split; its workers start with its first pass.
+
+        They are kept from epoch to epoch: where processes are not forked, starting them costs as
+        much as starting Python and importing torch.
+        """
+        accelerator = self.accelerator
+        return validation_loader(
             self.shards,
             self.validation_split,
             self.recipe.data,
             device=accelerator.device,
-            batch=batch,
+            batch=self.recipe.micro_batch,
             num_workers=self.num_workers,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
-            reduce=self.all_reduce_sum,
-            on_batch=on_batch,
         )
 
     # ---------------------------------------------------------------- log and save
@@ -507,6 +527,8 @@ class Trainer:
         recipe, accelerator, state = self.recipe, self.accelerator, self.state
         for warning in schedule_warnings(recipe, self.train_split.num_samples):
             self._say(f"warning: {warning}")
+        if names := ", ".join(map(str, accelerator.log_with)):
+            log_startup(f"starting the trackers: {names}")
         init_trackers(accelerator, recipe, self.run.path)
         self.logger = MetricsLogger(
             self.run.path,
@@ -695,4 +717,6 @@ class Trainer:
         self._say(f"{what} after step {step} ({reason}). To resume:\n  {command}")
         self.accelerator.wait_for_everyone()  # torchelastic kills the others when one rank exits
         end_training(self.accelerator)
+        if self.signals.is_interrupt and self.accelerator.is_local_main_process:
+            kill_launcher()
         raise SystemExit(0 if is_planned and is_saved else EXIT_INTERRUPTED)

@@ -39,3 +39,15 @@ def shortened(names: Sequence[object], most: int = 5) -> str:
 def rate_text(per_second: float) -> str:
     """Return a rate with its meaningful digits, for example `1,205` or `3.1`."""
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of cells as lines with columns of equal width, for the terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def first_name(label: str) -> str:
+    """Return the first of the names that a label lists: `tench` of "tench, Tinca tinca"."""
+    return label.partition(",")[0]

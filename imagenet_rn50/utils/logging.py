@@ -66,6 +66,12 @@ logger.addHandler(_Console())
 logger.propagate = False
 
 
+def log_startup(step: str) -> None:
+    """Log a step that takes seconds before the first progress bar, on the first rank only."""
+    if os.environ.get("RANK", "0") == "0":
+        logger.info(f"{step} ...")
+
+
 @contextmanager
 def ignore_output_errors() -> Iterator[None]:
     """Keep errors and blocking of stdout and stderr from stopping the body.

@@ -28,6 +28,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 _POLL_SECONDS = 0.5
+_END = 0  # no signal has this number
 _LAUNCHERS = {
     *("accelerate", "accelerate-launch", "accelerate.commands.launch", "torchrun"),
     *("accelerate.commands.accelerate_cli", "torch.distributed.run", "torch.distributed.launch"),
@@ -182,10 +183,17 @@ class Launcher:
     Attributes:
         words: Its command line; empty if the parent is not a launcher.
         variables: Its environment variables that change what a run computes, or where.
+        process: Its process id; None if the parent is not a launcher.
     """
 
     words: tuple[str, ...]
     variables: tuple[tuple[str, str], ...]
+    process: int | None = None
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether it is torchelastic: torchrun, or `accelerate launch` of several processes."""
+        return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 @cache
@@ -196,8 +204,56 @@ def launcher() -> Launcher:
         parent = psutil.Process(os.getppid())
         words = parent.cmdline()
         if any(Path(word).name in _LAUNCHERS for word in words[:4]):
-            return Launcher(tuple(words), _relevant_variables(parent.environ()))
+            variables = _relevant_variables(parent.environ())
+            return Launcher(tuple(words), variables, parent.pid)
     return Launcher((), _relevant_variables(this.environ()))
+
+
+def kill_launcher() -> None:
+    """Kill the launcher after Ctrl-C, before it prints a traceback about it.
+
+    `accelerate launch` of one process gets the terminal's SIGINT too, and prints its traceback a
+    quarter of a second later. torchelastic forwards the signal to the ranks, waits for them, and
+    prints one then; on SIGTERM it would print another. Neither has an option against that.
+    """
+    process = launcher().process
+    if process is not None and process == os.getppid():
+        number = signal.SIGKILL if launcher().is_elastic else signal.SIGTERM
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
+
+
+@contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Exit with code 130 on Ctrl-C, without tracebacks of this process and its launcher.
+
+    A thread does it, because a launcher allows a quarter of a second, and importing torch takes
+    longer. Handlers that the body installs take precedence.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    wakeup_before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    before = signal.signal(signal.SIGINT, lambda *_: None)
+
+    def listen() -> None:
+        while (number := os.read(reading, 1)[0]) != _END:
+            if number == signal.SIGINT:
+                kill_launcher()
+                if os.environ.get("LOCAL_RANK", "0") == "0":
+                    os.write(2, b"\ninterrupted\n")
+                os._exit(128 + signal.SIGINT)
+
+    thread = threading.Thread(target=listen, name="interrupt", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        signal.set_wakeup_fd(wakeup_before)
+        os.write(writing, bytes([_END]))  # children may hold the pipe open
+        thread.join()
+        os.close(reading)
+        os.close(writing)
 
 
 def launch_command(without: str | None = None) -> str:

@@ -78,7 +78,6 @@ def batches_of_rank(split, order, share, num_workers):
         info = SimpleNamespace(id=number, num_workers=num_workers) if num_workers else None
         with (
             mock.patch.object(stages, "get_worker_info", return_value=info),
-            mock.patch.object(stages, "new_shared_storage", torch.UntypedStorage),
             mock.patch.object(stages, "keep_freed_memory"),
             mock.patch.object(stages, "Prefetcher"),
             mock.patch.object(stages, "ShardReader", FakeReader),

@@ -66,7 +66,7 @@ def test_who_meets_no_jpeg_in_a_whole_shard_is_not_sent_to_verify_it(start, is_c
         "epoch": 0,
         "row": 0,
         "rows": 1,
-        "description": "it",
+        "describe": lambda: "it",
     }
     with pytest.raises(InputError, match=rf"it cannot be decoded(.|\n)*fix: .*{fix}"):
         list(DecodeAndTransform(EvalTransform(18, 16))(iter([sample])))

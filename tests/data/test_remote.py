@@ -22,6 +22,7 @@ from tests.data.servers import HICCUPS, serve
 from tests.support import write_shards
 
 QUICK = RetryPolicy(tries=3, initial_backoff=0.01, timeout=0.5)
+PATIENT = RetryPolicy(tries=1, timeout=60)  # for a busy machine
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +227,7 @@ def fetch_all(store, split, order, failures):
 
 @pytest.mark.multiprocess
 def test_processes_share_downloads(server, tmp_path):
-    store, split = opened(server.address, tmp_path)
+    store, split = opened(server.address, tmp_path, retry_policy=PATIENT)
     context = multiprocessing.get_context("fork")
     failures = context.SimpleQueue()
     orders = [(0, 1, 2, 3), (3, 2, 1, 0), (1, 0, 3, 2), (2, 3, 0, 1)]

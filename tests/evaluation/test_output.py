@@ -6,10 +6,12 @@ import re
 import sys
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from datasets import Dataset, Features, Image, Value
 
 from imagenet_rn50.__main__ import main
+from imagenet_rn50.evaluation import report as report_module
 from imagenet_rn50.evaluation.datasets import ShardImages, read_folder
 from imagenet_rn50.evaluation.evaluate import evaluate
 from imagenet_rn50.evaluation.load_model import load_model
@@ -19,7 +21,7 @@ from imagenet_rn50.evaluation.output import (
     results_table,
     write_evaluation,
 )
-from imagenet_rn50.evaluation.statistics import wilson
+from imagenet_rn50.evaluation.statistics import calibration, wilson
 from imagenet_rn50.shards.store import LocalShards
 from tests.evaluation.models import (
     classes_of,
@@ -151,7 +153,70 @@ def test_the_report_can_be_read_without_seeing_it_and_keeps_names_as_text(report
     assert parsed.all("html") == [{"lang": "en"}]
     assert all(image["alt"] for image in parsed.all("img"))
     assert all(cell["scope"] in {"col", "row"} for cell in parsed.all("th"))
-    assert len(parsed.all("table")) == 4
+    assert len(parsed.all("table")) == 3  # results, all classes, confusions
+
+
+def class_rows(page):
+    """Returns the classes of each table of classes."""
+    tables = re.findall(r"<caption>([^<]*class[^<]*)</caption>(.*?)</table>", page, re.S)
+    return {
+        caption: re.findall(r'<th scope="row">(\w+)</th>', rows)
+        for caption, rows in tables
+        if "most often" in rows
+    }
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 3, 20, 21, 24])
+def test_no_class_is_both_among_the_worst_and_the_best(tmp_path, num_classes):
+    labels = [(label, label) for label in range(num_classes)]
+    evaluated_pictures(tmp_path, labels, num_classes)
+    tables = class_rows((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    shown = [name for rows in tables.values() for name in rows]
+    assert len(shown) == len(set(shown)) == min(num_classes, 20)
+    assert len(tables) == (1 if num_classes <= 20 else 2)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "has_matrix", "has_histogram"),
+    [(1, False, False), (2, True, False), (20, True, False), (24, True, True)],
+)
+def test_few_classes_have_a_confusion_matrix_and_many_a_histogram(
+    tmp_path, num_classes, has_matrix, has_histogram
+):
+    evaluated_pictures(tmp_path, [(label, label) for label in range(num_classes)], num_classes)
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    drawn = " ".join(image["alt"] for image in Page(page).all("img"))
+    assert ("Confusion matrix" in drawn) == has_matrix
+    assert ("Histogram" in drawn) == has_histogram
+
+
+@pytest.mark.parametrize("num_classes", [2, 20, 50])
+def test_every_axis_of_every_plot_has_a_label_and_accuracies_are_percentages(
+    num_classes, monkeypatch
+):
+    figures = []
+
+    def keep(figure):
+        figures.append(figure)
+        return b""
+
+    monkeypatch.setattr(report_module, "png_of", keep)
+    counts = np.full((num_classes, num_classes), 1)
+    report_module.matrix_plot(counts, [f"name{i}" for i in range(num_classes)])
+    report_module.class_plot(np.linspace(0, 1, num_classes))
+    report_module.reliability_plot(calibration(np.array([0.2, 0.9]), np.array([True, False])))
+    for figure in figures:
+        figure.draw_without_rendering()
+        (*_, lowest) = figure.axes
+        assert all(axes.get_ylabel() for axes in figure.axes)
+        assert any(axes.get_xlabel() for axes in figure.axes), lowest
+        ticks = {
+            tick.get_text()
+            for axes in figure.axes
+            for tick in (*axes.get_xticklabels(), *axes.get_yticklabels())
+        }
+        assert "100%" in ticks
+        assert "1.0" not in ticks
 
 
 def test_a_model_without_mistakes_has_a_report(tmp_path):

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import confusion_matrix
 
+from imagenet_rn50.evaluation import statistics
 from imagenet_rn50.evaluation.statistics import (
     NUM_BINS,
     calibration,
@@ -81,3 +82,12 @@ def test_classes_and_confusions_are_those_of_sklearns_matrix(data, num_classes, 
     }
     assert [p.count for p in pairs] == sorted((p.count for p in pairs), reverse=True)
     assert confusions(labels, top[:, 0], limit=2) == pairs[:2]
+
+
+@given(data=st.data(), num_classes=st.integers(2, 12))
+def test_a_confusion_matrix_equals_scikit_learns(data, num_classes):
+    classes = np.sort(np.random.default_rng(num_classes).permutation(50)[:num_classes])
+    drawn = st.lists(st.sampled_from(classes.tolist()), min_size=8, max_size=8)
+    labels, named = np.array(data.draw(drawn)), np.array(data.draw(drawn))
+    theirs = confusion_matrix(labels, named, labels=classes)
+    assert statistics.confusion_matrix(labels, named, classes).tolist() == theirs.tolist()

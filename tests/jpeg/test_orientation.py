@@ -29,7 +29,8 @@ from imagenet_rn50.jpeg.header import read_header
 from imagenet_rn50.jpeg.orientation import upright
 from imagenet_rn50.model import build_processor
 from imagenet_rn50.recipe import DataRecipe
-from imagenet_rn50.shards.images import is_installed, prepare
+from imagenet_rn50.shards.images import prepare
+from imagenet_rn50.shards.lossless import is_installed
 from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.sources.base import SourceImage
 from space.images import open_image

@@ -199,8 +199,9 @@ def test_a_metrics_json_that_is_none_is_refused(run, tmp_path):
         export(run.path, tmp_path / "out", options=ExportOptions(metrics=tmp_path / "nothing.json"))
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
-def test_the_snippet_runs_as_it_stands_in_the_card(run, tmp_path):
+def test_the_snippet_runs_in_a_process_of_its_own(run, tmp_path):
     export(run.path, tmp_path / "out")
     folder = tmp_path / "out"
     done = subprocess.run(  # where none of our code can be found
@@ -215,10 +216,13 @@ def test_the_snippet_runs_as_it_stands_in_the_card(run, tmp_path):
     assert names_a_class(folder, done.stdout)
 
 
-@pytest.mark.parametrize("form", ["torchvision", pytest.param("onnx", marks=[pytest.mark.slow])])
+@pytest.mark.parametrize(
+    "form", ["transformers", "torchvision", pytest.param("onnx", marks=[pytest.mark.slow])]
+)
 @pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
-def test_so_do_the_snippets_of_the_other_formats(tmp_path, shards, form, monkeypatch, capsys):
-    run = make_run(tmp_path, shards, recipe=RESNET50_RECIPE)
+def test_the_snippet_runs_as_it_stands_in_the_card(tmp_path, shards, form, monkeypatch, capsys):
+    recipe = None if form == "transformers" else RESNET50_RECIPE
+    run = make_run(tmp_path, shards, recipe=recipe)
     save_checkpoint(run, 24, 0.5, is_best=True)
     folder = tmp_path / "out"
     export(run.path, folder, options=ExportOptions(form=form))
@@ -226,6 +230,8 @@ def test_so_do_the_snippets_of_the_other_formats(tmp_path, shards, form, monkeyp
     assert "imagenet_rn50" not in snippet
     capsys.readouterr()
     monkeypatch.chdir(folder)
+    for name in [name for name in sys.modules if name.startswith("imagenet_rn50")]:
+        monkeypatch.setitem(sys.modules, name, None)  # none of our code can be imported
     exec(snippet, {})
     assert names_a_class(folder, capsys.readouterr().out)
 

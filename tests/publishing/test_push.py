@@ -1,4 +1,8 @@
-"""Pushing with the real client to a Hub on loopback, in a process of its own, as a person does."""
+"""Pushing with the real client to a Hub on loopback.
+
+Uploads run in a process of their own, as users run them. What uploads nothing runs in this one,
+which has imported what takes a new process seconds.
+"""
 
 import json
 import os
@@ -9,8 +13,10 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 
+from imagenet_rn50.__main__ import main
 from imagenet_rn50.publishing.export import export
 from imagenet_rn50.publishing.hub import Target, push, stage_model
 from imagenet_rn50.publishing.snippets import FROM_HERE
@@ -62,16 +68,37 @@ def environment(hub, home, token):
     return kept | settings | ({"HF_TOKEN": token} if token else {})
 
 
-def pushing(hub, exported, home, *options, token=TOKEN):
+def push_in_a_process(hub, exported, home, *options):
     command = [sys.executable, "-c", WATCHED, "push", "--model", exported, "--to", "user/model"]
     return subprocess.run(
         [*command, *options],
         cwd=home,
-        env=environment(hub, home, token),
+        env=environment(hub, home, TOKEN),
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.fixture
+def pushing(hub, exported, monkeypatch, capfd):
+    """Runs the command in this process; returns its exit code and output."""
+    for name, value in {"ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": True}.items():
+        monkeypatch.setattr(constants, name, value)  # read from the environment at import
+
+    def pushing(*options, model=exported, token=TOKEN):
+        monkeypatch.setenv("HF_TOKEN", token or "")
+        words = ["imagenet_rn50", "push", "--model", str(model), "--to", "user/model", *options]
+        monkeypatch.setattr(sys, "argv", words)
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(words, code, said.out, said.err)
+
+    return pushing
 
 
 def error_of(done):
@@ -83,7 +110,7 @@ def error_of(done):
 
 @pytest.mark.multiprocess
 def test_model_and_space_arrive_whole_pinned_and_load_again(hub, exported, tmp_path):
-    done = pushing(hub, exported, tmp_path, "--space", "user/show", "--private")
+    done = push_in_a_process(hub, exported, tmp_path, "--space", "user/show", "--private")
     assert done.returncode == 0, done.stderr
     revision, model = hub.repos["models/user/model"].at("main")
     for path in exported.rglob("*"):
@@ -129,16 +156,16 @@ def nowhere(token, folder, *processes):
 @pytest.mark.multiprocess
 def test_a_push_that_broke_off_goes_on_and_sends_nothing_twice(hub, exported, tmp_path):
     hub.broken = ["/blobs/", "/commit/"]  # a line that drops once, which is tried again; then a cut
-    first = pushing(hub, exported, tmp_path)
+    first = push_in_a_process(hub, exported, tmp_path)
     message = error_of(first)
     assert message.startswith("error: the push was interrupted\n")
     assert "fix:      run the same command again" in message
     assert len(hub.repos["models/user/model"].commits) == 1  # nobody sees half a model
     assert len(hub.sent("PUT", "/blobs/")) == 2
-    second = pushing(hub, exported, tmp_path)
+    second = push_in_a_process(hub, exported, tmp_path)
     assert second.returncode == 0, second.stderr
     assert len(hub.sent("PUT", "/blobs/")) == 2
-    third = pushing(hub, exported, tmp_path)
+    third = push_in_a_process(hub, exported, tmp_path)
     assert third.returncode == 0, third.stderr
     assert len(hub.repos["models/user/model"].commits) == 2  # the same again changes nothing
 
@@ -148,7 +175,7 @@ def test_a_push_that_broke_off_goes_on_and_sends_nothing_twice(hub, exported, tm
     (other / "model.onnx").write_bytes(b"a graph")
     theirs = {"LICENSE": b"put there by hand", "metrics.json": b"of other weights"}
     hub.repos["models/user/model"].commit(theirs)
-    fourth = pushing(hub, other, tmp_path)
+    fourth = push_in_a_process(hub, other, tmp_path)
     assert fourth.returncode == 0, fourth.stderr
     _, files = hub.repos["models/user/model"].at("main")
     assert {"model.onnx", "LICENSE"} <= set(files)
@@ -156,32 +183,30 @@ def test_a_push_that_broke_off_goes_on_and_sends_nothing_twice(hub, exported, tm
     nowhere(TOKEN, tmp_path, first, second, third, fourth)
 
 
-@pytest.mark.multiprocess
 def test_no_token_a_wrong_one_and_one_that_may_not_write_get_one_clear_message(
-    hub, exported, tmp_path
+    hub, pushing, tmp_path
 ):
-    missing = pushing(hub, exported, tmp_path, token=None)
+    missing = pushing(token=None)
     assert error_of(missing).startswith("error: no Hub token is set\n")
     assert hub.sent("POST", "") == []
 
-    wrong = pushing(hub, exported, tmp_path, token="hf_someoneElsesSecret")
+    wrong = pushing(token="hf_someoneElsesSecret")
     assert error_of(wrong).startswith("error: the Hub does not accept the token\n")
     nowhere("hf_someoneElsesSecret", tmp_path, wrong)
 
-    broken = pushing(hub, exported, tmp_path, token="hf_Secret with\tspace")
+    broken = pushing(token="hf_Secret with\tspace")
     assert "invalid characters" in error_of(broken)
     nowhere("hf_Secret", tmp_path, broken)
 
     hub.may_write = False
-    reader = pushing(hub, exported, tmp_path)
+    reader = pushing()
     assert error_of(reader).startswith("error: the token has no write access to user/model\n")
     assert hub.repos == {}
     nowhere(TOKEN, tmp_path, reader)
 
 
-@pytest.mark.multiprocess
-def test_a_dry_run_lists_files_and_sizes_and_asks_nobody(hub, exported, tmp_path):
-    done = pushing(hub, exported, tmp_path, "--space", "user/show", "--dry-run", token=None)
+def test_a_dry_run_lists_files_and_sizes_and_asks_nobody(hub, exported, pushing, tmp_path):
+    done = pushing("--space", "user/show", "--dry-run", token=None)
     assert done.returncode == 0, done.stderr
     size = (exported / "metrics.jsonl").stat().st_size
     assert f"{size / 1e3:.1f} kB  metrics.jsonl\n" in done.stdout

@@ -19,6 +19,7 @@ from tests.shards.helpers import write_kaggle
 
 OPTIONS = "--train-shards 3 --validation-shards 2 --seed 7 --resize short=20 --quality 80"
 OPTIONS += " --restart-blocks none --metadata --check header"
+RECODED = "--recode 85 --resize max=20"  # instead of --quality
 
 
 def shard(line, monkeypatch):
@@ -36,7 +37,7 @@ def exported(folder, shards, dataset):
     return folder / "out" / "README.md"
 
 
-@pytest.mark.parametrize("options", [OPTIONS, "", "--restart-blocks 3 --dataset in-100"])
+@pytest.mark.parametrize("options", [OPTIONS, RECODED, "", "--restart-blocks 3 --dataset in-100"])
 def test_packing_by_the_command_of_the_card_gives_its_fingerprint(tmp_path, monkeypatch, options):
     source, shards = write_kaggle(tmp_path / "source"), tmp_path / "shards"
     shard(f"python shard_imagenet.py pack --source {source} --out {shards} {options}", monkeypatch)
@@ -55,7 +56,8 @@ def test_packing_by_the_command_of_the_card_gives_its_fingerprint(tmp_path, monk
 
 def test_every_option_of_pack_is_tried_here():
     decide_no_byte_of_sound_pictures = {"on_corrupt", "train_only"}  # training needs both splits
-    tried = {word[2:].replace("-", "_") for word in OPTIONS.split() if word.startswith("--")}
+    words = f"{OPTIONS} {RECODED}".split()
+    tried = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
     names = {field.name for field in fields(PackOptions)}
     assert tried | {"dataset"} | decide_no_byte_of_sound_pictures == names
 

@@ -2,7 +2,12 @@ import errno
 import io
 
 import pytest
+import torch
+from torch.nn import functional
 
+from imagenet_rn50.classes import Classes
+from imagenet_rn50.learning_rate import learning_rate, plateau_cuts
+from imagenet_rn50.recipe import Recipe, ScheduleRecipe
 from imagenet_rn50.runs import plots as report
 from imagenet_rn50.runs.metrics import TRAIN, VALIDATION, MetricsLogger, read_metrics
 from imagenet_rn50.runs.plots import logs_markdown, save_figure
@@ -138,10 +143,10 @@ def test_plots_are_pictures_with_a_curve_for_each_series(tmp_path, averaged, mon
         for name, figure in figures.items()
         for line in figure.axes[0].lines
     }
-    assert drawn["accuracy", "top-1"] == [50.0, 75.0]
+    assert drawn["accuracy", "top-1"] == [0.5, 0.75]
     assert drawn["loss", "validation"] == [1.5, 1.5]
-    assert drawn.get(("accuracy", "top-1, EMA"), []) == [62.5, 62.5] * bool(averaged)
-    assert drawn.get(("accuracy", "top-5, EMA"), []) == [87.5, 87.5] * bool(averaged)
+    assert drawn.get(("accuracy", "top-1, EMA"), []) == [0.625, 0.625] * bool(averaged)
+    assert drawn.get(("accuracy", "top-5, EMA"), []) == [0.875, 0.875] * bool(averaged)
     assert drawn.get(("loss", "validation, EMA"), []) == [1.25, 1.25] * bool(averaged)
 
 
@@ -195,3 +200,65 @@ def test_averages_that_were_kept_for_a_part_of_a_run_are_told_of_that_part(tmp_p
     table = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in table}) == 1
     assert "Best: 90.00% top-1 after epoch 1.00, on 1 image." in text
+
+
+def drawn_by(run, monkeypatch):
+    """Returns the figures of a run's plots, by name."""
+    figures = {}
+    monkeypatch.setattr(
+        report, "save_figure", lambda figure, path: figures.update({path.stem: figure})
+    )
+    report.draw_plots(run)
+    return figures
+
+
+def curve(figure, name):
+    """Returns the points of the curve whose label begins with a name."""
+    lines = [line for axes in figure.axes for line in axes.lines]
+    (found,) = [line for line in lines if str(line.get_label()).startswith(name)]
+    return list(zip(*found.get_data(), strict=True))
+
+
+def test_the_learning_rate_is_drawn_from_the_schedule_with_its_cuts(tmp_path, monkeypatch):
+    schedule = ScheduleRecipe(name="constant", warmup_epochs=1.0, plateau_patience=1)
+    recipe = Recipe(epochs=8, schedule=schedule)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    write_training(tmp_path, waited=0, rate=1)
+    logger = MetricsLogger(tmp_path, 100)
+    for epoch in range(2, 7):  # the loss does not fall: cut after the third validation
+        logger.write(VALIDATION, 8 * epoch, float(epoch), top1=0.5, top5=1.0, loss=1.0)
+    logger.close()
+    points = curve(drawn_by(tmp_path, monkeypatch)["learning_rate"], "schedule")
+    assert len(points) > 4000
+    epochs = [epoch for epoch, _ in points]
+    assert (epochs[0], epochs[-1]) == (0, 8)
+    cuts = list(plateau_cuts(recipe, [(float(e), 1.0) for e in range(1, 7)]))
+    assert cuts
+    for epoch, rate in points:
+        expected = learning_rate(recipe, epoch, sum(cut <= epoch for cut in cuts))
+        assert rate == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("smoothing", "num_classes"), [(0.1, 10), (0.1, 1000), (0.0, 10)])
+def test_the_training_loss_is_drawn_without_what_label_smoothing_adds(
+    tmp_path, monkeypatch, smoothing, num_classes
+):
+    wnids = tuple(f"n{index:08d}" for index in range(num_classes))
+    Classes(wnids, wnids).save(tmp_path)
+    recipe = Recipe(label_smoothing=smoothing)
+    (tmp_path / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    write_training(tmp_path, waited=0, rate=1)
+    targets = torch.full((num_classes,), smoothing / num_classes)
+    targets[0] += 1 - smoothing
+    least = functional.cross_entropy(targets.clamp_min(1e-30).log()[None], targets[None]).item()
+    ((_, shown),) = curve(drawn_by(tmp_path, monkeypatch)["loss"], "training")
+    assert shown == pytest.approx(1.0 - least, abs=1e-5)
+
+
+def test_the_best_epoch_is_marked_and_every_axis_has_a_label(tmp_path, monkeypatch):
+    write_two_epochs(tmp_path).close()
+    figures = drawn_by(tmp_path, monkeypatch)
+    for name in ("loss", "accuracy", "learning_rate"):
+        assert {epoch for epoch, _ in curve(figures[name], "best: epoch 2.00, 75.00%")} == {2.0}
+    for figure in figures.values():
+        assert all(axes.get_xlabel() and axes.get_ylabel() for axes in figure.axes)

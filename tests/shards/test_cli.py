@@ -8,7 +8,9 @@ from PIL import Image
 
 import shard_imagenet
 from imagenet_rn50.classes import Classes
+from imagenet_rn50.shards.audit import read_audit
 from imagenet_rn50.shards.contact_sheet import write_sheet
+from imagenet_rn50.shards.lossless import is_installed
 from imagenet_rn50.shards.store import open_shards
 from tests.shards.helpers import write_kaggle
 from tests.support import CLASSES, write_shards
@@ -38,6 +40,18 @@ def shards(tmp_path_factory):
     assert result.returncode == 0, result.stderr
     assert "12 train samples in 1 shards, 6 validation samples in 1 shards" in result.stdout
     return folder / "out"
+
+
+@pytest.mark.skipif(not is_installed(), reason="needs jpegtran")
+def test_pack_counts_the_images_that_are_too_small_for_restart_markers(
+    tmp_path, monkeypatch, capsys
+):
+    source = write_kaggle(tmp_path / "source")
+    words = ["pack", "--source", str(source), "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert run_here(words, monkeypatch) == 0
+    assert "without restart markers: 18 images" in capsys.readouterr().out
+    splits = read_audit(tmp_path / "out")["splits"]
+    assert [split["num_without_markers"] for split in splits.values()] == [12, 6]
 
 
 @pytest.mark.parametrize("words", [[], *([verb] for verb in VERBS)])

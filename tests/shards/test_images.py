@@ -11,14 +11,13 @@ from PIL import Image
 
 from imagenet_rn50.jpeg.crop import with_offset_table
 from imagenet_rn50.jpeg.header import read_header
-from imagenet_rn50.shards import images as jpegtran
+from imagenet_rn50.shards import lossless as jpegtran
 from imagenet_rn50.shards.images import (
     MAX_PIXELS,
     BadImageError,
-    JpegtranError,
-    add_restart_markers,
     prepare,
 )
+from imagenet_rn50.shards.lossless import JpegtranError, add_restart_markers
 from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import jpeg
@@ -75,7 +74,7 @@ def test_restart_markers_do_not_change_one_pixel(
 
 
 @needs_jpegtran
-@pytest.mark.parametrize("size", [(500, 375), (500, 333), (241, 160), (64, 64)])
+@pytest.mark.parametrize("size", [(500, 375), (500, 333), (241, 160), (100, 96)])
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("options", [AUTO, PackOptions(restart_blocks="auto", resize="max=200")])
 def test_markers_set_by_themselves_divide_every_row_and_are_listed(size, progressive, options):
@@ -87,6 +86,20 @@ def test_markers_set_by_themselves_divide_every_row_and_are_listed(size, progres
     assert with_offset_table(prepared.jpeg) == prepared.jpeg
     if options is AUTO:
         np.testing.assert_array_equal(pixels(prepared.jpeg), pixels(raw))
+
+
+@needs_jpegtran
+@pytest.mark.parametrize("size", [(95, 300), (300, 95), (48, 48)])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_images_with_a_side_under_96_px_get_markers_only_if_their_number_is_given(
+    size, progressive
+):
+    raw = jpeg(size=size, progressive=progressive)
+    prepared = prepare(raw, AUTO)
+    assert (prepared.jpeg, prepared.changes, prepared.is_without_markers) == (raw, (), True)
+    assert read_header(prepare(png(size), AUTO).jpeg).restart_interval == 0
+    marked = prepare(raw, MARKED)
+    assert (read_header(marked.jpeg).restart_interval, marked.is_without_markers) == (4, False)
 
 
 @needs_jpegtran
@@ -287,6 +300,7 @@ def test_smaller_images_are_not_scaled_up():
         {"quality": 0},
         {"quality": 101},
         {"restart_blocks": 0},
+        {"recode": 0},
         {"dataset": "../up"},
         {"dataset": "a.b"},
         {"seed": -1},

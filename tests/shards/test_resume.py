@@ -80,6 +80,12 @@ def undisturbed(source, tmp_path_factory):
     return contents(out), time.monotonic() - begin
 
 
+def complete(source: Path, out: Path) -> None:
+    """Pack what is missing, in this process: starting three takes seconds."""
+    options = PackOptions(train_shards=12, validation_shards=2, restart_blocks="auto")
+    pack(read_source(source), out, options)
+
+
 def kill_and_go_on(source, out, undisturbed, moments):
     """Kills run after run; checks what is there after each, and that the last one completes it."""
     whole, _ = undisturbed
@@ -107,7 +113,7 @@ def kill_and_go_on(source, out, undisturbed, moments):
 @pytest.mark.multiprocess
 def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(source, undisturbed, tmp_path):
     rng = random.Random(1)
-    moments = [rng.uniform(0.2, 1.0) * undisturbed[1] for _ in range(3)]
+    moments = [rng.uniform(0.2, 1.0) * undisturbed[1] for _ in range(2)]
     assert kill_and_go_on(source, tmp_path / "out", undisturbed, moments) > 0
 
 
@@ -124,7 +130,7 @@ def test_soak_killed_at_any_moments_and_run_again_gives_the_same_bytes(
 
 @pytest.mark.multiprocess
 def test_ctrl_c_says_how_to_resume_leaves_no_half_file_and_no_process(
-    source, undisturbed, slow_disk, tmp_path
+    source, undisturbed, slow_disk, tmp_path, capsys
 ):
     out = tmp_path / "out"
     process = start(source, out, **slow_disk)
@@ -139,9 +145,8 @@ def test_ctrl_c_says_how_to_resume_leaves_no_half_file_and_no_process(
     assert "run the same command again to resume" in output
     assert "Traceback" not in output
     assert not list(out.glob("*.partial"))
-    process = start(source, out)
-    output, _ = process.communicate(timeout=120)
-    assert "shards were finished before and are kept" in output
+    complete(source, out)
+    assert "shards were finished before and are kept" in capsys.readouterr().out
     assert contents(out) == undisturbed[0]
 
 
@@ -169,8 +174,7 @@ def test_a_worker_that_is_killed_stops_the_run_with_a_message(
     assert process.returncode == 2, output
     assert "a worker process was killed from outside" in output
     wait_until_all_are_gone(process.pid)
-    process = start(source, out)
-    process.communicate(timeout=120)
+    complete(source, out)
     assert contents(out) == undisturbed[0]
 
 

@@ -25,13 +25,21 @@ def test_the_grid_shows_the_pixels_that_training_sees(shards, tmp_path):
     out = tmp_path / "preview.png"
     batch = preview(LocalShards(shards), RECIPE, out, start=20, rows=2, columns=3)
     pixels = np.asarray(Image.open(out))
-    assert pixels.shape == (2 * 18 + 2, 3 * 18 + 2, 3)
+    side, margin, line = 16 * 7, 8, 18  # px: enlarged sevenfold, and a line of text below
+    assert pixels.shape == (
+        2 * (side + line + margin) + margin,
+        3 * (side + margin) + margin,
+        3,
+    )
     transform = TrainTransform(RECIPE.data, RECIPE.seed)
     for number, index in enumerate(batch.indices.tolist()):
         expected = transform(jpeg_bytes(index), 1, index)  # positions from 16 on: second epoch
-        top, left = 2 + number // 3 * 18, 2 + number % 3 * 18
-        shown = pixels[top : top + 16, left : left + 16]
-        np.testing.assert_array_equal(shown, expected.permute(1, 2, 0).numpy())
+        top = margin + number // 3 * (side + line + margin)
+        left = margin + number % 3 * (side + margin)
+        shown = pixels[top : top + side, left : left + side]
+        np.testing.assert_array_equal(shown[::7, ::7], expected.permute(1, 2, 0).numpy())
+        np.testing.assert_array_equal(shown[6::7, 6::7], shown[::7, ::7])
+        assert (pixels[top + side : top + side + line, left : left + side] < 128).any()  # a name
 
 
 def test_a_grid_beyond_the_end_of_validation_is_refused(shards, tmp_path):

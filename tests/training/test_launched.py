@@ -67,6 +67,10 @@ class Launched:
         has_ended = self.process.poll() is not None
         return has_ended or len(lines_of(self.run, "validation")) > self.num_before
 
+    def ctrl_c(self):
+        """Sends SIGINT to the whole process group, as a terminal does to the foreground one."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
     def ranks(self):
         """Returns the process ids of the trainers, by rank."""
         children = psutil.Process(self.process.pid).children()
@@ -119,6 +123,41 @@ def test_two_ranks_then_one_then_two_see_the_samples_of_the_order_and_no_others(
     assert read_metrics(run, "train")[-1]["sample_hash"] == f"{expected:016x}"
     validated = [line["samples_seen"] for line in read_metrics(run, "validation")]
     assert validated == sorted(set(validated))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "code"), [("cpu", -signal.SIGTERM), ("cpu_2proc", -signal.SIGKILL)]
+)
+def test_ctrl_c_under_a_launcher_saves_and_shows_no_traceback_and_no_warning(tiny, config, code):
+    run, long = tiny / f"ctrl-c-{config}", ("--epochs", "5000")
+    with Launched(config, tiny, run, *long) as launched:
+        launched.until_trained()
+        launched.ctrl_c()
+        left_with, said = launched.wait()  # until the trainers too have closed their output
+    assert left_with == code
+    assert "Traceback" not in said
+    assert "Warning" not in said
+    assert said.count("received SIGINT: saving and stopping") == 1
+    assert said.count("saved and stopped after step") == 1
+    stop = read_metrics(run, "stop")[-1]
+    assert (stop["reason"], stop["saved"]) == ("received SIGINT", True)
+    assert stop["samples_seen"] == steps_saved(run)[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["cpu", "cpu_2proc"])
+def test_ctrl_c_before_training_shows_no_traceback(tiny, config):
+    run = tiny / f"ctrl-c-early-{config}"
+    with Launched(config, tiny, run) as launched:
+        said = launched.process.stdout.readline()
+        assert "importing" in said
+        launched.ctrl_c()
+        code, rest = launched.wait()
+    assert code in {-signal.SIGTERM, -signal.SIGKILL}
+    assert "Traceback" not in rest
+    assert "interrupted" in rest
+    assert not (run / "checkpoints").exists()
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ def tiny(tmp_path_factory):
     return write_tiny(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(params=["spawn", "forkserver"])
+@pytest.fixture(params=[pytest.param("spawn", marks=pytest.mark.slow), "forkserver"])
 def start_method(request, monkeypatch):
     """Starts processes as other systems do, and without what Linux alone offers."""
     before = multiprocessing.get_start_method()

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]
 
 from imagenet_rn50.training.preemption import StopTraining
 from imagenet_rn50.training.profiler import StepProfiler, covered, table

@@ -21,10 +21,10 @@ from torch.optim.lr_scheduler import (
 from torchvision.models import ResNet50_Weights
 
 from imagenet_rn50.classes import Classes
+from imagenet_rn50.learning_rate import learning_rate
 from imagenet_rn50.model import build_model, to_torchvision
 from imagenet_rn50.recipe import RECIPES, ModelRecipe, OptimizerRecipe, load_recipe, recipe_names
 from imagenet_rn50.training.optim import build_optimizer
-from imagenet_rn50.training.schedules import learning_rate
 
 pytestmark = pytest.mark.numeric
 

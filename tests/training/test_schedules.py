@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from imagenet_rn50.learning_rate import Plateau, learning_rate
 from imagenet_rn50.recipe import OptimizerRecipe, Recipe, ScheduleRecipe, load_recipe, recipe_names
-from imagenet_rn50.training.schedules import Plateau, learning_rate, schedule_warnings
+from imagenet_rn50.training.schedules import schedule_warnings
 
 
 def recipe_of(name, *, epochs=10, warmup=3.0, lr=0.4, start=0.04, end=4e-6):

@@ -2,8 +2,9 @@ import re
 
 import pytest
 
+from imagenet_rn50.learning_rate import learning_rate
 from imagenet_rn50.recipe import load_recipe, parse_recipe, recipe_names
-from imagenet_rn50.training.schedules import draw_schedule, learning_rate, schedule_in_words
+from imagenet_rn50.training.schedules import draw_schedule, schedule_in_words
 
 
 @pytest.mark.parametrize("name", recipe_names())

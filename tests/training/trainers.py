@@ -1,29 +1,34 @@
 """Trainers that start at once: forked from a process that has imported everything.
 
 They are processes of their own, with their own signals and exit codes, and run the whole script;
-what they do not repeat is the seconds that importing takes.
+what they do not repeat is the seconds that importing takes. The process that forks them is itself
+a fork of pytest's, made before the first test: it has no threads and nothing that a test changed.
 """
 
 import contextlib
+import functools
 import importlib
 import json
+import logging
 import os
 import resource
 import signal
-import subprocess
 import sys
 import time
 import traceback
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+import train_accelerate
 from imagenet_rn50.runs.checkpoint import checkpoint_folders, newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
 from tests.support import free_ports
 
 ROOT = Path(__file__).parents[2]
+PRELOADED = ("matplotlib.figure", "torch.utils.tensorboard", "imagenet_rn50.training.trainer")
 PATIENCE_S = 120
 EXIT_INTERRUPTED = 75
 
@@ -78,33 +83,43 @@ class Trainer:
         return self.log.read_text(encoding="utf-8")
 
 
-class Trainers:
-    """Starts trainers; a context manager."""
+class Server:
+    """A fork of this process that forks a trainer for each order."""
 
-    def __init__(self, folder):
-        self._folder = folder
-        self._count = 0
-
-    def __enter__(self):
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.training.trainers"],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(self, *error):
-        self._process.communicate()
+    def __init__(self):
+        theirs, self._orders = os.pipe()
+        self._answers, ours = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._pid = os.fork()
+        if self._pid == 0:
+            os.close(self._orders)
+            os.close(self._answers)
+            _serve(theirs, ours)
+        os.close(theirs)
+        os.close(ours)
 
     def ask(self, order):
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        os.write(self._orders, json.dumps(order).encode() + b"\n")
+        return json.loads(os.read(self._answers, 100))
+
+    def close(self):
+        os.kill(self._pid, signal.SIGKILL)
+        os.waitpid(self._pid, 0)
+
+
+class Trainers:
+    """Starts trainers.
+
+    Args:
+        folder: Where their logs are written.
+        server: Forks them.
+    """
+
+    def __init__(self, folder, server):
+        self._folder, self._server = folder, server
+        self._count = 0
+        self.ask = server.ask
 
     def start(self, tiny, run, *more, largest_file=None, log=None, plots=False, **environment):
         """Starts a trainer on the tiny shards and recipe; drawing plots would take it seconds."""
@@ -178,29 +193,45 @@ def wait_until(happened, said=lambda: ""):
         time.sleep(0.005)
 
 
-def _serve():
-    """Forks a trainer for each order on stdin, and tells how those that are asked for ended."""
-    for name in ("matplotlib.figure", "torch.utils.tensorboard", "imagenet_rn50.training.trainer"):
+def _serve(orders, answers):
+    """Fork a trainer for each order, and answer how those that are asked for ended."""
+    try:
+        logging.getLogger().handlers.clear()  # pytest's
+        warnings.resetwarnings()  # to what Python starts with; pytest makes them errors
+        for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning):
+            warnings.simplefilter("ignore", category)
+        os.environ["ACCELERATE_USE_CPU"] = "1"
+        for line in os.fdopen(orders):
+            _warm_up()
+            order = json.loads(line)
+            if "wait" in order:
+                _, answer = os.waitpid(order["wait"], 0)
+            else:
+                answer = os.fork()
+                if answer == 0:
+                    _be_trainer(order)
+            os.write(answers, f"{answer}\n".encode())
+    finally:
+        os._exit(0)
+
+
+@functools.cache
+def _warm_up():
+    """Import and parse before the first trainer what each would import and parse again."""
+    for name in PRELOADED:
         importlib.import_module(name)
-    for line in sys.stdin:
-        order = json.loads(line)
-        if "wait" in order:
-            _, answer = os.waitpid(order["wait"], 0)
-        else:
-            answer = os.fork()
-            if answer == 0:
-                _be_trainer(order)
-        print(answer, flush=True)
+    train_accelerate.parse(["--recipe", "digits", "--shards", "none", "--run", "none"])
 
 
 def _be_trainer(order):
     """Runs the script in this process."""
-    import train_accelerate
-
     os.setsid()
     log = os.open(order["log"], os.O_WRONLY | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    sys.stdin = open(os.devnull, encoding="utf-8")
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = open(2, "w", encoding="utf-8", closefd=False, buffering=1)
     os.environ.update(order["environment"])
     if order["limit"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
@@ -219,7 +250,3 @@ def _be_trainer(order):
         sys.stdout.flush()
         sys.stderr.flush()
     os._exit(code)
-
-
-if __name__ == "__main__":
-    _serve()

@@ -95,6 +95,9 @@ def read_source(
     return replace(source, notes=source.notes + _notes(source))
 
 
+_DIGITS = ("digits", "source")  # where `make demo` writes them, and the documentation reads them
+
+
 def _require_folder(root: Path) -> Path:
     """Return a folder that is not empty.
 
@@ -102,11 +105,16 @@ def _require_folder(root: Path) -> Path:
         InputError: When it is no folder, or empty.
     """
     if not root.is_dir():
+        fix = None
+        if root.exists():
+            fix = f"name the folder that holds it: --source {root.parent}"
+        elif root.parts[-2:] == _DIGITS:
+            fix = "make demo, which writes the digits there"
         raise InputError(
             f"the source {root} is not a folder",
             expected="a folder of images",
             found="a file" if root.exists() else "nothing of that name",
-            fix=f"name the folder that holds it: --source {root.parent}" if root.exists() else None,
+            fix=fix,
         )
     if not any(root.iterdir()):
         raise InputError(f"the source {root} is empty", expected="a folder of images")
