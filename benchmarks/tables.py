@@ -190,7 +190,7 @@ def gpu_loop() -> str:
 
 
 def recipes() -> str:
-    """Return all recipes with hours and dollars, as `estimate --recipes --markdown` does."""
+    """Return all recipes, with hours and dollars, as `estimate --recipes --markdown` does."""
     return format_recipes(load_prices(), Options(), markdown=True)
 
 
