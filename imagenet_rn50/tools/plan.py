@@ -33,9 +33,8 @@ DOWNLOAD_MB_S = ARCHIVE_GB * 1e3 / (ARCHIVE_MINUTES * 60)
 # ILSVRC2012_img_train.tar, and 6.74 GB of ILSVRC2012_img_val.tar, as the Hub lists it in
 # presencesw/ILSVRC2012, read in November 2026.
 IMAGES_GB = 147_897_477_120 / 1e9 + 6.74
-PACK_MB_S_PER_CORE = (
-    23.6 / 2
-)  # "ours, restart markers, 2 workers" in benchmarks/results/packing.txt
+# "ours, restart markers, 1 workers" in benchmarks/results/packing.txt: images/s per core x KB.
+PACK_MB_S_PER_CORE = 217 * 104.8 / 1000
 NUM_TRANSFORMS = 2  # that `evaluate` applies to each image: training's and the model's own
 # `export --from resnet50.pth --arch resnet50 --classes FILE`, random weights, two CPU cores with
 # nothing beside it, November 2026.
