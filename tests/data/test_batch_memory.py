@@ -107,7 +107,7 @@ def test_memory_that_is_not_shared_is_not_sent(worker):
 
 
 def test_batches_are_right_while_some_are_kept_and_others_dropped(tmp_path):
-    splits = write_shards(tmp_path, validation=[30, 30]).splits
+    splits = write_shards(tmp_path, train=[1], validation=[30, 30]).splits
     split, share = splits["validation"], DistributedBatchSampler(0, 60, 3)
     transform = EvalTransform(18, 16)
     expected = list(build_loader(tmp_path, split, share, transform))
