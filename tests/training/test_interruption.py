@@ -30,14 +30,11 @@ from tests.training.trainers import (
 pytestmark = pytest.mark.multiprocess
 
 
-@pytest.mark.parametrize(
-    "numbers", [(signal.SIGTERM, signal.SIGINT), (signal.SIGUSR1, signal.SIGHUP)]
-)
 def test_each_signal_saves_and_ends_and_the_run_goes_on_to_the_same_weights(
-    tiny, trainers, finished, numbers
+    tiny, trainers, finished
 ):
-    run = tiny / f"signalled-{numbers[0].name}"
-    for number in numbers:
+    run = tiny / "signalled"
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         has_plots = number == signal.SIGTERM  # drawing them takes seconds
         trainer = trainers.start(tiny, run, "--workers", "1", plots=has_plots).until_trained()
         trainer.send(number)
@@ -47,7 +44,7 @@ def test_each_signal_saves_and_ends_and_the_run_goes_on_to_the_same_weights(
         stop = read_metrics(run, "stop")[-1]
         assert stop["reason"] == f"received {number.name}"
         assert stop["samples_seen"] == steps_saved(run)[-1] < NUM_EPOCHS * NUM_TRAIN
-    assert (run / "plots" / "loss.png").is_file() == (signal.SIGTERM in numbers)
+    assert (run / "plots" / "loss.png").is_file()
     trainers.train(tiny, run)
     assert_same_run(run, finished)
 

@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from imagenet_rn50.data.dataset import Batch
 from imagenet_rn50.data.loader import on_device
 from imagenet_rn50.evaluation import metrics
-from imagenet_rn50.evaluation.evaluate import validate
+from imagenet_rn50.evaluation.evaluate import validate_batches, validation_loader
 from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.shards.manifest import VALIDATION, Manifest
 from imagenet_rn50.shards.store import LocalShards
@@ -52,15 +52,15 @@ def test_a_step_a_save_and_a_validation_ask_nothing_that_mps_lacks(
     assert copied["model.safetensors"][STEM].device.type == "cpu"
 
     split = Manifest.load(tiny / "shards").split(VALIDATION)
+    loader = validation_loader(shards, split, recipe.data, device=DEVICE, batch=8)
     counted = []
     with pytest.raises(RuntimeError, match="counted 0 images"):  # what is copied from it is zeros
-        validate(
+        validate_batches(
             trainer.state.model,
-            shards,
-            split,
+            loader,
             recipe.data,
+            split.num_samples,
             device=DEVICE,
-            batch=8,
             on_batch=lambda batch, logits: counted.append(len(batch.labels)),
         )
     assert sum(counted) == split.num_samples

@@ -201,6 +201,7 @@ def _serve(orders, answers):
         for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning):
             warnings.simplefilter("ignore", category)
         os.environ["ACCELERATE_USE_CPU"] = "1"
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` ignores it
         for line in os.fdopen(orders):
             _warm_up()
             order = json.loads(line)
