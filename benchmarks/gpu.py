@@ -31,7 +31,7 @@ import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import accelerate
 import timm
@@ -59,18 +59,7 @@ Section = Literal[
     "compiled",
     "breakdown",
 ]
-SECTIONS: tuple[Section, ...] = (
-    "roofline",
-    "batch",
-    "eager",
-    "loop",
-    "loader",
-    "resume",
-    "evaluation",
-    "tests",
-    "compiled",
-    "breakdown",
-)
+SECTIONS: tuple[Section, ...] = get_args(Section)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,17 +31,16 @@ from benchmarks.train_step_contenders import (
     Mode,
     Precision,
     Step,
-    accelerator_of,
+    make_trainer,
     ours,
+    pack_photos,
     plain,
 )
 from imagenet_rn50.classes import Classes
-from imagenet_rn50.evaluation.evaluate import validate
+from imagenet_rn50.evaluation.evaluate import validate_batches, validation_loader
 from imagenet_rn50.peaks import peak_tflops, utilisation
-from imagenet_rn50.recipe import DataRecipe, Recipe
 from imagenet_rn50.runs.metrics import CHECKPOINT, TRAIN, read_metrics
 from imagenet_rn50.shards.manifest import Manifest, Shard, Split
-from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.training.trainer import Trainer
 from imagenet_rn50.utilisation import training_flops
@@ -111,14 +110,7 @@ class Settings:
 
 def prepare(settings: Settings) -> None:
     """Pack the photos once, and list each of them many times, by hard links to the shards."""
-    packed, folder = settings.data / "packed", settings.shards
-    if not packed.is_dir():
-        photos = settings.data / "photos"
-        _python("-m", "benchmarks.loader_data", "photos", str(photos), str(settings.photos))
-        restarts = () if shutil.which("jpegtran") else ("--restart-blocks", "none")
-        split = ("--holdout", "0.1", "--train-shards", "4", "--validation-shards", "2")
-        source = ("--source", str(photos / "folder"), "--out", str(packed), "--dataset", "photos")
-        _python("shard_imagenet.py", "pack", *source, *split, *restarts)
+    packed, folder = pack_photos(settings.data, settings.photos), settings.shards
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     manifest = Manifest.load(packed)
@@ -150,28 +142,7 @@ def _listed_often(split: Split, source: Path, target: Path, copies: int) -> Spli
     )
 
 
-def _python(*arguments: str) -> None:
-    subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-
-
 # ---------------------------------------------------------------- steps
-
-
-def make_trainer(
-    settings: Settings,
-    case: Case,
-    run: Path,
-    *,
-    batch: int,
-    workers: int = 0,
-    config: CheckpointConfig | None = None,
-) -> Trainer:
-    """Return a trainer of a case; without a `config` it creates no run directory."""
-    recipe = Recipe(global_batch=batch, micro_batch=batch, data=DataRecipe(train_size=case.size))
-    store = LocalShards(settings.shards)
-    accelerator = accelerator_of(case)
-    create = config is not None
-    return Trainer(recipe, store, run, accelerator, workers, config=config, create=create)
 
 
 CONTENDERS: dict[str, Callable[[Case, Trainer], Step]] = {
@@ -193,7 +164,7 @@ def _compared(settings: Settings, case: Case, until: float) -> Iterator[Row]:
     """Time the contenders of one case in alternation."""
     batch = settings.micro_batch
     with tempfile.TemporaryDirectory() as run:
-        trainer = make_trainer(settings, case, Path(run), batch=batch)
+        trainer = make_trainer(case, batch, 0, settings.shards, Path(run))
         flops = training_flops(trainer.recipe.model, case.size, _NUM_CLASSES)
         peak = peak_tflops(torch.cuda.get_device_name(), case.precision)
         contenders: dict[str, Step] = {}
@@ -290,7 +261,7 @@ def _memory_of_a_step(settings: Settings, case: Case, batch: int) -> int | None:
     torch.cuda.reset_peak_memory_stats()
     with tempfile.TemporaryDirectory() as run:
         try:
-            _timed(ours(case, make_trainer(settings, case, Path(run), batch=batch)), 2)
+            _timed(ours(case, make_trainer(case, batch, 0, settings.shards, Path(run))), 2)
         except torch.OutOfMemoryError:
             return None
     return torch.cuda.max_memory_reserved()
@@ -376,7 +347,8 @@ def breakdown(settings: Settings, until: float) -> Iterator[Row]:
         _check_time(until)
         case = Case(max(settings.sizes), mode, "channels_last", "bf16", "synthetic")
         with tempfile.TemporaryDirectory() as run:
-            step = ours(case, make_trainer(settings, case, Path(run), batch=settings.micro_batch))
+            batch = settings.micro_batch
+            step = ours(case, make_trainer(case, batch, 0, settings.shards, Path(run)))
             _timed(step, 4)
             unprofiled = _timed(step, count)
             with torch.profiler.profile(
@@ -417,7 +389,7 @@ def loader(settings: Settings, until: float) -> Iterator[Row]:
     for case, workers in cases:
         _check_time(until)
         with tempfile.TemporaryDirectory() as run:
-            trainer = make_trainer(settings, case, Path(run), batch=batch, workers=workers)
+            trainer = make_trainer(case, batch, workers, settings.shards, Path(run))
             step = ours(case, trainer)
             _timed(step, 20 if workers else 5)  # the queues that filled meanwhile are used up
             count = max(20, round(_LOADER_SECONDS / (_timed(step, 10) / 10)))
@@ -436,7 +408,7 @@ def loop(settings: Settings, until: float) -> Iterator[Row]:
         _check_time(until)
         with tempfile.TemporaryDirectory() as run:
             if kind == "bare":
-                trainer = make_trainer(settings, case, Path(run), batch=batch, workers=workers)
+                trainer = make_trainer(case, batch, workers, settings.shards, Path(run))
                 step = ours(case, trainer)
                 _timed(step, warm)
                 count = settings.loop_steps // 2
@@ -454,9 +426,7 @@ def _train(
     settings: Settings, case: Case, run: Path, workers: int, config: CheckpointConfig
 ) -> list[Row]:
     """Train until the config's step; return the training lines of metrics.jsonl."""
-    trainer = make_trainer(
-        settings, case, run, batch=settings.batch, workers=workers, config=config
-    )
+    trainer = make_trainer(case, settings.batch, workers, settings.shards, run, config)
     with suppress(SystemExit):  # how a run ends that was told to stop at a step
         trainer.train()
     return read_metrics(run, TRAIN)
@@ -496,19 +466,23 @@ def evaluation(settings: Settings, until: float) -> Iterator[Row]:
     """Yield images/s of validation."""
     case = Case(224, "eager", "channels_last", "bf16", "loader")
     with tempfile.TemporaryDirectory() as run:
-        trainer = make_trainer(settings, case, Path(run), batch=settings.batch)
+        trainer = make_trainer(case, settings.batch, 0, settings.shards, Path(run))
+        split, data = trainer.validation_split, trainer.recipe.data
+        device = trainer.accelerator.device
         for _ in range(2):  # the first pass chooses algorithms
             _check_time(until)
             began = time.perf_counter()
-            accuracy = validate(
-                trainer.state.model,
+            loader = validation_loader(
                 trainer.shards,
-                trainer.validation_split,
-                trainer.recipe.data,
-                device=trainer.accelerator.device,
+                split,
+                data,
+                device=device,
                 batch=settings.batch,
                 num_workers=max(settings.workers),
             )
+            with closing(loader):
+                model = trainer.state.model
+                accuracy = validate_batches(model, loader, data, split.num_samples, device=device)
             seconds = time.perf_counter() - began
         yield {"num_images": accuracy.num_images, "seconds": seconds}
 

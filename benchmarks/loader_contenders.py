@@ -70,12 +70,10 @@ def _again(make: Callable[[], Any]) -> Iterator[Any]:
         yield from loader
 
 
-def imagefolder(data: Path, batch: int, workers: int) -> Iterator[Any]:
-    """Torchvision's ImageFolder, as in PyTorch's ImageNet example."""
+def _shuffled(dataset: Any, batch: int, workers: int) -> Iterator[Any]:
+    """Batch a dataset with torch's DataLoader, as PyTorch's ImageNet example does."""
     from torch.utils.data import DataLoader
-    from torchvision.datasets import ImageFolder
 
-    dataset = ImageFolder(str(data / "folder"), _pil_transform(floats=True))
     return _again(
         lambda: DataLoader(
             dataset,
@@ -86,6 +84,14 @@ def imagefolder(data: Path, batch: int, workers: int) -> Iterator[Any]:
             drop_last=True,
         )
     )
+
+
+def imagefolder(data: Path, batch: int, workers: int) -> Iterator[Any]:
+    """Torchvision's ImageFolder, as in PyTorch's ImageNet example."""
+    from torchvision.datasets import ImageFolder
+
+    dataset = ImageFolder(str(data / "folder"), _pil_transform(floats=True))
+    return _shuffled(dataset, batch, workers)
 
 
 def webdataset(data: Path, batch: int, workers: int) -> Iterator[Any]:
@@ -243,7 +249,6 @@ def spdl(data: Path, batch: int, workers: int) -> Iterator[Any]:
 
 def torchcodec(data: Path, batch: int, workers: int) -> Iterator[Any]:
     """Torchvision's ImageFolder with TorchCodec's decoder and transforms of uint8."""
-    from torch.utils.data import DataLoader
     from torchcodec.decoders import decode_jpeg
     from torchvision.datasets import ImageFolder
     from torchvision.transforms import v2
@@ -251,16 +256,7 @@ def torchcodec(data: Path, batch: int, workers: int) -> Iterator[Any]:
     transform = v2.Compose([v2.RandomResizedCrop(_SIZE, antialias=True), v2.RandomHorizontalFlip()])
 
     dataset = ImageFolder(str(data / "folder"), transform, loader=decode_jpeg)
-    return _again(
-        lambda: DataLoader(
-            dataset,
-            batch,
-            shuffle=True,
-            num_workers=workers,
-            persistent_workers=True,
-            drop_last=True,
-        )
-    )
+    return _shuffled(dataset, batch, workers)
 
 
 def ffcv(name: str, data: Path, batch: int, workers: int) -> Iterator[Any]:

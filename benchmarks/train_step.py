@@ -37,11 +37,13 @@ from benchmarks.train_step_contenders import (
     Step,
     make_trainer,
     ours,
+    pack_photos,
     plain,
 )
 from imagenet_rn50.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
+_NUM_PHOTOS = 640
 _LINE = "{:>4} {:<8} {:<14} {:<5} {:<9} {:>9} {:>9}   {}"
 
 
@@ -212,7 +214,8 @@ def _cost(step: Step, count: int, device: torch.device) -> float:
 
 def _trainer_of(case: Case, arguments: Arguments, run: Path) -> Trainer:
     """Return the trainer of a case."""
-    return make_trainer(case, arguments.batch, arguments.workers, arguments.photos, run)
+    shards = pack_photos(arguments.photos, _NUM_PHOTOS)
+    return make_trainer(case, arguments.batch, arguments.workers, shards, run)
 
 
 def _profile(case: Case, arguments: Arguments) -> str:

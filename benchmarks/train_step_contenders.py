@@ -26,6 +26,7 @@ from imagenet_rn50.learning_rate import learning_rate
 from imagenet_rn50.recipe import DataRecipe, Recipe
 from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.training.accelerator import make_accelerator
+from imagenet_rn50.training.config import CheckpointConfig
 from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.trainer import Trainer
 
@@ -68,24 +69,40 @@ def accelerator_of(case: Case) -> Accelerator:
     return make_accelerator()
 
 
-def make_trainer(case: Case, batch: int, workers: int, photos: Path, run: Path) -> Trainer:
-    """Return a trainer with the launcher environment of the case."""
+def make_trainer(
+    case: Case,
+    batch: int,
+    workers: int,
+    shards: Path,
+    run: Path,
+    config: CheckpointConfig | None = None,
+) -> Trainer:
+    """Return a trainer of a case; without a `config` it creates no run directory."""
     accelerator = accelerator_of(case)
-    recipe = Recipe(
-        global_batch=batch,
-        micro_batch=batch,
-        data=DataRecipe(train_size=case.size, shuffle_window=2),
-    )
-    return Trainer(recipe, LocalShards(_shards(photos)), run, accelerator, workers, create=False)
+    data = DataRecipe(train_size=case.size)
+    recipe = Recipe(global_batch=batch, micro_batch=batch, data=data)
+    store, create = LocalShards(shards), config is not None
+    return Trainer(recipe, store, run, accelerator, workers, config=config, create=create)
 
 
-def _shards(photos: Path) -> Path:
-    """Pack 640 photos once, with restart markers if jpegtran is installed; return the shards."""
-    kind = "restarts" if shutil.which("jpegtran") else "shards"
-    for words in (["photos", str(photos), "640"], [kind, str(photos)]):
-        command = [sys.executable, "-m", "benchmarks.loader_data", *words]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    return photos / kind
+def pack_photos(data: Path, count: int) -> Path:
+    """Pack photos once, a tenth of them as validation; return the shards.
+
+    With restart markers, if jpegtran is installed.
+    """
+    shards = data / "packed"
+    if not shards.is_dir():
+        photos = data / "photos"
+        markers = () if shutil.which("jpegtran") else ("--restart-blocks", "none")
+        split = ("--holdout", "0.1", "--train-shards", "4", "--validation-shards", "2")
+        source = ("--source", str(photos / "folder"), "--out", str(shards), "--dataset", "photos")
+        for words in (
+            ("-m", "benchmarks.loader_data", "photos", str(photos), str(count)),
+            ("shard_imagenet.py", "pack", *source, *split, *markers),
+        ):
+            command = [sys.executable, *words]
+            subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    return shards
 
 
 def _batches(case: Case, trainer: Trainer) -> Iterator[DeviceBatch]:

@@ -115,27 +115,6 @@ def validate_batches(
     return accuracy_of(reduce(counts), num_samples)
 
 
-def validate(
-    model: nn.Module,
-    shards: ShardStore,
-    split: Split,
-    data: DataRecipe,
-    *,
-    device: torch.device,
-    batch: int,
-    num_workers: int = 0,
-    on_batch: Callable[[Batch, Tensor], None] = lambda batch, logits: None,
-) -> Accuracy:
-    """Evaluate a model once, on one rank; see `validation_loader` and `validate_batches`."""
-    loader = validation_loader(
-        shards, split, data, device=device, batch=batch, num_workers=num_workers
-    )
-    with closing(loader):
-        return validate_batches(
-            model, loader, data, split.num_samples, device=device, on_batch=on_batch
-        )
-
-
 def run_batches(
     model: nn.Module,
     loader: Loader,
