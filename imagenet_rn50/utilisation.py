@@ -12,10 +12,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from imagenet_rn50.model import build_labelled, logits_of
-from imagenet_rn50.peaks import peak_tflops, utilisation
 from imagenet_rn50.recipe import ModelRecipe
-
-__all__ = ["forward_flops", "peak_tflops", "training_flops", "utilisation"]
 
 
 @cache

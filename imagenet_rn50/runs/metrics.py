@@ -62,6 +62,14 @@ def read_metrics(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
     return [record for record in records if kind in {None, record["kind"]}]
 
 
+def time_mean(records: list[dict[str, Any]], key: str) -> float | None:
+    """Return the mean over time of a value of `train` lines; None if a line lacks it."""
+    if not all(key in record for record in records):
+        return None
+    seconds = sum(record["seconds"] for record in records)
+    return float(sum(record[key] * record["seconds"] for record in records) / seconds)
+
+
 def parse_lines(text: str, source: str) -> list[dict[str, Any]]:
     """Parse metrics.jsonl; an incomplete last line, cut off by a kill, is skipped.
 

@@ -15,7 +15,7 @@ from imagenet_rn50.classes import FILE_NAME as CLASSES
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.learning_rate import learning_rate, plateau_cuts
 from imagenet_rn50.recipe import Recipe, load_recipe
-from imagenet_rn50.runs.metrics import TRAIN, VALIDATION, read_metrics, score
+from imagenet_rn50.runs.metrics import TRAIN, VALIDATION, read_metrics, score, time_mean
 from imagenet_rn50.runs.run_dir import RECIPE
 from imagenet_rn50.utils.files import write_bytes, write_text
 from imagenet_rn50.utils.formatting import counted, percent, rate_text
@@ -69,11 +69,12 @@ def logs_markdown(run: Path) -> str:
 
     Averaged weights (EMA), utilisation and cost have columns of their own, if the run has them.
     """
-    rows, train, validations = [], [], read_metrics(run, VALIDATION)
+    rows, train, records = [], [], read_metrics(run)
+    validations = [record for record in records if record["kind"] == VALIDATION]
     averaged = any("ema_top1" in record for record in validations)
     has_price = any("cost_usd" in record for record in validations)
-    known = [key for key in _UTILISATION if any(key in r for r in read_metrics(run, TRAIN))]
-    for record in read_metrics(run):
+    known = [key for key in _UTILISATION if any(key in r for r in records if r["kind"] == TRAIN)]
+    for record in records:
         if record["kind"] == TRAIN:
             train.append(record)
         elif record["kind"] == VALIDATION:
@@ -109,7 +110,7 @@ def _row(
     cells = [f"{validation['epoch']:.2f}", "", f"{validation['loss']:.4f}"]
     keys = ("top1", "top5", *(("ema_top1", "ema_top5") if averaged else ()))
     cells += [percent(validation[key]) if key in validation else "" for key in keys]
-    trained, means = ["", "", ""], dict[str, float]()
+    trained, means = ["", "", ""], dict[str, float | None]()
     if train:
         num_images = sum(record["num_images"] for record in train)
         seconds = sum(record["seconds"] for record in train)
@@ -117,10 +118,13 @@ def _row(
         waited = sum(record["data_wait"] * record["seconds"] for record in train) / seconds
         cells[1] = f"{loss:.4f}"
         trained = [f"{train[-1]['lr']:.3g}", rate_text(num_images / seconds), percent(waited, 0)]
-        used = [key for key in known if all(key in record for record in train)]
-        means = {key: sum(r[key] * r["seconds"] for r in train) / seconds for key in used}
+        means = {key: time_mean(train, key) for key in known}
     spelled = {"tflops": "{:.3g}", "mfu": "{:.1%}"}
-    trained += [spelled[key].format(means[key]) if key in means else "" for key in known]
+    used = [means.get(key) for key in known]
+    trained += [
+        "" if mean is None else spelled[key].format(mean)
+        for key, mean in zip(known, used, strict=True)
+    ]
     costs = [validation.get(key) for key in ("cost_usd", "cost_left_usd")]
     money = ["" if cost is None else f"{cost:.2f}" for cost in costs]
     return _line(cells + trained + (money if has_price else []))

@@ -8,7 +8,7 @@ from typing import Any
 
 from imagenet_rn50.peaks import peak_tflops
 from imagenet_rn50.recipe import Recipe
-from imagenet_rn50.runs.metrics import START, TRAIN, read_metrics
+from imagenet_rn50.runs.metrics import START, TRAIN, read_metrics, time_mean
 from imagenet_rn50.utils.formatting import percent, rate_text
 
 _HARDLY = 0.05  # of the time; waiting less than that hardly slows a run down
@@ -36,8 +36,8 @@ def verdict(run: Path, recipe: Recipe) -> str:
         return "no step was trained in this run: no speed to report"
     seconds = sum(record["seconds"] for record in train)
     rate = sum(record["num_images"] for record in train) / seconds
-    waited = _mean(train, "data_wait") or 0.0
-    mfu, tflops = _mean(train, "mfu"), _mean(train, "tflops")
+    waited = time_mean(train, "data_wait") or 0.0
+    mfu, tflops = time_mean(train, "mfu"), time_mean(train, "tflops")
     facts = [f"{rate_text(rate)} images/s"]
     if mfu is not None:
         facts.append(f"GPU at {percent(mfu, 0)} of its peak")
@@ -77,26 +77,18 @@ def _advice(start: dict[str, Any], recipe: Recipe, mfu: float | None, waited: fl
 def _last_process(run: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return the start line and the train lines of the last process that trained."""
     start: dict[str, Any] = {}
-    of_lines: dict[str, Any] = {}
-    lines: list[dict[str, Any]] = []
+    trained: tuple[dict[str, Any], list[dict[str, Any]]] = start, []
     for record in read_metrics(run):
         if record["kind"] == START:
             start = record
         elif record["kind"] == TRAIN:
-            lines = [*lines, record] if of_lines is start else [record]
-            of_lines = start
-    return of_lines, lines
+            if trained[0] is not start:
+                trained = start, []
+            trained[1].append(record)
+    return trained
 
 
 def _device(start: dict[str, Any]) -> tuple[str, str]:
     """Return the type and the name of the device of a start line: `cuda (NVIDIA L4)`."""
     found = re.fullmatch(r"(\S+) \((.*)\)", start.get("device", ""))
     return (found[1], found[2]) if found else ("", "")
-
-
-def _mean(train: list[dict[str, Any]], key: str) -> float | None:
-    """Return the mean over time of a value; None if a line lacks it."""
-    if not all(key in record for record in train):
-        return None
-    seconds = sum(record["seconds"] for record in train)
-    return float(sum(record[key] * record["seconds"] for record in train) / seconds)

@@ -5,7 +5,7 @@
     stdout: for each image its number of bytes (uint32) and the JPEG; 0 bytes after a warning
 
 It calls libjpeg as `jpegtran -copy all` of libjpeg-turbo does, step by step. libjpeg reports fatal
-errors by ending its process, which is why this is one of its own; `transcoder` starts it and
+errors by ending its process, which is why this is one of its own; `lossless.py` starts it and
 handles its end. It imports nothing but the standard library, so that it starts in 30 ms.
 """
 

@@ -39,6 +39,7 @@ RESIZED_FRACTION = (341 * 256) / (500 * 375)  # pixels of a usual ImageNet image
 GP3_MIB = 125.0  # MiB/s of a gp3 volume by default
 LOCAL_MIB = 1_000.0  # MiB/s of a machine's own storage: assumed, the most that a gp3 volume has
 EVALUATION_COST = 1 / 3  # of training on an image: the backward pass costs twice the forward pass
+NOT_INCLUDED = "not included: startup, compilation, checkpoints, storage, transfer, packing"
 
 Precision: TypeAlias = Literal["bf16", "fp16", "no"]
 PRECISIONS: tuple[Precision, ...] = ("bf16", "fp16", "no")
@@ -301,7 +302,7 @@ def make_estimate(name: str, recipe: Recipe, prices: PriceTable, options: Option
         *([resized] if estimate.is_imagenet else []),
         "gradients are exchanged during the backward pass; no work is repeated",
         "MFU: the FLOPs of the model at these images/s, of the peak in NVIDIA's data sheet",
-        "not included: startup, compilation, checkpoints, storage, transfer, packing",
+        NOT_INCLUDED,
         price_source,
     ]
     return estimate

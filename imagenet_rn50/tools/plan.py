@@ -16,6 +16,7 @@ from imagenet_rn50.tools.estimate import (
     EVALUATION_COST,
     GP3_MIB,
     LOCAL_MIB,
+    NOT_INCLUDED,
     NUM_PARAMETERS,
     Estimate,
     duration,
@@ -119,7 +120,7 @@ def make_plan(estimate: Estimate, options: PlanOptions) -> Plan:
         f"{cores:g} cores, half as many as the vCPUs, or what the volume gives",
         f"evaluating: {NUM_TRANSFORMS} transforms, on one GPU",
         f"export: {EXPORT_SECONDS:.0f} s on two CPU cores; the weights are {WEIGHTS_GB:.1f} GB",
-        *(f"training: {text}" for text in estimate.assumptions if not text.startswith("not incl")),
+        *(f"training: {text}" for text in estimate.assumptions if text != NOT_INCLUDED),
         "not included: startup, compilation, checkpoints, interruptions of spot, what a bucket "
         "costs",
     ]

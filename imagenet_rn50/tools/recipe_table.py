@@ -10,6 +10,7 @@ from imagenet_rn50.tools.estimate_report import dollars, hours_text
 from imagenet_rn50.tools.prices import PriceTable
 from imagenet_rn50.tools.recipe_headers import header_field
 from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.formatting import aligned
 
 _HEAD = (
     "recipe",
@@ -49,12 +50,7 @@ def format_recipes(prices: PriceTable, options: Options, *, markdown: bool) -> s
     if markdown:
         lines = [f"| {' | '.join(row)} |" for row in (_HEAD, _RULE, *rows)]
         return "\n".join([*lines, "", note])
-    widths = [max(len(row[column]) for row in (_HEAD, *rows)) for column in range(len(_HEAD))]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (_HEAD, *rows)
-    ]
-    return "\n".join([*lines, "", note])
+    return f"{aligned([_HEAD, *rows])}\n\n{note}"
 
 
 def _epochs(name: str) -> int:
