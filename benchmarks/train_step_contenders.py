@@ -31,7 +31,6 @@ from imagenet_rn50.training.progress import Progress
 from imagenet_rn50.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
-_NUM_CLASSES = 1000
 _DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _LAYOUTS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 _ENDLESS = 10**9  # stop position of the loader, in samples
@@ -112,7 +111,7 @@ def _batches(case: Case, trainer: Trainer) -> Iterator[DeviceBatch]:
     size, number = case.size, trainer.recipe.micro_batch
     images = torch.randint(0, 256, (number, 3, size, size), dtype=torch.uint8)
     images = images.contiguous(memory_format=torch.channels_last)
-    labels = torch.randint(0, _NUM_CLASSES, (number,))
+    labels = torch.randint(0, len(trainer.classes), (number,))
     device, data = trainer.accelerator.device, trainer.recipe.data
     if device.type == "cuda":
         images, labels = images.pin_memory(), labels.pin_memory()
