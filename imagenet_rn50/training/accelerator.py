@@ -61,15 +61,19 @@ def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) ->
     return accelerator
 
 
+def device_name(device: torch.device) -> str:
+    """Return the name of a GPU, or the architecture of this machine's processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+
+
 def system_info(accelerator: Accelerator) -> dict[str, Any]:
     """Return hardware, precision and versions, for model cards and bug reports; no secrets."""
     device = accelerator.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {
         "world_size": accelerator.num_processes,
         "mixed_precision": accelerator.mixed_precision,
         "compile": accelerator.state.dynamo_plugin.backend.value.lower(),
-        "device": f"{device.type} ({name})",
+        "device": f"{device.type} ({device_name(device)})",
         "python": platform.python_version(),
         "versions": {
             "imagenet_rn50": imagenet_rn50.__version__,

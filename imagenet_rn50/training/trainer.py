@@ -47,7 +47,7 @@ from imagenet_rn50.runs.sync import AsyncUploader
 from imagenet_rn50.runs.verdict import verdict
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
 from imagenet_rn50.shards.store import ShardStore
-from imagenet_rn50.training.accelerator import system_info
+from imagenet_rn50.training.accelerator import device_name, system_info
 from imagenet_rn50.training.batch_norm import RunningStatistics
 from imagenet_rn50.training.checkpointer import AsyncCheckpointer
 from imagenet_rn50.training.config import CheckpointConfig
@@ -547,10 +547,8 @@ class Trainer:
 
     def _mean_peak(self) -> float | None:
         """Return the mean peak of all ranks' devices, TFLOP/s; None if one is unknown."""
-        device, peak = self.accelerator.device, None
-        if device.type == "cuda":
-            name = torch.cuda.get_device_name(device)
-            peak = peak_tflops(name, self.accelerator.mixed_precision)
+        device = self.accelerator.device
+        peak = peak_tflops(device_name(device), self.accelerator.mixed_precision)
         total = self.all_reduce_sum(torch.tensor(peak or math.nan, device=device)).item()
         return None if math.isnan(total) else total / self.accelerator.num_processes
 

@@ -93,6 +93,17 @@ def test_restart_markers_are_those_of_jpegtran_for_any_file(
     assert lossless.why_slow() is None
 
 
+def test_a_gray_image_that_states_a_subsampling_gets_the_markers_of_jpegtran():
+    content = bytearray(jpeg("Gray", (50, 41), 0, ()))
+    frame = content.index(b"\xff\xc0")
+    assert content[frame + 11] == 0x11  # sampling factors of the only component
+    content[frame + 11] = 0x22  # as some encoders write them; a scan of one component ignores them
+    marked = add_restart_markers(bytes(content), 2)
+    assert marked == add_by_jpegtran(bytes(content), 2)
+    assert marked[marked.index(b"\xff\xc0") + 11] == 0x11
+    assert lossless.why_slow() is None
+
+
 def test_without_the_library_jpegtran_is_called_for_each_image_and_the_reason_is_given(monkeypatch):
     content = jpeg("420", (50, 40), 0, ())
     lossless.shut_down()

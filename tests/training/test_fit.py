@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train_accelerate
+from imagenet_rn50.peaks import PEAK_TFLOPS
 from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.runs.checkpoint import newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
@@ -163,6 +165,13 @@ def test_flops_follow_the_size_of_the_images(tiny, tmp_path, monkeypatch):
         flops = 24 * training_flops(model, size, num_classes=3)
         assert line["tflops"] * line["seconds"] * 1e12 == pytest.approx(flops)
         assert "mfu" not in line  # of a CPU
+
+
+def test_mfu_is_the_part_of_the_peak_that_is_used(tiny, tmp_path, monkeypatch):
+    monkeypatch.setitem(PEAK_TFLOPS, platform.machine(), (0.5, 0.25))  # float32, half precision
+    train_here(monkeypatch, tiny, tmp_path / "run", "--workers", "0")
+    for line in read_metrics(tmp_path / "run", "train"):
+        assert line["mfu"] == pytest.approx(line["tflops"] / 0.5)
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_weights(tiny, trainers, finished):
