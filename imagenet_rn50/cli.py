@@ -501,6 +501,7 @@ def export(
     shards: str | None = None,
     cache: Path | None = None,
     metrics: Path | None = None,
+    examples: int | None = None,
     classes: Path | None = None,
     arch: str | None = None,
     eval_resize: int | None = None,
@@ -518,9 +519,12 @@ def export(
             With --from, required if the file holds both.
         format: Library that loads it.
         dtype: Data type of the weights.
-        shards: Folder or address of shards, to compare original and export on images.
+        shards: Folder or address of shards, to compare original and export on images, to calibrate
+            when the Space calls an image unfamiliar, and for --examples.
         cache: Local folder to cache remote shards in.
         metrics: metrics.json of `evaluate`, for the card; default: that of the run.
+        examples: Number of validation images to copy into the export, as examples for the Space; 0
+            for none. Default: 6, if there are --shards whose terms allow it.
         classes: With --from: list of classes (classes.json, LOC_synset_mapping.txt or Keras'
             imagenet_class_index.json), if the weights do not name theirs.
         arch: With --from: name of the architecture in timm (resnet50, or resnet50.a1_in1k to use
@@ -543,7 +547,9 @@ def export(
     else:
         _refuse("--from", "--run", {"--checkpoint": checkpoint != "best"})
     store = open_shards(shards, cache=cache) if shards else None
-    export_options = ExportOptions(form=format, dtype=dtype, shards=store, metrics=metrics)
+    export_options = ExportOptions(
+        form=format, dtype=dtype, shards=store, metrics=metrics, examples=examples
+    )
     if run is not None:
         export_run(run, out, checkpoint=checkpoint, weights=weights, options=export_options)
         return

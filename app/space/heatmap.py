@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391): what raises the score of a class."""
+"""Grad-CAM (Selvaraju et al. 2017): what raises the score of a class."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+METHOD, METHOD_URL = "Grad-CAM", "https://arxiv.org/abs/1610.02391"
 SIDE = 448  # px, width of the heat map on the page
 
 # Anchors of matplotlib's "inferno": dark to bright in gray too, so it works without colour vision.

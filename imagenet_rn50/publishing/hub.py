@@ -26,6 +26,7 @@ from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from imagenet_rn50.publishing.layout import (
     CARD,
     CONFIG,
+    EXAMPLES,
     PLOTS,
     PROCESSOR,
     REPLACED,
@@ -195,8 +196,7 @@ def _upload(api: HfApi, stage: Path, hub_id: str, kind: str, *, private: bool) -
         repo_type=kind,
         folder_path=stage,
         commit_message="Push from imagenet_rn50",
-        # Remove weights and source files of an earlier push that do not belong to this card.
-        delete_patterns=[*REPLACED, f"{PLOTS}/*"] if kind == "model" else None,
+        delete_patterns=_stale(stage) if kind == "model" else None,
     )
     revision = done.oid
     checked = api.verify_repo_checksums(hub_id, repo_type=kind, revision=revision, local_dir=stage)
@@ -213,6 +213,15 @@ def _upload(api: HfApi, stage: Path, hub_id: str, kind: str, *, private: bool) -
         f"{api.endpoint}/{prefix}{hub_id}/tree/{revision}"
     )
     return revision
+
+
+def _stale(stage: Path) -> list[str]:
+    """Return patterns of the files of an earlier push that do not belong to this card.
+
+    Examples are replaced by new ones, if there are any: they may have been added on the Hub.
+    """
+    examples = [f"{EXAMPLES}/*"] if (stage / EXAMPLES).is_dir() else []
+    return [*REPLACED, f"{PLOTS}/*", *examples]
 
 
 def _token() -> str:

@@ -26,9 +26,16 @@ ASSUMED_ARCHITECTURE = "assumed"
 
 PLOTS = "plots"
 EXAMPLES = "examples"
-"""Example images for the Space; an export keeps them."""
+"""Example images for the Space; an export keeps those that people added."""
+EXAMPLES_SOURCE = "examples.json"
+"""Where the exported example images come from."""
+CALIBRATION = "calibration.json"
+"""The threshold by which the Space recognises images that are unlike those that the model saw."""
 
-REPLACED = (*WEIGHTS, METRICS, EVALUATION, RECIPE, SHARDS, ORIGIN, CLASSES)
+REPLACED = (
+    *WEIGHTS,
+    *(METRICS, EVALUATION, RECIPE, SHARDS, ORIGIN, CLASSES, EXAMPLES_SOURCE, CALIBRATION),
+)
 """Files that some exports write and others do not; a push removes stale ones."""
 
 

@@ -1,0 +1,108 @@
+"""A threshold by which the Space recognises images that are unlike those that the model saw.
+
+The energy score of an image, the log of the sum of its exponentiated logits (Liu et al. 2020, arXiv
+2010.03759), is low where no class fits. `benchmarks/unfamiliar.py` compares it with other scores.
+The threshold is a low quantile of the score on validation images, chosen so that a new image of the
+same kind is called unfamiliar with a probability of at most `FALSE_ALARM_RATE` (split conformal
+prediction: of n exchangeable scores and a new one, the new one is among the k lowest with
+probability k / (n + 1)).
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import BaseImageProcessor
+
+from imagenet_rn50.data.image_folder import ProcessorTransform
+from imagenet_rn50.publishing.formats import Logits
+from imagenet_rn50.publishing.layout import CALIBRATION
+from imagenet_rn50.publishing.validation_images import ValidationImages
+from imagenet_rn50.utils.files import write_json
+from imagenet_rn50.utils.logging import logger
+
+SCHEMA = 1  # of calibration.json
+SCORE = "energy"
+FALSE_ALARM_RATE = 0.05
+_MAX_IMAGES = 512  # half a minute of ResNet-50 on two cores
+_MIN_IMAGES = math.ceil(1 / FALSE_ALARM_RATE) - 1
+_BATCH = 32
+
+
+def energy(logits: Tensor) -> Tensor:
+    """Return the energy score of images, high if a class fits.
+
+    Args:
+        logits: (B, C) float.
+
+    Returns:
+        (B,) float.
+    """
+    return logits.logsumexp(1)
+
+
+def write_calibration(
+    images: ValidationImages, logits_of: Logits, processor: BaseImageProcessor, folder: Path
+) -> None:
+    """Write calibration.json, unless there are too few images for a threshold.
+
+    Args:
+        images: The validation images; at most 512 are used, spread evenly over the classes.
+        logits_of: The exported model.
+        processor: Its processor.
+        folder: The export.
+    """
+    num_images = min(_MAX_IMAGES, images.split.num_samples)
+    if num_images < _MIN_IMAGES:
+        logger.info(
+            f"no {CALIBRATION}: it needs {_MIN_IMAGES} validation images, found {num_images}"
+        )
+        return
+    scores = energy(validation_logits(images, logits_of, processor, num_images))
+    threshold = threshold_of(scores)
+    content = {
+        "schema": SCHEMA,
+        "score": SCORE,
+        "threshold": threshold,
+        "false_alarm_rate": (scores <= threshold).double().mean().item(),
+        "num_images": num_images,
+    }
+    write_json(folder / CALIBRATION, content | images.source)
+
+
+def threshold_of(scores: Tensor) -> float:
+    """Return the largest score of images that are called unfamiliar.
+
+    Args:
+        scores: Scores of validation images; (n,) float, n at least 19.
+    """
+    rank = math.floor(FALSE_ALARM_RATE * (len(scores) + 1))
+    return float(scores.sort().values[rank - 1])
+
+
+@torch.inference_mode()
+def validation_logits(
+    images: ValidationImages, logits_of: Logits, processor: BaseImageProcessor, number: int
+) -> Tensor:
+    """Return the logits of validation images, prepared as users do; (number, C) float.
+
+    Args:
+        images: The validation images.
+        logits_of: The model.
+        processor: Its processor.
+        number: How many to use, spread evenly over the classes.
+
+    Raises:
+        InputError: If an image cannot be read, or the processor's results are not square.
+    """
+    transform = ProcessorTransform.of(processor)
+    indices = images.choose(number, "calibration")
+    results = []
+    for start in range(0, len(indices), _BATCH):
+        jpegs = images.read(indices[start : start + _BATCH])
+        batch = torch.stack([transform(jpeg, 0, 0) for jpeg in jpegs])
+        results.append(logits_of(batch).float())
+    return torch.cat(results)
