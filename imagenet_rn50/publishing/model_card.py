@@ -92,20 +92,21 @@ def _what(files: SourceFiles, info: CardInfo) -> str:
     count = files.cite(FieldRef(CONFIG, "id2label"), ",")
     is_one = len(files.value(FieldRef(CONFIG, "id2label"))) == 1
     classes = "class" if is_one else "classes"
-    text = f"A {kind} that classifies images into {count} {classes} (`{CONFIG}`)."
+    text = f"A {kind} that classifies images into {count} {classes} (`{CONFIG}`)"
     if info.choice is None:
         name = files.cite(FieldRef(ORIGIN, "name"))
         is_assumed = files.value(FieldRef(ORIGIN, "architecture")) == ASSUMED_ARCHITECTURE
         text += (
-            f"\nIts weights were not trained here but converted, tensor by tensor, from {name} "
+            f".\nIts weights were not trained here but converted, tensor by tensor, from {name} "
             f"(`{ORIGIN}`)."
         )
         if is_assumed:
             text += "\nThe file does not declare its architecture, so it was assumed."
         return f"{text}\nThe license of the original applies."
-    averaged = ", averaged over training," if info.choice.kind == "ema" else ""
     trained_on = files.cite_data(TRAINED_ON, files.trained_on_imagenet1k())
-    text += f"\nIts weights{averaged} were trained on {trained_on} (`{SHARDS}`) with imagenet_rn50."
+    text += f",\ntrained on {trained_on} (`{SHARDS}`) with imagenet_rn50."
+    if info.choice.kind == "ema":
+        text += "\nIts weights are averages over the training."
     if (line := files.init_from()) is None:
         return text
     origin = FieldRef(METRICS, "init_from.name", line)
@@ -260,8 +261,8 @@ def _published(files: SourceFiles, info: CardInfo) -> str:
     """Return the table of published ResNet-50s, for a model of ImageNet-1k."""
     if not files.is_imagenet1k():
         return ""
-    cells = ["published ResNet-50s on ImageNet-1k's validation split", "epochs", "test images, px"]
-    head = f"{_row([*cells, 'top-1', 'top-5', 'source'])}|---|---:|---:|---:|---:|---|\n"
+    head = _row(["ResNet-50", "epochs", "test images, px", "top-1", "top-5", "source"])
+    head += "|---|---:|---:|---:|---:|---|\n"
     rows = [_this_model(files, info)]
     for key, entry in read_yaml(Path(__file__).with_name(PUBLISHED)).items():
         refs = {name: FieldRef(PUBLISHED, f"{key}.{name}") for name in entry}
@@ -272,7 +273,8 @@ def _published(files: SourceFiles, info: CardInfo) -> str:
         source = f"[{files.cite(refs['source'])}]({entry['url']}), {files.cite(refs['date'])}"
         cells = [files.cite(refs[name]) for name in ("name", "epochs", "test_size")]
         rows.append(_row([*cells, *scores, f"{source}; {refs['name'].describe()}"]))
-    return f"\n{head}{''.join(rows)}"
+    title = "### Published ResNet-50s, on ImageNet-1k's validation split"
+    return f"\n{title}\n\n{head}{''.join(rows)}"
 
 
 def _this_model(files: SourceFiles, info: CardInfo) -> str:
