@@ -26,7 +26,12 @@ from torch import Tensor
 
 from imagenet_rn50.data.image_folder import ProcessorTransform
 from imagenet_rn50.model import load_exported, logits_of
-from imagenet_rn50.publishing.calibration import energy, threshold_of, validation_logits
+from imagenet_rn50.publishing.calibration import (
+    fit_temperature,
+    maximum_softmax,
+    threshold_of,
+    validation_logits,
+)
 from imagenet_rn50.publishing.validation_images import ValidationImages
 from imagenet_rn50.shards.store import open_shards
 
@@ -60,8 +65,8 @@ def main() -> None:
         return logits_of(model, pixels)
 
     number = images.split.num_samples
-    familiar = validation_logits(images, logits, processor, number)
-    temperature = _fitted_temperature(familiar, images, number)
+    familiar, labels = validation_logits(images, logits, processor, number)
+    temperature = fit_temperature(familiar, labels)
     print(f"{number} validation images; temperature {temperature:.2f}")
     scores = _scores(temperature)
     kinds = {"photos": _photos, "noise": _noise, "plain colours": _plain}
@@ -86,21 +91,12 @@ def main() -> None:
 def _scores(temperature: float) -> dict[str, Callable[[Tensor], Tensor]]:
     """Return functions from logits, (B, C), to scores, (B,), high for familiar images."""
     return {
-        "maximum softmax": lambda logits: logits.softmax(1).amax(1),
-        "maximum softmax, calibrated": lambda logits: (logits / temperature).softmax(1).amax(1),
+        "maximum softmax": lambda logits: maximum_softmax(logits, 1),
+        "maximum softmax, calibrated": lambda logits: maximum_softmax(logits, temperature),
         "maximum logit": lambda logits: logits.amax(1),
-        "energy": energy,
-        "energy, calibrated": lambda logits: energy(logits / temperature),
+        "energy": lambda logits: logits.logsumexp(1),
+        "energy, calibrated": lambda logits: (logits / temperature).logsumexp(1),
     }
-
-
-def _fitted_temperature(logits: Tensor, images: ValidationImages, number: int) -> float:
-    """Return the temperature with the lowest cross entropy (Guo et al. 2017)."""
-    indices = images.choose(number, "calibration")
-    labels = torch.from_numpy(images.split.labels[indices]).long()
-    candidates = np.exp(np.linspace(np.log(0.1), np.log(10), 200))
-    losses = [torch.nn.functional.cross_entropy(logits / t, labels).item() for t in candidates]
-    return float(candidates[int(np.argmin(losses))])
 
 
 def _photos() -> Iterator[NDArray[np.uint8]]:

@@ -15,14 +15,16 @@ FILE = "calibration.json"
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold of the energy score of the logits (Liu et al. 2020, arXiv 2010.03759).
+    """A threshold of the highest class probability (Hendrycks and Gimpel 2017, arXiv 1610.02136).
 
     Attributes:
+        temperature: What the logits are divided by before.
         threshold: An image is unfamiliar if its score is at most this.
         false_alarm_rate: Fraction of the validation images that it calls unfamiliar.
         num_images: Number of validation images that it was chosen on.
     """
 
+    temperature: float
     threshold: float
     false_alarm_rate: float
     num_images: int
@@ -32,9 +34,10 @@ class Calibration:
         """Return the calibration of a model; None if it has none that can be used."""
         try:
             content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            if content["score"] != "energy":
+            if content["score"] != "maximum softmax":
                 raise ValueError(f"unknown score {content['score']!r}")
             return cls(
+                float(content["temperature"]),
                 float(content["threshold"]),
                 float(content["false_alarm_rate"]),
                 int(content["num_images"]),
@@ -51,4 +54,4 @@ class Calibration:
         Args:
             logits: (C,) float.
         """
-        return bool(logits.logsumexp(-1) <= self.threshold)
+        return bool((logits / self.temperature).softmax(-1).max() <= self.threshold)

@@ -1,11 +1,10 @@
 """A threshold by which the Space recognises images that are unlike those that the model saw.
 
-The energy score of an image, the log of the sum of its exponentiated logits (Liu et al. 2020, arXiv
-2010.03759), is low where no class fits. `benchmarks/unfamiliar.py` compares it with other scores.
-The threshold is a low quantile of the score on validation images, chosen so that a new image of the
-same kind is called unfamiliar with a probability of at most `FALSE_ALARM_RATE` (split conformal
-prediction: of n exchangeable scores and a new one, the new one is among the k lowest with
-probability k / (n + 1)).
+The score of an image is its highest class probability (Hendrycks and Gimpel 2017, arXiv
+1610.02136), from logits divided by the temperature that fits the validation images best (Guo et
+al. 2017, arXiv 1706.04599). `benchmarks/unfamiliar.py` compares it with others. The threshold is a
+low quantile of the score on validation images: of n exchangeable scores and a new one, the new one
+is among the k lowest with probability k / (n + 1), which is at most `FALSE_ALARM_RATE`.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import BaseImageProcessor
 
 from imagenet_rn50.data.image_folder import ProcessorTransform
@@ -25,23 +25,36 @@ from imagenet_rn50.utils.files import write_json
 from imagenet_rn50.utils.logging import logger
 
 SCHEMA = 1  # of calibration.json
-SCORE = "energy"
+SCORE = "maximum softmax"
 FALSE_ALARM_RATE = 0.05
 _MAX_IMAGES = 512  # half a minute of ResNet-50 on two cores
 _MIN_IMAGES = math.ceil(1 / FALSE_ALARM_RATE) - 1
 _BATCH = 32
 
 
-def energy(logits: Tensor) -> Tensor:
-    """Return the energy score of images, high if a class fits.
+def maximum_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """Return the highest class probability of each image.
 
     Args:
         logits: (B, C) float.
+        temperature: What to divide them by.
 
     Returns:
-        (B,) float.
+        (B,) float in [0, 1].
     """
-    return logits.logsumexp(1)
+    return (logits / temperature).softmax(1).amax(1)
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Return the temperature from 0.1 to 10 with the lowest cross entropy.
+
+    Args:
+        logits: (B, C) float.
+        labels: Class indices; (B,) int64.
+    """
+    candidates = torch.logspace(-1, 1, 201).tolist()
+    losses = [cross_entropy(logits / temperature, labels).item() for temperature in candidates]
+    return round(candidates[losses.index(min(losses))], 4)
 
 
 def write_calibration(
@@ -61,11 +74,14 @@ def write_calibration(
             f"no {CALIBRATION}: it needs {_MIN_IMAGES} validation images, found {num_images}"
         )
         return
-    scores = energy(validation_logits(images, logits_of, processor, num_images))
+    logits, labels = validation_logits(images, logits_of, processor, num_images)
+    temperature = fit_temperature(logits, labels)
+    scores = maximum_softmax(logits, temperature)
     threshold = threshold_of(scores)
     content = {
         "schema": SCHEMA,
         "score": SCORE,
+        "temperature": temperature,
         "threshold": threshold,
         "false_alarm_rate": (scores <= threshold).double().mean().item(),
         "num_images": num_images,
@@ -86,14 +102,17 @@ def threshold_of(scores: Tensor) -> float:
 @torch.inference_mode()
 def validation_logits(
     images: ValidationImages, logits_of: Logits, processor: BaseImageProcessor, number: int
-) -> Tensor:
-    """Return the logits of validation images, prepared as users do; (number, C) float.
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of validation images, prepared as users do, and their classes.
 
     Args:
         images: The validation images.
         logits_of: The model.
         processor: Its processor.
         number: How many to use, spread evenly over the classes.
+
+    Returns:
+        Logits, (number, C) float, and class indices, (number,) int64.
 
     Raises:
         InputError: If an image cannot be read, or the processor's results are not square.
@@ -105,4 +124,4 @@ def validation_logits(
         jpegs = images.read(indices[start : start + _BATCH])
         batch = torch.stack([transform(jpeg, 0, 0) for jpeg in jpegs])
         results.append(logits_of(batch).float())
-    return torch.cat(results)
+    return torch.cat(results), torch.from_numpy(images.split.labels[indices]).long()

@@ -24,6 +24,11 @@ ORIGIN = "origin.json"
 ASSUMED_ARCHITECTURE = "assumed"
 """Value of `architecture` in it if none is declared."""
 
+STATS = "model_stats.json"
+"""Number of parameters; multiply-adds and activations of an image."""
+
+EVAL_RESULTS = ".eval_results/imagenet-1k.yaml"
+"""Results for the Hub's leaderboard of ImageNet-1k."""
 PLOTS = "plots"
 EXAMPLES = "examples"
 """Example images for the Space; an export keeps those that people added."""
@@ -34,7 +39,8 @@ CALIBRATION = "calibration.json"
 
 REPLACED = (
     *WEIGHTS,
-    *(METRICS, EVALUATION, RECIPE, SHARDS, ORIGIN, CLASSES, EXAMPLES_SOURCE, CALIBRATION),
+    *(METRICS, EVALUATION, RECIPE, SHARDS, ORIGIN, CLASSES, EVAL_RESULTS),
+    *(EXAMPLES_SOURCE, CALIBRATION),
 )
 """Files that some exports write and others do not; a push removes stale ones."""
 
@@ -42,6 +48,6 @@ REPLACED = (
 def is_of_export(name: str) -> bool:
     """Return whether a path, relative to an exported folder, is a file of an export."""
     folder, _, _ = name.rpartition("/")
-    if folder:
-        return (folder == PLOTS and name.endswith(".png")) or folder == EXAMPLES
-    return name in {CARD, CONFIG, PROCESSOR, *REPLACED}
+    if folder in {PLOTS, EXAMPLES}:
+        return folder == EXAMPLES or name.endswith(".png")
+    return name in {CARD, CONFIG, PROCESSOR, STATS, *REPLACED}

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.reader import ShardReader
+from imagenet_rn50.publishing.layout import CALIBRATION, EXAMPLES, EXAMPLES_SOURCE
+from imagenet_rn50.publishing.source_files import FieldRef, SourceFiles
 from imagenet_rn50.shards.holdout import key_ranks
 from imagenet_rn50.shards.manifest import VALIDATION, Manifest, Split
 from imagenet_rn50.shards.store import ShardStore
@@ -129,3 +131,23 @@ def _spread(number: int, counts: NDArray[np.int64]) -> NDArray[np.int64]:
             open_classes = open_classes[positions]
         taken[open_classes] += 1
     return taken
+
+
+def validation_images_note(files: SourceFiles) -> str:
+    """Return what the card says about calibration and examples; "" if there are none."""
+    text = ""
+    if files.has(CALIBRATION):
+        rate = files.cite(FieldRef(CALIBRATION, "false_alarm_rate"), ".1%")
+        count = files.cite(FieldRef(CALIBRATION, "num_images"), ",")
+        text += (
+            "\n\nThe Space marks images that are unlike those that the model saw, and misses some.\n"
+            f"It also marks {rate} of the {count} validation images that the threshold was chosen "
+            f"on (`{CALIBRATION}`)."
+        )
+    if files.has(EXAMPLES_SOURCE):
+        dataset = files.cite(FieldRef(EXAMPLES_SOURCE, "dataset"))
+        text += (
+            f"\n\nThe images in `{EXAMPLES}/` are from the validation split of {dataset} "
+            f"(`{EXAMPLES_SOURCE}`)."
+        )
+    return text

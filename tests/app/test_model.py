@@ -170,24 +170,31 @@ def test_a_class_is_called_by_its_first_synonym_unless_another_class_has_it():
 
 
 def write_calibration(folder, **content):
-    values = {"score": "energy", "false_alarm_rate": 0.05, "num_images": 20} | content
+    values = {
+        "score": "maximum softmax",
+        "temperature": 2,
+        "false_alarm_rate": 0.05,
+        "num_images": 20,
+    } | content
     (folder / "calibration.json").write_text(json.dumps(values), encoding="utf-8")
 
 
-def test_an_image_is_unfamiliar_if_its_energy_is_at_most_the_threshold(model_folder, tmp_path):
+def test_an_image_is_unfamiliar_if_its_score_is_at_most_the_threshold(model_folder, tmp_path):
     folder = tmp_path / "calibrated"
     shutil.copytree(model_folder, folder)
     image = noise((64, 64))
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     with torch.no_grad():
         logits = model(Classifier(folder).pixels(image)).logits[0]
-    score = logits.logsumexp(0).item()
+    score = (logits / 2).softmax(0).max().item()
     for threshold, expected in ((score - 1e-3, False), (score + 1e-3, True)):
         write_calibration(folder, threshold=threshold)
         assert Classifier(folder).answer(image).is_unfamiliar is expected
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"score": "energy"}', '{"score": "other"}'])
+@pytest.mark.parametrize(
+    "content", [None, "{", "[]", '{"score": "maximum softmax"}', '{"score": "?"}']
+)
 def test_a_model_without_a_usable_calibration_makes_no_claim(tmp_path, content):
     if content is not None:
         (tmp_path / "calibration.json").write_text(content, encoding="utf-8")

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.model import load_exported, logits_of
-from imagenet_rn50.publishing.calibration import threshold_of
+from imagenet_rn50.publishing.calibration import fit_temperature, threshold_of
 from imagenet_rn50.publishing.examples import require_publishable, small_jpeg
 from imagenet_rn50.publishing.export import ExportOptions, convert, export
 from imagenet_rn50.publishing.validation_images import ValidationImages
@@ -157,7 +157,7 @@ def test_images_of_imagenet_are_never_examples(store, changes):
 def test_the_threshold_flags_a_twentieth_of_the_validation_images(run, store, tmp_path):
     out = exported(run, tmp_path / "out", store)
     content = json.loads((out / "calibration.json").read_text())
-    assert (content["score"], content["num_images"]) == ("energy", NUM_VALIDATION)
+    assert (content["score"], content["num_images"]) == ("maximum softmax", NUM_VALIDATION)
     assert content["false_alarm_rate"] == 2 / NUM_VALIDATION
     processor, model = AutoImageProcessor.from_pretrained(out), load_exported(out)
     images = ValidationImages.of(store, None)
@@ -166,8 +166,17 @@ def test_the_threshold_flags_a_twentieth_of_the_validation_images(run, store, tm
         for jpeg in images.read(np.arange(NUM_VALIDATION))
     ]
     with torch.inference_mode():
-        scores = logits_of(model, torch.cat(pixels)).logsumexp(1).sort().values
+        logits = logits_of(model, torch.cat(pixels)) / content["temperature"]
+    scores = logits.softmax(1).amax(1).sort().values
     assert content["threshold"] == pytest.approx(scores[1].item(), abs=1e-4)
+
+
+def test_the_temperature_makes_the_mean_confidence_the_accuracy():
+    """Of logits that are certain of one class and right in four of five cases."""
+    labels = torch.arange(1000) % 5 // 4
+    logits = torch.tensor([[10.0, 0.0]]).expand(1000, 2)
+    temperature = fit_temperature(logits, labels)
+    assert (logits / temperature).softmax(1)[0, 0].item() == pytest.approx(0.8, abs=0.01)
 
 
 @pytest.mark.parametrize("number", [19, 20, 39, 100, 360])

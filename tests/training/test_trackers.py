@@ -1,11 +1,20 @@
 import errno
+from typing import ClassVar
 
 import pytest
-from accelerate.tracking import GeneralTracker
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from accelerate.utils import LoggerType
 
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.training.accelerator import make_accelerator
-from imagenet_rn50.training.trackers import end_training, init_trackers, log_to_trackers
+from imagenet_rn50.training.trackers import (
+    end_training,
+    init_trackers,
+    log_to_trackers,
+    require_hub_token,
+)
+from imagenet_rn50.utils.errors import InputError
+from train_accelerate import parse
 
 
 class ServerError(Exception):
@@ -64,3 +73,38 @@ def test_a_tracker_that_fails_is_named_once_and_left_and_the_others_go_on(
     said = capsys.readouterr().out
     assert said.count("wandb") == 1
     assert f"{type(error).__name__}: {error}" in said
+
+
+class Trackio(Tracker):
+    """Stands for Trackio's: remembers how it was started."""
+
+    options: ClassVar = {}
+
+    def __init__(self, run_name, **options):
+        super().__init__("trackio")
+        type(self).options = options
+
+
+def test_trackio_resumes_the_run_and_syncs_to_the_space(tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "trackio", Trackio)
+    accelerator = make_accelerator()
+    accelerator.log_with = [LoggerType.TRACKIO]
+    init_trackers(accelerator, Recipe(), tmp_path / "a-run", "user/runs")
+    end_training(accelerator)
+    options = {"name": "a-run", "resume": "allow", "space_id": "user/runs"}
+    assert Trackio.options == options
+
+
+def test_a_space_without_trackio_or_a_token_is_an_error(monkeypatch):
+    words = ["--recipe", "digits", "--shards", "S", "--run", "R", "--trackio-space"]
+    with pytest.raises(InputError, match="needs the tracker trackio"):
+        parse([*words, "user/runs"])
+    trackers = ["--trackers", "tensorboard", "trackio"]
+    assert parse([*words, "user/runs", *trackers]).trackio_space == "user/runs"
+    for wrong in ("runs", "user/", "https://huggingface.co/spaces/user/runs", "a b/c"):
+        with pytest.raises(InputError, match="is not a Hub id"):
+            parse([*words, wrong, *trackers])
+    monkeypatch.setattr("imagenet_rn50.training.trackers.get_token", lambda: None)
+    with pytest.raises(InputError, match="HF_TOKEN"):
+        require_hub_token()
