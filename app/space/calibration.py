@@ -11,6 +11,7 @@ import torch
 
 FILE = "calibration.json"
 """In the model's folder; `python -m imagenet_rn50 export --shards` writes it."""
+_SCORE = "log-odds of the maximum softmax"
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Calibration:
 
     Attributes:
         temperature: What the logits are divided by before.
-        threshold: An image is unfamiliar if its score is at most this.
+        threshold: An image is unfamiliar if the log-odds of the probability are at most this.
         false_alarm_rate: Fraction of the validation images that it calls unfamiliar.
         num_images: Number of validation images that it was chosen on.
     """
@@ -34,7 +35,7 @@ class Calibration:
         """Return the calibration of a model; None if it has none that can be used."""
         try:
             content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-            if content["score"] != "maximum softmax":
+            if content["score"] != _SCORE:
                 raise ValueError(f"unknown score {content['score']!r}")
             return cls(
                 float(content["temperature"]),
@@ -54,4 +55,5 @@ class Calibration:
         Args:
             logits: (C,) float.
         """
-        return bool((logits / self.temperature).softmax(-1).max() <= self.threshold)
+        scaled = (logits / self.temperature).sort(descending=True).values
+        return bool(scaled[0] - scaled[1:].logsumexp(0) <= self.threshold)

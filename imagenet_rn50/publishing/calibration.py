@@ -1,10 +1,11 @@
 """A threshold by which the Space recognises images that are unlike those that the model saw.
 
 The score of an image is its highest class probability (Hendrycks and Gimpel 2017, arXiv
-1610.02136), from logits divided by the temperature that fits the validation images best (Guo et
-al. 2017, arXiv 1706.04599). `benchmarks/unfamiliar.py` compares it with others. The threshold is a
-low quantile of the score on validation images: of n exchangeable scores and a new one, the new one
-is among the k lowest with probability k / (n + 1), which is at most `FALSE_ALARM_RATE`.
+1610.02136), as log-odds, which do not saturate. The logits are divided by the temperature that fits
+the validation images best (Guo et al. 2017, arXiv 1706.04599). `benchmarks/unfamiliar.py` compares
+it with other scores. The threshold is a low quantile of the score on validation images: of n
+exchangeable scores and a new one, the new one is among the k lowest with probability k / (n + 1),
+which is at most `FALSE_ALARM_RATE`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from imagenet_rn50.utils.files import write_json
 from imagenet_rn50.utils.logging import logger
 
 SCHEMA = 1  # of calibration.json
-SCORE = "maximum softmax"
+SCORE = "log-odds of the maximum softmax"
 FALSE_ALARM_RATE = 0.05
 _MAX_IMAGES = 512  # half a minute of ResNet-50 on two cores
 _MIN_IMAGES = math.ceil(1 / FALSE_ALARM_RATE) - 1
@@ -33,16 +34,17 @@ _BATCH = 32
 
 
 def maximum_softmax(logits: Tensor, temperature: float) -> Tensor:
-    """Return the highest class probability of each image.
+    """Return the log-odds of the highest class probability of each image.
 
     Args:
         logits: (B, C) float.
         temperature: What to divide them by.
 
     Returns:
-        (B,) float in [0, 1].
+        (B,) float.
     """
-    return (logits / temperature).softmax(1).amax(1)
+    scaled = (logits / temperature).sort(1, descending=True).values
+    return scaled[:, 0] - scaled[:, 1:].logsumexp(1)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -78,12 +80,16 @@ def write_calibration(
     temperature = fit_temperature(logits, labels)
     scores = maximum_softmax(logits, temperature)
     threshold = threshold_of(scores)
+    false_alarm_rate = (scores <= threshold).double().mean().item()
+    if not false_alarm_rate <= 2 * FALSE_ALARM_RATE:
+        logger.info(f"no {CALIBRATION}: the model is equally certain of most validation images")
+        return
     content = {
         "schema": SCHEMA,
         "score": SCORE,
         "temperature": temperature,
         "threshold": threshold,
-        "false_alarm_rate": (scores <= threshold).double().mean().item(),
+        "false_alarm_rate": false_alarm_rate,
         "num_images": num_images,
     }
     write_json(folder / CALIBRATION, content | images.source)

@@ -140,7 +140,7 @@ def validation_images_note(files: SourceFiles) -> str:
         rate = files.cite(FieldRef(CALIBRATION, "false_alarm_rate"), ".1%")
         count = files.cite(FieldRef(CALIBRATION, "num_images"), ",")
         text += (
-            "\n\nThe Space marks images that are unlike those that the model saw, and misses some.\n"
+            "\n\nThe Space marks images that are unlike what the model saw, and misses some.\n"
             f"It also marks {rate} of the {count} validation images that the threshold was chosen "
             f"on (`{CALIBRATION}`)."
         )

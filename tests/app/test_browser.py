@@ -206,8 +206,8 @@ def comparison(model_folder, tmp_path_factory):
     """The Space, comparing two models; to the second one, every image is unfamiliar."""
     other = tmp_path_factory.mktemp("models") / "other"
     shutil.copytree(model_folder, other)
-    calibration = {"score": "maximum softmax", "temperature": 1, "threshold": 1}
-    calibration |= {"false_alarm_rate": 0.05, "num_images": 40}
+    calibration = {"score": "log-odds of the maximum softmax", "temperature": 1}
+    calibration |= {"threshold": 1e9, "false_alarm_rate": 0.05, "num_images": 40}
     (other / "calibration.json").write_text(json.dumps(calibration), encoding="utf-8")
     weights = load_file(other / "model.safetensors")
     weights["classifier.1.weight"] *= 1.5

@@ -1,6 +1,7 @@
 """The served model: which one is chosen, that it equals transformers' pipeline, and errors."""
 
 import json
+import math
 import shutil
 from fnmatch import fnmatch
 
@@ -74,18 +75,29 @@ def test_modes_that_the_pipeline_misreads_are_classified_as_displayed(
     assert_equal_predictions(classifier.predict(image), reference(image, top_k=5))
 
 
-def test_the_heat_map_is_grad_cam(classifier, model_folder):
+def test_the_heat_map_is_grad_cam(model_folder):
     """After average pooling and one linear layer, the gradient is the weights of that layer."""
     model = AutoModelForImageClassification.from_pretrained(model_folder).eval()
-    pixels = classifier.pixels(noise((64, 64)))
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        features = model.resnet(pixels).last_hidden_state[0]  # (C, h, w)
+        features = model.resnet(pixels).last_hidden_state[0]  # (C, 8, 8)
     for index in range(len(NAMES)):
         weights = model.classifier[1].weight[index].detach()
         expected = (weights[:, None, None] * features).sum(0).relu()
+        expected -= expected.min()
         heat = grad_cam(model, pixels, index)
         assert heat is not None
         torch.testing.assert_close(heat, expected / expected.max().clamp_min(1e-12))
+
+
+@pytest.mark.parametrize(("side", "map_side"), [(16, 4), (32, 8), (64, 8), (96, 12)])
+def test_a_heat_map_is_of_the_last_stage_that_is_fine_enough(model_folder, side, map_side):
+    """The two stages have maps of a quarter and of an eighth of the image's side."""
+    model = AutoModelForImageClassification.from_pretrained(model_folder).eval()
+    heat = grad_cam(model, torch.randn(1, 3, side, side), 0)
+    assert heat is not None
+    assert heat.shape == (map_side, map_side)
+    assert heat.min() == 0
 
 
 def test_a_heat_map_is_transparent_at_0_and_bright_at_1():
@@ -171,7 +183,7 @@ def test_a_class_is_called_by_its_first_synonym_unless_another_class_has_it():
 
 def write_calibration(folder, **content):
     values = {
-        "score": "maximum softmax",
+        "score": "log-odds of the maximum softmax",
         "temperature": 2,
         "false_alarm_rate": 0.05,
         "num_images": 20,
@@ -186,14 +198,15 @@ def test_an_image_is_unfamiliar_if_its_score_is_at_most_the_threshold(model_fold
     model = AutoModelForImageClassification.from_pretrained(folder).eval()
     with torch.no_grad():
         logits = model(Classifier(folder).pixels(image)).logits[0]
-    score = (logits / 2).softmax(0).max().item()
+    probability = (logits / 2).double().softmax(0).max().item()
+    score = math.log(probability / (1 - probability))
     for threshold, expected in ((score - 1e-3, False), (score + 1e-3, True)):
         write_calibration(folder, threshold=threshold)
         assert Classifier(folder).answer(image).is_unfamiliar is expected
 
 
 @pytest.mark.parametrize(
-    "content", [None, "{", "[]", '{"score": "maximum softmax"}', '{"score": "?"}']
+    "content", [None, "{", "[]", '{"score": "log-odds of the maximum softmax"}', '{"score": "?"}']
 )
 def test_a_model_without_a_usable_calibration_makes_no_claim(tmp_path, content):
     if content is not None:

@@ -12,7 +12,7 @@ from transformers import AutoImageProcessor
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.model import load_exported, logits_of
-from imagenet_rn50.publishing.calibration import fit_temperature, threshold_of
+from imagenet_rn50.publishing.calibration import fit_temperature, maximum_softmax, threshold_of
 from imagenet_rn50.publishing.examples import require_publishable, small_jpeg
 from imagenet_rn50.publishing.export import ExportOptions, convert, export
 from imagenet_rn50.publishing.validation_images import ValidationImages
@@ -157,7 +157,7 @@ def test_images_of_imagenet_are_never_examples(store, changes):
 def test_the_threshold_flags_a_twentieth_of_the_validation_images(run, store, tmp_path):
     out = exported(run, tmp_path / "out", store)
     content = json.loads((out / "calibration.json").read_text())
-    assert (content["score"], content["num_images"]) == ("maximum softmax", NUM_VALIDATION)
+    assert content["num_images"] == NUM_VALIDATION
     assert content["false_alarm_rate"] == 2 / NUM_VALIDATION
     processor, model = AutoImageProcessor.from_pretrained(out), load_exported(out)
     images = ValidationImages.of(store, None)
@@ -167,8 +167,17 @@ def test_the_threshold_flags_a_twentieth_of_the_validation_images(run, store, tm
     ]
     with torch.inference_mode():
         logits = logits_of(model, torch.cat(pixels)) / content["temperature"]
-    scores = logits.softmax(1).amax(1).sort().values
-    assert content["threshold"] == pytest.approx(scores[1].item(), abs=1e-4)
+    odds = logits.double().softmax(1).amax(1).logit().sort().values
+    assert content["threshold"] == pytest.approx(odds[1].item(), abs=1e-4)
+
+
+def test_certainty_does_not_saturate():
+    logits = torch.tensor([[200.0, 0.0, 0.0], [300.0, 0.0, 0.0]])
+    low, high = maximum_softmax(logits, 0.1).tolist()
+    assert low < high
+    assert maximum_softmax(torch.tensor([[1.0, 0.0, -2.0]]), 2).item() == pytest.approx(
+        torch.tensor([0.5, 0.0, -1.0]).double().softmax(0).max().logit().item(), abs=1e-5
+    )
 
 
 def test_the_temperature_makes_the_mean_confidence_the_accuracy():
