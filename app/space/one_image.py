@@ -102,12 +102,15 @@ class OneImageTab:
             model: Title of the model; None for the first.
 
         Raises:
-            gr.Error: If there is no image or it cannot be read.
+            gr.Error: If there is no such model, no image, or it cannot be read.
         """
         if image is None:
             raise gr.Error("Please upload an image.", print_exception=False)
-        titles = [classifier.title for classifier in self.classifiers]
-        classifier = self.classifiers[titles.index(model) if model else 0]
+        named = {classifier.title: classifier for classifier in self.classifiers}
+        classifier = named.get(model) if model else self.classifiers[0]
+        if classifier is None:
+            known = ", ".join(named)
+            raise gr.Error(f"Please name one of these models: {known}.", print_exception=False)
         try:
             predictions = classifier.predict(open_image(image))
         except ImageError as error:
@@ -143,7 +146,13 @@ class OneImageTab:
             self.predict,
             [
                 _image_input("api-image", visible=False),
-                gr.Dropdown(titles, value=titles[0], label="model", visible=False),
+                gr.Dropdown(
+                    titles,
+                    value=titles[0],
+                    label="model",
+                    visible=False,
+                    allow_custom_value=True,  # `predict` checks it, and says what is allowed
+                ),
             ],
             gr.JSON(label="classes", visible=False),
             api_name="predict",

@@ -176,7 +176,7 @@ def test_models_are_compared_and_predict_takes_any_of_them(model_folder, tmp_pat
             assert f'aria-label="{title}"' in classes
             assert f"<strong>{title}</strong>" in heat_maps
         assert "The models disagree" in classes
-        with pytest.raises(AppError, match="not in the list"):
+        with pytest.raises(AppError, match="name one of these"):
             client.predict(image=handle_file(cat), model="another", api_name="/predict")
     finally:
         page.close()
