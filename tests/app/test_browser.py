@@ -128,14 +128,18 @@ def test_a_bad_file_shows_an_error_and_no_broken_image_and_the_next_one_is_class
     damaged, text = tmp_path / "damaged.jpg", tmp_path / "words.txt"
     damaged.write_bytes((APP / "examples" / "cat.jpg").read_bytes()[:5000])
     text.write_text("no image")
+    renamed = shutil.copy(text, tmp_path / "words.jpg")
     with visit(browser, space) as page:
-        for path, message in ((damaged, "damaged"), (text, "not a supported image")):
+        for path, message in ((damaged, "damaged"), (renamed, "not a supported image")):
             upload(page, path)
             alert = page.get_by_role("alert").filter(has_text=message)
             expect(alert).to_be_visible(timeout=TIMEOUT_MS)
             expect(page.locator("#image img")).to_have_count(0, timeout=TIMEOUT_MS)
             expect(alert).to_be_visible()
             expect(predictions(page)).to_have_count(0)
+        upload(page, text)
+        expect(page.get_by_text("Invalid file type")).to_be_visible(timeout=TIMEOUT_MS)
+        expect(page.locator("#image img")).to_have_count(0)
         screenshot(page, "3-bad-file-desktop-light")
         page.get_by_role("button", name="Example: coffee").click()
         wait_for_predictions(page)
