@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from space.views import (
     heat_map_view,
     heat_maps_view,
 )
+
+_MAX_KEPT = 16  # answers, of about 100 kB each
 
 # Each script runs once in the browser; `element` is its component.
 _CLICK_EXAMPLE = """
@@ -50,6 +53,11 @@ element.addEventListener('input', event => {
 });
 """
 
+# A browser would show an image that cannot be read as broken.
+_REMOVE_BAD_IMAGE = """
+(predictions) => predictions.includes('role="alert"') ? null : {__type__: 'update'}
+"""
+
 
 @dataclass(frozen=True)
 class OneImageTab:
@@ -67,22 +75,14 @@ class OneImageTab:
         """Return the path of the clicked example."""
         return str(self.examples[event.index])
 
-    def classify(self, path: str | None) -> tuple[Any, ...]:
-        """Return the most likely classes and their heat maps, as HTML, and the image.
-
-        An image that cannot be read is removed: browsers would show it as broken.
-        """
-        if path is None:  # keep the error message of an image that was removed
-            return gr.skip(), gr.skip(), gr.skip()
-        start = time.perf_counter()
+    def classify(self, path: str | None) -> tuple[Any, Any]:
+        """Return the most likely classes and their heat maps, as HTML."""
+        if path is None:  # keep the message about an image that was removed
+            return gr.skip(), gr.skip()
         try:
-            image = open_image(path)
+            return self._answers(path)
         except ImageError as error:
-            return error_view(str(error)), "", None
-        opening = time.perf_counter() - start
-        answers = [self._timed(classifier, image, opening) for classifier in self.classifiers]
-        firsts = [one.answer.predictions[0].index for one in answers]
-        return answers_view(answers), self._heat_maps(image, firsts), gr.skip()
+            return error_view(str(error)), ""
 
     def select(self, path: str | None, event: gr.EventData) -> str:
         """Return the heat map of the selected class of each model, as HTML."""
@@ -123,7 +123,7 @@ class OneImageTab:
         """Add the components to the page and connect their events."""
         gr.set_static_paths(list(self.examples))  # allow serving them from their folder
         first = str(self.examples[0]) if self.examples else None
-        answers, heat_maps, _ = self.classify(first) if first else (EMPTY, "", None)
+        answers, heat_maps = self.classify(first) if first else (EMPTY, "")
         with gr.Row(elem_classes="columns"):
             with gr.Column():
                 image = _image_input("image", first)
@@ -133,7 +133,9 @@ class OneImageTab:
                 heat_map = gr.HTML(heat_maps, js_on_load=_FADE_HEAT_MAP)
         hidden = {"api_visibility": "private", "trigger_mode": "always_last"} | QUEUE
         shelf.click(self.example, None, image, show_progress="hidden", **hidden)
-        image.change(self.classify, image, [predictions, heat_map, image], **hidden)
+        classified = image.change(self.classify, image, [predictions, heat_map], **hidden)
+        # In the browser only: an update by the server would replace the component by a plain one.
+        classified.then(None, predictions, image, js=_REMOVE_BAD_IMAGE)
         image.clear(lambda: (EMPTY, ""), None, [predictions, heat_map], **hidden)
         predictions.select(self.select, image, heat_map, **hidden)
         self._build_api()
@@ -160,6 +162,25 @@ class OneImageTab:
             "transformers' image-classification pipeline does. Takes files, not URLs.",
             **QUEUE,
         )
+
+    @cached_property
+    def _answers(self) -> Callable[[str], tuple[str, str]]:
+        """A function from the path of an image to classes and heat maps, as HTML.
+
+        Gradio may report one change twice, and visitors try the same examples. Paths contain a hash
+        of the content, so an answer can be kept.
+        """
+
+        @lru_cache(maxsize=_MAX_KEPT)
+        def answers(path: str) -> tuple[str, str]:
+            start = time.perf_counter()
+            image = open_image(path)
+            opening = time.perf_counter() - start
+            timed = [self._timed(classifier, image, opening) for classifier in self.classifiers]
+            firsts = [one.answer.predictions[0].index for one in timed]
+            return answers_view(timed), self._heat_maps(image, firsts)
+
+        return answers
 
     def _timed(self, classifier: Classifier, image: Image.Image, opening: float) -> Timed:
         """Return the answer of a model, with its time and that of opening the image, seconds."""

@@ -167,7 +167,7 @@ def test_models_are_compared_and_predict_takes_any_of_them(model_folder, tmp_pat
         client = connect(address)
         file = {"path": uploaded(address, cat), "meta": {"_type": "gradio.FileData"}}
         event = run_function(address, function_of(address, "image", "change"), [file])
-        classes, heat_maps, _ = event["output"]["data"]
+        classes, heat_maps = event["output"]["data"]
         for number, folder in enumerate((model_folder, other), start=1):
             title = f"{folder.name} ({number})"
             expected = [one.label for one in Classifier(folder).predict(open_image(cat))]
