@@ -219,7 +219,7 @@ class Classifier:
     def size(self) -> str:
         """Number of parameters and bytes of the weights in memory, for the page."""
         num_bytes = self._model.get_memory_footprint()
-        return f"{self._model.num_parameters() / 1e6:.1f} M parameters, {num_bytes / 1e6:.0f} MB"
+        return f"{self._model.num_parameters():,} parameters, {num_bytes / 1e6:,.1f} MB"
 
     @property
     def num_classes(self) -> int:

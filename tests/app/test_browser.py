@@ -198,6 +198,7 @@ def test_many_images_are_exported_as_a_table_and_a_csv(browser, space, tmp_path)
     assert all(line["class_5"] in NAMES for line in lines[:-1])
 
 
+@pytest.mark.slow  # test_serving asks the API itself
 def test_the_api_page_documents_predict(browser, space):
     with visit(browser, space) as page:
         page.get_by_role("button", name="Use via API").click()
