@@ -426,8 +426,26 @@ def test_few_classes_are_named_whatever_their_names_contain(tmp_path, shards, nu
     save_checkpoint(run, 24, 0.5, is_best=True)
     export(run.path, tmp_path / "out")
     text = visible((tmp_path / "out" / "README.md").read_text(encoding="utf-8"))
-    named = r"5 \| \*a\* \<b\> \[c\] \`d\` 6%; kind 1; kind 2"
+    named = r"5 \| \*a\* \<b\> \[c\] \`d\` 6%, kind 1, kind 2,"
     assert (f"Classes (`config.json`): {named}" in text) == (num_classes == 20)
+    assert unsourced_numbers(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("zero, 0", "one, 1, ace", "two, deuce"), "zero, one, two."),
+        (("crane, bird", "crane, machine", "two"), "crane, bird; crane, machine; two."),
+    ],
+)
+def test_of_synonyms_the_first_stands_for_the_class_if_that_is_clear(
+    tmp_path, shards, names, shown
+):
+    run = make_run(tmp_path, shards, classes=Classes(CLASSES.wnids, names))
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    export(run.path, tmp_path / "out")
+    text = visible((tmp_path / "out" / "README.md").read_text(encoding="utf-8"))
+    assert f"Classes (`config.json`): {shown}" in text
     assert unsourced_numbers(tmp_path / "out") == []
 
 
