@@ -191,8 +191,8 @@ class SourceFiles:
             first_only: Whether to cite only the first of the names that a label lists.
         """
         value = self.value(ref)
+        value = first_name(value) if first_only else value
         shown = len(value) if isinstance(value, dict | list) else value
-        shown = first_name(shown) if first_only else shown
         return f"{escape(shown) if isinstance(shown, str) else shown:{spec}}{ref.mark()}"
 
     def cite_percent(self, ref: FieldRef) -> str:

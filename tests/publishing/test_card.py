@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -235,7 +236,8 @@ def run_snippets(folder, names, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     for name in [name for name in sys.modules if name.startswith("imagenet_rn50")]:
         monkeypatch.setitem(sys.modules, name, None)
-    variables, said = {}, {}
+    variables: dict[str, Any] = {}
+    said = {}
     for name in names:
         capsys.readouterr()
         exec(snippets[name], variables)

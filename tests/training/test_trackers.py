@@ -83,8 +83,8 @@ def test_a_tracker_that_fails_is_named_once_and_left_and_the_others_go_on(
 class Trackio(Tracker):
     """Stands for Trackio's: remembers how it was started."""
 
-    options: ClassVar = {}
-    failing_at: ClassVar = None
+    options: ClassVar[dict[str, object]] = {}
+    failing_at: ClassVar[str | None] = None
 
     def __init__(self, run_name, **options):
         super().__init__("trackio", self.failing_at, ServerError("no Hub"))
