@@ -314,8 +314,8 @@ def _training(files: SourceFiles, info: CardInfo) -> str:
         _curves(files.folder),
         _dashboard(files),
         f"| | | source |\n|---|---:|---|\n{table}",
-        f"<details><summary>The recipe as resolved, <code>{RECIPE}</code></summary>\n\n"
-        f"```yaml\n{recipe}```\n\n</details>",
+        f"The recipe with all its defaults, `{RECIPE}`:\n\n"
+        f"<details><summary>{RECIPE}</summary>\n\n```yaml\n{recipe}```\n\n</details>",
     ]
     return "\n\n".join(part.strip("\n") for part in parts if part)
 
