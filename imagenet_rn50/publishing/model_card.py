@@ -45,6 +45,7 @@ from imagenet_rn50.runs.checkpoint import SelectedWeights
 from imagenet_rn50.runs.metrics import START
 from imagenet_rn50.shards.manifest import VALIDATION
 from imagenet_rn50.utils.files import read_yaml
+from imagenet_rn50.utils.formatting import first_name
 
 _TEMPLATE = Path(__file__).with_name("card.md")
 _HOLDOUT = FieldRef(SHARDS, "options.holdout")
@@ -59,7 +60,7 @@ _RESNET50 = {
 }
 _MAX_NAMED = 20  # classes that the card names
 _MACHINE = {"device": "device", "world_size": "ranks", "mixed_precision": "mixed precision"}
-_CURVES = ("accuracy", "loss", "learning_rate")
+_CURVES = ("accuracy", "loss", "learning_rate", "speed")
 
 
 def model_card(folder: Path, info: CardInfo) -> str:
@@ -192,12 +193,15 @@ def _test_size(files: SourceFiles) -> str:
 
 
 def _classes(files: SourceFiles) -> str:
-    """Return the names of the classes, if there are few."""
-    indices = list(files.value(FieldRef(CONFIG, "id2label")))
-    if len(indices) > _MAX_NAMED:
+    """Return the names of few classes: only the first of each, unless two classes share it."""
+    labels = files.value(FieldRef(CONFIG, "id2label"))
+    if len(labels) > _MAX_NAMED:
         return ""
-    names = [files.cite(FieldRef(CONFIG, f"id2label.{index}")) for index in indices]
-    return f"\n\nClasses (`{CONFIG}`): {'; '.join(names)}."
+    is_clear = len({first_name(label) for label in labels.values()}) == len(labels)
+    names = [
+        files.cite(FieldRef(CONFIG, f"id2label.{index}"), first_only=is_clear) for index in labels
+    ]
+    return f"\n\nClasses (`{CONFIG}`): {(', ' if is_clear else '; ').join(names)}."
 
 
 def _results(files: SourceFiles, info: CardInfo) -> str:
@@ -313,8 +317,8 @@ def _training(files: SourceFiles, info: CardInfo) -> str:
         _curves(files.folder),
         _dashboard(files),
         f"| | | source |\n|---|---:|---|\n{table}",
-        f"<details><summary>The recipe as resolved, <code>{RECIPE}</code></summary>\n\n"
-        f"```yaml\n{recipe}```\n\n</details>",
+        f"The recipe with all its defaults, `{RECIPE}`:\n\n"
+        f"<details><summary>{RECIPE}</summary>\n\n```yaml\n{recipe}```\n\n</details>",
     ]
     return "\n\n".join(part.strip("\n") for part in parts if part)
 
@@ -391,14 +395,16 @@ def _cited(files: SourceFiles, line: int, fields: dict[str, str]) -> Iterator[li
     """Yield a row for each field of a line of metrics.jsonl."""
     for field, name in fields.items():
         ref = FieldRef(METRICS, field, line)
-        spec = ".2f" if isinstance(files.value(ref), float) else ""
+        spec = {float: ".2f", int: ","}.get(type(files.value(ref)), "")
         yield [name, files.cite(ref, spec), ref.describe()]
 
 
 def _curves(folder: Path) -> str:
-    """Return the images of the curves that were copied."""
+    """Return the plots that were copied, in two columns."""
     names = [name for name in _CURVES if (folder / PLOTS / f"{name}.png").is_file()]
-    return "\n".join(f"![{n.replace('_', ' ')} over epochs]({PLOTS}/{n}.png)" for n in names)
+    images = [f"![{n.replace('_', ' ')} over epochs]({PLOTS}/{n}.png)" for n in names]
+    rows = [_row(images[start : start + 2]) for start in range(0, len(images), 2)]
+    return f"| | |\n|---|---|\n{''.join(rows)}" if rows else ""
 
 
 def _row(cells: list[str]) -> str:

@@ -31,6 +31,7 @@ from imagenet_rn50.publishing.source_files import (
 )
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_text
+from imagenet_rn50.utils.formatting import first_name
 from imagenet_rn50.utils.parsing import parse_yaml
 
 _MARK = re.compile(r"<!--([\w.-]+?)(?::(\d+))? ([\w.-]+)-->")
@@ -112,7 +113,9 @@ def _compared(before: str, value: Any) -> tuple[str, str]:
     value = len(value) if isinstance(value, dict | list) else value
     number = _LAST_NUMBER.search(before)
     if number is None or not isinstance(value, int | float):
-        text = escape(str(value))
+        text, first = escape(str(value)), escape(first_name(str(value)))
+        if before.endswith(first) and not before.endswith(text):
+            return first, first  # of a class with several names
         return before[max(0, len(before) - len(text)) :], text
     shown = number[0]
     mantissa, _, exponent = shown.rstrip("%").lower().partition("e")

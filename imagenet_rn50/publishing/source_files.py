@@ -32,7 +32,7 @@ from imagenet_rn50.runs.metrics import START, TRAIN, VALIDATION, parse_lines
 from imagenet_rn50.shards.imagenet1k import is_name
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_text
-from imagenet_rn50.utils.formatting import percent_spec
+from imagenet_rn50.utils.formatting import first_name, percent_spec
 from imagenet_rn50.utils.parsing import parse_json, parse_yaml
 
 PUBLISHED = "published.yaml"
@@ -184,7 +184,7 @@ class SourceFiles:
         except InputError:
             return default
 
-    def cite(self, ref: FieldRef, spec: str = "") -> str:
+    def cite(self, ref: FieldRef, spec: str = "", *, first_only: bool = False) -> str:
         """Return a formatted value (of a dict or list, its length), followed by its mark.
 
         Text is escaped for Markdown.
@@ -192,8 +192,10 @@ class SourceFiles:
         Args:
             ref: The field.
             spec: A format specification, as in an f-string.
+            first_only: Whether to cite only the first of the names that a label lists.
         """
         value = self.value(ref)
+        value = first_name(value) if first_only else value
         shown = len(value) if isinstance(value, dict | list) else value
         return f"{escape(shown) if isinstance(shown, str) else shown:{spec}}{ref.mark()}"
 
