@@ -101,7 +101,8 @@ def _print_load(space: _Served, num_models: int, arguments: Arguments) -> None:
         print(
             f"{num_models} model(s), {len(times)} visitors at once, round {number}: "
             f"{len(answered)} answered, {len(times) - len(answered)} told that the queue is full; "
-            f"p50 {p50:.1f} s, p95 {p95:.1f} s, slowest {max(answered):.1f} s"
+            f"p50 {p50:.1f} s, p95 {p95:.1f} s, slowest {max(answered):.1f} s; "
+            f"peak memory {space.memory('VmHWM'):.0f} MB"
         )
     peak, after = space.memory("VmHWM"), space.memory("VmRSS")
     print(
