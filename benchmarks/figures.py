@@ -104,7 +104,8 @@ def draw_loaders(path: Path) -> None:
     axes.bar_label(ours, labels=ratios, padding=3, fontsize=8, color=_OURS)
     axes.set_yticks(rows, peers)
     axes.set_xlabel("images/s on the same two cores: decoded, random crop to 224 px, flipped")
-    axes.legend([ours, theirs], ["this loader, same bytes", "the other"], loc="center right")
+    names = ["this loader, same bytes", "the other"]
+    figure.legend([ours, theirs], names, loc="outside lower right", ncols=2, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(
         "python -m benchmarks.loaders, " + f"{found['date']}, {found['machine']}", size=9

@@ -270,7 +270,7 @@ def _benchmark(found: dict[str, Any]) -> str:
 def recipes_short() -> str:
     """Return all recipes with hours and dollars, without the conditions of each figure."""
     rows = [
-        (name, epochs, accuracy.split(",")[0].split(" on ")[0], source, reproduced, hours, demand)
+        (name, epochs, accuracy[: accuracy.index("%") + 1], source, reproduced, hours, demand)
         for name, epochs, accuracy, source, reproduced, hours, demand, _ in recipe_rows(
             load_prices(), Options()
         )
