@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, TypeAlias
 
@@ -12,6 +14,8 @@ from imagenet_rn50.runs.compatibility import check_names
 from imagenet_rn50.utils.errors import InputError
 
 AUTO, NONE = "auto", "none"
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 Spot: TypeAlias = Literal["auto", "on", "off"]
 
@@ -69,3 +73,25 @@ class CheckpointConfig:
         """Return whether a checkpoint is due after a step, counted from 1 over the whole run."""
         every = self.checkpoint_steps
         return every is not None and step % every == 0
+
+
+def check_trackio_space(space: str, trackers: Sequence[str]) -> None:
+    """Check the Space that Trackio is to sync a run's dashboard to.
+
+    Args:
+        space: Its Hub id.
+        trackers: Names of the trackers.
+
+    Raises:
+        InputError: If it is not a Hub id, or Trackio is not among the trackers.
+    """
+    if not _HUB_ID.fullmatch(space):
+        raise InputError(
+            f"--trackio-space {space!r} is not a Hub id", expected="OWNER/NAME", found=repr(space)
+        )
+    if "trackio" not in trackers:
+        raise InputError(
+            "--trackio-space needs the tracker trackio",
+            found=f"--trackers {' '.join(trackers)}",
+            fix=f"--trackers {' '.join([*trackers, 'trackio'])}",
+        )

@@ -95,6 +95,7 @@ class Trainer:
         init_from: Pretrained weights to start a new run from, as `read_pretrained` takes them.
         init_weights: Averaged or raw weights, where that file holds both.
         profile: Number of steps to profile, after a warm-up; None profiles none.
+        trackio_space: Space on the Hub, owner/name, that Trackio syncs the run's dashboard to.
         create: Whether to create the run directory, or resume from it. The learning rate finder
             does neither.
 
@@ -120,11 +121,12 @@ class Trainer:
         init_from: str | None = None,
         init_weights: Kind | None = None,
         profile: int | None = None,
+        trackio_space: str | None = None,
         create: bool = True,
     ) -> None:
         self.recipe, self.shards, self.run = recipe, shards, RunDir(run)
         self.accelerator, self.num_workers, self.on_corrupt = accelerator, num_workers, on_corrupt
-        self.profile = profile
+        self.profile, self.trackio_space = profile, trackio_space
         self.config = config or CheckpointConfig()
         self.config.check()
         self.manifest, self.classes = Manifest.load(shards.folder), Classes.load(shards.folder)
@@ -529,7 +531,7 @@ class Trainer:
             self._say(f"warning: {warning}")
         if names := ", ".join(map(str, accelerator.log_with)):
             log_startup(f"starting the trackers: {names}")
-        init_trackers(accelerator, recipe, self.run.path)
+        init_trackers(accelerator, recipe, self.run.path, self.trackio_space)
         self.logger = MetricsLogger(
             self.run.path,
             state.progress.samples_seen,
@@ -543,7 +545,13 @@ class Trainer:
             **system_info(accelerator),
             **self.resume_point.as_dict(),
             **self.init_info,
+            **self._dashboard(),
         )
+
+    def _dashboard(self) -> dict[str, str]:
+        """Return the Space with the run's dashboard, if Trackio has started to sync to one."""
+        is_synced = any(tracker.name == "trackio" for tracker in self.accelerator.trackers)
+        return {"trackio_space": self.trackio_space} if self.trackio_space and is_synced else {}
 
     def _mean_peak(self) -> float | None:
         """Return the mean peak of all ranks' devices, TFLOP/s; None if one is unknown."""
