@@ -1,9 +1,9 @@
 """deploy/slurm.sbatch: what it passes on, to whom, and when it requeues its job."""
 
 import contextlib
+import itertools
 import os
 import re
-import shlex
 import shutil
 import signal
 import subprocess
@@ -17,31 +17,26 @@ from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.pack import PackOptions, pack
 from imagenet_rn50.shards.sources.detect import read_source
 from imagenet_rn50.tools.digits import write_ilsvrc
-from tests.commands import ROOT
+from tests.commands import ROOT, Command, check
 from tests.training.trainers import assert_same_run, lines_of, wait_until
 
 SCRIPT = ROOT / "deploy" / "slurm.sbatch"
 
 
-def commands():
-    """Returns the commands in the script's header: the words of sbatch, and those of training."""
+def test_the_header_shows_commands_that_sbatch_and_training_take(monkeypatch):
+    monkeypatch.chdir(ROOT)
     head = SCRIPT.read_text(encoding="utf-8").partition("#SBATCH")[0]
     found = re.findall(r"^#   (sbatch .*?[^\\])$", head, re.M | re.S)
-    for text in found:
-        words = shlex.split(text.replace("\\\n#", " "))
-        middle = words.index("deploy/slurm.sbatch")
-        yield words[:middle], words[middle + 1 :]
-
-
-def test_training_takes_what_the_header_passes_to_it(monkeypatch):
-    monkeypatch.chdir(ROOT)
     num_ranks = []
-    for of_sbatch, of_training in commands():
-        options = dict(zip(of_sbatch[1::2], of_sbatch[2::2], strict=True))
-        ranks = int(options.get("--nodes", "1")) * int(options["--gpus-per-node"])
+    for text in found:
+        command = Command(SCRIPT, text.replace("\\\n#", " "), None)
+        check(command)
+        words = command.words
+        options = dict(itertools.pairwise(words))
+        num_ranks.append(int(options.get("--nodes", "1")) * int(options["--gpus-per-node"]))
+        of_training = words[words.index("deploy/slurm.sbatch") + 1 :]
         recipe = train_accelerate.parse(of_training).hyperparameters
-        assert recipe.accumulation(ranks) >= 1
-        num_ranks.append(ranks)
+        assert recipe.accumulation(num_ranks[-1]) >= 1
     assert num_ranks == [4, 16]
 
 
