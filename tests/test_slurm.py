@@ -18,7 +18,7 @@ from imagenet_rn50.shards.pack import PackOptions, pack
 from imagenet_rn50.shards.sources.detect import read_source
 from imagenet_rn50.tools.digits import write_ilsvrc
 from tests.commands import ROOT, Command, check
-from tests.training.trainers import assert_same_run, lines_of, wait_until
+from tests.training.trainers import assert_same_run, lines_of, steps_saved, wait_until
 
 SCRIPT = ROOT / "deploy" / "slurm.sbatch"
 
@@ -163,6 +163,7 @@ def test_each_node_launches_its_ranks_of_all_and_on_one_gpu_there_is_one(folder)
     [
         ((), {}, "--run"),
         (("--run",), {}, "--run"),
+        (("--run", "run"), {"SLURM_JOB_END_TIME": "1000000000"}, "--time"),
         (("--run", "run"), {"SLURM_GPUS_ON_NODE": ""}, "--gpus-per-node"),
     ],
 )
@@ -293,3 +294,31 @@ def test_a_job_preempted_and_requeued_twice_ends_with_the_weights_of_an_undistur
     job = cluster.submit("--time", 60, *training(digits, undisturbed, tmp_path / "other.log"))
     assert cluster.wait(job, (tmp_path / "other.log").read_text) == "COMPLETED"
     assert_same_run(run, undisturbed)
+
+
+@needs_slurm
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.timeout(900)
+def test_a_job_whose_time_ends_is_requeued_and_one_that_is_cancelled_is_not(
+    cluster, digits, tmp_path
+):
+    run, log = tmp_path / "run", tmp_path / "job.log"
+    # Slurm checks every half minute what ends within 200 s and one minute: it sends the signal
+    # after 40 to 70 s.
+    limits = ("--time", 5, "--signal", "USR1@200", "--nodes", 1, "--output", log)
+    words = ("--recipe", "digits", "--shards", digits, "--run", run, "--epochs", 5000)
+    job = cluster.submit(*limits, SCRIPT, *words, "--workers", 0)
+    until_trained(run, 1, log)
+    assert "SLURM_JOB_END_TIME=" in log.read_text()
+    until_trained(run, 2, log)
+    assert cluster.about(job, "Restarts") == "1"
+    stop = read_metrics(run, "stop")[-1]
+    assert stop["reason"] == "received SIGUSR1"
+    assert stop["samples_seen"] == read_metrics(run, "start")[-1]["samples_seen"] > 0
+
+    cluster.ask("scancel", job)
+    assert cluster.wait(job, log.read_text) == "CANCELLED"
+    wait_until(lambda: len(read_metrics(run, "stop")) == 2, log.read_text)
+    assert steps_saved(run)[-1] == read_metrics(run, "stop")[-1]["samples_seen"]
+    assert cluster.about(job, "Restarts") == "1"
