@@ -21,7 +21,7 @@ from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.signals import read_int_env
 
 STOP_AT = "--stop-at"
-_SLURM_END = "SLURM_JOB_END_TIME"  # seconds since the epoch; set by Slurm 23.02 and newer
+_SLURM_END = "SLURM_JOB_END_TIME"  # seconds since the epoch; set by newer versions of Slurm
 
 _EXIT_SECONDS = 10.0  # for logs, plots and the exit of all processes
 _MARGIN = 3.0
