@@ -45,8 +45,8 @@ SelectTypeParameters=CR_CPU
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
-# By default, jobs that wait for a time are looked at once a minute.
-SchedulerParameters=sched_interval=2
+# By default, jobs that wait for their time are looked at twice a minute.
+SchedulerParameters=sched_interval=2,bf_interval=2
 NodeName=node1 NodeHostname=$host NodeAddr=127.0.0.1 Port=$first CPUs=1
 NodeName=node2 NodeHostname=$host NodeAddr=127.0.0.1 Port=$second CPUs=1
 PartitionName=low Nodes=ALL Default=YES PriorityTier=1 GraceTime=120
@@ -60,7 +60,7 @@ daemons=()
 stop() {
     trap - EXIT
     timeout 5 scancel --user "$user" || true # jobs outlive the daemons
-    for _ in {1..20}; do
+    for _ in {1..90}; do # KillWait is 30 s
         [ -n "$(timeout 5 squeue --noheader --states running,completing)" ] || break
         sleep 0.5
     done

@@ -256,7 +256,7 @@ def digits(tmp_path_factory):
 def training(shards, run, log, *more):
     """Returns the words of sbatch that train the digits on both nodes, a rank on each."""
     words = ["--output", log, "--nodes", 2, SCRIPT, "--recipe", "digits", "--shards", shards]
-    return [*words, "--run", run, "--workers", 0, "--epochs", 40, *more]
+    return [*words, "--run", run, "--workers", 0, *more]
 
 
 def until_trained(run, num_starts, log):

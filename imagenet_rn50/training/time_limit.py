@@ -23,7 +23,7 @@ from imagenet_rn50.utils.signals import read_int_env
 STOP_AT = "--stop-at"
 _SLURM_END = "SLURM_JOB_END_TIME"  # seconds since the epoch; set by newer versions of Slurm
 
-_EXIT_SECONDS = 10.0  # for logs, plots and the exit of all processes
+_EXIT_SECONDS = 30.0  # for logs, plots and the exit of all processes: a few, on an idle machine
 _MARGIN = 3.0
 _ASSUMED_BYTES_PER_SECOND = 20e6  # of a save and of an upload, until one was measured
 

@@ -103,8 +103,8 @@ class World:
 @given(
     batch_seconds=st.lists(st.floats(1, 3), min_size=5, max_size=30),
     save_seconds=st.lists(st.floats(2, 6), min_size=1, max_size=5),
-    exit_seconds=st.floats(0, 10),
-    limits=st.lists(st.floats(20, 100), min_size=1, max_size=5),
+    exit_seconds=st.floats(0, 30),
+    limits=st.lists(st.floats(40, 130), min_size=1, max_size=5),
 )
 def test_whatever_takes_how_long_no_step_is_lost_and_no_time_overrun(
     tiny, finished, tmp_path_factory, batch_seconds, save_seconds, exit_seconds, limits
@@ -138,8 +138,8 @@ def test_a_validation_that_cannot_finish_in_time_is_left_to_the_next_process(
 
     monkeypatch.setattr(trainer, "validate_batches", validate_batches)
     # An epoch takes 6 s, a validation of two times three batches 6 s, a save 1 s. After the second
-    # epoch 22 s are left: enough for what has to fit, but not for a validation, too.
-    assert world.run_for(tiny, run, 6 + 6 + 1 + 6 + 22) == EXIT_INTERRUPTED
+    # epoch 39 s are left: enough for what has to fit, but not for a validation, too.
+    assert world.run_for(tiny, run, 6 + 6 + 1 + 6 + 39) == EXIT_INTERRUPTED
     assert len(validated) == 2
     assert steps_saved(run)[-1] == 48
     assert world.run_for(tiny, run, 1000) == 0
