@@ -44,7 +44,13 @@ WEIGHTS_GB = 4 * NUM_PARAMETERS / 1e9
 HOURS_A_MONTH = 730
 
 _VCPUS_PER_CORE = 2
-_CONFIGS = {1: "1gpu_bf16", 4: "g6_12xlarge", 8: "8gpu"}  # accelerate_configs, by GPUs
+_CONFIGS = {  # accelerate_configs, by GPUs and precision
+    (1, "bf16"): "1gpu_bf16",
+    (4, "bf16"): "g6_12xlarge",
+    (8, "bf16"): "8gpu",
+    (1, "fp16"): "1gpu_fp16",
+    (2, "fp16"): "2xt4_fp16",
+}
 _MARKS: dict[Basis, str] = {"measured": "m", "computed": "c", "published": "p"}
 
 
@@ -231,12 +237,8 @@ def _parts(estimate: Estimate, download: float, volume: float, cores: float) -> 
 
 def _config(estimate: Estimate) -> str:
     """Return the configuration of the launcher for the machine."""
-    gpus, precision = estimate.instance.gpus, estimate.precision
-    if precision != "bf16":
-        return (
-            "accelerate_configs/1gpu_fp16.yaml" if gpus == 1 and precision == "fp16" else "CONFIG"
-        )
-    return f"accelerate_configs/{_CONFIGS[gpus]}.yaml" if gpus in _CONFIGS else "CONFIG"
+    name = _CONFIGS.get((estimate.instance.gpus, estimate.precision))
+    return f"accelerate_configs/{name}.yaml" if name else "CONFIG"
 
 
 def _priced(estimate: Estimate, part: _Part) -> Step:
