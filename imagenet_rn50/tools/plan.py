@@ -43,6 +43,8 @@ EXPORT_SECONDS = 23.0
 WEIGHTS_GB = 4 * NUM_PARAMETERS / 1e9
 HOURS_A_MONTH = 730
 
+UNKNOWN_CONFIG = "CONFIG"
+
 _VCPUS_PER_CORE = 2
 _CONFIGS = {  # accelerate_configs, by GPUs and precision
     (1, "bf16"): "1gpu_bf16",
@@ -212,8 +214,8 @@ def _parts(estimate: Estimate, download: float, volume: float, cores: float) -> 
         )
     yield _Part(
         "train",
-        f"accelerate launch --config_file {_config(estimate)} train_accelerate.py --recipe {name} "
-        f"--shards {shards} --run runs/{name}",
+        f"accelerate launch --config_file {launcher_config(estimate)} train_accelerate.py "
+        f"--recipe {name} --shards {shards} --run runs/{name}",
         Figure(duration(recipe, rates).hours, "computed"),
         Figure(rates.num_train * rates.bytes_per_image / 1e9, "computed"),
     )
@@ -235,10 +237,10 @@ def _parts(estimate: Estimate, download: float, volume: float, cores: float) -> 
     )
 
 
-def _config(estimate: Estimate) -> str:
-    """Return the configuration of the launcher for the machine."""
+def launcher_config(estimate: Estimate) -> str:
+    """Return the configuration file of the launcher for a machine, or a placeholder."""
     name = _CONFIGS.get((estimate.instance.gpus, estimate.precision))
-    return f"accelerate_configs/{name}.yaml" if name else "CONFIG"
+    return f"accelerate_configs/{name}.yaml" if name else UNKNOWN_CONFIG
 
 
 def _priced(estimate: Estimate, part: _Part) -> Step:

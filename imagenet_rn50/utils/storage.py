@@ -207,6 +207,10 @@ def filesystem(scheme: str, timeout: float, process: int) -> Any:
             expected="a scheme that fsspec knows, and the package that it needs",
             found=str(error),
         ) from None
+    if scheme == "hf":
+        from huggingface_hub.utils import disable_progress_bars
+
+        disable_progress_bars()  # of each upload to a bucket, in the middle of ours
     if scheme == "s3":
         storage.retries = 1  # retries are ours, so that they are counted once
     return storage
