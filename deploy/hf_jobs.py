@@ -24,8 +24,15 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+import httpx2
 import tyro
 from huggingface_hub import HfApi, JobInfo, JobStage, Volume, get_token, parse_hf_uri
+from huggingface_hub.errors import (
+    BucketNotFoundError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.runs.sync import open_remote
@@ -310,14 +317,48 @@ class JobRunner:
 
     def __init__(self, options: JobOptions, plan: CostPlan, api: HfApi, token: str) -> None:
         self._options, self._plan, self._api, self._token = options, plan, api, token
-        self._namespace = options.namespace or api.whoami(token=token)["name"]
+        self._namespace = options.namespace
 
     def run(self) -> None:
         """Wait for the job that runs, or submit one, until one of them has done everything.
 
         Raises:
-            InputError: If a job saved nothing new, was cancelled, or the ceiling is reached.
+            InputError: If a job saved nothing new or was cancelled, the ceiling is reached, data
+                set or bucket do not exist, or the Hub does not answer.
         """
+        try:
+            self._namespace = self._namespace or self._api.whoami(token=self._token)["name"]
+            self._require_volumes()
+            self._run()
+        except (HfHubHTTPError, httpx2.HTTPError) as error:
+            # Its text may hold the request, but not the token, which is in a header.
+            raise InputError(
+                f"the Hub answered with an error: {str(error).partition(chr(10))[0]}",
+                fix="call again later; a job that runs is not disturbed, and is waited for",
+            ) from None
+
+    def _require_volumes(self) -> None:
+        """Look up what the jobs mount.
+
+        Raises:
+            InputError: If data set or bucket do not exist, or the token may not read them.
+        """
+        shards, bucket = self._options.volumes()
+        try:
+            self._api.dataset_info(shards.source, revision=shards.revision, token=self._token)
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            raise InputError(
+                f"there is no {self._options.shards}, or the token may not read it"
+            ) from None
+        try:
+            self._api.bucket_info(bucket.source, token=self._token)
+        except BucketNotFoundError:
+            raise InputError(
+                f"there is no bucket {bucket.source}, or the token may not read it",
+                fix=f"create it: hf buckets create {bucket.source} --private",
+            ) from None
+
+    def _run(self) -> None:
         while True:
             jobs = self._jobs()
             active = next((job for job in jobs if job.status.stage in _ACTIVE), None)

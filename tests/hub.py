@@ -174,7 +174,7 @@ class Handler(BaseHTTPRequestHandler):
             jobs = [job for job in self.hub.jobs if job["owner"]["name"] == parts[1]]
             self.tell_of_jobs(jobs, *parts[2:])
         elif "/".join(parts[1:3]) not in self.hub.buckets:
-            self.answer(404, {"error": "none"}, {"X-Error-Code": "BucketNotFound"})
+            self.answer(404, {"error": "none"}, {"X-Error-Code": "RepoNotFound"})
         else:
             self.read_bucket("/".join(parts[1:3]), *map(unquote, parts[3:]))
 

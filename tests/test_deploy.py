@@ -397,3 +397,20 @@ def test_the_steps_of_the_image_install_a_program_that_trains(tmp_path):
         check=True,
     )
     assert read_metrics(tmp_path / "run", "checkpoint")
+
+
+def test_prices_and_disks_of_the_places_are_those_of_the_table_of_estimate():
+    text = (ROOT / "docs" / "where_to_run.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    table, compared = load_prices().instances, set()
+    for place, machine, gpus, price, _, disk, *_ in rows:
+        if machine not in table:
+            continue
+        row = table[machine]
+        assert gpus.startswith(f"{row.gpus} {row.gpu}")
+        expected = row.spot if "spot" in place else row.on_demand
+        assert price.partition(" ")[0] == (f"{expected:.2f}" if expected else "free")
+        if row.local_gb and re.search(r"\d", disk):
+            assert f"{row.local_gb:,.0f} GB" in disk
+        compared.add(machine)
+    assert compared == {"g6.12xlarge", "l4x4", "l4x1", "a100x8", "kaggle-t4x2"}

@@ -28,7 +28,7 @@ from tests.training.trainers import RECIPE, wait_until
 
 OPTIONS = JobOptions(
     recipe="rn50-16ep",
-    shards="hf://datasets/user/imagenet@v1/shards",
+    shards="hf://datasets/user/imagenet@main/shards",
     bucket="user/runs",
     repository="https://example.org/project.git",
     max_dollars=25.0,
@@ -41,6 +41,7 @@ RUN = "rn50-16ep/run"
 def jobs(hub, monkeypatch):
     """The stand-in Hub with an empty bucket; time between two looks at a job is short."""
     hub.buckets[OPTIONS.bucket] = {}
+    hub.add_dataset("user/imagenet", {"shards/manifest.json": b"{}"})
     monkeypatch.setattr(hf_jobs, "POLL_SECONDS", 0.01)
     return hub
 
@@ -69,7 +70,7 @@ def test_a_job_is_asked_for_as_the_client_describes_it(jobs):
             "type": "dataset",
             "source": "user/imagenet",
             "mountPath": "/shards",
-            "revision": "v1",
+            "revision": "main",
             "readOnly": True,
             "path": "shards",
         },
@@ -203,6 +204,26 @@ def test_nothing_is_submitted_that_is_estimated_to_cost_more(jobs):
     assert plan.dollars == pytest.approx(plan.price * (plan.hours + 4 * OPTIONS.spare_hours))
 
 
+def test_what_a_job_would_mount_must_exist(jobs):
+    revision = jobs.repos["datasets/user/imagenet"].commits[-1][0]
+    options = replace(OPTIONS, shards=f"hf://datasets/user/imagenet@{revision}/shards")
+    run_jobs(jobs, options)
+    for changes, message in (
+        ({"shards": "hf://datasets/user/none"}, "hf://datasets/user/none"),
+        ({"shards": "hf://datasets/user/imagenet@v9"}, "imagenet@v9"),
+        ({"bucket": "user/none"}, "hf buckets create user/none"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_jobs(jobs, replace(options, **changes))
+    assert len(jobs.jobs) == 1
+
+
+def test_a_token_that_the_hub_refuses_is_one_message(jobs):
+    with pytest.raises(InputError, match="the Hub answered with an error") as raised:
+        JobRunner(OPTIONS, plan_costs(OPTIONS), HfApi(endpoint=jobs.address), "hf_other").run()
+    assert "hf_other" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -214,7 +235,7 @@ def test_nothing_is_submitted_that_is_estimated_to_cost_more(jobs):
         ({"max_dollars": 0.0}, "--max-dollars"),
         ({"hours": 0.2}, "--hours 0.2 leaves no time"),
         ({"flavor": "g6.12xlarge"}, "no machine of the Hub's"),
-        ({"flavor": "a10g-largex2"}, "no file for"),
+        ({"flavor": "h200x2"}, "no file for"),
         ({"flavor": "tpu"}, "no price for 'tpu'"),
     ],
 )
