@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shlex
 import sys
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from imagenet_rn50.recipe import load_recipe
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import TRAIN, Manifest
-from tests.commands import ROOT
+from tests.commands import ROOT, Command, check
 
 KAGGLE = ROOT / "deploy" / "kaggle"
 NOTEBOOK = KAGGLE / "imagenet_rn50.ipynb"
@@ -49,6 +50,65 @@ def test_the_metadata_has_what_kaggle_asks_for_and_the_notebooks_own_output():
     assert "{KAGGLE_NAME}/imagenet-shards" in text
     assert load_recipe("rn50-16ep-16gb").accumulation(2) > 0
     assert "rn50-16ep-16gb" in text
+
+
+RECORD = """\
+#!/bin/sh
+for word in "$@"; do printf '%s\\0' "$word" >> {log}; done
+echo >> {log}
+"""
+
+
+def test_the_cells_run_commands_that_our_programs_take(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    log, python = tmp_path / "log", tmp_path / "python"
+    python.write_text(RECORD.format(log=log))
+    python.chmod(0o755)
+    python.with_name("kaggle").symlink_to(python)
+    settings = {"KAGGLE_KEY": "key", "PROJECT": ROOT, "PYTHON": python, "TIME_LIMIT": ""}
+    settings |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECIPE": "digits"}
+    settings |= {name: tmp_path / name.lower() for name in ("INPUT", "WORKING", "SCRATCH")}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, str(value))
+    train = tmp_path / "input" / "imagenet" / "ILSVRC" / "Data" / "CLS-LOC" / "train"
+    for wnid in ("n01440764", "n01443537"):
+        (train / wnid).mkdir(parents=True)
+        for number in range(3):
+            (train / wnid / f"{number}.JPEG").touch()
+    (tmp_path / "input" / "imagenet" / "LOC_synset_mapping.txt").touch()
+    (tmp_path / "scratch" / "dataset").mkdir(parents=True)
+
+    def commands():
+        """Run all cells in this process; return the commands that they ran, as they are typed."""
+        log.write_text("")
+        names: dict[str, object] = {}
+        for cell in sources(json.loads(NOTEBOOK.read_text(encoding="utf-8"))):
+            exec("".join(cell["source"]), names)
+        lines = [line.rstrip("\0").split("\0") for line in log.read_text().splitlines()]
+        launched = ["-m", "accelerate.commands.launch"]
+        found = [
+            ["accelerate", "launch", *words[2:]] if words[:2] == launched else ["python", *words]
+            for words in lines
+        ]
+        return [shlex.join(words) for words in found]
+
+    *packing, uploading = commands()
+    assert [" --resize short=256 " in line for line in packing] == [True, False, False, False, True]
+    assert uploading.startswith("python datasets create --path ")
+
+    (tmp_path / "input" / "shards").mkdir()
+    (tmp_path / "input" / "shards" / "manifest-train.npz").touch()
+    run = tmp_path / "working" / "run"
+    (training,) = commands()
+    assert f"--run {run}" in training
+
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "recipe.yaml").write_text("epochs: 2\n")
+    (run / "metrics.jsonl").write_text('{"kind": "validation", "epoch": 2.0}\n')
+    publishing = commands()
+    assert ["export", "evaluate", "export"] == [shlex.split(line)[3] for line in publishing]
+    for line in (*packing, training, *publishing):
+        check(Command(NOTEBOOK, line, None))
 
 
 def contents(folder):

@@ -320,7 +320,7 @@ def _retry_after(headers: Any) -> float:
 
 _CHUNK_BYTES = 8 << 20
 _LEAST_BYTES_PER_S = 1000  # what comes slower than that has stalled
-_WHOLE_OR_ABSENT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
+_WHOLE_OR_ABSENT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "hf"})
 _WITHOUT_HOST = frozenset({"file", "local", "memory"})
 
 log = logging.getLogger(__name__)
