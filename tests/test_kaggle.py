@@ -20,6 +20,7 @@ UPLOAD = """\
 #!/bin/sh
 echo "$@" >> {told}
 [ "$1 $2 $3" = "datasets create --path" ] || exit 1
+for archive in "$4"/*.tar "$4"/*.npz "$4"/*.zip; do [ ! -e "$archive" ] || exit 1; done
 mkdir -p {inputs}/imagenet-shards && cp "$4"/* {inputs}/imagenet-shards/
 rm {inputs}/imagenet-shards/dataset-metadata.json
 """
@@ -97,7 +98,7 @@ def test_the_cells_run_commands_that_our_programs_take(tmp_path, monkeypatch):
     assert uploading.startswith("python datasets create --path ")
 
     (tmp_path / "input" / "shards").mkdir()
-    (tmp_path / "input" / "shards" / "manifest-train.npz").touch()
+    (tmp_path / "input" / "shards" / "manifest-train.npz.bin").touch()
     run = tmp_path / "working" / "run"
     (training,) = commands()
     assert f"--run {run}" in training
@@ -171,7 +172,7 @@ def test_three_versions_pack_train_resume_and_export_the_digits(tmp_path, monkey
     assert "--public" not in told.read_text()
     dataset = inputs / "imagenet-shards"
     assert len(list(dataset.iterdir())) < 50
-    assert Manifest.load(dataset).split(TRAIN).num_samples == 1437
+    assert {path.suffix for path in dataset.iterdir()} == {".bin", ".json", ".md"}
 
     stopped, working = version("second", "--stop-at-step 5")
     assert "Not finished" in stopped
@@ -180,6 +181,7 @@ def test_three_versions_pack_train_resume_and_export_the_digits(tmp_path, monkey
 
     finished, working = version("third", "")
     assert "\nfinished" in finished
+    assert Manifest.load(working.parent / "temp" / "shards").split(TRAIN).num_samples == 1437
     starts = [line["samples_seen"] for line in read_metrics(working / "run", "start")]
     assert starts == [0, 5 * 128]
     assert {line["world_size"] for line in read_metrics(working / "run", "start")} == {2}
