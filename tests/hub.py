@@ -10,6 +10,7 @@ store, which that client knows how to use. Jobs are kept as they were asked for;
 import base64
 import hashlib
 import json
+import shutil
 import tempfile
 import threading
 from collections import defaultdict
@@ -85,14 +86,18 @@ class Hub:
         return sum(asked == name for asked, _ in self.seen_by_cdn)
 
     def stored(self, digest):
-        """Return what the Xet client stored under a hash."""
+        """Return what the Xet client stored under a hash.
+
+        Read from a copy, since the client's process keeps the store locked.
+        """
         from huggingface_hub.file_download import xet_get
         from huggingface_hub.utils import XetFileData
 
         any_bucket = next(iter(self.buckets))
-        route = f"{self.address}/api/buckets/{any_bucket}/xet-read-token"
         with tempfile.TemporaryDirectory() as folder:
-            target = Path(folder) / "content"
+            copy, target = Path(folder) / "store", Path(folder) / "content"
+            shutil.copytree(self.store, copy)
+            route = f"{self.address}/api/buckets/{any_bucket}/xet-read-token?store={copy}"
             xet_get(
                 incomplete_path=target,
                 xet_file_data=XetFileData(file_hash=digest, refresh_route=route),
@@ -188,7 +193,8 @@ class Handler(BaseHTTPRequestHandler):
             digest, content = files[path]
             self.serve(content, {"ETag": f'"{digest}"'})
         elif what.startswith("xet-"):
-            store, expiration, token = f"local://{self.hub.store}", 4_102_444_800, "xet"
+            (folder,) = parse_qs(urlsplit(self.path).query).get("store", [self.hub.store])
+            store, expiration, token = f"local://{folder}", 4_102_444_800, "xet"
             headers = {"X-Xet-Cas-Url": store, "X-Xet-Access-Token": token}
             headers["X-Xet-Token-Expiration"] = f"{expiration}"  # Python's client reads headers
             body = {"casUrl": store, "exp": expiration, "accessToken": token}  # Rust's, the body
