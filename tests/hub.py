@@ -91,7 +91,7 @@ class Hub:
         Read from a copy, since the client's process keeps the store locked.
         """
         from huggingface_hub.file_download import xet_get
-        from huggingface_hub.utils import XetFileData
+        from huggingface_hub.utils._xet import XetFileData
 
         any_bucket = next(iter(self.buckets))
         with tempfile.TemporaryDirectory() as folder:

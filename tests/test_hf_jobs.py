@@ -208,13 +208,13 @@ def test_what_a_job_would_mount_must_exist(jobs):
     revision = jobs.repos["datasets/user/imagenet"].commits[-1][0]
     options = replace(OPTIONS, shards=f"hf://datasets/user/imagenet@{revision}/shards")
     run_jobs(jobs, options)
-    for changes, message in (
-        ({"shards": "hf://datasets/user/none"}, "hf://datasets/user/none"),
-        ({"shards": "hf://datasets/user/imagenet@v9"}, "imagenet@v9"),
-        ({"bucket": "user/none"}, "hf buckets create user/none"),
+    for other, message in (
+        (replace(options, shards="hf://datasets/user/none"), "hf://datasets/user/none"),
+        (replace(options, shards="hf://datasets/user/imagenet@v9"), "imagenet@v9"),
+        (replace(options, bucket="user/none"), "hf buckets create user/none"),
     ):
         with pytest.raises(InputError, match=message):
-            run_jobs(jobs, replace(options, **changes))
+            run_jobs(jobs, other)
     assert len(jobs.jobs) == 1
 
 

@@ -208,7 +208,7 @@ def filesystem(scheme: str, timeout: float, process: int) -> Any:
             found=str(error),
         ) from None
     if scheme == "hf":
-        from huggingface_hub.utils import disable_progress_bars
+        from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()  # of each upload to a bucket, in the middle of ours
     if scheme == "s3":
