@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export GRADIO_ANALYTICS_ENABLED := False
 export MODEL_ID  # recipes read it from the environment, whatever characters it contains
 
-.PHONY: demo test default-tests test-baseline-isa test-slow check fix bench app clean help
+.PHONY: demo test default-tests test-baseline-isa test-slow check fix bench figures app clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -46,6 +46,10 @@ bench: $(VENV)/.installed-dev  ## measure speed beside known peers, interleaved 
 	$(BIN)/python -m benchmarks.train_step
 	$(BIN)/python -m benchmarks.packing
 	$(BIN)/python -m benchmarks.app
+
+figures: $(VENV)/.installed-dev demo  ## draw the figures of the documents anew, from the code and the demo
+	$(BIN)/python -m benchmarks.figures
+	$(BIN)/python -m benchmarks.tables
 
 app: $(VENV)/.installed  ## serve the Space on localhost, with MODEL_ID=folder or Hub id
 	@test "$$MODEL_ID" != runs/demo/exported -o -d runs/demo/exported || \

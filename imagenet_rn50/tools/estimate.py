@@ -38,7 +38,7 @@ from imagenet_rn50.utils.formatting import counted, rate_text
 
 NUM_PARAMETERS = 25_557_032  # ResNet-50
 FLOPS_PER_IMAGE = 24_299_077_632  # of training ResNet-50 at 224 px, as utilisation.py counts them
-LOADER_IMAGES_PER_CORE = 603.0  # half of what benchmarks/results/loaders.txt has for two cores
+LOADER_IMAGES_PER_CORE = 424.0  # half of what benchmarks/results/loaders.txt has for two cores
 RESIZED_FRACTION = (341 * 256) / (500 * 375)  # pixels of a usual ImageNet image, after and before
 GP3_MIB = 125.0  # MiB/s of a gp3 volume by default
 LOCAL_MIB = 1_000.0  # MiB/s of a machine's own storage: assumed, the most that a gp3 volume has

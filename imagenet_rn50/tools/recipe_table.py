@@ -26,6 +26,16 @@ _RULE = ("---", "---:", "---", "---", "---", "---:", "---:", "---:")
 _NOT_REPRODUCED = "; not reproduced here"
 
 
+def recipe_rows(prices: PriceTable, options: Options) -> list[tuple[str, ...]]:
+    """Return the cells of each recipe, without a head, in the order of their epochs.
+
+    Args:
+        prices: The price table.
+        options: The machine, as for an estimate.
+    """
+    return [_cells(name, prices, options) for name in sorted(recipe_names(), key=_epochs)]
+
+
 def format_recipes(prices: PriceTable, options: Options, *, markdown: bool) -> str:
     """Return a table of all recipes, in the order of their epochs.
 
@@ -37,7 +47,7 @@ def format_recipes(prices: PriceTable, options: Options, *, markdown: bool) -> s
     Raises:
         InputError: If the speed or the price of the machine is not known.
     """
-    rows = [_cells(name, prices, options) for name in sorted(recipe_names(), key=_epochs)]
+    rows = recipe_rows(prices, options)
     # Any recipe tells machine and prices; this one can be shared by 1, 2 and 4 GPUs.
     example = make_estimate("a3-100ep", load_recipe("a3-100ep"), prices, options)
     note = (
