@@ -17,6 +17,7 @@ from torch.distributed.run import get_args_parser
 
 import shard_imagenet
 import train_accelerate
+from deploy.hf_jobs import JobOptions
 from imagenet_rn50.__main__ import app
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +92,8 @@ def check(command: Command) -> None:
             _parse_subcommand(rest)
         case ["python", "-m", module, *_] if module.startswith("benchmarks."):
             assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
+        case ["python", "-m", "deploy.hf_jobs", *rest]:
+            tyro.cli(JobOptions, args=rest)
         case ["python", "shard_imagenet.py", *rest]:
             _parse_sharding(rest)
         case ["python", "train_accelerate.py", *rest]:

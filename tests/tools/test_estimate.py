@@ -30,7 +30,12 @@ from imagenet_rn50.tools.estimate import (
 )
 from imagenet_rn50.tools.estimate_report import format_estimate
 from imagenet_rn50.tools.prices import PRICES, load_prices
-from imagenet_rn50.tools.recipe_headers import published_line, published_top1
+from imagenet_rn50.tools.recipe_headers import (
+    IMAGENET_1K,
+    published_data,
+    published_line,
+    published_top1,
+)
 from imagenet_rn50.utilisation import training_flops
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.formatting import rate_text
@@ -252,7 +257,7 @@ def test_a_target_lists_the_recipes_that_reach_it(monkeypatch, capsys):
     out = estimated(monkeypatch, capsys, "--recipe", "rn50-16ep", "--target", "0.77")
     listed = out.partition("published top-1 of 77.0% or more")[2].partition("assumptions:")[0]
     for name in recipe_names():
-        reaches = (published_top1(name) or 0) >= 0.77
+        reaches = published_data(name) == IMAGENET_1K and (published_top1(name) or 0) >= 0.77
         assert (f"\n{name}," in listed) == reaches
         assert (f"\n  published: {published_line(name)}\n" in listed) == reaches
 
@@ -357,6 +362,19 @@ def test_every_recipe_can_be_estimated(name):
     text = format_estimate(make_estimate(name, recipe, load_prices(), Options(instance)), None)
     assert f"{name}: {recipe.epochs} epochs on 1 x {instance} (" in text
     assert "unknown: the recipe names" not in text
+
+
+@pytest.mark.parametrize(("name", "most"), [("imagenet100-1h", 1.0), ("imagenette-10min", 10 / 60)])
+def test_a_recipe_with_a_time_in_its_name_keeps_it_on_its_own_machine(name, most):
+    found = make_estimate(name, load_recipe(name), load_prices(), Options())
+    assert (found.instance.gpus, found.instance.gpu) == (1, "L4")
+    assert most / 2 < duration(found.recipe, found.rates).hours <= most
+
+
+def test_a_figure_is_not_promised_on_the_images_of_another_set():
+    recipe = load_recipe("imagenet100-1h")
+    found = make_estimate("imagenet100-1h", recipe, load_prices(), Options(images=(9469, 3925)))
+    assert "unknown on these images; published on ImageNet-100" in format_estimate(found, None)
 
 
 def test_a_measurement_prices_each_measured_precision(tmp_path):
@@ -480,10 +498,12 @@ def test_the_speed_of_resnet_50_is_not_that_of_another_model(monkeypatch, capsys
 
 
 @pytest.mark.parametrize("name", [name for name in recipe_names() if name != "digits"])
-def test_the_images_of_a_recipe_with_a_published_figure_are_imagenets(name):
+def test_the_images_of_a_recipe_with_a_published_figure_are_those_of_the_figure(name):
     options = Options(images_per_second=1e4)
     gpus = {1: "g6.2xlarge", 4: "g6.12xlarge", 8: "g6.48xlarge"}
     recipe = load_recipe(name)
     instance = gpus[max(n for n in gpus if recipe.global_batch // recipe.micro_batch % n == 0)]
     found = make_estimate(name, recipe, load_prices(), replace(options, instance=instance))
-    assert (found.rates.num_train, found.rates.num_validation) == (1_281_167, 50_000)
+    expected = {"imagenet100-1h": (126_689, 5_000), "imagenette-10min": (9_469, 3_925)}
+    counts = found.rates.num_train, found.rates.num_validation
+    assert counts == expected.get(name, (1_281_167, 50_000))

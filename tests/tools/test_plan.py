@@ -11,7 +11,7 @@ from imagenet_rn50.recipe import load_recipe, recipe_names
 from imagenet_rn50.tools.estimate import Options, duration, make_estimate
 from imagenet_rn50.tools.plan import PACK_MB_S_PER_CORE, PlanOptions, make_plan
 from imagenet_rn50.tools.prices import load_prices
-from imagenet_rn50.tools.recipe_headers import published_top1
+from imagenet_rn50.tools.recipe_headers import published_data
 from tests.commands import ROOT, Command, check
 
 EC2 = (ROOT / "docs" / "ec2.md").read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ def test_the_page_on_recipes_has_the_table_that_the_command_prints(monkeypatch, 
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert cells[1] == str(load_recipe(name).epochs)
         assert (cells[4], "$" in cells[6]) == (
-            ("not yet", True) if published_top1(name) else ("yes", False)
+            ("not yet", True) if published_data(name) else ("yes", False)
         )
 
 
