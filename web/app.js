@@ -4,10 +4,10 @@ import { paintMap, topClasses } from "./pixels.js";
 const NUM_CLASSES_SHOWN = 5;
 const LOW_CONFIDENCE = 0.5; // below this score, the top class is more likely wrong than right
 const HEAT_MAP_SIDE = 448; // px
+const element = (id) => document.getElementById(id);
 const PRECISIONS = { int8: "8 bits", fp16: "16-bit weights", fp32: "float32" };
 
-const model = await (await fetch("model.json")).json();
-const element = (id) => document.getElementById(id);
+const model = await readModel();
 const worker = startWorker();
 let lastId = 0; // of the latest question; answers to earlier ones are dropped
 let current; // the image that is shown, and its answer
@@ -17,6 +17,18 @@ describe();
 offerExamples();
 listen();
 navigator.serviceWorker?.register("sw.js").catch(() => {}); // without one, the page needs a network
+
+/** Return model.json, or tell the visitor why the page cannot start. */
+async function readModel() {
+  try {
+    const response = await fetch("model.json");
+    if (!response.ok) throw new Error(`HTTP status ${response.status}`);
+    return await response.json();
+  } catch (error) {
+    element("empty").textContent = `The page cannot start: model.json cannot be loaded (${error.message}).`;
+    throw error;
+  }
+}
 
 function startWorker() {
   const started = new Worker("worker.js", { type: "module" });
@@ -41,7 +53,7 @@ function classify(file) {
   element("empty").hidden = true;
   element("result").hidden = true;
   element("answer").setAttribute("aria-busy", "true");
-  element("status").textContent = "Classifying the image.";
+  say("Classifying the image.");
   worker.postMessage({ id: lastId, file, precision, model });
 }
 
@@ -52,12 +64,12 @@ function showImage(file) {
   image.alt = file.name ? `Your image, ${file.name}` : "Your image";
   image.hidden = false;
   image.onerror = clearImage;
-  element("prompt").hidden = true;
+  element("choose").textContent = "Choose another image";
 }
 
 function clearImage() {
   element("image").hidden = true;
-  element("prompt").hidden = false;
+  element("choose").textContent = "Choose an image";
 }
 
 function showProgress({ loaded, total }) {
@@ -65,7 +77,7 @@ function showProgress({ loaded, total }) {
   element("loading").hidden = part === 1;
   element("progress").value = part;
   element("loading-text").textContent = `Downloading the model, once: ${megabytes(loaded)} of ${megabytes(total)}`;
-  if (part < 1) element("status").textContent = "Downloading the model.";
+  if (part < 1) say("Downloading the model.");
 }
 
 function showResult(result) {
@@ -80,7 +92,7 @@ function showResult(result) {
     `Low confidence: the top class has a score of only ${percent(top[0].score, 1)}. The image may show ` +
     "several things, or something that the model was not trained on.";
   element("time").textContent = `Took ${Math.round(result.milliseconds)} ms on this device, with ${PRECISIONS[precision]}.`;
-  element("status").textContent = `Most likely ${shortName(top[0].index)}, ${percent(top[0].score, 1)}.`;
+  say(`Most likely ${shortName(top[0].index)}, ${percent(top[0].score, 1)}.`);
   drawCrop(result.pixels);
   drawHeat(top[0].index);
   element("result").hidden = false;
@@ -136,7 +148,7 @@ function showError({ kind, message }) {
   finish();
   if (kind === "image") clearImage();
   element("empty").hidden = false;
-  element("status").textContent = "";
+  say("");
   const note = make("div", { className: "note error" }, [make("p", { textContent: message })]);
   if (kind === "model" && current?.file) {
     const again = make("button", { type: "button", textContent: "Try again" });
@@ -144,6 +156,11 @@ function showError({ kind, message }) {
     note.append(again);
   }
   element("error").replaceChildren(note);
+}
+
+/** Tell users of screen readers what happens, each thing once. */
+function say(text) {
+  if (element("status").textContent !== text) element("status").textContent = text;
 }
 
 function finish() {
@@ -168,6 +185,7 @@ function describe() {
     `${model.dataset.split} split of ${model.dataset.name}.`;
   element("classes-title").textContent = `The ${classes}`;
   element("all-classes").replaceChildren(...model.labels.map((label) => make("li", { textContent: label })));
+  element("empty").textContent = "The most likely classes appear here.";
   updateSize();
 }
 

@@ -1,6 +1,7 @@
 """Push an exported model, and optionally Spaces for it, to the Hugging Face Hub.
 
-The files of each repository are first staged in a temporary folder: the card's snippet gets the
+The Spaces are app/, which runs on a server, and the page of `web.py`, which runs on the visitor's
+machine. The files of each repository are first staged in a temporary folder: the card's snippet gets the
 model's Hub id; the Space gets the model in its metadata, and a model.json that pins it to the
 model's commit. After the upload, hashes are compared. Each repository gets one commit. Running the
 same command again resumes an interrupted push: files that the Hub has are not uploaded again.
@@ -170,8 +171,9 @@ def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
                 stage_space(target.app, target.model, revision, space)
                 _upload(api, space, target.space, "gradio", private=target.private)
             if target.web_space:
-                of_model = {"hub_id": target.model, "revision": revision}
-                stage_web_space(folder, web, runtime=runtime, **of_model)
+                stage_web_space(
+                    folder, web, runtime=runtime, hub_id=target.model, revision=revision
+                )
                 _upload(api, web, target.web_space, "static", private=target.private)
     if target.space and target.private:
         logger.info(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import tarfile
 import tempfile
@@ -55,6 +56,7 @@ _NPM = "https://registry.npmjs.org"
 _OFFERED = ("int8", "fp16")  # browsers download these; float32 is shown for comparison
 _NEEDED = (CONFIG, PROCESSOR, str(WEB_METRICS), *(str(ONNX_MODELS[name]) for name in _OFFERED))
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+_NUMBER = re.compile(r"^\d+[ _-]+")  # which sorts examples
 _IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".webp"}
 PORT = 7861
 """Beside Gradio's 7860."""
@@ -167,7 +169,8 @@ def _page_content(
             "sha256": sha256_of_file(wasm) if wasm else None,
         },
         "examples": [
-            {"path": f"{EXAMPLES}/{path.name}", "name": path.stem} for path in _examples(folder)
+            {"path": f"{EXAMPLES}/{path.name}", "name": _NUMBER.sub("", path.stem)}
+            for path in _examples(folder)
         ],
     }
 

@@ -70,7 +70,7 @@ def digits(tmp_path_factory):
     examples = folder / "export" / "examples"
     examples.mkdir()
     for number, path in enumerate(sorted((folder / "source").rglob("val/*.JPEG"))[:3]):
-        shutil.copy(path, examples / f"{number} digit.jpg")
+        shutil.copy(path, examples / f"{number} digit {number}.jpg")
     return folder
 
 
