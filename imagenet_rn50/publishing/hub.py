@@ -1,10 +1,10 @@
 """Push an exported model, and optionally Spaces for it, to the Hugging Face Hub.
 
 The Spaces are app/, which runs on a server, and the page of `web.py`, which runs on the visitor's
-machine. The files of each repository are first staged in a temporary folder: the card's snippet gets the
-model's Hub id; the Space gets the model in its metadata, and a model.json that pins it to the
-model's commit. After the upload, hashes are compared. Each repository gets one commit. Running the
-same command again resumes an interrupted push: files that the Hub has are not uploaded again.
+machine. The files of each repository are first staged in a temporary folder: the card's snippet
+gets the model's Hub id; a Space gets the model in its metadata, and a model.json that names its
+commit. After the upload, hashes are compared. Each repository gets one commit. Running the same
+command again resumes an interrupted push: files that the Hub has are not uploaded again.
 """
 
 from __future__ import annotations

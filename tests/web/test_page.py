@@ -57,28 +57,26 @@ def test_the_page_explains_itself_and_fits_the_window(browser, stand_in_page, si
         assert is_dark == (scheme == "dark")
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("notes.txt", b"no image at all", "not an image"),
-        ("drawing.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
-        ("empty.jpg", b"", "empty"),
-        ("page.jpg", b"%PDF-1.7 renamed", "not an image"),
-        ("cut.png", encoded(photo(), "PNG")[:60], "PNG image is damaged"),
-        ("broken.jpg", b"\xff\xd8\xff\xe0" + b"\0" * 500, "JPEG image is damaged"),
-        ("scan.tif", encoded(photo(), "TIFF"), "cannot open TIFF images"),
-        ("new.heic", b"\0\0\0\x18ftypheic" + b"\0" * 100, "cannot open HEIC images"),
-    ],
-)
-def test_a_file_that_is_no_image_gets_a_message_and_the_page_stays(
-    browser, stand_in_page, name, content, message
-):
+NO_IMAGES = {
+    "notes.txt": (b"no image at all", "not an image"),
+    "drawing.svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+    "empty.jpg": (b"", "empty"),
+    "page.jpg": (b"%PDF-1.7 renamed", "not an image"),
+    "cut.png": (encoded(photo(), "PNG")[:60], "PNG image is damaged"),
+    "broken.jpg": (b"\xff\xd8\xff\xe0" + b"\0" * 500, "JPEG image is damaged"),
+    "scan.tif": (encoded(photo(), "TIFF"), "cannot open TIFF images"),
+    "new.heic": (b"\0\0\0\x18ftypheic" + b"\0" * 100, "cannot open HEIC images"),
+}
+
+
+def test_a_file_that_is_no_image_gets_a_message_and_the_page_stays(browser, stand_in_page):
     with visit(browser, stand_in_page) as page:
-        choose(page, name, content)
-        expect(page.get_by_role("alert")).to_contain_text(message)
-        expect(page.locator("#image")).to_be_hidden()
-        expect(page.get_by_text("Choose an image")).to_be_visible()
-        expect(page.locator("#answer")).to_have_attribute("aria-busy", "false")
+        for name, (content, message) in NO_IMAGES.items():
+            choose(page, name, content)
+            expect(page.get_by_role("alert")).to_contain_text(message)
+            expect(page.locator("#image")).to_be_hidden()
+            expect(page.get_by_text("Choose an image")).to_be_visible()
+            expect(page.locator("#answer")).to_have_attribute("aria-busy", "false")
 
 
 def test_a_model_that_does_not_load_is_reported_with_a_way_to_try_again(browser, stand_in_page):
