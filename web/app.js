@@ -11,12 +11,13 @@ const model = await readModel();
 const worker = startWorker();
 let lastId = 0; // of the latest question; answers to earlier ones are dropped
 let current; // the image that is shown, and its answer
+let workerError; // why there is no worker
 let precision = "int8";
 
 describe();
 offerExamples();
 listen();
-navigator.serviceWorker?.register("sw.js").catch(() => {}); // without one, the page needs a network
+keepOffline();
 
 /** Return model.json, or tell the visitor why the page cannot start. */
 async function readModel() {
@@ -30,6 +31,15 @@ async function readModel() {
   }
 }
 
+/** Let the page work offline, where the browser allows it. */
+async function keepOffline() {
+  try {
+    await navigator.serviceWorker.register("sw.js");
+  } catch (error) {
+    console.info("The page needs a network connection:", error.message);
+  }
+}
+
 function startWorker() {
   const started = new Worker("worker.js", { type: "module" });
   started.onmessage = ({ data }) => {
@@ -39,7 +49,8 @@ function startWorker() {
     else showError(data.error);
   };
   started.onerror = () => {
-    showError({ kind: "browser", message: "This browser is too old to run the model." });
+    workerError = { kind: "browser", message: "This browser is too old to run the model." };
+    showError(workerError);
   };
   return started;
 }
@@ -50,10 +61,11 @@ function classify(file) {
   lastId += 1;
   showImage(file);
   element("error").replaceChildren();
+  if (workerError) return showError(workerError);
   element("empty").hidden = true;
   element("result").hidden = true;
   element("answer").setAttribute("aria-busy", "true");
-  say("Classifying the image.");
+  showBusy("Classifying the image");
   worker.postMessage({ id: lastId, file, precision, model });
 }
 
@@ -72,12 +84,19 @@ function clearImage() {
   element("choose").textContent = "Choose an image";
 }
 
-function showProgress({ loaded, total }) {
-  const part = Math.min(1, loaded / total);
-  element("loading").hidden = part === 1;
-  element("progress").value = part;
-  element("loading-text").textContent = `Downloading the model, once: ${megabytes(loaded)} of ${megabytes(total)}`;
-  if (part < 1) say("Downloading the model.");
+function showProgress({ done, total }) {
+  if (done >= total) return showBusy("Starting the model");
+  element("progress").value = done / total;
+  element("loading-text").textContent = `Downloading the model, once: ${megabytes(done)} of ${megabytes(total)}`;
+  say("Downloading the model.");
+}
+
+/** Show that something takes a moment of unknown length. */
+function showBusy(text) {
+  element("loading").hidden = false;
+  element("loading-text").textContent = `${text} ...`;
+  element("progress").removeAttribute("value");
+  say(`${text}.`);
 }
 
 function showResult(result) {
@@ -146,7 +165,10 @@ function draw(canvas, image) {
 
 function showError({ kind, message }) {
   finish();
-  if (kind === "image") clearImage();
+  if (kind === "image") {
+    clearImage();
+    current = undefined;
+  }
   element("empty").hidden = false;
   say("");
   const note = make("div", { className: "note error" }, [make("p", { textContent: message })]);
@@ -210,14 +232,21 @@ function offerExamples() {
   const buttons = model.examples.map(({ path, name }) => {
     const image = make("img", { src: path, alt: "" });
     const button = make("button", { type: "button" }, [image, make("span", { textContent: name, title: name })]);
-    button.onclick = async () => {
-      const blob = await (await fetch(path)).blob();
-      classify(new File([blob], name));
-    };
+    button.onclick = () => classifyExample(path, name);
     return make("li", {}, [button]);
   });
   element("examples").querySelector("ul").replaceChildren(...buttons);
   element("examples").hidden = false;
+}
+
+async function classifyExample(path, name) {
+  try {
+    const response = await fetch(path);
+    if (!response.ok) throw new Error(`HTTP status ${response.status}`);
+    classify(new File([await response.blob()], name));
+  } catch (error) {
+    showError({ kind: "image", message: `This example cannot be downloaded (${error.message}).` });
+  }
 }
 
 function listen() {

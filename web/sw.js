@@ -29,7 +29,8 @@ async function respond(request) {
     if (response.ok) await cache.put(request, response.clone());
     return response;
   } catch (error) {
-    const cached = await cache.match(request, { ignoreSearch: true });
+    const name = request.mode === "navigate" ? "./" : request;
+    const cached = await cache.match(name, { ignoreSearch: true });
     if (cached) return cached;
     throw error;
   }

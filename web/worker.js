@@ -2,27 +2,32 @@
  * Download the model once, classify images with it. Runs beside the page, so that it stays usable.
  *
  * The page sends {id, file, precision, model}, model being model.json. The answers are any number
- * of {id, progress: {loaded, total}}, then {id, result} or {id, error: {kind, message}}.
+ * of {id, progress: {done, total}}, then {id, result} or {id, error: {kind, message}}.
  */
 import { decode, ImageError, planCrop, reader, resizeCrop, toInput } from "./pixels.js";
 
 const CACHE = "image-classifier"; // also in sw.js
 const MAX_THREADS = 4; // more gain little for one image
 
-const sessions = new Map(); // by path of the ONNX file
 let runtime; // promise of onnxruntime-web
+let loaded; // {path, session} of the one model in memory
 let queue = Promise.resolve();
+let latest; // id of the latest question; those that still wait behind it are dropped
 
 self.onmessage = ({ data }) => {
-  queue = queue.then(() => answer(data));
+  latest = data.id;
+  queue = queue.then(() => data.id === latest && answer(data));
 };
+
+/** A model that cannot be downloaded; the message is shown to the visitor. */
+class DownloadError extends Error {}
 
 async function answer({ id, file, precision, model }) {
   try {
     const image = await decode(file);
     const plan = planCrop(image.width, image.height, model.preprocessing);
-    const session = await load(model, precision, (loaded, total) => {
-      self.postMessage({ id, progress: { loaded, total } });
+    const session = await load(model, precision, (done, total) => {
+      self.postMessage({ id, progress: { done, total } });
     });
     const start = performance.now();
     const pixels = resizeCrop(reader(image), plan, model.preprocessing.resample);
@@ -31,7 +36,9 @@ async function answer({ id, file, precision, model }) {
     self.postMessage({ id, result: { ...result, pixels, milliseconds: performance.now() - start } });
   } catch (error) {
     const kind = error instanceof ImageError ? "image" : "model";
-    self.postMessage({ id, error: { kind, message: error.message } });
+    const isExplained = error instanceof ImageError || error instanceof DownloadError;
+    const message = isExplained ? error.message : `The model cannot be run: ${error.message}`;
+    self.postMessage({ id, error: { kind, message } });
   }
 }
 
@@ -51,22 +58,24 @@ async function run(session, pixels, preprocessing) {
 /** Return the session of a model; download it and the runtime first if necessary. */
 async function load(model, precision, report) {
   const file = model.models[precision];
-  if (sessions.has(file.path)) return sessions.get(file.path);
+  if (loaded?.path === file.path) return loaded.session;
   const total = file.bytes + (runtime ? 0 : model.runtime.bytes);
   let done = 0;
   const add = (bytes) => report((done += bytes), total);
-  const loading = runtime ?? startRuntime(model.runtime, add);
   try {
-    runtime = loading;
-    const { InferenceSession } = await loading;
-    const bytes = await download(file, add);
-    const session = await InferenceSession.create(bytes, { executionProviders: ["wasm"] });
-    sessions.set(file.path, session);
-    return session;
+    runtime ??= startRuntime(model.runtime, add);
+    await runtime;
   } catch (error) {
-    if (!(await loading.catch(() => null))) runtime = undefined; // so that the next try starts anew
+    runtime = undefined; // so that the next try starts anew
     throw error;
   }
+  const { InferenceSession } = await runtime;
+  const bytes = await download(file, add);
+  await loaded?.session.release(); // phones have little memory
+  loaded = undefined;
+  const session = await InferenceSession.create(bytes, { executionProviders: ["wasm"] });
+  loaded = { path: file.path, session };
+  return session;
 }
 
 async function startRuntime(file, add) {
@@ -88,7 +97,7 @@ async function decompress(bytes) {
 /** Return the bytes of a file, from the cache if it is there; its address changes with them. */
 async function download({ path, sha256, bytes }, add) {
   const url = `${path}?v=${sha256.slice(0, 16)}`;
-  const cache = await caches.open(CACHE).catch(() => null); // some browsers forbid it in frames
+  const cache = await openCache();
   const cached = await cache?.match(url);
   if (cached) {
     add(bytes);
@@ -98,10 +107,10 @@ async function download({ path, sha256, bytes }, add) {
   try {
     response = await fetch(url);
   } catch {
-    throw new Error("The model could not be downloaded. Check the connection, then try again.");
+    throw new DownloadError("The model could not be downloaded. Check the connection, then try again.");
   }
   if (!response.ok) {
-    throw new Error(`The model could not be downloaded (HTTP status ${response.status}).`);
+    throw new DownloadError(`The model could not be downloaded (HTTP status ${response.status}).`);
   }
   const chunks = [];
   try {
@@ -112,11 +121,20 @@ async function download({ path, sha256, bytes }, add) {
       add(value.length);
     }
   } catch {
-    throw new Error("The download of the model broke off. Check the connection, then try again.");
+    throw new DownloadError("The download of the model broke off. Check the connection, then try again.");
   }
   const content = new Uint8Array(await new Blob(chunks).arrayBuffer());
-  await keep(cache, url, content).catch(() => {}); // no cache, or no space: download it next time
+  if (cache) await keep(cache, url, content).catch(() => {}); // no space: download it next time
   return content;
+}
+
+/** Return the cache; null where the browser forbids it, as some do in frames. */
+async function openCache() {
+  try {
+    return await caches.open(CACHE);
+  } catch {
+    return null;
+  }
 }
 
 /** Cache a file in place of its earlier versions. */
