@@ -115,6 +115,10 @@ function showResult(result) {
   drawCrop(result.pixels);
   drawHeat(top[0].index);
   element("result").hidden = false;
+  element("size").hidden = true;
+  const answer = element("answer");
+  const isBelow = answer.getBoundingClientRect().top > 0.6 * window.innerHeight; // on phones
+  if (isBelow) answer.scrollIntoView();
 }
 
 /** Return a class as a radio button: arrow keys select the class whose heat map is shown. */
@@ -153,7 +157,7 @@ function drawHeat(index) {
   element("caption").replaceChildren(
     painted ? "What the model sees. Bright areas raise the score of " : "What the model sees. Nothing in it raises the score of ",
     make("strong", { textContent: name }),
-    ".",
+    `. The map has ${mapSize.height} x ${mapSize.width} values.`,
   );
 }
 
@@ -223,6 +227,7 @@ function precisionRow(key, { path, bytes, top1, same_top1: same }) {
 
 function updateSize() {
   const total = model.models[precision].bytes + model.runtime.bytes;
+  element("size").hidden = false;
   element("size").textContent = `The first image downloads the model, ${megabytes(total)}. Later ones need no network.`;
 }
 

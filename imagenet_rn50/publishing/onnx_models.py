@@ -252,6 +252,7 @@ def _halve_weights(source: Path, target: Path) -> None:
 
 def _quantize(source: Path, target: Path, shards: ShardStore, data: DataRecipe) -> None:
     """Quantize weights and activations to 8 bits; ranges are those of training images."""
+    import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -267,10 +268,12 @@ def _quantize(source: Path, target: Path, shards: ShardStore, data: DataRecipe) 
 
     prepared = source.with_name("prepared.onnx")
     quant_pre_process(source, prepared, skip_symbolic_shape=True)  # merges norms into convolutions
+    [last] = (node for node in onnx.load(prepared).graph.node if "logits" in node.output)
     quantize_static(
         prepared,
         target,
         Images(),
+        nodes_to_exclude=[last.name],  # the bias: its sum would be rounded to 256 levels
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,

@@ -155,7 +155,7 @@ def _page_content(
         content["path"] = str(ONNX_MODELS[name]) if name in _OFFERED else None
     wasm = None if runtime is None else runtime / _RUNTIME_WASM
     return {
-        "name": hub_id or folder.resolve().name,
+        "name": hub_id or _title(folder),
         "url": f"https://huggingface.co/{hub_id}/tree/{revision}" if hub_id and revision else None,
         "architecture": config["architectures"][0],
         "labels": [labels[str(index)] for index in range(len(labels))],
@@ -173,6 +173,15 @@ def _page_content(
             for path in _examples(folder)
         ],
     }
+
+
+def _title(folder: Path) -> str:
+    """Return the name of the model in its card, or that of its folder if there is no card."""
+    if (folder / CARD).is_file():
+        for line in (folder / CARD).read_text(encoding="utf-8").splitlines():
+            if line.startswith("# "):
+                return line.removeprefix("# ").strip()
+    return folder.resolve().name
 
 
 def _preprocessing(folder: Path) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def visit(browser, address, size=DESKTOP, scheme="light"):
     page, errors, requests = context.new_page(), [], []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: message.type == "error" and errors.append(message.text))
-    context.on("request", requests.append)
+    context.on("request", lambda request: requests.append(request))
     page.goto(address)
     expect(page.get_by_role("heading", name="What is in this image?")).to_be_visible()
     expect(page.get_by_text("About this model")).to_be_visible()
