@@ -10,13 +10,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from huggingface_hub import constants
 
 from imagenet_rn50.model import load_exported, logits_of
 from imagenet_rn50.publishing.export import ExportOptions, export
 from imagenet_rn50.publishing.hub import Target, push
-from imagenet_rn50.publishing.web import download_runtime, stage_web_space
+from imagenet_rn50.publishing.web import WEB, download_runtime, stage_web_space
 from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.utils.errors import InputError
+from tests.hub import TOKEN, serving_hub
 from tests.publishing.runs import make_run, save_checkpoint
 
 FILES = ("model.onnx", "model_fp16.onnx", "model_quantized.onnx")
@@ -31,6 +33,7 @@ def web_export(tmp_path_factory, shards):
     return folder / "out"
 
 
+@pytest.mark.slow
 @pytest.mark.numeric
 @pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
 def test_each_model_computes_nearly_the_same_and_its_maps_add_up_to_the_logits(web_export):
@@ -47,6 +50,7 @@ def test_each_model_computes_nearly_the_same_and_its_maps_add_up_to_the_logits(w
         np.testing.assert_allclose(maps.mean((2, 3)) + bias, logits, atol=1e-2, err_msg=file)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_sizes_and_accuracy_of_the_models_are_measured(web_export, shards):
     metrics = json.loads((web_export / "onnx" / "metrics.json").read_text())
@@ -103,6 +107,37 @@ def test_a_push_of_the_page_needs_models_for_browsers_and_lists_its_files(export
         push(exported, Target("user/model", web_space="web"), dry_run=True)
 
 
+@pytest.mark.filterwarnings("ignore:Use 'content=")  # huggingface_hub's
+def test_the_page_arrives_whole_and_a_later_push_removes_what_it_lacks(
+    exported, tmp_path, monkeypatch, capsys
+):
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    for name in ("ort.min.mjs", "ort.wasm.gz"):
+        (runtime / name).write_bytes(b"a program")
+    (exported / "examples").mkdir()
+    (exported / "examples" / "1 one.jpg").write_bytes(b"a digit")
+    monkeypatch.setattr("imagenet_rn50.publishing.hub.download_runtime", lambda: runtime)
+    with serving_hub() as hub:
+        for name, value in {"ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": True}.items():
+            monkeypatch.setattr(constants, name, value)  # read from the environment at import
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        push(exported, Target("user/model", web_space="user/web"))
+        revision, _ = hub.repos["models/user/model"].at("main")
+        _, files = hub.repos["spaces/user/web"].at("main")
+        assert hub.repos["spaces/user/web"].created["sdk"] == "static"
+        for name in ("index.html", "app.js", "onnx/model_fp16.onnx", "examples/1 one.jpg"):
+            source = (exported if "/" in name else WEB) / name
+            assert files[name] == source.read_bytes(), name
+        assert {"ort/ort.min.mjs", "ort/ort.wasm.gz", "ort/LICENSE"} <= set(files)
+        assert json.loads(files["model.json"])["url"].endswith(f"user/model/tree/{revision}")
+        (exported / "examples" / "1 one.jpg").rename(exported / "examples" / "1 two.jpg")
+        push(exported, Target("user/model", web_space="user/web"))
+        _, files = hub.repos["spaces/user/web"].at("main")
+        assert [name for name in files if name.startswith("examples/")] == ["examples/1 two.jpg"]
+    assert TOKEN not in capsys.readouterr().out
+
+
 def test_the_page_names_its_model_and_says_how_images_are_prepared(exported, tmp_path):
     runtime = tmp_path / "runtime"
     runtime.mkdir()
@@ -155,6 +190,7 @@ def test_a_runtime_with_another_hash_is_refused_and_nothing_is_kept(tmp_path, mo
     name = "onnxruntime-web/-/onnxruntime-web-1.30.0.tgz"
     (tmp_path / name).parent.mkdir(parents=True)
     (tmp_path / name).write_bytes(b"another package")
+    monkeypatch.setattr("imagenet_rn50.utils.storage.time.sleep", lambda seconds: None)
     with registry(tmp_path) as address:
         monkeypatch.setenv("NPM_CONFIG_REGISTRY", address)
         with pytest.raises(InputError, match="sha256"):
