@@ -53,7 +53,7 @@ def digits(tmp_path_factory):
     write_ilsvrc(folder / "source")
     for words in (
         "shard_imagenet.py pack --source source --out shards --dataset digits --train-shards 4",
-        "train_accelerate.py --recipe digits --shards shards --run run --epochs 3",
+        "train_accelerate.py --recipe digits --shards shards --run run",
         "-m imagenet_rn50 export --run run --out export --shards shards --web",
     ):
         program, *options = words.split()

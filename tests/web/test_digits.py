@@ -207,7 +207,15 @@ process.stdout.write(JSON.stringify({ classes, logits: Array.from(logits.data) }
 def transformers_js(tmp_path_factory):
     """A folder with transformers.js, from npm."""
     folder = tmp_path_factory.mktemp("node")
-    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", TRANSFORMERS_JS]
+    command = [
+        "npm",
+        "install",
+        "--silent",
+        "--ignore-scripts",
+        "--no-audit",
+        "--no-fund",
+        TRANSFORMERS_JS,
+    ]
     subprocess.run(command, cwd=folder, check=True)
     (folder / "classify.mjs").write_text(TRANSFORMERS, encoding="utf-8")
     return folder
