@@ -502,6 +502,7 @@ def export(
     cache: Path | None = None,
     web: bool = False,
     metrics: Path | None = None,
+    examples: int | None = None,
     classes: Path | None = None,
     arch: str | None = None,
     eval_resize: int | None = None,
@@ -519,10 +520,13 @@ def export(
             With --from, required if the file holds both.
         format: Library that loads it.
         dtype: Data type of the weights.
-        shards: Folder or address of shards, to compare original and export on images.
+        shards: Folder or address of shards, to compare original and export on images, to calibrate
+            when the Space calls an image unfamiliar, and for --examples.
         cache: Local folder to cache remote shards in.
         web: Add ONNX models for browsers, of 8 and of 16 bits, calibrated and measured on --shards.
         metrics: metrics.json of `evaluate`, for the card; default: that of the run.
+        examples: Number of validation images to copy into the export, as examples for the Space; 0
+            for none. Default: 6, if there are --shards whose terms allow it.
         classes: With --from: list of classes (classes.json, LOC_synset_mapping.txt or Keras'
             imagenet_class_index.json), if the weights do not name theirs.
         arch: With --from: name of the architecture in timm (resnet50, or resnet50.a1_in1k to use
@@ -545,7 +549,9 @@ def export(
     else:
         _refuse("--from", "--run", {"--checkpoint": checkpoint != "best"})
     store = open_shards(shards, cache=cache) if shards else None
-    export_options = ExportOptions(form=format, dtype=dtype, shards=store, metrics=metrics, web=web)
+    export_options = ExportOptions(
+        form=format, dtype=dtype, shards=store, metrics=metrics, web=web, examples=examples
+    )
     if run is not None:
         export_run(run, out, checkpoint=checkpoint, weights=weights, options=export_options)
         return

@@ -1,12 +1,13 @@
 """The Space: open an image, classify it, explain the result and show it.
 
-images    an uploaded file -> an upright RGB image, or ImageError
-model     a folder or a Hub id -> a classifier -> class probabilities
-heatmap   Grad-CAM: the parts of the image that raise a class's score
-card      the model's README.md -> sanitized HTML
-batch     files -> rows -> CSV
-views     results -> HTML
-page      tabs (one_image, many_images), look, limits
+images       an uploaded file -> an upright RGB image, or ImageError
+model        folders or Hub ids -> classifiers -> class probabilities
+calibration  is the image unlike those that the model saw?
+heatmap      Grad-CAM: the parts of the image that raise a class's score
+card         the model's README.md -> sanitized HTML with its curves
+batch        files -> rows -> CSV
+views        results -> HTML
+page         tabs (one_image, many_images), look, limits
 """
 
 import os

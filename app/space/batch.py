@@ -19,11 +19,13 @@ class Row:
     Attributes:
         file: File name.
         predictions: The most likely classes; empty if the file could not be read.
+        is_unfamiliar: Whether it is unlike the images that the model saw; None if not known.
         error: Why the file could not be read; empty if it could.
     """
 
     file: str
     predictions: Sequence[Prediction] = ()
+    is_unfamiliar: bool | None = None
     error: str = ""
 
 
@@ -31,7 +33,8 @@ def classify_files(classifier: Classifier, paths: Iterable[str]) -> Iterator[Row
     """Yield one row per file, also for files that cannot be read."""
     for path in paths:
         try:
-            yield Row(Path(path).name, classifier.predict(open_image(path)))
+            answer = classifier.answer(open_image(path))
+            yield Row(Path(path).name, answer.predictions, answer.is_unfamiliar)
         except ImageError as error:
             yield Row(Path(path).name, error=str(error))
 
@@ -42,11 +45,12 @@ def to_csv(rows: Iterable[Row]) -> bytes:
     header = [f"{name}_{number}" for number in numbers for name in ("class", "score")]
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["file", "error", *header])
+    writer.writerow(["file", "error", "unfamiliar", *header])
     for row in rows:
         cells = [
             cell for prediction in row.predictions for cell in (prediction.label, prediction.score)
         ]
         padding = [""] * (len(header) - len(cells))
-        writer.writerow([row.file, row.error, *cells, *padding])
+        unfamiliar = "" if row.is_unfamiliar is None else str(row.is_unfamiliar).lower()
+        writer.writerow([row.file, row.error, unfamiliar, *cells, *padding])
     return text.getvalue().encode("utf-8-sig")

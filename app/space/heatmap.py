@@ -1,4 +1,4 @@
-"""Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391): what raises the score of a class."""
+"""Grad-CAM (Selvaraju et al. 2017): what raises the score of a class."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import torch
 from PIL import Image
 from transformers import PreTrainedModel
 
+METHOD, METHOD_URL = "Grad-CAM", "https://arxiv.org/abs/1610.02391"
+_MIN_SIDE = 7  # positions, as in the last stage of ResNet-50 for 224 px
 SIDE = 448  # px, width of the heat map on the page
 
 # Anchors of matplotlib's "inferno": dark to bright in gray too, so it works without colour vision.
@@ -14,7 +16,10 @@ _COLOURS = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (25
 
 
 def grad_cam(model: PreTrainedModel, pixels: torch.Tensor, index: int) -> torch.Tensor | None:
-    """Weight the channels of the last stage by the gradient of one class's logit.
+    """Weight the channels of a stage by the gradient of one class's logit.
+
+    The stage is the last one, unless its map is too coarse to tell parts of the image apart: of a
+    model of small images, whose last stage has four positions, an empty corner would glow.
 
     Args:
         model: A convolutional model in eval mode.
@@ -22,17 +27,20 @@ def grad_cam(model: PreTrainedModel, pixels: torch.Tensor, index: int) -> torch.
         index: Class index.
 
     Returns:
-        (h, w) float in [0, 1], the size of the last stage's feature map; None if the model has no
-        feature map (a transformer, for example).
+        (h, w) float from 0, where the image raises the logit least or not at all, to 1, where it
+        raises it most; None if the model has no feature map (a transformer, for example).
     """
     with torch.enable_grad():
         outputs = model(pixel_values=pixels, output_hidden_states=True)
-        features = outputs.hidden_states[-1]  # (1, C, h, w)
-        if features.ndim != 4:
+        maps = [features for features in outputs.hidden_states if features.ndim == 4]
+        if not maps or outputs.hidden_states[-1].ndim != 4:
             return None
+        # The last one of those that are fine enough, or else of the finest.
+        features = max(reversed(maps), key=lambda features: min(*features.shape[2:], _MIN_SIDE))
         (gradient,) = torch.autograd.grad(outputs.logits[0, index], features)
     weights = gradient.mean((2, 3), keepdim=True)  # (1, C, 1, 1)
     heat: torch.Tensor = (weights * features.detach()).sum(1)[0].relu().float()
+    heat -= heat.min()
     return heat / heat.max().clamp_min(1e-12)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 MAX_FILE_SIZE = "20mb"
 MAX_BATCH = 64  # files
-MAX_WAITING = 32  # requests in the queue; later ones get an error
+MAX_WAITING = 64  # requests in the queue; later ones are told that it is full
 NUM_WORKERS = 2  # concurrent requests
 UPLOAD_SECONDS = 3600  # age at which uploads are deleted, and the interval of the check
 

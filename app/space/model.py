@@ -1,9 +1,10 @@
-"""Load the model from a folder or the Hub with transformers' Auto classes, and classify images."""
+"""Load models from folders or the Hub with transformers' Auto classes, and classify images."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from huggingface_hub import snapshot_download
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
+from space.calibration import FILE as CALIBRATION_FILE
+from space.calibration import Calibration
 from space.heatmap import SIDE, grad_cam, paint
 
 # Safetensors only: a pickle from the Hub could run code.
@@ -21,9 +24,12 @@ _FILES = [
     "preprocessor_config.json",
     "model*.safetensors*",
     "README.md",
+    "plots/*.png",
     "examples/*",
+    CALIBRATION_FILE,
 ]
 NUM_PREDICTIONS = 5
+MAX_MODELS = 4  # each stays in memory
 
 
 class ModelError(Exception):
@@ -45,29 +51,69 @@ class ModelId:
     @property
     def title(self) -> str:
         """The name shown to visitors, without the path of a local folder."""
-        name = Path(self.name).resolve().name if Path(self.name).is_dir() else self.name
+        name = Path(self.name).resolve().name if self.is_folder else self.name
         return f"{name} at {self.revision}" if self.revision else name
 
-    @classmethod
-    def from_settings(cls, environment: Mapping[str, str], file: Path) -> ModelId:
-        """Read MODEL_ID and MODEL_REVISION, or else the file that was uploaded with the Space.
+    @property
+    def is_folder(self) -> bool:
+        """Whether it is a local folder."""
+        return Path(self.name).is_dir()
 
-        Raises:
-            ModelError: If neither names a model.
-        """
-        if name := environment.get("MODEL_ID", "").strip():
-            return cls(name, environment.get("MODEL_REVISION", "").strip() or None)
-        try:
-            settings = json.loads(file.read_text(encoding="utf-8"))
-            return cls(str(settings["model_id"]), settings.get("revision"))
-        except FileNotFoundError:
-            raise ModelError(
-                f"No model is configured: MODEL_ID is not set and there is no {file.name}."
-            ) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelError(
-                f'{file.name} is invalid, expected {{"model_id": "owner/name"}}.'
-            ) from error
+
+def models_from_settings(environment: Mapping[str, str], file: Path) -> list[ModelId]:
+    """Read MODEL_ID and MODEL_REVISION, or else the file that was uploaded with the Space.
+
+    Both may list several models, separated by commas.
+
+    Raises:
+        ModelError: If neither names a model, or they name too many.
+    """
+    if name := environment.get("MODEL_ID", "").strip():
+        return _split(name, environment.get("MODEL_REVISION", ""))
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        return _split(str(settings["model_id"]), settings.get("revision") or "")
+    except FileNotFoundError:
+        raise ModelError(
+            f"No model is configured: MODEL_ID is not set and there is no {file.name}."
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f'{file.name} is invalid, expected {{"model_id": "owner/name"}}.'
+        ) from error
+
+
+def _split(names: str, revisions: str) -> list[ModelId]:
+    """Return the models of two comma-separated lists.
+
+    Raises:
+        ModelError: If there are too many models, or not one revision each.
+    """
+    if ModelId(names).is_folder:
+        return [ModelId(names, revisions.strip() or None)]
+    listed = [name for part in names.split(",") if (name := part.strip())]
+    asked = [part.strip() or None for part in revisions.split(",")]
+    if asked == [None]:
+        asked *= len(listed)
+    if not 0 < len(listed) <= MAX_MODELS:
+        raise ModelError(f"MODEL_ID lists {len(listed)} models, expected 1 to {MAX_MODELS}.")
+    if len(asked) != len(listed):
+        raise ModelError(
+            f"MODEL_REVISION lists {len(asked)} revisions for {len(listed)} models, expected one "
+            "each. A revision may be empty."
+        )
+    return [ModelId(name, revision) for name, revision in zip(listed, asked, strict=True)]
+
+
+def titles_of(models: Sequence[ModelId]) -> list[str]:
+    """Return a distinct title for each model: equal ones are numbered."""
+    counts = Counter(model.title for model in models)
+    seen: Counter[str] = Counter()
+    titles = []
+    for title in (model.title for model in models):
+        seen[title] += 1
+        titles.append(title if counts[title] == 1 else f"{title} ({seen[title]})")
+    return titles
 
 
 def find_folder(model: ModelId) -> Path:
@@ -76,9 +122,8 @@ def find_folder(model: ModelId) -> Path:
     Raises:
         ModelError: If it is neither a local folder nor a model that can be downloaded.
     """
-    folder = Path(model.name)
-    if folder.is_dir():
-        return folder
+    if model.is_folder:
+        return Path(model.name)
     try:
         return Path(snapshot_download(model.name, revision=model.revision, allow_patterns=_FILES))
     except Exception as error:  # network, Hub and name errors have no common class
@@ -95,13 +140,28 @@ class Prediction:
 
     Attributes:
         index: Class index.
-        label: Class name.
+        label: Class name, with all of its synonyms.
         score: Probability, in [0, 1].
+        name: Class name to display: the first synonym, if no other class has it.
     """
 
     index: int
     label: str
     score: float
+    name: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says about an image.
+
+    Attributes:
+        predictions: The most likely classes, most likely first.
+        is_unfamiliar: Whether the image is unlike those that the model saw; None if not known.
+    """
+
+    predictions: list[Prediction]
+    is_unfamiliar: bool | None = None
 
 
 class Classifier:
@@ -109,12 +169,20 @@ class Classifier:
 
     Args:
         folder: Folder with config.json, model.safetensors and preprocessor_config.json.
+        title: Name of the model on the page; None for that of the folder.
+
+    Attributes:
+        title: Name of the model on the page.
+        names: Name of each class to display; see `first_synonyms`.
+        calibration: When an image counts as unlike those that the model saw; None if not known.
 
     Raises:
         ModelError: If loading them or classifying a gray image fails.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, title: str | None = None) -> None:
+        self.title = title or folder.name
+        self.calibration = Calibration.read(folder)
         try:
             self._processor = AutoImageProcessor.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False
@@ -129,6 +197,9 @@ class Classifier:
             if loading["missing_keys"]:
                 raise ValueError(f"no weights for {sorted(loading['missing_keys'])}")
             self._model.eval()
+            labels = self._model.config.id2label
+            self._labels = [str(labels[index]) for index in range(self.num_classes)]
+            self.names = first_synonyms(self._labels)
             self.predict(Image.new("RGB", (256, 256), "gray"))  # warm up for the first visitor
         except Exception as error:  # a broken folder raises anything
             raise ModelError("The model cannot be loaded.") from error
@@ -145,13 +216,15 @@ class Classifier:
         }
 
     @property
+    def size(self) -> str:
+        """Number of parameters and bytes of the weights in memory, for the page."""
+        num_bytes = self._model.get_memory_footprint()
+        return f"{self._model.num_parameters():,} parameters, {num_bytes / 1e6:,.1f} MB"
+
+    @property
     def num_classes(self) -> int:
         """Number of classes."""
         return int(self._model.config.num_labels)
-
-    def class_name(self, index: int) -> str:
-        """Return the name of class `index`."""
-        return str(self._model.config.id2label[index])
 
     def pixels(self, image: Image.Image) -> torch.Tensor:
         """Return the model input of an RGB image: (1, 3, H, W), normalized."""
@@ -160,14 +233,19 @@ class Classifier:
         return pixels
 
     @torch.inference_mode()
-    def predict(self, image: Image.Image, top: int = NUM_PREDICTIONS) -> list[Prediction]:
-        """Return the most likely classes of an RGB image, most likely first."""
+    def answer(self, image: Image.Image, top: int = NUM_PREDICTIONS) -> Answer:
+        """Return the most likely classes of an RGB image, and whether it is unfamiliar."""
         logits = self._model(pixel_values=self.pixels(image)).logits[0].float()
         best = logits.softmax(-1).topk(min(top, len(logits)))
-        return [
-            Prediction(index, self.class_name(index), score)
+        predictions = [
+            Prediction(index, self._labels[index], score, self.names[index])
             for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
+        return Answer(predictions, self.calibration and self.calibration.is_unfamiliar(logits))
+
+    def predict(self, image: Image.Image, top: int = NUM_PREDICTIONS) -> list[Prediction]:
+        """Return the most likely classes of an RGB image, most likely first."""
+        return self.answer(image, top).predictions
 
     def visible_crop(self, image: Image.Image) -> Image.Image:
         """Return the crop of an RGB image that the model sees, enlarged for display."""
@@ -185,3 +263,16 @@ class Classifier:
         """Return the RGBA heat map of class `index`, or None if the model has no feature map."""
         heat = grad_cam(self._model, self.pixels(image), index)
         return None if heat is None else paint(heat, size)
+
+
+def first_synonyms(labels: list[str]) -> list[str]:
+    """Return the first of the comma-separated names in each label, if no other label has it.
+
+    ImageNet has "crane, bird" and "crane" for example, so some labels need all of their names.
+    """
+    firsts = [label.partition(",")[0].strip() for label in labels]
+    counts = Counter(firsts)
+    return [
+        first if first and counts[first] == 1 else label
+        for first, label in zip(firsts, labels, strict=True)
+    ]

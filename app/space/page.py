@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import gradio as gr
 from space.card import read_card
 from space.limits import MAX_FILE_SIZE, MAX_WAITING, NUM_WORKERS, UPLOAD_SECONDS
 from space.many_images import build_many_images_tab
-from space.model import Classifier, ModelError, ModelId, find_folder
+from space.model import Classifier, ModelError, ModelId, find_folder, titles_of
 from space.one_image import OneImageTab
-from space.views import about_view, setup_view
+from space.views import about_view, heading_view, setup_view
 
 TITLE = "What is in this image?"
 
@@ -21,27 +22,27 @@ _HERE = Path(__file__).parent
 _OWN_EXAMPLES = _HERE.parent / "examples"
 
 
-def build_page(model: ModelId) -> gr.Blocks:
-    """Load a model and build the page.
+def build_page(models: Sequence[ModelId]) -> gr.Blocks:
+    """Load models and build the page, which compares them if there are several.
 
     Raises:
-        ModelError: If the model is not found or cannot be loaded.
+        ModelError: If a model is not found or cannot be loaded.
     """
-    folder = find_folder(model)
-    classifier = Classifier(folder)
+    folders = [find_folder(model) for model in models]
+    classifiers = list(map(Classifier, folders, titles_of(models)))
     page = _blocks(TITLE)
     with page:
         gr.HTML(
-            f"<h1>{TITLE}</h1><p>A neural network picks the five most likely of "
-            f"{classifier.num_classes:,} classes and shows why it thinks so.</p>",
+            heading_view(TITLE, classifiers[0].names, num_models=len(models)),
             elem_classes="heading",
         )
         with gr.Tab("One image"):
-            OneImageTab(classifier, _examples(folder)).build()
+            OneImageTab(classifiers, _examples(folders[0])).build()
         with gr.Tab("Many images"):
-            build_many_images_tab(classifier)
+            build_many_images_tab(classifiers)
         with gr.Tab("About"):
-            gr.HTML(about_view(model.title, classifier.summary, read_card(folder)))
+            for folder, classifier in zip(folders, classifiers, strict=True):
+                gr.HTML(about_view(classifier.title, classifier.summary, read_card(folder)))
         gr.HTML(
             f"<p>Uploaded images are deleted within {2 * UPLOAD_SECONDS // 3600} hours and are not "
             "sent to other servers.</p>",

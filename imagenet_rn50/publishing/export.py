@@ -6,6 +6,8 @@ OUT/
   onnx/                                      models for browsers, with --web; see onnx_models
   README.md  .eval_results/                  the model card; its result on ImageNet-1k, for the Hub
   metrics.jsonl  recipe.yaml  plots/  ...    what the card's numbers come from
+  calibration.json                           when the Space calls an image unfamiliar
+  examples.json  examples/                   validation images for the Space
 """
 
 from __future__ import annotations
@@ -20,10 +22,17 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.evaluation.load_model import check_classes
 from imagenet_rn50.model import weights_digest
 from imagenet_rn50.pretrained import Kind
+from imagenet_rn50.publishing.calibration import write_calibration
 from imagenet_rn50.publishing.card_metadata import leaderboard_refs
 from imagenet_rn50.publishing.eval_results import write_eval_results
+from imagenet_rn50.publishing.examples import (
+    copy_added_examples,
+    num_examples,
+    write_examples,
+)
 from imagenet_rn50.publishing.formats import (
     Dtype,
+    Logits,
     compare_logits,
     compare_on_shards,
     converted,
@@ -33,11 +42,13 @@ from imagenet_rn50.publishing.formats import (
 )
 from imagenet_rn50.publishing.layout import (
     ASSUMED_ARCHITECTURE,
+    CALIBRATION,
     CARD,
     CONFIG,
     EVALUATION,
     EXAMPLES,
     ORIGIN,
+    SHARDS,
     STATS,
     is_of_export,
 )
@@ -48,10 +59,11 @@ from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.publishing.snippets import Format
 from imagenet_rn50.publishing.source import Source, source_of_run, source_of_weights
 from imagenet_rn50.publishing.source_files import CardInfo, SourceFiles
+from imagenet_rn50.publishing.validation_images import ValidationImages
 from imagenet_rn50.publishing.web import require_web_models
 from imagenet_rn50.runs.checkpoint import Weights, Which
 from imagenet_rn50.shards.store import ShardStore
-from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.errors import InputError, first_line, require_at_least
 from imagenet_rn50.utils.files import (
     TEMPORARY_SUFFIX,
     read_json,
@@ -77,6 +89,8 @@ class ExportOptions:
         shards: Images to compare logits on, in addition to random ones.
         metrics: metrics.json of `evaluate`, for the card; None uses that of the run, if any.
         web: Whether to add ONNX models for browsers, which needs `shards`.
+        examples: Number of validation images to add as examples for the Space; None for 6, if
+            there are any and they may be published.
     """
 
     form: Format = "transformers"
@@ -84,6 +98,7 @@ class ExportOptions:
     shards: ShardStore | None = None
     metrics: Path | None = None
     web: bool = False
+    examples: int | None = None
 
 
 def export(
@@ -146,6 +161,7 @@ def _write(source: Source, out: Path, options: ExportOptions) -> None:
     require_format(source.model, source.processor, options.form, options.dtype)
     if options.web:
         require_web(options.shards, options.dtype)
+    require_at_least("--examples", options.examples or 0, 0)
     if options.shards:
         where = options.shards.folder
         labels = list((source.model.config.id2label or {}).values())
@@ -159,8 +175,7 @@ def _write(source: Source, out: Path, options: ExportOptions) -> None:
     temporary.mkdir(parents=True)
     try:
         result = _fill(source, temporary, options)
-        if (final / EXAMPLES).is_dir():
-            shutil.copytree(final / EXAMPLES, temporary / EXAMPLES)
+        copy_added_examples(final, temporary)
         replace_folder(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -209,6 +224,7 @@ def _fill(source: Source, folder: Path, options: ExportOptions) -> str:
     source.processor.save_pretrained(folder)
     _copy_sources(source, folder)
     _check_evaluation(folder, weights_digest(written.float()), required=options.metrics is not None)
+    _add_validation_images(source, exported, folder, options)
     write_json(folder / STATS, model_stats(model.config, source.data.eval_size))
     info = CardInfo(source.name, options.form, options.dtype, source.choice)
     write_eval_results(folder, leaderboard_refs(SourceFiles(folder), info))
@@ -227,6 +243,26 @@ def _fill(source: Source, folder: Path, options: ExportOptions) -> str:
         write_web_models(source.model, folder, options.shards, source.data)
         require_web_models(folder)
     return f"{result}; the same top-1 class on {same} of {compared} images"
+
+
+def _add_validation_images(
+    source: Source, exported: Logits, folder: Path, options: ExportOptions
+) -> None:
+    """Calibrate on validation images, and add some as examples, where that is possible.
+
+    Raises:
+        InputError: If `options` ask for examples, and there are none that may be published.
+    """
+    try:
+        images = ValidationImages.of(options.shards, source.files.get(SHARDS))
+    except InputError as error:
+        if options.examples:
+            raise
+        logger.info(f"no {CALIBRATION} and no {EXAMPLES}/: {first_line(error)}")
+        return
+    write_calibration(images, exported, source.processor, folder)
+    if number := num_examples(images, options.examples):
+        write_examples(images, folder, number)
 
 
 def _reference(source: Source) -> str:

@@ -208,13 +208,6 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
 
 
-_STALE = {  # what earlier pushes left and this one may lack, by the SDK of the Space
-    None: [*REPLACED, f"{PLOTS}/*"],
-    "gradio": None,
-    "static": [f"{ONNX_FOLDER}/*", f"{EXAMPLES}/*", "ort/*"],
-}
-
-
 def _upload(api: HfApi, stage: Path, hub_id: str, sdk: str | None = None, *, private: bool) -> str:
     """Create a repository unless it exists, and commit a folder to it.
 
@@ -239,7 +232,7 @@ def _upload(api: HfApi, stage: Path, hub_id: str, sdk: str | None = None, *, pri
         repo_type=kind,
         folder_path=stage,
         commit_message="Push from imagenet_rn50",
-        delete_patterns=_STALE[sdk],
+        delete_patterns=_stale(stage, sdk),
     )
     revision = done.oid
     checked = api.verify_repo_checksums(hub_id, repo_type=kind, revision=revision, local_dir=stage)
@@ -256,6 +249,24 @@ def _upload(api: HfApi, stage: Path, hub_id: str, sdk: str | None = None, *, pri
         f"{api.endpoint}/{prefix}{hub_id}/tree/{revision}"
     )
     return revision
+
+
+def _stale(stage: Path, sdk: str | None) -> list[str] | None:
+    """Return patterns of files that earlier pushes may have left, and this one may lack.
+
+    Examples of a model are replaced by new ones, if there are any: they may have been added on the
+    Hub.
+
+    Args:
+        stage: The folder to upload.
+        sdk: That of the Space; None for a model.
+    """
+    if sdk == "gradio":
+        return None
+    if sdk == "static":
+        return [f"{ONNX_FOLDER}/*", f"{EXAMPLES}/*", "ort/*"]
+    examples = [f"{EXAMPLES}/*"] if (stage / EXAMPLES).is_dir() else []
+    return [*REPLACED, f"{PLOTS}/*", *examples]
 
 
 def _token() -> str:

@@ -45,11 +45,15 @@ EVAL_RESULTS = ".eval_results/imagenet-1k.yaml"
 """Results for the Hub's leaderboard of ImageNet-1k."""
 PLOTS = "plots"
 EXAMPLES = "examples"
-"""Example images for the Space; an export keeps them."""
+"""Example images for the Space; an export keeps those that people added."""
+EXAMPLES_SOURCE = "examples.json"
+"""Where the exported example images come from."""
+CALIBRATION = "calibration.json"
+"""The threshold by which the Space recognises images that are unlike those that the model saw."""
 
 REPLACED = (
     *(*WEIGHTS, f"{ONNX_FOLDER}/*", METRICS, EVALUATION, RECIPE, SHARDS, ORIGIN, CLASSES),
-    EVAL_RESULTS,
+    *(EVAL_RESULTS, EXAMPLES_SOURCE, CALIBRATION),
 )
 """Files that some exports write and others do not; a push removes stale ones."""
 

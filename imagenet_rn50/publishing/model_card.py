@@ -40,6 +40,7 @@ from imagenet_rn50.publishing.source_files import (
     FieldRef,
     SourceFiles,
 )
+from imagenet_rn50.publishing.validation_images import validation_images_note
 from imagenet_rn50.runs.checkpoint import SelectedWeights
 from imagenet_rn50.runs.metrics import START
 from imagenet_rn50.shards.manifest import VALIDATION
@@ -79,7 +80,9 @@ def model_card(folder: Path, info: CardInfo) -> str:
         results=_results(files, info),
         published=_published(files, info),
         training=_training(files, info),
-        limits=LIMITS + (IMAGENET_LIMITS if files.is_imagenet1k() else ""),
+        limits=LIMITS
+        + (IMAGENET_LIMITS if files.is_imagenet1k() else "")
+        + validation_images_note(files),
         reproduce=reproduction(files, info),
         citation=citation(info.name, is_imagenet1k=files.is_imagenet1k()),
     )

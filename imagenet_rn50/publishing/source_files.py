@@ -15,8 +15,10 @@ from typing import Any
 
 from imagenet_rn50.evaluation.metrics import TOP_K
 from imagenet_rn50.publishing.layout import (
+    CALIBRATION,
     CONFIG,
     EVALUATION,
+    EXAMPLES_SOURCE,
     METRICS,
     ORIGIN,
     PROCESSOR,
@@ -138,6 +140,8 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
     PROCESSOR: parse_json,
     STATS: parse_json,
     ORIGIN: parse_json,
+    CALIBRATION: parse_json,
+    EXAMPLES_SOURCE: parse_json,
     RECIPE: parse_yaml,
     PUBLISHED: parse_yaml,
 }

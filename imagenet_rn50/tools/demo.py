@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -70,7 +69,7 @@ def run_demo(run: Path, data: Path) -> None:
         *(shards, run),
     )
     logger.info("\n== Export the best checkpoint for transformers")
-    _call("python -m imagenet_rn50 export --run {} --out {}", run, exported)
+    _call("python -m imagenet_rn50 export --run {} --out {} --shards {}", run, exported, shards)
     logger.info("\n== Evaluate the exported model")
     _call(
         "python -m imagenet_rn50 evaluate --model {} --shards {} --out {}",
@@ -83,7 +82,6 @@ def run_demo(run: Path, data: Path) -> None:
     images, names = _held_out(source, shards)
     _call("python examples/predict.py --model {}" + " {}" * len(images), exported, *images)
     logger.info(f"True classes: {' | '.join(names)}")
-    _copy_examples(exported / "examples", images, names)
 
     seconds = round(time.perf_counter() - began, 1)
     first, *_ = read_json(metrics)["results"]
@@ -130,13 +128,6 @@ def _held_out(source: Path, shards: Path) -> tuple[list[str], list[str]]:
     images = [str(folder / f"{row['ImageId']}.JPEG") for row in rows]
     wnids = [row["PredictionString"].split()[0] for row in rows]
     return images, [classes.labels[classes.index_of[wnid]] for wnid in wnids]
-
-
-def _copy_examples(folder: Path, images: list[str], names: list[str]) -> None:
-    """Copy images into the exported folder, as examples for the Space."""
-    folder.mkdir(exist_ok=True)
-    for number, (image, name) in enumerate(zip(images, names, strict=True), start=1):
-        shutil.copy(image, folder / f"{number} {name.partition(',')[0]}.jpg")
 
 
 def _summary(run: Path, exported: Path, evaluation: Path, summary: dict[str, float]) -> str:

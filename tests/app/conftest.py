@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from PIL import Image
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.model import build_model, build_processor
@@ -33,6 +34,7 @@ license: apache-2.0
 |---|---:|
 | tiny | 12.5% |
 
+![loss over epochs](plots/loss.png)
 ![a plot](https://outside.example/plot.png)
 <img src="https://outside.example/tracker.gif"><script>window.stolen = 1</script>
 [a link](https://outside.example/)
@@ -50,6 +52,8 @@ def model_folder(tmp_path_factory):
     model.get_parameter("classifier.1.weight").data.mul_(20)
     model.save_pretrained(folder)
     build_processor(recipe.data).save_pretrained(folder)
+    (folder / "plots").mkdir()
+    Image.new("RGB", (600, 400), "white").save(folder / "plots" / "loss.png")
     (folder / "README.md").write_text(CARD, encoding="utf-8")
     return folder
 

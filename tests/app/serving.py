@@ -1,5 +1,6 @@
 """Serve the Space as Hugging Face does: copy app/ to a folder of its own and run `app.py`."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,9 @@ import urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
+
+import httpx
 
 from tests.support import free_ports
 
@@ -106,3 +110,25 @@ def _wait_for(address, process, log, seconds=240):
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
     raise AssertionError(f"the Space does not answer:\n{log.read_text(encoding='utf-8')}")
+
+
+def function_of(address, elem_id, event):
+    """Return the index of the function that an event of a component calls."""
+    config = httpx.get(f"{address.rstrip('/')}/config", timeout=60).json()
+    [component] = [c["id"] for c in config["components"] if c["props"].get("elem_id") == elem_id]
+    [function] = [d for d in config["dependencies"] if [component, event] in d["targets"]]
+    return function["id"]
+
+
+def run_function(address, function, data):
+    """Call a function through the queue, as the page does, and return its final event."""
+    queue, session = f"{address.rstrip('/')}/gradio_api/queue", uuid4().hex
+    body = {"data": data, "fn_index": function, "session_hash": session}
+    httpx.post(f"{queue}/join", json=body, timeout=60).raise_for_status()
+    with httpx.stream("GET", f"{queue}/data?session_hash={session}", timeout=60) as answer:
+        for line in answer.iter_lines():
+            if line.startswith("data:"):
+                event = json.loads(line.removeprefix("data:"))
+                if event["msg"] == "process_completed":
+                    return event
+    raise AssertionError("no answer")

@@ -2,15 +2,17 @@
 
 import csv
 import io
+import json
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
+from safetensors.torch import load_file, save_file
 
 from tests.app.conftest import NAMES
-from tests.app.serving import APP
+from tests.app.serving import APP, serve
 
 CHROMIUM = shutil.which("chromium")
 SCREENSHOTS = Path(__file__).parents[2] / "test-artifacts" / "space"
@@ -83,9 +85,11 @@ def screenshot(page, name):
 
 def test_an_uploaded_image_gets_five_classes_and_selecting_one_updates_the_heat_map(browser, space):
     with visit(browser, space) as page:
-        expect(page.get_by_text("Drop, paste or choose")).to_be_visible()
-        screenshot(page, "1-empty-desktop-light")
+        wait_for_predictions(page)  # of the first example
+        opened = heat_map(page).get_attribute("src")
+        screenshot(page, "1-open-desktop-light")
         upload(page, APP / "examples" / "cat.jpg")
+        expect(heat_map(page)).not_to_have_attribute("src", opened, timeout=TIMEOUT_MS)
         wait_for_predictions(page)
         expect(predictions(page).first).to_be_checked()
         expect(page.locator(".latency")).to_be_visible()
@@ -107,22 +111,35 @@ def test_an_uploaded_image_gets_five_classes_and_selecting_one_updates_the_heat_
 
 def test_examples_can_be_selected_with_the_keyboard(browser, space):
     with visit(browser, space) as page:
+        opened = heat_map(page).get_attribute("src")
         example = page.get_by_role("button", name="Example: rocket")
         for _ in range(30):
             page.keyboard.press("Tab")
             if example.evaluate("element => element === document.activeElement"):
                 break
         page.keyboard.press("Enter")
+        expect(heat_map(page)).not_to_have_attribute("src", opened, timeout=TIMEOUT_MS)
         wait_for_predictions(page)
 
 
-def test_a_damaged_file_shows_an_error_and_the_next_image_is_classified(browser, space, tmp_path):
-    damaged = tmp_path / "damaged.jpg"
+def test_a_bad_file_shows_an_error_and_no_broken_image_and_the_next_one_is_classified(
+    browser, space, tmp_path
+):
+    damaged, text = tmp_path / "damaged.jpg", tmp_path / "words.txt"
     damaged.write_bytes((APP / "examples" / "cat.jpg").read_bytes()[:5000])
+    text.write_text("no image")
+    renamed = shutil.copy(text, tmp_path / "words.jpg")
     with visit(browser, space) as page:
-        upload(page, damaged)
-        alert = page.get_by_role("alert").filter(has_text="damaged")
-        expect(alert).to_be_visible(timeout=TIMEOUT_MS)
+        for path, message in ((damaged, "damaged"), (renamed, "not a supported image")):
+            upload(page, path)
+            alert = page.get_by_role("alert").filter(has_text=message)
+            expect(alert).to_be_visible(timeout=TIMEOUT_MS)
+            expect(page.locator("#image img")).to_have_count(0, timeout=TIMEOUT_MS)
+            expect(alert).to_be_visible()
+            expect(predictions(page)).to_have_count(0)
+        upload(page, text)
+        expect(page.get_by_text("Invalid file type")).to_be_visible(timeout=TIMEOUT_MS)
+        expect(page.locator("#image img")).to_have_count(0)
         screenshot(page, "3-bad-file-desktop-light")
         page.get_by_role("button", name="Example: coffee").click()
         wait_for_predictions(page)
@@ -148,12 +165,15 @@ def test_every_tab_fits_the_window_in_dark_mode(browser, space, name, size):
             assert_fits()
 
 
-def test_the_model_card_is_rendered_without_scripts_and_images(browser, space):
+def test_the_model_card_is_rendered_with_its_curves_and_without_scripts(browser, space):
     with visit(browser, space) as page:
         page.get_by_role("tab", name="About").click()
         expect(page.get_by_text("A card")).to_be_visible()
         expect(page.get_by_role("cell", name="12.5%")).to_be_visible()
         assert page.evaluate("window.stolen") is None
+        curve = page.get_by_alt_text("loss over epochs")
+        expect(curve).to_be_visible()
+        assert curve.evaluate("image => image.naturalWidth") == 600
 
 
 def test_many_images_are_exported_as_a_table_and_a_csv(browser, space, tmp_path):
@@ -178,8 +198,47 @@ def test_many_images_are_exported_as_a_table_and_a_csv(browser, space, tmp_path)
     assert all(line["class_5"] in NAMES for line in lines[:-1])
 
 
+@pytest.mark.slow  # test_serving asks the API itself
 def test_the_api_page_documents_predict(browser, space):
     with visit(browser, space) as page:
         page.get_by_role("button", name="Use via API").click()
         expect(page.get_by_text("/predict").first).to_be_visible(timeout=TIMEOUT_MS)
         screenshot(page, "8-api-desktop-light")
+
+
+@pytest.fixture(scope="module")
+def comparison(model_folder, tmp_path_factory):
+    """The Space, comparing two models; to the second one, every image is unfamiliar."""
+    other = tmp_path_factory.mktemp("models") / "other"
+    shutil.copytree(model_folder, other)
+    calibration = {"score": "log-odds of the maximum softmax", "temperature": 1}
+    calibration |= {"threshold": 1e9, "false_alarm_rate": 0.05, "num_images": 40}
+    (other / "calibration.json").write_text(json.dumps(calibration), encoding="utf-8")
+    weights = load_file(other / "model.safetensors")
+    weights["classifier.1.weight"] *= 1.5
+    save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    with serve(tmp_path_factory.mktemp("both"), MODEL_ID=f"{model_folder},{other}") as served:
+        yield served
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("name", "size"), [("phone", PHONE), ("desktop", DESKTOP)])
+def test_two_models_are_compared_side_by_side(browser, comparison, name, size, scheme):
+    with visit(browser, comparison, size, scheme) as page:
+        answers = page.locator("section.answer")
+        expect(answers).to_have_count(2, timeout=TIMEOUT_MS)
+        expect(heat_map(page)).to_have_count(2)
+        expect(page.get_by_text("models say").or_(page.get_by_text("disagree"))).to_be_visible()
+        note = page.get_by_text("Unlike the images")
+        expect(note).to_have_count(1)
+        classes = answers.nth(1).get_by_role("group")
+        assert note.bounding_box()["y"] < classes.bounding_box()["y"]
+        screenshot(page, f"9-compare-{name}-{scheme}")
+        assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
+
+        first, second = (heat_map(page).nth(number).get_attribute("src") for number in (0, 1))
+        answers.nth(1).get_by_role("radio").nth(3).check()
+        expect(heat_map(page).nth(1)).not_to_have_attribute("src", second, timeout=TIMEOUT_MS)
+        expect(heat_map(page).nth(0)).to_have_attribute("src", first)
+        expect(answers.nth(0).get_by_role("radio").first).to_be_checked()
