@@ -39,7 +39,7 @@ fix: $(VENV)/.installed-dev  ## fix format and lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-slow: $(VENV)/.installed-dev  ## run the slow tests: the demo, every documented command, thirty kills, two machines
+test-slow: $(VENV)/.installed-dev  ## run the slow tests: the demo, every documented command, thirty kills, two machines, Slurm
 	@$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/.installed-dev  ## measure speed beside known peers, interleaved in one run

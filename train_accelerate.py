@@ -22,7 +22,7 @@ import tyro
 from pydantic import ValidationError
 
 from imagenet_rn50.recipe import Recipe, explain, load_recipe
-from imagenet_rn50.training.config import CheckpointConfig
+from imagenet_rn50.training.config import CheckpointConfig, check_trackio_space
 from imagenet_rn50.utils.errors import InputError, exit_on_input_error, require_at_least
 from imagenet_rn50.utils.logging import ignore_output_errors, log_startup
 from imagenet_rn50.utils.signals import (
@@ -64,6 +64,9 @@ class Arguments:
     """Size limit of the cache, GB."""
     trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
     """Accelerate's trackers to log to; wandb and trackio must be installed."""
+    trackio_space: str | None = None
+    """Space on the Hub, OWNER/NAME, that trackio syncs the run's dashboard to; created if it does
+    not exist. The model card links it."""
     find_lr: bool = False
     """Suggest a peak learning rate instead of training: writes lr_finder.json and .png into the
     run directory."""
@@ -101,6 +104,8 @@ def parse(arguments: list[str]) -> Arguments:
         raise InputError(f"invalid hyperparameters: {explain(error)}") from None
     require_at_least("--workers", parsed.workers, 0)
     require_at_least("--cache-gb", parsed.cache_gb, 0)
+    if parsed.trackio_space is not None:
+        check_trackio_space(parsed.trackio_space, parsed.trackers)
     if parsed.profile is not None:
         require_at_least("--profile", parsed.profile, 1)
         if parsed.find_lr:
@@ -122,10 +127,13 @@ def main() -> None:
         from imagenet_rn50.shards.store import open_shards
         from imagenet_rn50.training.accelerator import make_accelerator
         from imagenet_rn50.training.lr_finder import find_lr
+        from imagenet_rn50.training.trackers import require_hub_token
         from imagenet_rn50.training.trainer import Trainer
 
         if (num_ranks := read_int_env("WORLD_SIZE") or 1) > 1:
             log_startup(f"joining {num_ranks} ranks")
+        if arguments.trackio_space is not None:
+            require_hub_token()
         accelerator = make_accelerator(arguments.run, arguments.trackers)
         is_main = accelerator.is_main_process
         log_startup("reading the manifest of the shards and building the model")
@@ -146,6 +154,7 @@ def main() -> None:
                 init_from=arguments.init_from,
                 init_weights=arguments.init_weights,
                 profile=arguments.profile,
+                trackio_space=arguments.trackio_space,
             )
             if arguments.find_lr:
                 find_lr(trainer)

@@ -27,6 +27,8 @@ _BLOCK = re.compile(r"(?:<!-- needs ([^>]+) -->\n)?^```(\w*)\n(.*?)^```", re.M |
 _INLINE = re.compile(r"`(python [^`\n]+)`")
 _OURS = ("python ", "make ", "accelerate ", "torchrun ", "imagenet-rn50 ")
 _HARMLESS = {"mkdir", "pip", ".", "cd"}
+_JOB = "deploy/slurm.sbatch"
+_SBATCH_OPTIONS = {"--nodes", "--gpus-per-node", "--cpus-per-task", "--time"}
 _PLACEHOLDER = re.compile(r"(?:MY_)?[A-Z_]+")
 
 
@@ -101,6 +103,8 @@ def check(command: Command) -> None:
             assert all(f'"{word}"' in source for word in rest if word.startswith("--"))
         case ["accelerate", "launch", *_] | ["torchrun", *_] | ["...", *_]:
             _parse_launched(words)
+        case ["sbatch", *rest] if _JOB in rest:
+            _parse_job(rest)
         case ["make", *targets]:
             makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
             names = [target for target in targets if "=" not in target]
@@ -129,6 +133,14 @@ def _parse_launched(words: list[str]) -> None:
             else:
                 assert parsed.training_script == "train_accelerate.py"
                 train_accelerate.parse(parsed.training_script_args)
+
+
+def _parse_job(words: list[str]) -> None:
+    """Parse the arguments of sbatch, each with its value, and those of the script."""
+    middle = words.index(_JOB)
+    assert (ROOT / _JOB).is_file()
+    assert set(words[:middle:2]) <= _SBATCH_OPTIONS
+    train_accelerate.parse(_with_real_recipe(words[middle + 1 :]))
 
 
 def _parse_launch(words: list[str]) -> None:

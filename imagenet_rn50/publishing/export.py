@@ -3,7 +3,7 @@
 OUT/
   config.json  preprocessor_config.json      architecture and classes; image preprocessing
   model.safetensors                          or resnet50.safetensors, or model.onnx
-  README.md                                  the model card
+  README.md  .eval_results/                  the model card; its result on ImageNet-1k, for the Hub
   metrics.jsonl  recipe.yaml  plots/  ...    what the card's numbers come from
 """
 
@@ -19,6 +19,8 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.evaluation.load_model import check_classes
 from imagenet_rn50.model import weights_digest
 from imagenet_rn50.pretrained import Kind
+from imagenet_rn50.publishing.card_metadata import leaderboard_refs
+from imagenet_rn50.publishing.eval_results import write_eval_results
 from imagenet_rn50.publishing.formats import (
     Dtype,
     compare_logits,
@@ -35,12 +37,15 @@ from imagenet_rn50.publishing.layout import (
     EVALUATION,
     EXAMPLES,
     ORIGIN,
+    STATS,
     is_of_export,
 )
-from imagenet_rn50.publishing.model_card import CardInfo, model_card
+from imagenet_rn50.publishing.model_card import model_card
+from imagenet_rn50.publishing.model_stats import model_stats
 from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.publishing.snippets import Format
 from imagenet_rn50.publishing.source import Source, source_of_run, source_of_weights
+from imagenet_rn50.publishing.source_files import CardInfo, SourceFiles
 from imagenet_rn50.runs.checkpoint import Weights, Which
 from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.utils.errors import InputError
@@ -197,7 +202,9 @@ def _fill(source: Source, folder: Path, options: ExportOptions) -> str:
     source.processor.save_pretrained(folder)
     _copy_sources(source, folder)
     _check_evaluation(folder, weights_digest(written.float()), required=options.metrics is not None)
+    write_json(folder / STATS, model_stats(model.config, source.data.eval_size))
     info = CardInfo(source.name, options.form, options.dtype, source.choice)
+    write_eval_results(folder, leaderboard_refs(SourceFiles(folder), info))
     write_text(folder / CARD, model_card(folder, info))
     if problems := unsourced_numbers(folder):
         raise RuntimeError("the card has numbers without a source: " + "; ".join(problems))

@@ -1,9 +1,10 @@
 """Push an exported model, and optionally a Space for it, to the Hugging Face Hub.
 
-The files of each repository are first staged in a temporary folder: the card's snippet gets the
-model's Hub id; the Space gets the model in its metadata, and a model.json that pins it to the
-model's commit. After the upload, hashes are compared. Each repository gets one commit. Running the
-same command again resumes an interrupted push: files that the Hub has are not uploaded again.
+The files of each repository are first staged in a temporary folder: the card's snippets and the
+results in `.eval_results/` get the model's Hub id; the Space gets the model in its metadata, and a
+model.json that pins it to the model's commit. After the upload, hashes are compared. Each
+repository gets one commit. Running the same command again resumes an interrupted push: files that
+the Hub has are not uploaded again.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from huggingface_hub import HfApi, SpaceCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
+from imagenet_rn50.publishing.eval_results import add_source
 from imagenet_rn50.publishing.layout import (
     CARD,
     CONFIG,
+    EVAL_RESULTS,
     PLOTS,
     PROCESSOR,
     REPLACED,
@@ -33,7 +36,7 @@ from imagenet_rn50.publishing.layout import (
     WEIGHTS,
 )
 from imagenet_rn50.publishing.provenance import unsourced_numbers
-from imagenet_rn50.publishing.snippets import FROM_HERE, HERE
+from imagenet_rn50.publishing.snippets import CITED_NOTE, FROM_HERE, HERE
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.logging import logger
 
@@ -49,14 +52,22 @@ def stage_model(folder: Path, hub_id: str, stage: Path) -> None:
 
     Args:
         folder: Exported folder.
-        hub_id: The Hub id that replaces "this folder" in the card.
+        hub_id: The Hub id that replaces "this folder" in the card and the results.
         stage: A new folder; files are linked.
     """
     _link(folder, stage)
     card = (folder / CARD).read_text(encoding="utf-8")
-    card = card.replace(FROM_HERE, "").replace(HERE, f'model="{hub_id}"')
+    card = card.replace(FROM_HERE, "")
+    for here in HERE:
+        card = card.replace(here, here.replace('"."', f'"{hub_id}"'))
+    url = f"  url = {{https://huggingface.co/{hub_id}}},\n"
+    card = card.replace(CITED_NOTE, url + CITED_NOTE)
     (stage / CARD).unlink()
     (stage / CARD).write_text(card, encoding="utf-8")
+    if (folder / EVAL_RESULTS).is_file():
+        (stage / EVAL_RESULTS).unlink()
+        shutil.copyfile(folder / EVAL_RESULTS, stage / EVAL_RESULTS)
+        add_source(stage / EVAL_RESULTS, hub_id)
 
 
 def stage_space(app: Path, hub_id: str, revision: str, stage: Path) -> None:
@@ -88,10 +99,11 @@ def stage_space(app: Path, hub_id: str, revision: str, stage: Path) -> None:
 
 
 def _link(source: Path, stage: Path) -> None:
-    """Link all files of a folder into another one, except hidden files."""
+    """Link all files of a folder into another one, except hidden files other than results."""
     for path in sorted(source.rglob("*")):
         name = path.relative_to(source)
-        if path.is_file() and not any(part.startswith(_SKIPPED_PREFIXES) for part in name.parts):
+        is_hidden = any(part.startswith(_SKIPPED_PREFIXES) for part in name.parts)
+        if path.is_file() and (not is_hidden or name.as_posix() == EVAL_RESULTS):
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             (stage / name).symlink_to(path.resolve())
 

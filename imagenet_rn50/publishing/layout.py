@@ -24,17 +24,22 @@ ORIGIN = "origin.json"
 ASSUMED_ARCHITECTURE = "assumed"
 """Value of `architecture` in it if none is declared."""
 
+STATS = "model_stats.json"
+"""Number of parameters; multiply-adds and activations of an image."""
+
+EVAL_RESULTS = ".eval_results/imagenet-1k.yaml"
+"""Results for the Hub's leaderboard of ImageNet-1k."""
 PLOTS = "plots"
 EXAMPLES = "examples"
 """Example images for the Space; an export keeps them."""
 
-REPLACED = (*WEIGHTS, METRICS, EVALUATION, RECIPE, SHARDS, ORIGIN, CLASSES)
+REPLACED = (*WEIGHTS, METRICS, EVALUATION, RECIPE, SHARDS, ORIGIN, CLASSES, EVAL_RESULTS)
 """Files that some exports write and others do not; a push removes stale ones."""
 
 
 def is_of_export(name: str) -> bool:
     """Return whether a path, relative to an exported folder, is a file of an export."""
     folder, _, _ = name.rpartition("/")
-    if folder:
-        return (folder == PLOTS and name.endswith(".png")) or folder == EXAMPLES
-    return name in {CARD, CONFIG, PROCESSOR, *REPLACED}
+    if folder in {PLOTS, EXAMPLES}:
+        return folder == EXAMPLES or name.endswith(".png")
+    return name in {CARD, CONFIG, PROCESSOR, STATS, *REPLACED}

@@ -4,7 +4,7 @@ Each line is a JSON object with a `kind`, and the `samples_seen` and `epoch` tha
 
     start        this process started or resumed: versions, device, ranks, precision; changes that
                  --allow-change permitted; checkpoint, if resumed; init_from, name and sha256 of
-                 the pretrained weights, if any
+                 the pretrained weights, if any; trackio_space, that has the run's dashboard, if any
     train        since the last such line: mean loss, num_images, images_per_second, seconds, and
                  data_wait, the fraction of them spent waiting for the loader; learning rate, lr;
                  substitutions, damaged samples that this rank substituted, if any; sample_hash, of

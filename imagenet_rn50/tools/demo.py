@@ -76,6 +76,9 @@ def run_demo(run: Path, data: Path) -> None:
         "python -m imagenet_rn50 evaluate --model {} --shards {} --out {}",
         *(exported, shards, evaluation),
     )
+    logger.info("\n== Export again, with the evaluation in the model card")
+    metrics = evaluation / "metrics.json"
+    _call("python -m imagenet_rn50 export --run {} --out {} --metrics {}", run, exported, metrics)
     logger.info("\n== Predict held-out images with transformers only")
     images, names = _held_out(source, shards)
     _call("python examples/predict.py --model {}" + " {}" * len(images), exported, *images)
@@ -83,7 +86,7 @@ def run_demo(run: Path, data: Path) -> None:
     _copy_examples(exported / "examples", images, names)
 
     seconds = round(time.perf_counter() - began, 1)
-    first, *_ = read_json(evaluation / "metrics.json")["results"]
+    first, *_ = read_json(metrics)["results"]
     summary = {key: first[key] for key in ("top1", "top5", "loss", "num_images")}
     summary["seconds"] = seconds
     write_json(summary_file, summary)
@@ -145,6 +148,7 @@ on {summary["num_images"]} held-out images.
   log          {run / "logs.md"}
   plots        {run / "plots"}
   model        {exported}
+  model card   {exported / "README.md"}
   evaluation   {evaluation / "report.html"}
 
 Next:

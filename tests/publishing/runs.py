@@ -58,6 +58,7 @@ def make_run(
     cost=None,
     name="a-run-50",
     imagenet1k_splits=None,
+    trackio_space=None,
 ):
     """A run with nothing but its first line."""
     run = RunDir(folder / name)
@@ -72,6 +73,7 @@ def make_run(
     machine = {"device": "cuda (NVIDIA L4)", "world_size": 4, "mixed_precision": "bf16"}
     began = {"init_from": init_from} if init_from else {}
     began |= {"cost_usd": cost} if cost is not None else {}
+    began |= {"trackio_space": trackio_space} if trackio_space else {}
     journal.write(START, 0, 0.0, **machine, python="3.11.7", versions=versions, **began)
     journal.close()
     return run
@@ -102,6 +104,9 @@ def write_evaluation(path, model, *, weights_sha256=None, dataset=None, names=("
         "checkpoint": {"weights_sha256": weights_sha256 or weights_digest(model)},
         "dataset": dataset,
         "split": dataset["split"],
+        "created": "2026-03-04T05:06:07+00:00",
+        "interval": "Wilson score, 95%",
+        "ece_bins": 15,
         "results": [{"name": name} | way for name in names for way in ways],
     }
     path.write_text(json.dumps(content), encoding="utf-8")

@@ -1,21 +1,28 @@
 """A card says of every number where it stands, and nothing else passes."""
 
+import datetime
 import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors.torch import save_file
+from torchvision.models import ResNet50_Weights
+from transformers import ResNetConfig
 
+from imagenet_rn50.classes import Classes
 from imagenet_rn50.model import build_model, to_torchvision
 from imagenet_rn50.publishing import provenance as evidence
 from imagenet_rn50.publishing.export import ExportOptions, convert, export
+from imagenet_rn50.publishing.model_stats import model_stats
 from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.recipe import ModelRecipe
 from imagenet_rn50.utils.errors import InputError
@@ -28,7 +35,7 @@ from tests.publishing.runs import (
     thousand_classes,
     write_evaluation,
 )
-from tests.support import CLASSES
+from tests.support import CLASSES, TINY_RECIPE
 
 
 def visible(text):
@@ -40,16 +47,19 @@ def test_the_card_says_what_the_files_beside_it_say(imagenet_export):
     assert (
         "| imagenet1k, validation (not the shards of the training), as published, "
         "processor transform | 76.54% (76.17% to 76.91%) "
-        "| 93.10% (92.87% to 93.32%) | 50,000 | metrics.json results.2 |" in text
+        "| 93.10% (92.87% to 93.32%) | 2.00% | 50,000 | metrics.json results.2 |" in text
     )
     assert "averaged with its mirror image | 77.12% (" in text
-    assert "| imagenet1k, validation during training | 76.54% | 100.00% | 11 |" in text
+    assert "| imagenet1k, validation during training | 76.54% | 100.00% | - | 11 |" in text
+    assert "Wilson score, 95%" in text
+    assert "over 15 bins" in text
     assert "| device | cuda (NVIDIA L4) | metrics.jsonl line 1 |" in text
     assert "| minutes of training and validation | 0.1 | metrics.jsonl, all lines |" in text
     assert "| initial weights | resnet50-0676ba61.pth | metrics.jsonl line 1 |" in text
     assert "1,000 classes" in text
-    assert "| torchvision, IMAGENET1K_V2 | 80.86% | 95.43% | [its authors](https://" in text
-    assert text.count("not reproduced here") == 3
+    assert "IMAGENET1K_V2 | 600 | 224 | 80.858% | 95.434% | [torchvision 0.29.1](https://" in text
+    assert "| **this model** | 2.29 | 16 | 76.54% | 93.10% | preprocessor_config.json," in text
+    assert "| 100 | 224 | 78.1% | - | [arXiv 2110.00476](https://" in text
     assert "--checkpoint best --weights ema" in text
     assert "![loss over epochs](plots/loss.png)" in text
     assert (imagenet_export / "plots" / "loss.png").is_file()
@@ -77,9 +87,9 @@ def test_every_card_that_is_written_passes(imagenet_export, run, tmp_path):
     # Of three classes, naming five names the right one always.
     assert [(r.metric_name, r.metric_value) for r in card.eval_results] == [("top-1", 0.625)]
     text = visible((tmp_path / "out" / "README.md").read_text())
-    assert "| tiny, validation during training | 62.50% | - | 11 |" in text
+    assert "| tiny, validation during training | 62.50% | - | - | 11 |" in text
     assert "A ResNet that classifies images into 3 classes" in text
-    assert "published ResNet-50s" not in text
+    assert "Published ResNet-50s" not in text
 
 
 @pytest.mark.parametrize(
@@ -128,7 +138,7 @@ def test_a_run_over_data_that_is_only_called_imagenet1k_claims_nothing(tmp_path,
     types = {result.dataset_type for result in card.data.eval_results}
     assert types == {"ILSVRC/imagenet-1k" if splits else "unverified-imagenet1k"}
     assert "trained on imagenet1k (not shown to be ImageNet-1k)" in visible(card.text)
-    assert "published ResNet-50s" not in card.text
+    assert "Published ResNet-50s" not in card.text
     assert "no commercial use" not in card.text
     assert unsourced_numbers(tmp_path / "out") == []
 
@@ -156,7 +166,7 @@ def test_weights_of_others_that_were_evaluated_on_imagenet_have_its_limits(tmp_p
     )
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert {result.dataset_type for result in card.data.eval_results} == {"ILSVRC/imagenet-1k"}
-    assert "published ResNet-50s" in card.text
+    assert "Published ResNet-50s" in card.text
     assert "no commercial use" in card.text
     assert "the fingerprint dddd" in card.text
 
@@ -205,7 +215,7 @@ def test_the_snippet_runs_in_a_process_of_its_own(run, tmp_path):
     export(run.path, tmp_path / "out")
     folder = tmp_path / "out"
     done = subprocess.run(  # where none of our code can be found
-        [sys.executable, "-c", snippet_of(folder)],
+        [sys.executable, "-c", "\n".join(list(snippets_of(folder).values())[:3])],
         cwd=folder,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""},
         capture_output=True,
@@ -216,44 +226,97 @@ def test_the_snippet_runs_in_a_process_of_its_own(run, tmp_path):
     assert names_a_class(folder, done.stdout)
 
 
+FEATURES, EMBEDDING, ONNX = "Feature maps", "Embedding", "ONNX"
+
+
+def run_snippets(folder, names, monkeypatch, capsys):
+    """Runs the card's snippets in order, where none of our code can be imported."""
+    snippets = snippets_of(folder)
+    assert "imagenet_rn50" not in "".join(snippets.values())
+    monkeypatch.chdir(folder)
+    for name in [name for name in sys.modules if name.startswith("imagenet_rn50")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    variables: dict[str, Any] = {}
+    said = {}
+    for name in names:
+        capsys.readouterr()
+        exec(snippets[name], variables)
+        said[name] = capsys.readouterr().out
+    return snippets, variables, said
+
+
 @pytest.mark.parametrize(
-    "form", ["transformers", "torchvision", pytest.param("onnx", marks=[pytest.mark.slow])]
+    "form", ["transformers", pytest.param("torchvision", marks=[pytest.mark.slow])]
 )
-@pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
-def test_the_snippet_runs_as_it_stands_in_the_card(tmp_path, shards, form, monkeypatch, capsys):
-    recipe = None if form == "transformers" else RESNET50_RECIPE
-    run = make_run(tmp_path, shards, recipe=recipe)
+def test_snippets_classify_and_compute_features_and_embeddings(
+    tmp_path, shards, form, monkeypatch, capsys
+):
+    run = make_run(tmp_path, shards, recipe=None if form == "transformers" else RESNET50_RECIPE)
     save_checkpoint(run, 24, 0.5, is_best=True)
     folder = tmp_path / "out"
     export(run.path, folder, options=ExportOptions(form=form))
-    snippet = snippet_of(folder)
-    assert "imagenet_rn50" not in snippet
-    capsys.readouterr()
-    monkeypatch.chdir(folder)
-    for name in [name for name in sys.modules if name.startswith("imagenet_rn50")]:
-        monkeypatch.setitem(sys.modules, name, None)  # none of our code can be imported
-    exec(snippet, {})
-    assert names_a_class(folder, capsys.readouterr().out)
+    names = ["Classify", FEATURES, EMBEDDING]
+    snippets, variables, said = run_snippets(folder, names, monkeypatch, capsys)
+    assert list(snippets) == [*names, ONNX]
+    assert names_a_class(folder, said["Classify"])
+    widths = [8, 8] if form == "transformers" else [256, 512, 1024, 2048]
+    assert [features.shape[1] for features in variables["stages"]] == widths
+    embedding = variables["embedding"]
+    assert embedding.shape == (widths[-1],)
+    assert torch.allclose(embedding, variables["stages"][-1].mean((2, 3))[0])
+    # It is what the classifier takes.
+    model = variables["model"]
+    is_ours = form == "transformers"
+    pixels = variables["inputs"]["pixel_values"] if is_ours else variables["image"][None]
+    with torch.no_grad():
+        logits = (model.classifier if is_ours else model.fc)(embedding[None])
+        whole = model(pixels)
+    assert torch.allclose(logits, whole.logits if is_ours else whole, atol=1e-4)
 
 
-def snippet_of(folder):
-    """Returns the Python of a card, and puts the picture there that it speaks of."""
+@pytest.mark.slow  # of torch's exporter
+@pytest.mark.parametrize("form", ["transformers", "torchvision", "onnx"])
+@pytest.mark.filterwarnings("ignore")  # torch's exporter warns of itself
+def test_every_snippet_runs_as_it_stands_in_the_card(tmp_path, shards, form, monkeypatch, capsys):
+    run = make_run(tmp_path, shards, recipe=None if form == "transformers" else RESNET50_RECIPE)
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    folder = tmp_path / "out"
+    export(run.path, folder, options=ExportOptions(form=form))
+    names = list(snippets_of(folder))
+    assert names == (["Classify"] if form == "onnx" else ["Classify", FEATURES, EMBEDDING, ONNX])
+    _, _, said = run_snippets(folder, names, monkeypatch, capsys)
+    assert names_a_class(folder, said["Classify"])
+    if form != "onnx":  # of the same image
+        [label] = [name for name in labels_of(folder) if name in said[ONNX]]
+        assert label in said["Classify"]
+
+
+def snippets_of(folder):
+    """Returns the Python of a card by headings, and puts the picture there that it speaks of."""
     text = (folder / "README.md").read_text(encoding="utf-8")
-    [snippet] = re.findall("```python\n(.*?)```", text, re.S)
+    snippets = re.findall(r"### ([^\n]+)\n(?:(?!```).)*?```python\n(.*?)```", text, re.S)
     Image.new("RGB", (50, 40), (200, 30, 30)).save(folder / "image.jpg")
-    return snippet
+    return dict(snippets)
 
 
 def names_a_class(folder, said):
-    config = json.loads((folder / "config.json").read_text())
-    return any(label in said for label in config["id2label"].values())
+    return any(label in said for label in labels_of(folder))
 
 
-def test_the_published_figures_all_have_an_address():
+def labels_of(folder):
+    return json.loads((folder / "config.json").read_text())["id2label"].values()
+
+
+def test_published_figures_have_an_address_and_a_date_and_torchvisions_are_its_own():
     path = Path(evidence.__file__).with_name("published.yaml")
     entries = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert len(entries) >= 3
-    assert all(entry["url"].startswith("https://") for entry in entries.values())
+    for entry in entries.values():
+        assert entry["url"].startswith("https://")
+        assert datetime.date.fromisoformat(entry["date"]) <= datetime.date(2026, 11, 26)
+    for key, weights in {"v1": "IMAGENET1K_V1", "v2": "IMAGENET1K_V2"}.items():
+        published = ResNet50_Weights[weights].meta["_metrics"]["ImageNet-1K"]
+        found = entries[f"torchvision-{key}"]
+        assert [100 * found["top1"], 100 * found["top5"]] == pytest.approx(list(published.values()))
 
 
 @pytest.mark.parametrize(
@@ -287,4 +350,124 @@ def test_a_card_rounds_no_accuracy_to_all_or_nothing(tmp_path, shards, top1, sho
     export(run.path, tmp_path / "out")
     text = visible((tmp_path / "out" / "README.md").read_text())
     assert f"validation during training | {shown} |" in text
+    assert unsourced_numbers(tmp_path / "out") == []
+
+
+def opening(folder):
+    """Returns the paragraphs between the title and the first heading."""
+    text = visible((folder / "README.md").read_text(encoding="utf-8"))
+    body = text.split("\n# ", 1)[1].split("\n", 1)[1]
+    return [part.strip() for part in body.split("\n## ", 1)[0].strip().split("\n\n")]
+
+
+def test_the_card_opens_with_what_the_model_is_and_its_result(imagenet_export, run, tmp_path):
+    what, result = opening(imagenet_export)
+    assert what.startswith("A ResNet that classifies images into 1,000 classes")
+    assert "trained on imagenet1k (`shards.json`)" in what
+    assert result == (
+        "**76.54% top-1** (95% interval 76.17% to 76.91%) and **93.10% top-5** accuracy on 50,000 "
+        "images of imagenet1k, validation split (metrics.json results.2)."
+    )
+    export(run.path, tmp_path / "out")
+    assert opening(tmp_path / "out")[1] == (
+        "**62.50% top-1** accuracy on 11 images of tiny, validation split during training "
+        "(metrics.jsonl line 5, shards.json)."
+    )
+
+
+def table_of(folder, heading):
+    """Returns the first table under a heading: the second cell of each row by the first."""
+    text = visible((folder / "README.md").read_text(encoding="utf-8"))
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \|", text.split(f"## {heading}\n", 1)[1], re.M)
+    return dict(rows)
+
+
+def test_a_resnet50s_size_and_cost_are_those_that_torchvision_and_timm_state():
+    stats = model_stats(ResNetConfig(num_labels=1000), 224)
+    stated = ResNet50_Weights.IMAGENET1K_V1.meta
+    assert stats["parameters"] == stated["num_params"]
+    assert stats["gmacs"] == pytest.approx(stated["_ops"], abs=5e-4)
+    assert stats["activations"] == pytest.approx(11.11, abs=5e-3)  # timm's "macts"
+
+
+def test_the_card_has_the_sizes_of_the_model_and_its_images(tmp_path, shards):
+    data = "train_size: 16, eval_size: 16, eval_resize: 18"
+    recipe = TINY_RECIPE.replace(data, f"{data}, final_size: 32, growth: [0, 1]")
+    run = make_run(tmp_path, shards, recipe=recipe)
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    export(run.path, tmp_path / "out")
+    stats = json.loads((tmp_path / "out" / "model_stats.json").read_text())
+    model = table_of(tmp_path / "out", "Model")
+    assert model["parameters"] == f"{stats['parameters']:,}"
+    assert float(model["GMACs, image of 16 px"]) == pytest.approx(stats["gmacs"], rel=5e-3)
+    assert model["training images, px"] == "16, growing to 32"
+    assert model["test images, px"] == "16, cropped from 18"
+    assert model["license"] == "apache-2.0"
+
+
+@pytest.mark.parametrize(
+    ("name", "base"), [("user/name-2024@main", "user/name-2024"), ("resnet50-0676ba61.pth", None)]
+)
+def test_a_fine_tuned_model_names_its_base(tmp_path, shards, name, base):
+    origin = {"name": name, "sha256": "0676ba61" * 8, "classifier": "new"}
+    run = make_run(tmp_path, shards, init_from=origin)
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    export(run.path, tmp_path / "out")
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.base_model == base
+    model = table_of(tmp_path / "out", "Model")
+    assert model["fine-tuned from"] == name
+    assert model["license"] == "that of the original weights"
+    assert unsourced_numbers(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize("num_classes", [20, 21])
+def test_few_classes_are_named_whatever_their_names_contain(tmp_path, shards, num_classes):
+    names = ["5 | *a* <b> [c] `d` 6%", *(f"kind {index}" for index in range(1, num_classes))]
+    wnids = [f"n{index:08d}" for index in range(num_classes)]
+    run = make_run(tmp_path, shards, classes=Classes(tuple(wnids), tuple(names)))
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    export(run.path, tmp_path / "out")
+    text = visible((tmp_path / "out" / "README.md").read_text(encoding="utf-8"))
+    named = r"5 \| \*a\* \<b\> \[c\] \`d\` 6%, kind 1, kind 2,"
+    assert (f"Classes (`config.json`): {named}" in text) == (num_classes == 20)
+    assert unsourced_numbers(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    ("names", "shown"),
+    [
+        (("zero, 0", "one, 1, ace", "two, deuce"), "zero, one, two."),
+        (("crane, bird", "crane, machine", "two"), "crane, bird; crane, machine; two."),
+    ],
+)
+def test_of_synonyms_the_first_stands_for_the_class_if_that_is_clear(
+    tmp_path, shards, names, shown
+):
+    run = make_run(tmp_path, shards, classes=Classes(CLASSES.wnids, names))
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    export(run.path, tmp_path / "out")
+    text = visible((tmp_path / "out" / "README.md").read_text(encoding="utf-8"))
+    assert f"Classes (`config.json`): {shown}" in text
+    assert unsourced_numbers(tmp_path / "out") == []
+
+
+def test_the_recipe_is_folded_and_the_citation_names_the_model(imagenet_export, run, tmp_path):
+    text = (imagenet_export / "README.md").read_text(encoding="utf-8")
+    _, folded = text.split("<details>", 1)
+    assert "```yaml\nepochs: 2" in folded.split("</details>")[0]
+    bibtex = text.split("```bibtex\n", 1)[1]
+    keys = re.findall(r"^@\w+\{(\w+),", bibtex, re.M)
+    assert keys == ["model", "he2016deep", "russakovsky2015imagenet"]
+    assert "title = {50}" in bibtex
+    export(run.path, tmp_path / "out")  # not of ImageNet
+    assert "russakovsky" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_synced_dashboard_is_linked(tmp_path, shards):
+    run = make_run(tmp_path, shards, trackio_space="user/runs-2")
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    export(run.path, tmp_path / "out")
+    text = visible((tmp_path / "out" / "README.md").read_text(encoding="utf-8"))
+    link = "[user/runs-2](https://huggingface.co/spaces/user/runs-2) (metrics.jsonl line 1)"
+    assert link in text
     assert unsourced_numbers(tmp_path / "out") == []

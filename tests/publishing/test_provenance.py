@@ -28,12 +28,17 @@ PLANTED = {
     "a percentage that clings to a word": ("with imagenet_rn50.", "with imagenet_rn50, top80%."),
     "a decimal that clings to a word": ("with imagenet_rn50.", "with imagenet_rn50, acc0.8."),
     "another data set": ("imagenet1k<!--metrics.json", "imagenet<!--metrics.json"),
-    "another published figure": ("80.86%<!--published", "81.86%<!--published"),
+    "another published figure": ("80.858%<!--published", "81.858%<!--published"),
     "another recipe": ("epochs: 2\n", "epochs: 3\n"),
     "another figure in the metadata": ("value: 0.76541\n", "value: 0.86541\n"),
     "another source in the metadata": ("field: results.2.top1\n", "field: results.1.top1\n"),
     "no source in the metadata": ("        field: results.2.top1\n", ""),
     "a number in a tag": ("- vision\n", "- vision\n- top1 0.81\n"),
+    "another size of the model": (
+        "<!--model_stats.json gmacs-->",
+        "1<!--model_stats.json gmacs-->",
+    ),
+    "another citation": ("year = {2016}", "year = {2017}"),
     "another device": ("cuda (NVIDIA L4)", "cuda (NVIDIA H100)"),
     "hidden in a comment": ("with imagenet_rn50.", "with imagenet_rn50. <!-- 80% -->"),
 }

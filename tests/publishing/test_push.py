@@ -19,10 +19,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from imagenet_rn50.__main__ import main
 from imagenet_rn50.publishing.export import export
 from imagenet_rn50.publishing.hub import Target, push, stage_model
+from imagenet_rn50.publishing.layout import EVAL_RESULTS
 from imagenet_rn50.publishing.snippets import FROM_HERE
 from imagenet_rn50.utils.errors import InputError
 from tests.hub import TOKEN, serving_hub
-from tests.publishing.runs import make_run, save_checkpoint
+from tests.publishing.runs import make_run, save_checkpoint, thousand_classes
 
 ROOT = Path(__file__).parents[2]
 # Waits for each child and writes down with which arguments every process was started.
@@ -49,7 +50,8 @@ assert size["height"] == 16
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, shards):
     folder = tmp_path_factory.mktemp("pushed")
-    run = make_run(folder, shards)
+    splits = ["train", "validation"]  # so that there is a result for the Hub's leaderboard
+    run = make_run(folder, shards, classes=thousand_classes(), imagenet1k_splits=splits)
     save_checkpoint(run, 24, 0.5, is_best=True)
     export(run.path, folder / "out")
     return folder / "out"
@@ -115,13 +117,17 @@ def test_model_and_space_arrive_whole_pinned_and_load_again(hub, exported, tmp_p
     revision, model = hub.repos["models/user/model"].at("main")
     for path in exported.rglob("*"):
         name = path.relative_to(exported).as_posix()
-        if path.is_file() and name != "README.md":
+        if path.is_file() and name not in {"README.md", EVAL_RESULTS}:
             assert model[name] == path.read_bytes(), name
     card = model["README.md"].decode()
     assert 'pipeline("image-classification", model="user/model")' in card
     assert "instead of the dot" not in card
-    here = card.replace('model="user/model"', 'model="."').replace("alone:", f"alone{FROM_HERE}:")
+    here = card.replace("alone:", f"alone{FROM_HERE}:")
+    here = here.replace("  url = {https://huggingface.co/user/model},\n", "")
+    here = here.replace('model="user/model"', 'model="."')
+    here = here.replace('model_id = "user/model"', 'model_id = "."')
     assert here == (exported / "README.md").read_text()
+    assert b"https://huggingface.co/user/model/blob/main/metrics.jsonl" in model[EVAL_RESULTS]
 
     _, space = hub.repos["spaces/user/show"].at("main")
     assert json.loads(space["model.json"]) == {"model_id": "user/model", "revision": revision}
@@ -173,13 +179,15 @@ def test_a_push_that_broke_off_goes_on_and_sends_nothing_twice(hub, exported, tm
     stage_model(exported, "user/model", other)
     (other / "model.safetensors").unlink()
     (other / "model.onnx").write_bytes(b"a graph")
+    (other / EVAL_RESULTS).unlink()
     theirs = {"LICENSE": b"put there by hand", "metrics.json": b"of other weights"}
+    theirs[".eval_results/hle.yaml"] = b"a result by somebody else"
     hub.repos["models/user/model"].commit(theirs)
     fourth = push_in_a_process(hub, other, tmp_path)
     assert fourth.returncode == 0, fourth.stderr
     _, files = hub.repos["models/user/model"].at("main")
-    assert {"model.onnx", "LICENSE"} <= set(files)
-    assert not {"model.safetensors", "metrics.json"} & set(files)
+    assert {"model.onnx", "LICENSE", ".eval_results/hle.yaml"} <= set(files)
+    assert not {"model.safetensors", "metrics.json", EVAL_RESULTS} & set(files)
     nowhere(TOKEN, tmp_path, first, second, third, fourth)
 
 
