@@ -48,17 +48,20 @@ class Inline:
         pass
 
 
+START_S, EXIT_S = 3.0, 30.0
+
+
 class World:
-    """Where everything that takes time takes as long as a test says.
+    """Where everything that takes time takes as long as a test says, and the end as long as it may.
 
     Args:
         patch: Undone by the test.
         batch_seconds: How long each batch takes in turn, of training and of validation.
         save_seconds: How long each save takes in turn.
-        exit_seconds: How long logs, plots and the exit take.
+        assumed_seconds: How long a save is assumed to take before one is measured.
     """
 
-    def __init__(self, patch, batch_seconds, save_seconds, exit_seconds):
+    def __init__(self, patch, batch_seconds, save_seconds, assumed_seconds=1.0):
         self.clock, self.num_steps = Clock(), 0
         batches, saves = itertools.cycle(batch_seconds), itertools.cycle(save_seconds)
         for module in (time_limit, checkpointer, trainer):
@@ -80,8 +83,10 @@ class World:
             return plain_validation(*arguments, on_batch=taking(batches, on_batch), **options)
 
         plain_step, plain_validation = Trainer.train_step, trainer.validate_batches
-        exits = itertools.repeat(exit_seconds)
+        starts, exits = itertools.repeat(START_S), itertools.repeat(EXIT_S)
         patch.setattr(Trainer, "train_step", train_step)
+        patch.setattr(Trainer, "train_loader", taking(starts, Trainer.train_loader))
+        patch.setattr(trainer, "checkpoint_bytes", lambda *_: int(assumed_seconds * 20e6))
         patch.setattr(Trainer, "loss", taking(batches, Trainer.loss))
         patch.setattr(trainer, "validate_batches", validate_batches)
         patch.setattr(trainer, "end_training", taking(exits, trainer.end_training))
@@ -103,15 +108,15 @@ class World:
 @given(
     batch_seconds=st.lists(st.floats(1, 3), min_size=5, max_size=30),
     save_seconds=st.lists(st.floats(2, 6), min_size=1, max_size=5),
-    exit_seconds=st.floats(0, 30),
-    limits=st.lists(st.floats(40, 130), min_size=1, max_size=5),
+    limits=st.lists(st.floats(45, 130), min_size=1, max_size=5),
 )
 def test_whatever_takes_how_long_no_step_is_lost_and_no_time_overrun(
-    tiny, finished, tmp_path_factory, batch_seconds, save_seconds, exit_seconds, limits
+    tiny, finished, tmp_path_factory, batch_seconds, save_seconds, limits
 ):
+    # Each takes at most three times as long as the one that was measured or assumed before it.
     run, longer, codes = tmp_path_factory.mktemp("limited") / "run", 0, set()
     with pytest.MonkeyPatch.context() as patch:
-        world = World(patch, batch_seconds, save_seconds, exit_seconds)
+        world = World(patch, batch_seconds, save_seconds, assumed_seconds=2.0)
         for limit in itertools.cycle(limits):
             before = steps_saved(run), lines_of(run, "validation")
             codes.add(code := world.run_for(tiny, run, limit + longer))
@@ -129,7 +134,7 @@ def test_a_validation_that_cannot_finish_in_time_is_left_to_the_next_process(
     tiny, finished, tmp_path, monkeypatch
 ):
     run, validated = tmp_path / "run", []
-    world = World(monkeypatch, [1.0], [1.0], 1.0)
+    world = World(monkeypatch, [1.0], [1.0])
     plain = trainer.validate_batches
 
     def validate_batches(*arguments, **options):
@@ -139,7 +144,7 @@ def test_a_validation_that_cannot_finish_in_time_is_left_to_the_next_process(
     monkeypatch.setattr(trainer, "validate_batches", validate_batches)
     # An epoch takes 6 s, a validation of two times three batches 6 s, a save 1 s. After the second
     # epoch 39 s are left: enough for what has to fit, but not for a validation, too.
-    assert world.run_for(tiny, run, 6 + 6 + 1 + 6 + 39) == EXIT_INTERRUPTED
+    assert world.run_for(tiny, run, START_S + 6 + 6 + 1 + 6 + 39) == EXIT_INTERRUPTED
     assert len(validated) == 2
     assert steps_saved(run)[-1] == 48
     assert world.run_for(tiny, run, 1000) == 0
@@ -151,9 +156,9 @@ def test_a_limit_in_which_nothing_is_done_is_refused_and_would_not_be_repeated_f
     tiny, tmp_path, monkeypatch
 ):
     run = tmp_path / "run"
-    world = World(monkeypatch, [40.0], [1.0], 1.0)
-    # Once the first of two micro batches is done, 10 s are left.
-    assert world.run_for(tiny, run, 50) == EXIT_WRONG_INPUT
+    world = World(monkeypatch, [40.0], [1.0])
+    with pytest.raises(InputError, match="is too short"):  # by far, for a micro batch of 40 s
+        train(tiny, run, stop_at=datetime.fromtimestamp(world.clock.now + 50))
     assert not steps_saved(run)
     assert not read_metrics(run, "stop")
     assert world.run_for(tiny, tmp_path / "none", 9) == EXIT_WRONG_INPUT
