@@ -82,7 +82,7 @@ def _save_figure(path: Path, figure: Figure) -> None:
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    found = [text.get_text() for text in figure.findobj(Text)]  # type: ignore[arg-type]
+    found = [text.get_text() for text in figure.findobj(Text)]
     picture = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba())
     _save(path, picture, sorted({text for text in found if text.strip()}))
 
@@ -105,7 +105,9 @@ def draw_loaders(path: Path) -> None:
     axes.set_yticks(rows, peers)
     axes.set_xlabel("images/s on the same two cores: decoded, random crop to 224 px, flipped")
     names = ["this loader, same bytes", "the other"]
-    figure.legend([ours, theirs], names, loc="outside lower right", ncols=2, frameon=False)
+    figure.legend(
+        [*ours[:1], *theirs[:1]], names, loc="outside lower right", ncols=2, frameon=False
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(
         "python -m benchmarks.loaders, " + f"{found['date']}, {found['machine']}", size=9

@@ -32,7 +32,6 @@ from imagenet_rn50.publishing.examples import (
 )
 from imagenet_rn50.publishing.formats import (
     Dtype,
-    Logits,
     compare_logits,
     compare_on_shards,
     converted,
@@ -54,7 +53,7 @@ from imagenet_rn50.publishing.layout import (
 )
 from imagenet_rn50.publishing.model_card import model_card
 from imagenet_rn50.publishing.model_stats import model_stats
-from imagenet_rn50.publishing.onnx_models import require_web, write_web_models
+from imagenet_rn50.publishing.onnx_models import Logits, require_web, write_web_models
 from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.publishing.snippets import Format
 from imagenet_rn50.publishing.source import Source, source_of_run, source_of_weights
