@@ -116,7 +116,6 @@ def test_what_is_printed_is_what_run_job_would_send():
 
 def test_the_job_runs_commands_that_our_programs_take(monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(hf_jobs, "time_limit", lambda hours: [])
     lines = hf_jobs.script(OPTIONS, plan_costs(OPTIONS), 6.0).splitlines()
     programs = Counter(shlex.split(line)[0] for line in lines)
     assert programs["python"] == 4

@@ -66,7 +66,7 @@ def test_the_cells_run_commands_that_our_programs_take(tmp_path, monkeypatch):
     python.write_text(RECORD.format(log=log))
     python.chmod(0o755)
     python.with_name("kaggle").symlink_to(python)
-    settings = {"KAGGLE_KEY": "key", "PROJECT": ROOT, "PYTHON": python, "TIME_LIMIT": ""}
+    settings = {"KAGGLE_KEY": "key", "PROJECT": ROOT, "PYTHON": python}
     settings |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECIPE": "digits"}
     settings |= {name: tmp_path / name.lower() for name in ("INPUT", "WORKING", "SCRATCH")}
     for name, value in settings.items():

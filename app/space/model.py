@@ -241,7 +241,9 @@ class Classifier:
             Prediction(index, self._labels[index], score, self.names[index])
             for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
-        return Answer(predictions, self.calibration and self.calibration.is_unfamiliar(logits))
+        if self.calibration is None:
+            return Answer(predictions)
+        return Answer(predictions, self.calibration.is_unfamiliar(logits))
 
     def predict(self, image: Image.Image, top: int = NUM_PREDICTIONS) -> list[Prediction]:
         """Return the most likely classes of an RGB image, most likely first."""
