@@ -17,6 +17,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -247,26 +248,47 @@ def draw_report(path: Path) -> None:
 
 
 def draw_space(path: Path) -> None:
-    """Photograph the Space with the demo's model, answering its first example."""
+    """Photograph the Space with the demo's model, which answers its first example."""
+    port = _free_port()
+    environment = {"MODEL_ID": str(DEMO / "exported"), "GRADIO_SERVER_PORT": f"{port}"}
+    with _serving([str(ROOT / "app" / "app.py")], port, environment) as page:
+        page.get_by_role("group", name="Most likely classes").get_by_role("radio").nth(4).wait_for()
+        page.get_by_alt_text("Heat map: ").wait_for()
+        _photograph(page, path, "h1")
+
+
+def draw_web_space(path: Path) -> None:
+    """Photograph the page that classifies in the browser, with the demo's model."""
+    port = _free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        model = shutil.copytree(DEMO / "exported", Path(folder, "digits"))
+        words = ["-m", "imagenet_rn50", "web", "--model", str(model), "--shards", str(SHARDS)]
+        with _serving([*words, "--port", f"{port}"], port, {}) as page:
+            page.get_by_role("button", name="digit").first.click()
+            page.get_by_text("on this device").wait_for()
+            _photograph(page, path, "h1")
+
+
+def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    environment = os.environ | {"MODEL_ID": str(DEMO / "exported")}
-    environment |= {"GRADIO_SERVER_PORT": str(port), "GRADIO_ANALYTICS_ENABLED": "False"}
-    command = [sys.executable, str(ROOT / "app" / "app.py")]
-    server = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+        port: int = free.getsockname()[1]
+    return port
+
+
+@contextmanager
+def _serving(words: list[str], port: int, environment: dict[str, str]) -> Iterator[Page]:
+    """Run a Python program that serves a page, and open it."""
+    settings = os.environ | {"GRADIO_ANALYTICS_ENABLED": "False"} | environment
+    server = subprocess.Popen(
+        [sys.executable, *words], cwd=ROOT, env=settings, stdout=subprocess.DEVNULL
+    )
     try:
+        address = f"http://127.0.0.1:{port}"
         _wait_for(address)
         with _browser() as page:
             page.goto(address)
-            page.get_by_role("heading", name="What is in this image?").wait_for()
-            answers = page.get_by_role("group", name="Most likely classes").get_by_role("radio")
-            if not answers.count():
-                page.locator("button.example").first.click()
-            answers.nth(4).wait_for()
-            page.get_by_alt_text("Heat map: ").wait_for()
-            _photograph(page, path, "h1")
+            yield page
     finally:
         server.terminate()
         server.wait(timeout=60)
@@ -315,6 +337,7 @@ FIGURES: dict[str, Callable[[Path], Any]] = {
     "contact_sheet": draw_contact_sheet,
     "report": draw_report,
     "space": draw_space,
+    "web_space": draw_web_space,
 }
 
 
