@@ -264,7 +264,7 @@ def draw_web_space(path: Path) -> None:
         model = shutil.copytree(DEMO / "exported", Path(folder, "digits"))
         words = ["-m", "imagenet_rn50", "web", "--model", str(model), "--shards", str(SHARDS)]
         with _serving([*words, "--port", f"{port}"], port, {}) as page:
-            page.get_by_role("button", name="digit").first.click()
+            page.locator("#examples button").first.click()
             page.get_by_text("on this device").wait_for()
             _photograph(page, path, "h1")
 
