@@ -14,7 +14,8 @@ import pytest
 
 import train_accelerate
 from imagenet_rn50.runs.metrics import read_metrics
-from imagenet_rn50.shards.pack import PackOptions, pack
+from imagenet_rn50.shards.pack import pack
+from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.sources.detect import read_source
 from imagenet_rn50.tools.digits import write_ilsvrc
 from tests.commands import ROOT, Command, check
@@ -174,7 +175,7 @@ def test_what_would_not_train_as_meant_is_refused(folder, words, environment, na
 
 
 def test_only_the_folder_of_the_project_is_one_to_submit_from(folder):
-    job = ["bash", SCRIPT, "--run", "run"]
+    job = ["bash", str(SCRIPT), "--run", "run"]
     done = subprocess.run(job, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "--chdir" in done.stderr
