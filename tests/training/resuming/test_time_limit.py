@@ -5,19 +5,18 @@ import sys
 import time
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train_accelerate
-from imagenet_rn50.evaluation.evaluate import validate_batches as plain_validation
+from imagenet_rn50.evaluation import evaluate
 from imagenet_rn50.runs.metrics import read_metrics
-from imagenet_rn50.training import checkpointer, time_limit, trainer
+from imagenet_rn50.training import checkpointer, state, time_limit, trackers, trainer
 from imagenet_rn50.training.preemption import EXIT_INTERRUPTED
-from imagenet_rn50.training.state import write_state
 from imagenet_rn50.training.time_limit import find_deadline
-from imagenet_rn50.training.trackers import end_training
 from imagenet_rn50.training.trainer import Trainer
 from imagenet_rn50.utils.errors import EXIT_WRONG_INPUT, InputError
 from tests.training.resuming.support import NUM_STEPS, assert_same_run, refusal, train
@@ -43,7 +42,7 @@ class Inline:
         pass
 
     def submit(self, function, *arguments):
-        future: Future[object] = Future()
+        future: Future[Any] = Future()
         future.set_result(function(*arguments))
         return future
 
@@ -85,15 +84,15 @@ class World:
         def validate_batches(*arguments, on_batch, **options):
             return plain_validation(*arguments, on_batch=taking(batches, on_batch), **options)
 
-        plain_step = Trainer.train_step
+        plain_step, plain_validation = Trainer.train_step, evaluate.validate_batches
         starts, exits = itertools.repeat(START_S), itertools.repeat(EXIT_S)
         patch.setattr(Trainer, "train_step", train_step)
         patch.setattr(Trainer, "train_loader", taking(starts, Trainer.train_loader))
         patch.setattr(trainer, "checkpoint_bytes", lambda *_: int(assumed_seconds * 20e6))
         patch.setattr(Trainer, "loss", taking(batches, Trainer.loss))
         patch.setattr(trainer, "validate_batches", validate_batches)
-        patch.setattr(trainer, "end_training", taking(exits, end_training))
-        patch.setattr(checkpointer, "write_state", taking(saves, write_state))
+        patch.setattr(trainer, "end_training", taking(exits, trackers.end_training))
+        patch.setattr(checkpointer, "write_state", taking(saves, state.write_state))
 
     def run_for(self, tiny, run, seconds):
         """Runs one process of a run that may take some seconds; returns its exit code."""
@@ -138,7 +137,7 @@ def test_a_validation_that_cannot_finish_in_time_is_left_to_the_next_process(
 ):
     run, validated = tmp_path / "run", []
     world = World(monkeypatch, [1.0], [1.0])
-    plain = plain_validation
+    plain = vars(trainer)["validate_batches"]  # the slow one
 
     def validate_batches(*arguments, **options):
         validated.append(world.clock.now)
