@@ -192,7 +192,7 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
     """
     settings = read_json(folder / PROCESSOR)
     steps = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
-    checked = {step: (settings.get(step), True) for step in steps}
+    checked: dict[str, tuple[Any, Any]] = {step: (settings.get(step), True) for step in steps}
     checked["rescale_factor"] = (round(settings.get("rescale_factor") or 0, 6), round(1 / 255, 6))
     checked["resample is 2 or 3"] = (settings.get("resample") in _RESAMPLE, True)
     size, crop = settings.get("size") or {}, settings.get("crop_size") or {}

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from functools import partial
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ FILES = {
     "lossless WebP": lambda: encoded(photo(), "WEBP", lossless=True),
     "GIF": lambda: encoded(photo(), "GIF"),
     "BMP": lambda: encoded(photo(), "BMP"),
-    **{f"orientation {n}": lambda n=n: oriented(n) for n in range(2, 9)},
+    **{f"orientation {number}": partial(oriented, number) for number in range(2, 9)},
 }
 
 
