@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -125,7 +126,7 @@ def with_profile():
     return encoded(photo(), "PNG", icc_profile=profile.tobytes())
 
 
-FILES = {
+FILES: dict[str, Callable[[], bytes]] = {
     "JPEG": lambda: encoded(photo(), "JPEG", quality=90),
     "JPEG 4:4:4": lambda: encoded(photo(501, 333), "JPEG", quality=90, subsampling=0),
     "progressive JPEG": lambda: encoded(photo(), "JPEG", progressive=True),
