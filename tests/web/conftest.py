@@ -122,7 +122,9 @@ def visit(browser, address, size=DESKTOP, scheme="light"):
     context.set_default_timeout(TIMEOUT_MS)
     page, errors, requests = context.new_page(), [], []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("console", lambda message: errors.extend([message.text] * (message.type == "error")))
+    page.on(
+        "console", lambda message: errors.extend([message.text] if message.type == "error" else [])
+    )
     context.on("request", lambda request: requests.append(request))
     page.goto(address)
     expect(page.get_by_role("heading", name="What is in this image?")).to_be_visible()

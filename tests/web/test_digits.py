@@ -236,7 +236,7 @@ def test_transformers_js_runs_the_exported_folder(
         "dims": list(pixels.shape),
     }
     done = subprocess.run(
-        [str(NODE), "classify.mjs"],
+        ["node", "classify.mjs"],
         cwd=transformers_js,
         input=json.dumps(question),
         capture_output=True,

@@ -65,6 +65,7 @@ NO_IMAGES = {
     "empty.jpg": (b"", "empty"),
     "page.jpg": (b"%PDF-1.7 renamed", "not an image"),
     "cut.png": (encoded(photo(), "PNG")[:60], "PNG image is damaged"),
+    "half.jpg": (encoded(photo(), "JPEG")[:9000], "JPEG image is damaged"),
     "broken.jpg": (b"\xff\xd8\xff\xe0" + b"\0" * 500, "JPEG image is damaged"),
     "scan.tif": (encoded(photo(), "TIFF"), "cannot open TIFF images"),
     "new.heic": (b"\0\0\0\x18ftypheic" + b"\0" * 100, "cannot open HEIC images"),
@@ -139,7 +140,7 @@ FILES: dict[str, Callable[[], bytes]] = {
     "lossless WebP": lambda: encoded(photo(), "WEBP", lossless=True),
     "GIF": lambda: encoded(photo(), "GIF"),
     "BMP": lambda: encoded(photo(), "BMP"),
-    **{f"orientation {n}": partial(oriented, n) for n in range(2, 9)},
+    **{f"orientation {number}": partial(oriented, number) for number in range(2, 9)},
 }
 
 
