@@ -101,7 +101,8 @@ def _print_load(space: _Served, num_models: int, arguments: Arguments) -> None:
         print(
             f"{num_models} model(s), {len(times)} visitors at once, round {number}: "
             f"{len(answered)} answered, {len(times) - len(answered)} told that the queue is full; "
-            f"p50 {p50:.1f} s, p95 {p95:.1f} s, slowest {max(answered):.1f} s"
+            f"p50 {p50:.1f} s, p95 {p95:.1f} s, slowest {max(answered):.1f} s; "
+            f"peak memory {space.memory('VmHWM'):.0f} MB"
         )
     peak, after = space.memory("VmHWM"), space.memory("VmRSS")
     print(
@@ -125,7 +126,8 @@ async def _visit(
 ) -> float | None:
     """Upload an image and wait for classes and heat map, as the page does."""
     start = time.perf_counter()
-    files = {"files": ("image.jpg", image, "image/jpeg")}
+    distinct = image + str(start).encode()  # the Space keeps answers of equal files
+    files = {"files": ("image.jpg", distinct, "image/jpeg")}
     (path,) = (await web.post("/gradio_api/upload", files=files)).raise_for_status().json()
     [component] = [c["id"] for c in config["components"] if c["props"].get("elem_id") == "image"]
     [function] = [d for d in config["dependencies"] if [component, "change"] in d["targets"]]

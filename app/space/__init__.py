@@ -15,3 +15,5 @@ import os
 # Disable telemetry. Gradio and huggingface_hub read these variables when they are imported.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+# Read when torch is imported: its waiting threads leave their core to the other request.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

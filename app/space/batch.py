@@ -33,7 +33,7 @@ def classify_files(classifier: Classifier, paths: Iterable[str]) -> Iterator[Row
     """Yield one row per file, also for files that cannot be read."""
     for path in paths:
         try:
-            answer = classifier.answer(open_image(path))
+            answer = classifier.answer(classifier.pixels(open_image(path)))
             yield Row(Path(path).name, answer.predictions, answer.is_unfamiliar)
         except ImageError as error:
             yield Row(Path(path).name, error=str(error))

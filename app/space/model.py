@@ -233,37 +233,39 @@ class Classifier:
         return pixels
 
     @torch.inference_mode()
-    def answer(self, image: Image.Image, top: int = NUM_PREDICTIONS) -> Answer:
-        """Return the most likely classes of an RGB image, and whether it is unfamiliar."""
-        logits = self._model(pixel_values=self.pixels(image)).logits[0].float()
+    def answer(self, pixels: torch.Tensor, top: int = NUM_PREDICTIONS) -> Answer:
+        """Return the most likely classes of `pixels`, and whether they are unfamiliar."""
+        logits = self._model(pixel_values=pixels).logits[0].float()
         best = logits.softmax(-1).topk(min(top, len(logits)))
         predictions = [
             Prediction(index, self._labels[index], score, self.names[index])
             for index, score in zip(best.indices.tolist(), best.values.tolist(), strict=True)
         ]
-        if self.calibration is None:
-            return Answer(predictions)
-        return Answer(predictions, self.calibration.is_unfamiliar(logits))
+        unfamiliar = self.calibration.is_unfamiliar(logits) if self.calibration else None
+        return Answer(predictions, unfamiliar)
 
     def predict(self, image: Image.Image, top: int = NUM_PREDICTIONS) -> list[Prediction]:
         """Return the most likely classes of an RGB image, most likely first."""
-        return self.answer(image, top).predictions
+        return self.answer(self.pixels(image), top).predictions
 
-    def visible_crop(self, image: Image.Image) -> Image.Image:
-        """Return the crop of an RGB image that the model sees, enlarged for display."""
-        pixels = self.pixels(image)[0].float().numpy()
+    def visible_crop(self, pixels: torch.Tensor) -> Image.Image:
+        """Return what the model sees of `pixels`, enlarged for display."""
         mean, std = (
             np.reshape(getattr(self._processor, name, None) or default, (-1, 1, 1))
             for name, default in (("image_mean", 0.0), ("image_std", 1.0))
         )
-        values = ((pixels * std + mean) * 255).clip(0, 255).round().astype(np.uint8)
+        values = (
+            ((pixels[0].float().numpy() * std + mean) * 255).clip(0, 255).round().astype(np.uint8)
+        )
         height, width = values.shape[1:]
         size = (SIDE, round(SIDE * height / width))
         return Image.fromarray(values.transpose(1, 2, 0)).resize(size, Image.Resampling.BICUBIC)
 
-    def heat_map(self, image: Image.Image, index: int, size: tuple[int, int]) -> Image.Image | None:
+    def heat_map(
+        self, pixels: torch.Tensor, index: int, size: tuple[int, int]
+    ) -> Image.Image | None:
         """Return the RGBA heat map of class `index`, or None if the model has no feature map."""
-        heat = grad_cam(self._model, self.pixels(image), index)
+        heat = grad_cam(self._model, pixels, index)
         return None if heat is None else paint(heat, size)
 
 

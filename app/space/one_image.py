@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import torch
 from gradio.data_classes import ImageData
-from PIL import Image
 
 from space.images import ImageError, open_image
 from space.limits import QUEUE
-from space.model import Classifier
+from space.model import Answer, Classifier
 from space.uploads import refuse_urls
 from space.views import (
     EMPTY,
@@ -90,9 +90,15 @@ class OneImageTab:
         if path is None or not self._are_valid(choices):
             return ""
         try:
-            return self._heat_maps(open_image(path), choices)
+            image = open_image(path)
         except ImageError as error:  # deleted since, for example
             return error_view(str(error))
+        return heat_maps_view(
+            [
+                self._heat_map(classifier, classifier.pixels(image), index)
+                for classifier, index in zip(self.classifiers, choices, strict=True)
+            ]
+        )
 
     def predict(self, image: str | None, model: str | None = None) -> list[dict[str, str | float]]:
         """Return the five most likely classes in the format of transformers' pipeline.
@@ -176,20 +182,17 @@ class OneImageTab:
             start = time.perf_counter()
             image = open_image(path)
             opening = time.perf_counter() - start
-            timed = [self._timed(classifier, image, opening) for classifier in self.classifiers]
-            firsts = [one.answer.predictions[0].index for one in timed]
-            return answers_view(timed), self._heat_maps(image, firsts)
+            timed, figures = [], []
+            for classifier in self.classifiers:
+                start = time.perf_counter()
+                pixels = classifier.pixels(image)
+                answer = classifier.answer(pixels)
+                milliseconds = 1000 * (opening + time.perf_counter() - start)
+                timed.append(_timed(classifier, answer, milliseconds))
+                figures.append(self._heat_map(classifier, pixels, answer.predictions[0].index))
+            return answers_view(timed), heat_maps_view(figures)
 
         return answers
-
-    def _timed(self, classifier: Classifier, image: Image.Image, opening: float) -> Timed:
-        """Return the answer of a model, with its time and that of opening the image, seconds."""
-        start = time.perf_counter()
-        answer = classifier.answer(image)
-        milliseconds = 1000 * (opening + time.perf_counter() - start)
-        calibration = classifier.calibration
-        rate = calibration.false_alarm_rate if calibration else None
-        return Timed(classifier.title, classifier.size, answer, milliseconds, rate)
 
     def _are_valid(self, choices: Any) -> bool:
         """Return whether a client sent one class index per model."""
@@ -202,16 +205,19 @@ class OneImageTab:
             )
         )
 
-    def _heat_maps(self, image: Image.Image, indices: Sequence[int]) -> str:
-        """Return the heat map of one class of each model, as HTML."""
-        is_only = len(self.classifiers) == 1
-        figures = []
-        for classifier, index in zip(self.classifiers, indices, strict=True):
-            crop = classifier.visible_crop(image)
-            heat_map = classifier.heat_map(image, index, crop.size)
-            title = "" if is_only else classifier.title
-            figures.append(heat_map_view(classifier.names[index], crop, heat_map, title))
-        return heat_maps_view(figures)
+    def _heat_map(self, classifier: Classifier, pixels: torch.Tensor, index: int) -> str:
+        """Return the heat map of one class of a model, as HTML."""
+        crop = classifier.visible_crop(pixels)
+        heat_map = classifier.heat_map(pixels, index, crop.size)
+        title = classifier.title if len(self.classifiers) > 1 else ""
+        return heat_map_view(classifier.names[index], crop, heat_map, title)
+
+
+def _timed(classifier: Classifier, answer: Answer, milliseconds: float) -> Timed:
+    """Return an answer with the facts about its model that the page shows."""
+    calibration = classifier.calibration
+    rate = calibration.false_alarm_rate if calibration else None
+    return Timed(classifier.title, classifier.size, answer, milliseconds, rate)
 
 
 def _image_input(elem_id: str, value: str | None = None, *, visible: bool = True) -> gr.Image:

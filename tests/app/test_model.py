@@ -125,7 +125,7 @@ def test_a_model_without_a_feature_map_has_no_heat_map():
 def test_the_visible_crop_is_the_center_of_the_image(classifier):
     image = Image.new("RGB", (90, 30), "white")
     image.paste((0, 128, 0), (30, 0, 60, 30))
-    colours = classifier.visible_crop(image).getcolors()
+    colours = classifier.visible_crop(classifier.pixels(image)).getcolors()
     assert [colour for _, colour in colours] == [(0, 128, 0)]
 
 
@@ -202,7 +202,8 @@ def test_an_image_is_unfamiliar_if_its_score_is_at_most_the_threshold(model_fold
     score = math.log(probability / (1 - probability))
     for threshold, expected in ((score - 1e-3, False), (score + 1e-3, True)):
         write_calibration(folder, threshold=threshold)
-        assert Classifier(folder).answer(image).is_unfamiliar is expected
+        classifier = Classifier(folder)
+        assert classifier.answer(classifier.pixels(image)).is_unfamiliar is expected
 
 
 @pytest.mark.parametrize(
