@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 MODEL_ID ?= runs/demo/exported
+SHARDS ?= data/digits/shards
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export GRADIO_ANALYTICS_ENABLED := False
-export MODEL_ID  # recipes read it from the environment, whatever characters it contains
+export MODEL_ID SHARDS  # recipes read them from the environment, whatever characters they contain
 
-.PHONY: demo test default-tests test-baseline-isa test-slow check fix bench app clean help
+.PHONY: demo test default-tests test-baseline-isa test-slow check fix bench figures app web-app clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
@@ -39,7 +40,7 @@ fix: $(VENV)/.installed-dev  ## fix format and lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test-slow: $(VENV)/.installed-dev  ## run the slow tests: the demo, every documented command, thirty kills, two machines
+test-slow: $(VENV)/.installed-dev  ## run the slow tests: the demo, every documented command, thirty kills, two machines, Slurm
 	@$(BIN)/python -m pytest -m slow
 
 bench: $(VENV)/.installed-dev  ## measure speed beside known peers, interleaved in one run
@@ -47,10 +48,19 @@ bench: $(VENV)/.installed-dev  ## measure speed beside known peers, interleaved 
 	$(BIN)/python -m benchmarks.packing
 	$(BIN)/python -m benchmarks.app
 
+figures: $(VENV)/.installed-dev demo  ## draw the figures of the documents anew, from the code and the demo
+	$(BIN)/python -m benchmarks.figures
+	$(BIN)/python -m benchmarks.tables
+
 app: $(VENV)/.installed  ## serve the Space on localhost, with MODEL_ID=folder or Hub id
 	@test "$$MODEL_ID" != runs/demo/exported -o -d runs/demo/exported || \
 		{ echo "There is no model yet: run \`make demo\` first, or pass one: make app MODEL_ID=folder-or-Hub-id"; exit 2; }
 	$(BIN)/python app/app.py
+
+web-app: $(VENV)/.installed-dev  ## serve the page that classifies in the browser, with MODEL_ID=folder
+	@test "$$MODEL_ID" != runs/demo/exported -o -d runs/demo/exported || \
+		{ echo "There is no model yet: run \`make demo\` first, or pass one: make web-app MODEL_ID=folder SHARDS=folder"; exit 2; }
+	@$(BIN)/python -m imagenet_rn50 web --model "$$MODEL_ID" --shards "$$SHARDS"
 
 clean:  ## remove the output of the demo and the tests, not .venv
 	rm -rf data/digits runs/demo test-artifacts .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -72,7 +72,7 @@ class Arguments:
     run directory."""
     profile: int | None = None
     """Profile this many steps, after a warm-up of five: writes a trace and a table of each rank
-    into the run directory (docs/utilisation.md)."""
+    into the run directory (docs/performance.md)."""
     checkpointing: Annotated[CheckpointConfig, tyro.conf.arg(name="")] = CheckpointConfig()
     """How the run is checkpointed, resumed and stopped."""
     hyperparameters: Annotated[Recipe, tyro.conf.arg(name="")]

@@ -181,8 +181,13 @@ def _contenders(only: tuple[str, ...], pythons: dict[str, Path | None]) -> dict[
 
 def run_metadata(module: str) -> dict[str, Any]:
     """Return how, when and on what a benchmark runs, to be saved with its figures."""
+    words = list(sys.argv[1:])
+    while (
+        at := next((n for n, word in enumerate(words) if word.startswith("/")), None)
+    ) is not None:
+        del words[at - 1 : at + 1]  # where data and environments lie on this machine
     return {
-        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", module, *words]),
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{_processor()}, {os.cpu_count()} cores",
         "versions": {"python": platform.python_version()}

@@ -17,16 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from imagenet_rn50.recipe import load_recipe
-from imagenet_rn50.tools.estimate import Options, make_estimate
+from imagenet_rn50.tools.estimate import Options, duration, make_estimate
+from imagenet_rn50.tools.estimate_report import dollars, hours_text
 from imagenet_rn50.tools.plan import PlanOptions, format_plan, make_plan
 from imagenet_rn50.tools.prices import load_prices
-from imagenet_rn50.tools.recipe_table import format_recipes
+from imagenet_rn50.tools.recipe_headers import IMAGENET_1K, published_data
+from imagenet_rn50.tools.recipe_table import format_recipes, recipe_rows
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (
     ROOT / "README.md",
-    *(ROOT / "docs" / name for name in ("ec2.md", "performance.md", "recipes.md")),
+    *(
+        ROOT / "docs" / name
+        for name in ("ec2.md", "performance.md", "recipes.md", "where_to_run.md")
+    ),
 )
 _TABLE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -189,6 +194,139 @@ def gpu_loop() -> str:
     return "\n\n".join(parts)
 
 
+def loaders() -> str:
+    """Return images/s of each loader beside ours with the same bytes."""
+    found = _read("loaders.json")
+    lines = []
+    for name, row in found["medians"].items():
+        about = found["loaders"][name]
+        lines.append(
+            (
+                name,
+                about["format"],
+                f"{row['kb']:.0f}",
+                f"{row['images_per_s']:,.0f}",
+                "" if about["beside"] == name else f"{row['ratio']:.2f}",
+            )
+        )
+    head = ("loader", "what it reads", "KB", "images/s", "x")
+    of = found["arguments"]
+    note = (
+        f"Batch {of['batch']}, {of['workers']} workers or threads, medians of {of['rounds']} "
+        f"rounds of {of['batches']} batches. {_benchmark(found)}"
+    )
+    return f"{_markdown(head, lines)}\n\n{note}"
+
+
+def worker_scaling() -> str:
+    """Return images/s of a worker for each number of workers."""
+    found = _read("worker_scaling.json")
+    lines = [
+        (
+            f"{row['wait_ms']:g} ms",
+            f"{row['workers']}",
+            f"{row['images_per_s']:,.0f}",
+            f"{row['of_2']:.0%}",
+            f"{row['cpu_ms']:.3f}",
+            f"{row['cores_used']:.2f}",
+            f"{row['first_batch_s']:.1f}",
+        )
+        for row in found["rows"]
+    ]
+    head = (
+        "an image takes",
+        "workers",
+        "images/s",
+        "per worker, of that with 2",
+        "CPU ms per image",
+        "cores in use",
+        "first batch, s",
+    )
+    return f"{_markdown(head, lines)}\n\n{_benchmark(found)}"
+
+
+def cold_start() -> str:
+    """Return the output of `benchmarks.cold_start`."""
+    text = (RESULTS / "cold_start.txt").read_text(encoding="utf-8").strip()
+    return f"```\n{text}\n```\n\n`python -m benchmarks.cold_start`"
+
+
+def packing() -> str:
+    """Return images/s of packing beside ShardWriter."""
+    found = _read("packing.json")
+    lines = [
+        (
+            name,
+            f"{row['images_per_s']:,.0f}",
+            f"{row['images_per_s'] * found['mean_image_bytes'] / 1e6:,.0f}",
+            f"{row['images_per_s_of_a_core']:,.0f}",
+        )
+        for name, row in found["contestants"].items()
+    ]
+    head = ("packer", "images/s", "MB/s", "images/s per core")
+    return f"{_markdown(head, lines)}\n\n{_benchmark(found)}"
+
+
+def _benchmark(found: dict[str, Any]) -> str:
+    """Return where the result of a benchmark on a CPU comes from, for the line below a table."""
+    return f"`{found['command']}`, {found['date']}, {found['machine']}"
+
+
+def recipes_short() -> str:
+    """Return all recipes with hours and dollars, without the conditions of each figure."""
+    rows = [
+        (name, epochs, _figure(name, accuracy), source, reproduced, hours, demand)
+        for name, epochs, accuracy, source, reproduced, hours, demand, _ in recipe_rows(
+            load_prices(), Options()
+        )
+    ]
+    head = ("recipe", "epochs", "published top-1", "source", "reproduced here", "hours", "dollars")
+    note = (
+        "Hours and dollars: training and evaluating on a g6.12xlarge (4 L4) on demand or on the "
+        "machine in brackets, computed by `python -m imagenet_rn50 estimate --recipes`, which "
+        "prints its assumptions."
+    )
+    return f"{_markdown(head, rows)}\n\n{note}"
+
+
+def _figure(name: str, accuracy: str) -> str:
+    """Return a recipe's top-1 without its conditions; of ImageNet-1k, unless it says of what."""
+    if not accuracy[:1].isdigit() and not accuracy.startswith("at least"):
+        return "-"
+    data = published_data(name)
+    where = f" on {data.name}" if data is not None and data != IMAGENET_1K else ""
+    return accuracy[: accuracy.index("%") + 1] + where
+
+
+def places() -> str:
+    """Return what a run takes on machines that are lent, and how long Kaggle's cores pack."""
+    lines, prices = [], load_prices()
+    for machine, name in (
+        ("l4x1", "imagenette-10min"),
+        ("l4x1", "imagenet100-1h"),
+        ("g6.12xlarge", "rn50-16ep"),
+        ("l4x4", "rn50-16ep"),
+        ("a100x8", "classic-90ep"),
+        ("kaggle-t4x2", "rn50-16ep-16gb"),
+    ):
+        found = make_estimate(name, load_recipe(name), prices, Options(instance=machine))
+        hours = duration(found.recipe, found.rates).hours
+        costs = [found.instance.on_demand, found.instance.spot]
+        paid = ["-" if price is None else dollars(hours * price) for price in costs]
+        lines.append((machine, name, hours_text(hours), *paid))
+    head = ("machine", "recipe", "hours", "on demand", "spot")
+    packing = _read("packing.json")["contestants"]["ours, resized short=256, 2 workers"]
+    rate = packing["images_per_s"]
+    num_images = IMAGENET_1K.num_train + IMAGENET_1K.num_validation
+    note = (
+        "Training and evaluating, computed by `python -m imagenet_rn50 estimate --recipe RECIPE "
+        "--instance MACHINE`, which lists what it assumes; not run. Resizing on 2 cores, as many "
+        f"as Kaggle lends: {rate:,.0f} images/s (`benchmarks/results/packing.txt`), "
+        f"{num_images / rate / 3600:.1f} hours for {num_images:,} images, computed."
+    )
+    return f"{_markdown(head, lines)}\n\n{note}"
+
+
 def recipes() -> str:
     """Return all recipes, with hours and dollars, as `estimate --recipes --markdown` does."""
     return format_recipes(load_prices(), Options(), markdown=True)
@@ -206,7 +344,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "gpu-roofline": gpu_roofline,
     "gpu-breakdown": gpu_breakdown,
     "gpu-loop": gpu_loop,
+    "loaders": loaders,
+    "worker-scaling": worker_scaling,
+    "cold-start": cold_start,
+    "packing": packing,
     "recipes": recipes,
+    "recipes-short": recipes_short,
+    "places": places,
     "plan-rn50-16ep": partial(plan, "rn50-16ep"),
     "plan-tv2-600ep": partial(plan, "tv2-600ep"),
 }

@@ -19,6 +19,7 @@ from imagenet_rn50.cli import (
     push,
     recipes,
     schedule,
+    web,
 )
 from imagenet_rn50.utils.errors import exit_on_input_error
 from imagenet_rn50.utils.version import print_version_and_exit
@@ -40,6 +41,7 @@ app.command(name="prove-resume")(prove_resume)
 app.command(evaluate)
 app.command(predict)
 app.command(export)
+app.command(web)
 app.command(push)
 
 

@@ -500,6 +500,7 @@ def export(
     dtype: Literal["float32", "float16"] = "float32",
     shards: str | None = None,
     cache: Path | None = None,
+    web: bool = False,
     metrics: Path | None = None,
     examples: int | None = None,
     classes: Path | None = None,
@@ -522,6 +523,7 @@ def export(
         shards: Folder or address of shards, to compare original and export on images, to calibrate
             when the Space calls an image unfamiliar, and for --examples.
         cache: Local folder to cache remote shards in.
+        web: Add ONNX models for browsers, of 8 and of 16 bits, calibrated and measured on --shards.
         metrics: metrics.json of `evaluate`, for the card; default: that of the run.
         examples: Number of validation images to copy into the export, as examples for the Space; 0
             for none. Default: 6, if there are --shards whose terms allow it.
@@ -548,7 +550,7 @@ def export(
         _refuse("--from", "--run", {"--checkpoint": checkpoint != "best"})
     store = open_shards(shards, cache=cache) if shards else None
     export_options = ExportOptions(
-        form=format, dtype=dtype, shards=store, metrics=metrics, examples=examples
+        form=format, dtype=dtype, shards=store, metrics=metrics, web=web, examples=examples
     )
     if run is not None:
         export_run(run, out, checkpoint=checkpoint, weights=weights, options=export_options)
@@ -565,14 +567,38 @@ def _refuse(source: str, other: str, options: dict[str, Any]) -> None:
         raise InputError(f"{name} does not apply to {source}", fix=f"use it with {other} only")
 
 
+def web(
+    model: Path, shards: str | None = None, cache: Path | None = None, port: int = 7861
+) -> None:
+    """Serve a page on this machine that classifies images in the browser; Ctrl-C stops it.
+
+    Args:
+        model: Exported folder.
+        shards: Folder or address of shards. If the export has no models for browsers, they are
+            added to it, calibrated and measured on these.
+        cache: Local folder to cache remote shards in.
+        port: TCP port.
+    """
+    from imagenet_rn50.publishing.web import has_web_models, serve_web_space
+
+    if shards is not None and not has_web_models(model):
+        log_startup("loading the model")
+        from imagenet_rn50.publishing.onnx_models import add_web_models
+        from imagenet_rn50.shards.store import open_shards
+
+        add_web_models(model, open_shards(shards, cache=cache))
+    serve_web_space(model, port)
+
+
 def push(
     model: Path,
     to: str,
     space: str | None = None,
+    web_space: str | None = None,
     private: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Upload an exported model, and optionally a Space for it, to the Hugging Face Hub.
+    """Upload an exported model, and optionally Spaces for it, to the Hugging Face Hub.
 
     The token is HF_TOKEN, or that of `hf auth login`. Run the same command again to resume an
     interrupted push.
@@ -581,10 +607,12 @@ def push(
         model: Exported folder.
         to: Hub id of the model, user/name; created if it does not exist.
         space: Hub id of the Space, user/name; it is pinned to the model's commit.
+        web_space: Hub id of a static Space, user/name, that classifies on the visitor's machine;
+            needs an export with --web.
         private: Make new repositories private.
         dry_run: Only list the files and their sizes.
     """
     from imagenet_rn50.publishing.hub import Target
     from imagenet_rn50.publishing.hub import push as push_model
 
-    push_model(model, Target(to, space, private=private), dry_run=dry_run)
+    push_model(model, Target(to, space, web_space=web_space, private=private), dry_run=dry_run)

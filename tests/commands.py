@@ -17,6 +17,7 @@ from torch.distributed.run import get_args_parser
 
 import shard_imagenet
 import train_accelerate
+from deploy.hf_jobs import JobOptions
 from imagenet_rn50.__main__ import app
 
 ROOT = Path(__file__).parents[1]
@@ -26,6 +27,8 @@ _BLOCK = re.compile(r"(?:<!-- needs ([^>]+) -->\n)?^```(\w*)\n(.*?)^```", re.M |
 _INLINE = re.compile(r"`(python [^`\n]+)`")
 _OURS = ("python ", "make ", "accelerate ", "torchrun ", "imagenet-rn50 ")
 _HARMLESS = {"mkdir", "pip", ".", "cd"}
+_JOB = "deploy/slurm.sbatch"
+_SBATCH_OPTIONS = {"--nodes", "--gpus-per-node", "--cpus-per-task", "--time"}
 _PLACEHOLDER = re.compile(r"(?:MY_)?[A-Z_]+")
 
 
@@ -85,10 +88,10 @@ def check(command: Command) -> None:
     if not words or "--help" in words:
         return
     match words:
-        case ["python", "-m", "imagenet_rn50", *rest] | ["imagenet-rn50", *rest]:
+        case ["python", "-m", module, *rest]:
+            _parse_module(module, rest)
+        case ["imagenet-rn50", *rest]:
             _parse_subcommand(rest)
-        case ["python", "-m", module, *_] if module.startswith("benchmarks."):
-            assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
         case ["python", "shard_imagenet.py", *rest]:
             _parse_sharding(rest)
         case ["python", "train_accelerate.py", *rest]:
@@ -98,6 +101,8 @@ def check(command: Command) -> None:
             assert all(f'"{word}"' in source for word in rest if word.startswith("--"))
         case ["accelerate", "launch", *_] | ["torchrun", *_] | ["...", *_]:
             _parse_launched(words)
+        case ["sbatch", *rest] if _JOB in rest:
+            _parse_job(rest)
         case ["make", *targets]:
             makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
             names = [target for target in targets if "=" not in target]
@@ -106,6 +111,17 @@ def check(command: Command) -> None:
             assert command.needs or words[0] in _HARMLESS, (
                 "unknown program: mark what the command needs"
             )
+
+
+def _parse_module(name: str, words: list[str]) -> None:
+    """Parse the arguments of a module that is run with `python -m`."""
+    if name == "imagenet_rn50":
+        _parse_subcommand(words)
+    elif name == "deploy.hf_jobs":
+        tyro.cli(JobOptions, args=words)
+    else:
+        assert name.startswith("benchmarks."), f"unknown module {name}"
+        assert (ROOT / f"{name.replace('.', '/')}.py").is_file()
 
 
 def _parse_launched(words: list[str]) -> None:
@@ -126,6 +142,14 @@ def _parse_launched(words: list[str]) -> None:
             else:
                 assert parsed.training_script == "train_accelerate.py"
                 train_accelerate.parse(parsed.training_script_args)
+
+
+def _parse_job(words: list[str]) -> None:
+    """Parse the arguments of sbatch, each with its value, and those of the script."""
+    middle = words.index(_JOB)
+    assert (ROOT / _JOB).is_file()
+    assert set(words[:middle:2]) <= _SBATCH_OPTIONS
+    train_accelerate.parse(_with_real_recipe(words[middle + 1 :]))
 
 
 def _parse_launch(words: list[str]) -> None:

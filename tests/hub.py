@@ -2,15 +2,21 @@
 
 It keeps repositories in memory, checks the token and can drop connections during uploads. Large
 files are served by another host, as the Hub does, which must not see the token.
+
+Buckets are written by the real Xet client: the server names a folder as its content-addressed
+store, which that client knows how to use. Jobs are kept as they were asked for; a test runs them.
 """
 
 import base64
 import hashlib
 import json
+import shutil
+import tempfile
 import threading
 from collections import defaultdict
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_plantedTokenThatNobodyMaySee"
@@ -66,6 +72,10 @@ class Hub:
         self.retry_after = None
         self.cdn_address = ""
         self.seen_by_cdn = []  # (file name, Authorization) of each request
+        self.buckets = {}  # by "user/name": {path: (Xet hash, content)}
+        self.store = ""  # folder of the Xet client's content-addressed store
+        self.jobs = []  # what was asked for, with what is told about it; see `Handler.submit`
+        self.run_job = lambda job: "COMPLETED"  # runs a job that is asked about; returns its stage
 
     def add_dataset(self, name, files):
         """Make a commit in a data set, which is created if it is new; return its sha."""
@@ -74,6 +84,26 @@ class Hub:
     def num_downloads(self, name):
         """Return how often the content of a large file was asked for."""
         return sum(asked == name for asked, _ in self.seen_by_cdn)
+
+    def stored(self, digest):
+        """Return what the Xet client stored under a hash.
+
+        Read from a copy, since the client's process keeps the store locked.
+        """
+        from huggingface_hub.file_download import xet_get
+        from huggingface_hub.utils._xet import XetFileData
+
+        any_bucket = next(iter(self.buckets))
+        with tempfile.TemporaryDirectory() as folder:
+            copy, target = Path(folder) / "store", Path(folder) / "content"
+            shutil.copytree(self.store, copy)
+            route = f"{self.address}/api/buckets/{any_bucket}/xet-read-token?store={copy}"
+            xet_get(
+                incomplete_path=target,
+                xet_file_data=XetFileData(file_hash=digest, refresh_route=route),
+                headers={"Authorization": f"Bearer {TOKEN}"},
+            )
+            return target.read_bytes()
 
     def sent(self, method, part):
         return [path for verb, path, _ in self.requests if verb == method and part in path]
@@ -96,6 +126,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"errors": [], "warnings": []})
         elif not self.hub.may_write:
             self.answer(403, {"error": "Forbidden: you need write access"})
+        elif path.startswith(("/api/buckets/", "/api/jobs/")):
+            self.change_bucket_or_submit(path.split("/"), body)
         elif path == "/api/repos/create":
             self.create(json.loads(body))
         elif "/preupload/" in path:
@@ -126,6 +158,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, answer) if signed_in else self.answer(401, {"error": "Invalid"})
         elif path == "/api/agent-harnesses":
             self.answer(200, {})
+        elif path.startswith(("/api/buckets/", "/buckets/", "/api/jobs/")):
+            self.read_bucket_or_job(path, signed_in)
         elif path.startswith("/api/"):
             parts = path.removeprefix("/api/").split("/")
             self.describe("/".join(parts[:3]), *map(unquote, parts[3:]))
@@ -135,6 +169,94 @@ class Handler(BaseHTTPRequestHandler):
             self.resolve(repository, revision, name, signed_in)
         else:
             self.answer(404, {"error": path})
+
+    def read_bucket_or_job(self, path, signed_in):
+        """Answer a request about a bucket, one of its files, or a job."""
+        parts = path.removeprefix("/api").strip("/").split("/")
+        if not signed_in:
+            self.answer(401, {"error": "Invalid"})
+        elif parts[0] == "jobs":
+            jobs = [job for job in self.hub.jobs if job["owner"]["name"] == parts[1]]
+            self.tell_of_jobs(jobs, *parts[2:])
+        elif "/".join(parts[1:3]) not in self.hub.buckets:
+            self.answer(404, {"error": "none"}, {"X-Error-Code": "RepoNotFound"})
+        else:
+            self.read_bucket("/".join(parts[1:3]), *map(unquote, parts[3:]))
+
+    def read_bucket(self, name, what="", *rest):
+        files = self.hub.buckets[name]
+        path = "/".join(rest)
+        if what == "resolve":
+            if path not in files:
+                self.answer(404, {"error": path}, {"X-Error-Code": "EntryNotFound"})
+                return
+            digest, content = files[path]
+            self.serve(content, {"ETag": f'"{digest}"'})
+        elif what.startswith("xet-"):
+            (folder,) = parse_qs(urlsplit(self.path).query).get("store", [self.hub.store])
+            store, expiration, token = f"local://{folder}", 4_102_444_800, "xet"
+            headers = {"X-Xet-Cas-Url": store, "X-Xet-Access-Token": token}
+            headers["X-Xet-Token-Expiration"] = f"{expiration}"  # Python's client reads headers
+            body = {"casUrl": store, "exp": expiration, "accessToken": token}  # Rust's, the body
+            self.answer(200, body, headers)
+        elif what == "tree":
+            found = {file: entry for file, entry in files.items() if file.startswith(path)}
+            entry = {"type": "file", "uploadedAt": "2026-01-01T00:00:00.000Z"}
+            self.answer(
+                200,
+                [
+                    {**entry, "path": file, "size": len(content), "xetHash": digest}
+                    for file, (digest, content) in found.items()
+                ],
+            )
+        else:
+            about = {"id": name, "private": True, "createdAt": "2026-01-01T00:00:00.000Z"}
+            self.answer(200, about | {"size": 0, "totalFiles": len(files)})
+
+    def change_bucket_or_submit(self, parts, body):
+        if parts[2] == "jobs":
+            self.submit(parts[3], json.loads(body))
+        else:
+            self.change_bucket("/".join(parts[3:5]), map(json.loads, body.splitlines()))
+
+    def change_bucket(self, name, changes):
+        files = self.hub.buckets[name]
+        for change in changes:
+            if change["type"] == "deleteFile":
+                files.pop(change["path"], None)
+            else:
+                digest = change["xetHash"]
+                files[change["path"]] = digest, self.hub.stored(digest)
+        self.answer(200, {"success": True})
+
+    def submit(self, namespace, asked):
+        """Keep a job as JobInfo describes it, with what was asked for under `asked`."""
+        number = len(self.hub.jobs)
+        job = {
+            "id": f"job{number}",
+            "createdAt": f"2026-01-01T00:00:{number:02d}.000Z",
+            "owner": {"id": "1", "name": namespace, "type": "user"},
+            "flavor": asked["flavor"],
+            "labels": asked.get("labels"),
+            "status": {"stage": "RUNNING", "message": None},
+            "durations": {"schedulingSecs": 1, "runningSecs": 0, "totalSecs": 1},
+            "asked": asked,
+        }
+        self.hub.jobs.append(job)
+        self.answer(200, job)
+
+    def tell_of_jobs(self, jobs, number=None):
+        """Answer with all jobs that have the labels asked for, or with one, which is run first."""
+        if number is None:
+            labels = parse_qs(urlsplit(self.path).query).get("label", [])
+            wanted = dict(label.split("=", 1) for label in labels)
+            found = [job for job in jobs if wanted.items() <= (job["labels"] or {}).items()]
+            self.answer(200, found[::-1])
+            return
+        (job,) = (job for job in jobs if job["id"] == number)
+        if job["status"]["stage"] == "RUNNING":
+            job["status"]["stage"] = self.hub.run_job(job)
+        self.answer(200, job)
 
     def create(self, wanted):
         key = f"{wanted.get('type', 'model')}s/{wanted['organization']}/{wanted['name']}"
@@ -323,7 +445,11 @@ def _serving(handler, hub):
 def serving_hub(has_cdn=False):
     """Serve an empty Hub on loopback; large files by another host if `has_cdn`."""
     hub = Hub()
-    with _serving(Handler, hub) as port, _serving(CdnHandler, hub) as cdn_port:
+    with (
+        tempfile.TemporaryDirectory() as hub.store,
+        _serving(Handler, hub) as port,
+        _serving(CdnHandler, hub) as cdn_port,
+    ):
         hub.address = f"http://127.0.0.1:{port}"
         hub.cdn_address = f"http://localhost:{cdn_port}" if has_cdn else ""
         yield hub

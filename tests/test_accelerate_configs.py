@@ -25,6 +25,7 @@ CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
 RANKS = {
     "1gpu_bf16": (1, 1, "bf16"),
     "1gpu_fp16": (1, 1, "fp16"),
+    "2xt4_fp16": (1, 2, "fp16"),
     "2x8gpu_c10d": (2, 16, "bf16"),
     "2x8gpu_static": (2, 16, "bf16"),
     "8gpu": (1, 8, "bf16"),

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
+import train_accelerate
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.tools.prices import load_prices
@@ -223,21 +225,26 @@ def test_systemd_understands_every_line_of_the_service(tmp_path):
     assert complaints(text.replace("KillMode", "KilMode")), "it says so when it does not"
 
 
-def test_the_spot_job_runs_commands_that_our_programs_take(monkeypatch):
+SPOT_JOBS = ["skypilot.yaml", "skypilot_hf.yaml"]
+
+
+@pytest.mark.parametrize("name", SPOT_JOBS)
+def test_the_spot_job_runs_commands_that_our_programs_take(name, monkeypatch):
     monkeypatch.chdir(ROOT)
-    job = yaml.safe_load((DEPLOY / "skypilot.yaml").read_text(encoding="utf-8"))
+    job = yaml.safe_load((DEPLOY / name).read_text(encoding="utf-8"))
     assert job["resources"]["use_spot"] is True
     launches = [line for line in job["run"].splitlines() if line.startswith("accelerate")]
     line = launches[0].partition(" || ")[0]
     for key, value in job["envs"].items():
         line = line.replace(f"${key}", value or "bucket")
     assert "$" not in line
-    check(Command(DEPLOY / "skypilot.yaml", line, None))
+    check(Command(DEPLOY / name, line, None))
 
 
+@pytest.mark.parametrize("name", SPOT_JOBS)
 @pytest.mark.parametrize(("code", "slept"), [(0, ""), (1, "150")])
-def test_the_spot_job_ends_after_its_machine_when_the_run_was_told_to_end(code, slept):
-    job = yaml.safe_load((DEPLOY / "skypilot.yaml").read_text(encoding="utf-8"))
+def test_the_spot_job_ends_after_its_machine_when_the_run_was_told_to_end(name, code, slept):
+    job = yaml.safe_load((DEPLOY / name).read_text(encoding="utf-8"))
     stand_ins = f"conda() {{ :; }}; accelerate() {{ return {code}; }}; sleep() {{ echo $1; }}\n"
     done = subprocess.run(
         ["bash", "-c", stand_ins + job["run"]], capture_output=True, text=True, check=False
@@ -250,3 +257,160 @@ def test_the_spot_job_installs_the_pinned_way_to_s3():
     pinned = re.search(r"^s3fs==\S+$", (ROOT / "requirements-dev.txt").read_text(), re.M)
     assert pinned
     assert pinned[0] in job["setup"]
+
+
+def test_the_job_on_the_hubs_storage_mounts_the_shards_and_syncs_to_a_bucket():
+    job = yaml.safe_load((DEPLOY / "skypilot_hf.yaml").read_text(encoding="utf-8"))
+    mount = job["file_mounts"]["/shards"]
+    assert (mount["store"], mount["source"]) == ("hf", "hf://datasets/${DATASET}")
+    assert "--shards /shards " in job["run"]
+    assert "--sync hf://buckets/$BUCKET/" in job["run"]
+    assert job["secrets"] == {"HF_TOKEN": None}  # a value would be in the repository
+
+
+def lines_of_dockerfile():
+    """Returns the instructions of the Dockerfile: a name and what follows it."""
+    text = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+    text = re.sub(r"^#.*\n", "", text, flags=re.M).replace("\\\n", " ")
+    return [tuple(line.split(maxsplit=1)) for line in text.splitlines() if line.strip()]
+
+
+def test_the_image_is_pinned_and_has_neither_root_nor_secrets():
+    lines = lines_of_dockerfile()
+    bases = [rest for name, rest in lines if name == "FROM"]
+    assert len(bases) == 1
+    assert re.fullmatch(r"python:3\.\d+\.\d+-slim-\w+", bases[0])
+    assert {name for name, _ in lines} <= {
+        *("FROM", "ENV", "RUN", "WORKDIR", "COPY", "USER", "ENTRYPOINT")
+    }  # no ARG, whose values stay in the image, and no ADD
+    assert not [rest for _, rest in lines if re.search("token|secret|password|_key", rest, re.I)]
+    users = [rest for name, rest in lines if name == "USER"]
+    assert users == ["1000"]
+    names = [name for name, _ in lines]
+    assert names.index("USER") < names.index("ENTRYPOINT")
+    pins = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert all("==" in line for line in pins if line and not line.startswith("#"))
+
+
+@pytest.mark.skipif(
+    shutil.which("hadolint", path=Path(sys.executable).parent) is None, reason="needs hadolint"
+)
+def test_hadolint_finds_nothing_in_the_dockerfile(tmp_path):
+    hadolint = str(Path(sys.executable).parent / "hadolint")
+
+    def complaints(path):
+        return subprocess.run([hadolint, path], capture_output=True, check=False).stdout
+
+    assert complaints(DEPLOY / "Dockerfile") == b""
+    worse = tmp_path / "Dockerfile"
+    worse.write_text("FROM python\nRUN cd /tmp\n", encoding="utf-8")
+    assert complaints(worse), "it says so when there is something"
+
+
+@pytest.mark.parametrize(("gpus", "program"), [("1", "python"), ("4", "accelerate")])
+def test_the_image_starts_a_command_that_our_programs_take(gpus, program, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ("python", "accelerate"):
+        (tmp_path / name).write_text('#!/bin/sh\nfor word in "$0" "$@"; do echo "$word"; done\n')
+        (tmp_path / name).chmod(0o755)
+    (_, entry) = next(line for line in lines_of_dockerfile() if line[0] == "ENTRYPOINT")
+    given = ["--recipe", "rn50-16ep", "--shards", "/my shards", "--run", "/runs/a"]
+    started = subprocess.run(
+        [*yaml.safe_load(entry), *given],
+        env={
+            "PATH": f"{tmp_path}:/usr/bin:/bin",
+            "GPUS": gpus,
+            "ACCELERATE_MIXED_PRECISION": "bf16",
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    path, *words = started.stdout.splitlines()
+    assert Path(path).name == program
+    if program == "accelerate":
+        assert words.pop(0) == "launch"
+        parsed = _validate_launch_command(launch_command_parser().parse_args(words))[0]
+        found = parsed.multi_gpu, parsed.num_processes, parsed.mixed_precision
+        assert found == (True, 4, "bf16")
+        words = [parsed.training_script, *parsed.training_script_args]
+    assert words == ["train_accelerate.py", *given]
+    assert train_accelerate.parse(given).shards == "/my shards"
+
+
+def is_in_the_context(path):
+    """Says whether the image gets a file, by the rules of .dockerignore; the last match decides."""
+    parts, taken = Path(path).parts, True
+    parents = ["/".join(parts[: count + 1]) for count in range(len(parts))]
+    for rule in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
+        pattern = rule.removeprefix("!")
+        if not rule or rule.startswith("#"):
+            continue
+        if pattern.startswith("**/"):
+            matches = pattern.removeprefix("**/") in parts
+        else:
+            matches = pattern == "*" or pattern in parents
+        taken = rule.startswith("!") if matches else taken
+    return taken
+
+
+def test_the_image_gets_the_program_and_nothing_that_is_private():
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    copied = {name for name in filter(None, listed) if is_in_the_context(name)}
+    assert {name for name in listed if name.startswith("imagenet_rn50/")} <= copied
+    needed = {"train_accelerate.py", "shard_imagenet.py", "requirements.txt"}
+    assert needed | {"deploy/entrypoint.sh", "accelerate_configs/8gpu.yaml"} <= copied
+    private = [".git/config", ".env", "token", "data/shards/a.tar", "runs/a/recipe.yaml"]
+    private += ["imagenet_rn50/__pycache__/a.pyc", "deploy/imagenet-rn50.env", "tests/hub.py"]
+    assert not [name for name in private if is_in_the_context(name)]
+
+
+@pytest.mark.slow
+@pytest.mark.network
+@pytest.mark.timeout(1800)
+def test_the_steps_of_the_image_install_a_program_that_trains(tmp_path):
+    """Its RUN and COPY lines in a folder, without a registry: only Python's version is another."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split("\0")
+    project, installed = tmp_path / "project", tmp_path / "venv"
+    for name in filter(is_in_the_context, filter(None, listed)):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, project / name)
+    (install,) = (rest for name, rest in lines_of_dockerfile() if "pip install" in rest)
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    environment |= {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    script = install.replace("/opt/venv", str(installed)).replace("python ", f"{sys.executable} ")
+    subprocess.run(["sh", "-ec", script], cwd=project, env=environment, check=True)
+
+    write_shards(tmp_path / "shards", train=[30, 31, 22], validation=[6, 15])
+    recipe = write_recipe(tmp_path, RECIPE)
+    given = ["--recipe", recipe, "--shards", tmp_path / "shards", "--run", tmp_path / "run"]
+    (_, entry) = next(line for line in lines_of_dockerfile() if line[0] == "ENTRYPOINT")
+    subprocess.run(
+        [*yaml.safe_load(entry), *map(str, given), "--stop-at-step", "3", "--workers", "1"],
+        cwd=project,
+        env=environment
+        | {"PATH": f"{installed}/bin:{os.environ['PATH']}", "GPUS": "1", "ACCELERATE_USE_CPU": "1"},
+        check=True,
+    )
+    assert read_metrics(tmp_path / "run", "checkpoint")
+
+
+def test_prices_and_disks_of_the_places_are_those_of_the_table_of_estimate():
+    text = (ROOT / "docs" / "where_to_run.md").read_text(encoding="utf-8").partition("\nSources")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    table, compared = load_prices().instances, set()
+    for place, machine, gpus, price, _, disk, *_ in rows:
+        if machine not in table:
+            continue
+        row = table[machine]
+        assert gpus.startswith(f"{row.gpus} {row.gpu}")
+        expected = row.spot if "spot" in place else row.on_demand
+        assert price.partition(" ")[0] == (f"{expected:.2f}" if expected else "free")
+        if row.local_gb and re.search(r"\d", disk):
+            assert f"{row.local_gb:,.0f} GB" in disk
+        compared.add(machine)
+    assert compared == {"g6.12xlarge", "l4x4", "l4x1", "a100x8", "kaggle-t4x2"}

@@ -39,6 +39,19 @@ def test_a_model_of_any_name_reaches_the_space(venv, model):
     assert (done.returncode, done.stdout) == (0, f"app/app.py: {model}\n"), done.stderr
 
 
+def test_a_model_and_shards_of_any_name_reach_the_page(tmp_path):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "$*"\n')
+    python.chmod(0o755)
+    (tmp_path / ".installed").touch()
+    (tmp_path / ".installed-dev").touch()
+    words = (f"VENV={tmp_path}", "MODEL_ID=my exports/a", "SHARDS=it's here")
+    done = make("-s", "web-app", *words)
+    options = "--model my exports/a --shards it's here"
+    assert (done.returncode, done.stdout) == (0, f"-m imagenet_rn50 web {options}\n"), done.stderr
+
+
 @pytest.mark.parametrize("failing", [None, "ruff", "mypy", "lint-imports", "python"])
 def test_make_test_fails_where_a_check_or_the_tests_fail(tmp_path, failing):
     (tmp_path / "bin").mkdir()

@@ -19,8 +19,8 @@ from torch.nn.functional import cross_entropy
 from transformers import BaseImageProcessor
 
 from imagenet_rn50.data.image_folder import ProcessorTransform
-from imagenet_rn50.publishing.formats import Logits
 from imagenet_rn50.publishing.layout import CALIBRATION
+from imagenet_rn50.publishing.onnx_models import Logits
 from imagenet_rn50.publishing.validation_images import ValidationImages
 from imagenet_rn50.utils.files import write_json
 from imagenet_rn50.utils.logging import logger
@@ -54,7 +54,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         logits: (B, C) float.
         labels: Class indices; (B,) int64.
     """
-    candidates = torch.logspace(-1, 1, 201).tolist()
+    candidates: list[float] = torch.logspace(-1, 1, 201).tolist()
     losses = [cross_entropy(logits / temperature, labels).item() for temperature in candidates]
     return round(candidates[losses.index(min(losses))], 4)
 

@@ -2,7 +2,8 @@
 
 OUT/
   config.json  preprocessor_config.json      architecture and classes; image preprocessing
-  model.safetensors                          or resnet50.safetensors, or model.onnx
+  model.safetensors                          or resnet50.safetensors, or onnx/model.onnx
+  onnx/                                      models for browsers, with --web; see onnx_models
   README.md  .eval_results/                  the model card; its result on ImageNet-1k, for the Hub
   metrics.jsonl  recipe.yaml  plots/  ...    what the card's numbers come from
   calibration.json                           when the Space calls an image unfamiliar
@@ -31,7 +32,6 @@ from imagenet_rn50.publishing.examples import (
 )
 from imagenet_rn50.publishing.formats import (
     Dtype,
-    Logits,
     compare_logits,
     compare_on_shards,
     converted,
@@ -53,11 +53,13 @@ from imagenet_rn50.publishing.layout import (
 )
 from imagenet_rn50.publishing.model_card import model_card
 from imagenet_rn50.publishing.model_stats import model_stats
+from imagenet_rn50.publishing.onnx_models import Logits, require_web, write_web_models
 from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.publishing.snippets import Format
 from imagenet_rn50.publishing.source import Source, source_of_run, source_of_weights
 from imagenet_rn50.publishing.source_files import CardInfo, SourceFiles
 from imagenet_rn50.publishing.validation_images import ValidationImages
+from imagenet_rn50.publishing.web import require_web_models
 from imagenet_rn50.runs.checkpoint import Weights, Which
 from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.utils.errors import InputError, first_line, require_at_least
@@ -85,6 +87,7 @@ class ExportOptions:
         dtype: Data type of the weights.
         shards: Images to compare logits on, in addition to random ones.
         metrics: metrics.json of `evaluate`, for the card; None uses that of the run, if any.
+        web: Whether to add ONNX models for browsers, which needs `shards`.
         examples: Number of validation images to add as examples for the Space; None for 6, if
             there are any and they may be published.
     """
@@ -93,6 +96,7 @@ class ExportOptions:
     dtype: Dtype = "float32"
     shards: ShardStore | None = None
     metrics: Path | None = None
+    web: bool = False
     examples: int | None = None
 
 
@@ -154,6 +158,8 @@ def convert(
 def _write(source: Source, out: Path, options: ExportOptions) -> None:
     """Write an export under a temporary name, check it, and rename it."""
     require_format(source.model, source.processor, options.form, options.dtype)
+    if options.web:
+        require_web(options.shards, options.dtype)
     require_at_least("--examples", options.examples or 0, 0)
     if options.shards:
         where = options.shards.folder
@@ -232,6 +238,9 @@ def _fill(source: Source, folder: Path, options: ExportOptions) -> str:
     if options.shards is None:
         return f"{result} (not compared on images: no --shards)"
     same, compared = compare_on_shards(original, exported, options.shards, source.data, allowed)
+    if options.web:
+        write_web_models(source.model, folder, options.shards, source.data)
+        require_web_models(folder)
     return f"{result}; the same top-1 class on {same} of {compared} images"
 
 

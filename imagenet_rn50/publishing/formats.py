@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from importlib.util import find_spec
+from collections.abc import Mapping
 from itertools import count as positions
 from pathlib import Path
 from typing import Literal
@@ -28,6 +27,7 @@ from imagenet_rn50.publishing.layout import (
     TORCHVISION_WEIGHTS,
     TRANSFORMERS_WEIGHTS,
 )
+from imagenet_rn50.publishing.onnx_models import Logits, require_packages, write_onnx
 from imagenet_rn50.publishing.snippets import Format
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.shards.manifest import VALIDATION, Manifest
@@ -36,10 +36,6 @@ from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import follow_umask
 
 Dtype = Literal["float32", "float16"]
-Logits = Callable[[Tensor], Tensor]
-"""From normalized images, (B, 3, H, W) float32, to logits, (B, num_classes) float32."""
-
-_ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
 def require_format(
@@ -64,12 +60,7 @@ def require_format(
             )
         _require_plain(model.config, processor)
     if form == "onnx":
-        missing = [package for package in _ONNX_PACKAGES if find_spec(package) is None]
-        if missing:
-            raise InputError(
-                f"--format onnx needs {', '.join(missing)}",
-                fix="pip install -r requirements-onnx.txt",
-            )
+        require_packages("--format onnx")
         if dtype != "float32":
             raise InputError(
                 "an ONNX model must be float32",
@@ -114,7 +105,8 @@ def write_model(model: ResNetForImageClassification, folder: Path, form: Format)
     """
     logging.disable_progress_bar()  # writing takes a moment only
     if form == "onnx":
-        return _write_onnx(model, folder)
+        model.config.save_pretrained(folder)
+        return write_onnx(model, folder / ONNX_MODEL)
     write = _write_transformers if form == "transformers" else _write_torchvision
     return write(model, folder)
 
@@ -138,31 +130,6 @@ def _write_torchvision(model: ResNetForImageClassification, folder: Path) -> Log
     return lambda images: exported(images)
 
 
-def _write_onnx(model: ResNetForImageClassification, folder: Path) -> Logits:
-    """Write an ONNX graph for any number of images of any size."""
-    import onnxruntime
-
-    model.config.save_pretrained(folder)
-    program = torch.onnx.export(
-        _LogitsOnly(model).eval(),
-        (torch.zeros(2, 3, 64, 64),),
-        input_names=["pixel_values"],
-        output_names=["logits"],
-        dynamic_shapes=({0: "batch", 2: "height", 3: "width"},),
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None
-    program.save(folder / ONNX_MODEL)
-    session = onnxruntime.InferenceSession(folder / ONNX_MODEL, providers=["CPUExecutionProvider"])
-
-    def logits(images: Tensor) -> Tensor:
-        (computed,) = session.run(["logits"], {"pixel_values": images.contiguous().numpy()})
-        return torch.from_numpy(computed)
-
-    return logits
-
-
 def _require_same(written: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -> None:
     """Check that weights are bit-identical.
 
@@ -173,17 +140,6 @@ def _require_same(written: Mapping[str, Tensor], loaded: Mapping[str, Tensor]) -
     wrong = [name for name, tensor in pairs if not torch.equal(tensor, loaded[name])]
     if wrong:
         raise RuntimeError(f"the exported weights differ: {', '.join(wrong[:3])}")
-
-
-class _LogitsOnly(nn.Module):
-    """A model that returns only logits, for a graph with one output."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        return logits_of(self.model, pixel_values)
 
 
 def converted(model: ResNetForImageClassification, dtype: Dtype) -> ResNetForImageClassification:

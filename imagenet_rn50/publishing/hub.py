@@ -1,10 +1,11 @@
-"""Push an exported model, and optionally a Space for it, to the Hugging Face Hub.
+"""Push an exported model, and optionally Spaces for it, to the Hugging Face Hub.
 
-The files of each repository are first staged in a temporary folder: the card's snippets and the
-results in `.eval_results/` get the model's Hub id; the Space gets the model in its metadata, and a
-model.json that pins it to the model's commit. After the upload, hashes are compared. Each
-repository gets one commit. Running the same command again resumes an interrupted push: files that
-the Hub has are not uploaded again.
+The Spaces are app/, which runs on a server, and the page of `web.py`, which runs on the visitor's
+machine. The files of each repository are first staged in a temporary folder: the card's snippets
+and the results in `.eval_results/` get the model's Hub id; a Space gets the model in its metadata,
+and a model.json that names its commit. After the upload, hashes are compared. Each repository gets
+one commit. Running the same command again resumes an interrupted push: files that the Hub has are
+not uploaded again.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from imagenet_rn50.publishing.layout import (
     CONFIG,
     EVAL_RESULTS,
     EXAMPLES,
+    ONNX_FOLDER,
     PLOTS,
     PROCESSOR,
     REPLACED,
@@ -38,6 +40,7 @@ from imagenet_rn50.publishing.layout import (
 )
 from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.publishing.snippets import CITED_NOTE, FROM_HERE, HERE
+from imagenet_rn50.publishing.web import download_runtime, stage_web_space
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.logging import logger
 
@@ -124,18 +127,21 @@ class Target:
     Attributes:
         model: Hub id of the model.
         space: Hub id of the Space; None pushes no Space.
+        web_space: Hub id of the static Space, which classifies on the visitor's machine; None
+            pushes none.
         private: Whether new repositories are private.
         app: Folder of the Space.
     """
 
     model: str
     space: str | None = None
+    web_space: str | None = None
     private: bool = False
     app: Path = APP
 
 
 def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
-    """Push an exported model, and its Space if the target names one.
+    """Push an exported model, and its Spaces if the target names any.
 
     Args:
         folder: Exported folder.
@@ -146,18 +152,24 @@ def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
         InputError: If the folder is not an exported model, an id or the token is invalid, or the
             Hub cannot be reached or refuses.
     """
-    for hub_id in filter(None, (target.model, target.space)):
+    for hub_id in filter(None, (target.model, target.space, target.web_space)):
         _require_id(hub_id)
     _require_exported(folder, for_space=target.space is not None)
     for problem in unsourced_numbers(folder):
         logger.info(f"warning: card: {problem}")
     with tempfile.TemporaryDirectory(prefix="push-") as temporary:
-        model, space = Path(temporary, "model"), Path(temporary, "space")
+        model, space, web = (Path(temporary, name) for name in ("model", "space", "web"))
         stage_model(folder, target.model, model)
         _list(model, target.model, private=target.private)
         if target.space:
             stage_space(target.app, target.model, _NO_COMMIT, space)
             _list(space, f"spaces/{target.space}", private=target.private)
+        if target.web_space:
+            runtime = None if dry_run else download_runtime()
+            stage_web_space(folder, web, runtime=runtime, hub_id=target.model)
+            _list(web, f"spaces/{target.web_space}", private=target.private)
+            if dry_run:
+                logger.info("  and ONNX Runtime Web in ort/, downloaded from npm for the push")
         if dry_run:
             logger.info("dry run: nothing was uploaded")
             return
@@ -166,10 +178,15 @@ def push(folder: Path, target: Target, *, dry_run: bool = False) -> None:
         with _hub_errors_as_input_errors(target, token):
             api = HfApi(token=token)
             logger.info(f"pushing as {api.whoami()['name']}")
-            revision = _upload(api, model, target.model, "model", private=target.private)
+            revision = _upload(api, model, target.model, private=target.private)
             if target.space:
                 stage_space(target.app, target.model, revision, space)
-                _upload(api, space, target.space, "space", private=target.private)
+                _upload(api, space, target.space, "gradio", private=target.private)
+            if target.web_space:
+                stage_web_space(
+                    folder, web, runtime=runtime, hub_id=target.model, revision=revision
+                )
+                _upload(api, web, target.web_space, "static", private=target.private)
     if target.space and target.private:
         logger.info(
             "set the secret HF_TOKEN of the Space to a token that can read the private model"
@@ -191,8 +208,15 @@ def _size(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:.1f} MB" if num_bytes >= 1e5 else f"{num_bytes / 1e3:.1f} kB"
 
 
-def _upload(api: HfApi, stage: Path, hub_id: str, kind: str, *, private: bool) -> str:
+def _upload(api: HfApi, stage: Path, hub_id: str, sdk: str | None = None, *, private: bool) -> str:
     """Create a repository unless it exists, and commit a folder to it.
+
+    Args:
+        api: The Hub.
+        stage: The folder.
+        hub_id: Id of the repository.
+        sdk: SDK of a Space; None for a model.
+        private: Whether a new repository is private.
 
     Returns:
         The commit, 40 hexadecimal digits.
@@ -200,7 +224,7 @@ def _upload(api: HfApi, stage: Path, hub_id: str, kind: str, *, private: bool) -
     Raises:
         InputError: If the hashes on the Hub differ afterwards.
     """
-    sdk = "gradio" if kind == "space" else None
+    kind = "space" if sdk else "model"
     visibility = True if private else None  # None: the account's default
     api.create_repo(hub_id, repo_type=kind, private=visibility, space_sdk=sdk, exist_ok=True)
     done = api.upload_folder(
@@ -208,7 +232,7 @@ def _upload(api: HfApi, stage: Path, hub_id: str, kind: str, *, private: bool) -
         repo_type=kind,
         folder_path=stage,
         commit_message="Push from imagenet_rn50",
-        delete_patterns=_stale(stage) if kind == "model" else None,
+        delete_patterns=_stale(stage, sdk),
     )
     revision = done.oid
     checked = api.verify_repo_checksums(hub_id, repo_type=kind, revision=revision, local_dir=stage)
@@ -227,11 +251,20 @@ def _upload(api: HfApi, stage: Path, hub_id: str, kind: str, *, private: bool) -
     return revision
 
 
-def _stale(stage: Path) -> list[str]:
-    """Return patterns of the files of an earlier push that do not belong to this card.
+def _stale(stage: Path, sdk: str | None) -> list[str] | None:
+    """Return patterns of files that earlier pushes may have left, and this one may lack.
 
-    Examples are replaced by new ones, if there are any: they may have been added on the Hub.
+    Examples of a model are replaced by new ones, if there are any: they may have been added on the
+    Hub.
+
+    Args:
+        stage: The folder to upload.
+        sdk: That of the Space; None for a model.
     """
+    if sdk == "gradio":
+        return None
+    if sdk == "static":
+        return [f"{ONNX_FOLDER}/*", f"{EXAMPLES}/*", "ort/*"]
     examples = [f"{EXAMPLES}/*"] if (stage / EXAMPLES).is_dir() else []
     return [*REPLACED, f"{PLOTS}/*", *examples]
 
@@ -290,7 +323,8 @@ def _require_exported(folder: Path, *, for_space: bool) -> None:
 def _require_no_token(stage: Path, token: str) -> None:
     """Raise `InputError` if a file to upload holds the token."""
     for path in stage.rglob("*"):
-        if path.is_file() and path.name not in WEIGHTS and _holds(path, token.encode()):
+        is_weights = path.suffix in {".safetensors", ".onnx"}
+        if path.is_file() and not is_weights and _holds(path, token.encode()):
             raise InputError(
                 f"{path.relative_to(stage)} holds the Hub token: nothing was uploaded",
                 fix="remove it, and replace the token, which may have leaked",
@@ -338,7 +372,7 @@ def _as_input_error(error: Exception, target: Target, token: str) -> InputError:
             fix="hf auth login, or set HF_TOKEN to one from https://huggingface.co/settings/tokens",
         )
     if status == HTTPStatus.FORBIDDEN:
-        where = " and ".join(filter(None, (target.model, target.space)))
+        where = " and ".join(filter(None, (target.model, target.space, target.web_space)))
         return InputError(
             f"the token has no write access to {where}",
             expected="a token with write access",

@@ -1,5 +1,7 @@
 """The names of the files in an exported folder."""
 
+from pathlib import PurePosixPath
+
 from imagenet_rn50.classes import FILE_NAME
 
 CARD = "README.md"
@@ -8,7 +10,19 @@ PROCESSOR = "preprocessor_config.json"
 
 TRANSFORMERS_WEIGHTS = "model.safetensors"
 TORCHVISION_WEIGHTS = "resnet50.safetensors"
-ONNX_MODEL = "model.onnx"
+ONNX_FOLDER = "onnx"
+ONNX_MODELS = {
+    name: PurePosixPath(ONNX_FOLDER, file)
+    for name, file in {
+        "fp32": "model.onnx",
+        "fp16": "model_fp16.onnx",
+        "int8": "model_quantized.onnx",
+    }.items()
+}
+"""The models by precision, named as transformers.js expects."""
+ONNX_MODEL = str(ONNX_MODELS["fp32"])
+WEB_METRICS = PurePosixPath(ONNX_FOLDER, "metrics.json")
+"""Accuracy of the ONNX models."""
 WEIGHTS = (TRANSFORMERS_WEIGHTS, TORCHVISION_WEIGHTS, ONNX_MODEL)
 
 METRICS = "metrics.jsonl"
@@ -38,9 +52,8 @@ CALIBRATION = "calibration.json"
 """The threshold by which the Space recognises images that are unlike those that the model saw."""
 
 REPLACED = (
-    *WEIGHTS,
-    *(METRICS, EVALUATION, RECIPE, SHARDS, ORIGIN, CLASSES, EVAL_RESULTS),
-    *(EXAMPLES_SOURCE, CALIBRATION),
+    *(*WEIGHTS, f"{ONNX_FOLDER}/*", METRICS, EVALUATION, RECIPE, SHARDS, ORIGIN, CLASSES),
+    *(EVAL_RESULTS, EXAMPLES_SOURCE, CALIBRATION),
 )
 """Files that some exports write and others do not; a push removes stale ones."""
 
@@ -50,4 +63,5 @@ def is_of_export(name: str) -> bool:
     folder, _, _ = name.rpartition("/")
     if folder in {PLOTS, EXAMPLES}:
         return folder == EXAMPLES or name.endswith(".png")
-    return name in {CARD, CONFIG, PROCESSOR, STATS, *REPLACED}
+    onnx = {str(path) for path in (*ONNX_MODELS.values(), WEB_METRICS)}
+    return name in {CARD, CONFIG, PROCESSOR, STATS, *REPLACED, *onnx}

@@ -122,7 +122,7 @@ labels = json.loads(Path("config.json").read_text())["id2label"]
 prepare = AutoImageProcessor.from_pretrained(".")
 image = ImageOps.exif_transpose(Image.open("image.jpg")).convert("RGB")
 inputs = prepare(image, return_tensors="np")
-session = onnxruntime.InferenceSession("model.onnx")
+session = onnxruntime.InferenceSession("onnx/model.onnx")
 [logits] = session.run(["logits"], {"pixel_values": inputs["pixel_values"]})
 print(labels[str(logits.argmax())])""",
     },

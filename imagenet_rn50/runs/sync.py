@@ -16,6 +16,7 @@ import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -307,9 +308,13 @@ class AsyncUploader:
         run: The run directory.
         address: Where to, as given to --sync; None disables it.
         enabled: False on all ranks but one; there, all methods do nothing.
+
+    Attributes:
+        last_seconds: How long the last upload took, or failed; None before one.
     """
 
     def __init__(self, run: RunDir, address: str | None, *, enabled: bool) -> None:
+        self.last_seconds: float | None = None
         self._run = run
         self._remote: RemoteRun | None = None
         if address is None or not enabled:
@@ -361,6 +366,7 @@ class AsyncUploader:
             snapshot, self._pending = self._pending, None
         assert snapshot is not None
         assert self._remote is not None
+        began = time.monotonic()
         try:
             if self._remote.upload(snapshot, self._is_superseded):
                 if self._has_failed:
@@ -369,6 +375,7 @@ class AsyncUploader:
         except Exception as error:
             self._log_failure(error)
         finally:
+            self.last_seconds = time.monotonic() - began
             snapshot.discard()
 
     def _is_superseded(self) -> bool:

@@ -25,16 +25,20 @@ from imagenet_rn50.recipe import ModelRecipe, Recipe
 from imagenet_rn50.shards.imagenet1k import NUM_IMAGES
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest
 from imagenet_rn50.tools.prices import HOW_TO_MEASURE, Instance, PriceTable, Provider
-from imagenet_rn50.tools.recipe_headers import header_field
+from imagenet_rn50.tools.recipe_headers import (
+    DEFAULT_INSTANCE,
+    IMAGENET_1K,
+    default_instance,
+    published_data,
+)
 from imagenet_rn50.tools.system_info import PAGE_CACHE_FRACTION
 from imagenet_rn50.utils.errors import InputError, require_at_least, require_positive
 from imagenet_rn50.utils.files import read_json
 from imagenet_rn50.utils.formatting import counted, rate_text
 
-DEFAULT_INSTANCE = "g6.12xlarge"
 NUM_PARAMETERS = 25_557_032  # ResNet-50
 FLOPS_PER_IMAGE = 24_299_077_632  # of training ResNet-50 at 224 px, as utilisation.py counts them
-LOADER_IMAGES_PER_CORE = 603.0  # half of what benchmarks/results/loaders.txt has for two cores
+LOADER_IMAGES_PER_CORE = 424.0  # half of what benchmarks/results/loaders.txt has for two cores
 RESIZED_FRACTION = (341 * 256) / (500 * 375)  # pixels of a usual ImageNet image, after and before
 GP3_MIB = 125.0  # MiB/s of a gp3 volume by default
 LOCAL_MIB = 1_000.0  # MiB/s of a machine's own storage: assumed, the most that a gp3 volume has
@@ -226,7 +230,7 @@ class Estimate:
     @property
     def is_imagenet(self) -> bool:
         """Whether the number of images is ImageNet-1k's; up to 1% may be missing."""
-        return abs(self.rates.num_train / NUM_IMAGES[TRAIN] - 1) < 0.01
+        return IMAGENET_1K.has_as_many(self.rates.num_train)
 
     @property
     def volumes(self) -> Sequence[tuple[float, str]]:
@@ -249,7 +253,7 @@ def make_estimate(name: str, recipe: Recipe, prices: PriceTable, options: Option
     """
     _check_numbers(options)
     measured = _read_measured(options.measured) if options.measured else {}
-    instance, machine, price_source = _machine(prices, options, measured)
+    instance, machine, price_source = _machine(name, prices, options, measured)
     if options.nodes > 1 and instance.network_gbps is None:
         raise InputError(
             f"the network of several {machine} is not known",
@@ -345,12 +349,12 @@ def _lacks_bf16(instance: Instance) -> bool:
 
 
 def _machine(
-    prices: PriceTable, options: Options, measured: dict[str, Any]
+    name: str, prices: PriceTable, options: Options, measured: dict[str, Any]
 ) -> tuple[Instance, str, str]:
     """Return the machine, the machine in words, and its price with the source."""
     kind = options.instance
     if not measured:
-        kind = kind or DEFAULT_INSTANCE
+        kind = kind or default_instance(name)
         instance = prices.instance(kind)
         machine = f"{kind} ({instance.gpus} {instance.gpu})"
     else:
@@ -421,14 +425,14 @@ def _images(
     bytes_source = "the size of ILSVRC2012_img_train.tar, and 1 kB for the label"
     if options.images is not None:
         return options.images, "--images", _BYTES_PER_IMAGE, bytes_source
-    counts = NUM_IMAGES[TRAIN], NUM_IMAGES[VALIDATION]
-    if header_field(name, "published"):
-        return counts, "ImageNet-1k, as the recipe's source", _BYTES_PER_IMAGE, bytes_source
+    if data := published_data(name):
+        counts = data.num_train, data.num_validation
+        return counts, f"{data.name}, as the recipe's source", _BYTES_PER_IMAGE, bytes_source
     raise InputError(
         f"the number of images that {name} trains on is not known",
         expected="--shards, --measured with the output of `doctor --shards`, or "
         "--images TRAIN VALIDATION",
-        fix=f"for ImageNet-1k: --images {counts[0]} {counts[1]}",
+        fix=f"for ImageNet-1k: --images {IMAGENET_1K.num_train} {IMAGENET_1K.num_validation}",
     )
 
 

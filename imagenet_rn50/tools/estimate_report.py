@@ -19,8 +19,10 @@ from imagenet_rn50.tools.estimate import (
     variants,
 )
 from imagenet_rn50.tools.recipe_headers import (
+    IMAGENET_1K,
     header_field,
     percent_as_given,
+    published_data,
     published_line,
     published_top1,
 )
@@ -40,8 +42,9 @@ def format_estimate(estimate: Estimate, target: float | None) -> str:
     """
     options, recipe, rates = estimate.options, estimate.recipe, estimate.rates
     accuracy = published_line(estimate.name)
-    if header_field(estimate.name, "published") and not estimate.is_imagenet:
-        accuracy = f"unknown on these images; published on ImageNet-1k: {accuracy}"
+    data = published_data(estimate.name)
+    if data is not None and not data.has_as_many(rates.num_train):
+        accuracy = f"unknown on these images; published on {data.name}: {accuracy}"
     lines = [
         f"{estimate.name}: {counted(recipe.epochs, 'epoch')} on {options.nodes} x "
         f"{estimate.machine}, precision {estimate.precision}",
@@ -162,7 +165,8 @@ def _target_lines(estimate: Estimate, target: float) -> Iterator[str]:
             found=f"{counted(estimate.rates.num_train, 'training image')} of another data set",
             fix="omit --target",
         )
-    published = {name: published_top1(name) or 0.0 for name in recipe_names()}
+    names = [name for name in recipe_names() if published_data(name) == IMAGENET_1K]
+    published = {name: published_top1(name) or 0.0 for name in names}
     reaching = {name: top1 for name, top1 in published.items() if top1 >= target}
     if not reaching:
         yield f"no recipe has a published top-1 of {percent_as_given(target)} or more"

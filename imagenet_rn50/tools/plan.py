@@ -35,7 +35,7 @@ DOWNLOAD_MB_S = ARCHIVE_GB * 1e3 / (ARCHIVE_MINUTES * 60)
 # presencesw/ILSVRC2012, read in November 2026.
 IMAGES_GB = 147_897_477_120 / 1e9 + 6.74
 # "ours, restart markers, 1 workers" in benchmarks/results/packing.txt: images/s per core x KB.
-PACK_MB_S_PER_CORE = 217 * 104.8 / 1000
+PACK_MB_S_PER_CORE = 285 * 104.8 / 1000
 NUM_TRANSFORMS = 2  # that `evaluate` applies to each image: training's and the model's own
 # `export --from resnet50.pth --arch resnet50 --classes FILE`, random weights, two CPU cores with
 # nothing beside it, November 2026.
@@ -43,8 +43,16 @@ EXPORT_SECONDS = 23.0
 WEIGHTS_GB = 4 * NUM_PARAMETERS / 1e9
 HOURS_A_MONTH = 730
 
+UNKNOWN_CONFIG = "CONFIG"
+
 _VCPUS_PER_CORE = 2
-_CONFIGS = {1: "1gpu_bf16", 4: "g6_12xlarge", 8: "8gpu"}  # accelerate_configs, by GPUs
+_CONFIGS = {  # accelerate_configs, by GPUs and precision
+    (1, "bf16"): "1gpu_bf16",
+    (4, "bf16"): "g6_12xlarge",
+    (8, "bf16"): "8gpu",
+    (1, "fp16"): "1gpu_fp16",
+    (2, "fp16"): "2xt4_fp16",
+}
 _MARKS: dict[Basis, str] = {"measured": "m", "computed": "c", "published": "p"}
 
 
@@ -206,8 +214,8 @@ def _parts(estimate: Estimate, download: float, volume: float, cores: float) -> 
         )
     yield _Part(
         "train",
-        f"accelerate launch --config_file {_config(estimate)} train_accelerate.py --recipe {name} "
-        f"--shards {shards} --run runs/{name}",
+        f"accelerate launch --config_file {launcher_config(estimate)} train_accelerate.py "
+        f"--recipe {name} --shards {shards} --run runs/{name}",
         Figure(duration(recipe, rates).hours, "computed"),
         Figure(rates.num_train * rates.bytes_per_image / 1e9, "computed"),
     )
@@ -229,14 +237,10 @@ def _parts(estimate: Estimate, download: float, volume: float, cores: float) -> 
     )
 
 
-def _config(estimate: Estimate) -> str:
-    """Return the configuration of the launcher for the machine."""
-    gpus, precision = estimate.instance.gpus, estimate.precision
-    if precision != "bf16":
-        return (
-            "accelerate_configs/1gpu_fp16.yaml" if gpus == 1 and precision == "fp16" else "CONFIG"
-        )
-    return f"accelerate_configs/{_CONFIGS[gpus]}.yaml" if gpus in _CONFIGS else "CONFIG"
+def launcher_config(estimate: Estimate) -> str:
+    """Return the configuration file of the launcher for a machine, or a placeholder."""
+    name = _CONFIGS.get((estimate.instance.gpus, estimate.precision))
+    return f"accelerate_configs/{name}.yaml" if name else UNKNOWN_CONFIG
 
 
 def _priced(estimate: Estimate, part: _Part) -> Step:

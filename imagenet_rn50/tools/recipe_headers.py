@@ -1,11 +1,31 @@
-"""Read what the header of a shipped recipe states: source, published accuracy, differences."""
+"""Read what the header of a shipped recipe states: source, published accuracy, data, machine."""
 
 from __future__ import annotations
 
 import math
 import re
+from typing import NamedTuple
 
 from imagenet_rn50.recipe import RECIPES, recipe_names
+from imagenet_rn50.shards.imagenet1k import NUM_IMAGES
+from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
+
+DEFAULT_INSTANCE = "g6.12xlarge"
+
+
+class DataSet(NamedTuple):
+    """The data set on which a recipe's accuracy was published."""
+
+    name: str
+    num_train: int
+    num_validation: int
+
+    def has_as_many(self, num_train: int) -> bool:
+        """Return whether so many training images may be this data set; up to 1% may be missing."""
+        return abs(num_train / self.num_train - 1) < 0.01
+
+
+IMAGENET_1K = DataSet("ImageNet-1k", NUM_IMAGES[TRAIN], NUM_IMAGES[VALIDATION])
 
 
 def percent_as_given(top1: float) -> str:
@@ -24,6 +44,26 @@ def published_top1(name: str) -> float | None:
     """Return the published top-1 of a recipe in [0, 1], or None if its header names none."""
     found = re.match(r"(\d+(?:\.\d+)?)%", published_line(name))
     return float(found[1]) / 100 if found else None
+
+
+def published_data(name: str) -> DataSet | None:
+    """Return the data set of a recipe's published accuracy, or None if it has none.
+
+    It is ImageNet-1k unless the header has a field `data`: `NAME: TRAIN + VALIDATION images; ...`.
+    """
+    if header_field(name, "published") is None:
+        return None
+    data = header_field(name, "data")
+    if data is None:
+        return IMAGENET_1K
+    found = re.match(r"([^:]+): ([\d,]+) \+ ([\d,]+) images", data)
+    assert found, f"the header of {name} has another form: {data}"
+    return DataSet(found[1], *(int(number.replace(",", "")) for number in found.groups()[1:]))
+
+
+def default_instance(name: str) -> str:
+    """Return the machine that a recipe is estimated on by default."""
+    return header_field(name, "instance") or DEFAULT_INSTANCE
 
 
 def header_field(name: str, field: str) -> str | None:

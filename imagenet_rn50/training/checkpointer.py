@@ -68,6 +68,9 @@ class AsyncCheckpointer:
         after_save: Called with each checkpoint that is complete, in the writing thread.
         enabled: False on all ranks but one: their states are equal.
         saved: The state that the newest checkpoint holds, if there is one.
+
+    Attributes:
+        last_seconds: How long the last save took that succeeded; None before that.
     """
 
     def __init__(
@@ -88,7 +91,8 @@ class AsyncCheckpointer:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpointer")
         self._pending: tuple[Progress, Future[SaveResult]] | None = None
         self._last_failed = False
-        self._newest = _key(saved) if saved else None
+        self.last_seconds: float | None = None
+        self._newest = saved.key if saved else None
         self._last_save = time.monotonic()
         if enabled:
             remove_partial(run.checkpoints)
@@ -116,9 +120,9 @@ class AsyncCheckpointer:
             return
         began = time.monotonic()
         self.wait()
-        if self._newest == _key(state):
+        if self._newest == state.key:
             return
-        self._newest = _key(state)
+        self._newest = state.key
         copied = copy_to_cpu(state.state_dict())
         stall = time.monotonic() - began
         self._last_save = time.monotonic()
@@ -180,7 +184,10 @@ class AsyncCheckpointer:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             self._clean_up(checkpoint)
-        return SaveResult(num_bytes(state), stall, time.monotonic() - began, failed)
+        result = SaveResult(num_bytes(state), stall, time.monotonic() - began, failed)
+        if not failed:
+            self.last_seconds = stall + result.seconds
+        return result
 
     def _clean_up(self, checkpoint: Checkpoint) -> None:
         """Prune and upload; in the thread. The checkpoint is saved whatever happens here."""
@@ -192,8 +199,3 @@ class AsyncCheckpointer:
             logger.info(
                 f"{checkpoint.folder.name} is saved; pruning or uploading failed: {problem}"
             )
-
-
-def _key(state: TrainState) -> tuple[int, bool]:
-    """Return what tells two states of a run apart."""
-    return state.progress.samples_seen, state.evaluation_due

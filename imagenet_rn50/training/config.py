@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, Literal, TypeAlias
 
 import tyro
 
 from imagenet_rn50.runs.checkpoint import KEEP_LAST
 from imagenet_rn50.runs.compatibility import check_names
-from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.errors import InputError, require_positive
 
 AUTO, NONE = "auto", "none"
 
@@ -39,6 +40,11 @@ class CheckpointConfig:
     """Number of newest checkpoints to keep, besides the best."""
     stop_at_step: int | None = None
     """Save and stop after this optimizer step of the run."""
+    max_hours: float | None = None
+    """Save and exit, with code 75, before this process is that many hours old."""
+    stop_at: datetime | None = None
+    """Save and exit, with code 75, before this time: 2027-01-31T18:00+01:00, or without an offset
+    from UTC in the time zone of the machine. In a Slurm job, SLURM_JOB_END_TIME is such a time."""
     spot: Annotated[Spot, tyro.conf.arg(metavar="auto|on|off")] = "auto"
     """Watch for EC2's spot interruption notice; auto: on EC2 only."""
     sync: str | None = None
@@ -63,11 +69,12 @@ class CheckpointConfig:
             "--checkpoint-steps": self.checkpoint_steps,
             "--keep-last": self.keep_last,
             "--stop-at-step": self.stop_at_step,
+            "--max-hours": self.max_hours,
             "--price-per-hour": self.price_per_hour,
         }
         for name, number in numbers.items():
-            if number is not None and number <= 0:
-                raise InputError(f"{name} must be above 0, got {number}")
+            if number is not None:
+                require_positive(name, number)
 
     def saves_after(self, step: int) -> bool:
         """Return whether a checkpoint is due after a step, counted from 1 over the whole run."""

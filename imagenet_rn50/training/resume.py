@@ -122,7 +122,7 @@ def download_run(
         return
     num_machines = sum(gather_object([bool(accelerator.is_local_main_process)]))
 
-    def on_main_process() -> None:
+    def download_and_compare() -> None:
         require_outside_runs(address, run)
         remote = open_remote(address)
         samples_there = _download(remote, run, recipe, shards, config)
@@ -136,7 +136,7 @@ def download_run(
             finally:
                 snapshot.discard()
 
-    _on_main_process(accelerator, on_main_process)
+    on_main_process(accelerator, download_and_compare)
     if accelerator.is_local_main_process and not accelerator.is_main_process:
         _download(open_remote(address), run, recipe, shards, config)
     accelerator.wait_for_everyone()
@@ -188,10 +188,10 @@ def find_resume_point(
     Raises:
         InputError: If no checkpoint can be resumed, or only as another run; on every rank.
     """
-    return _on_main_process(accelerator, lambda: _find(checkpoints, config, spec))
+    return on_main_process(accelerator, lambda: _find(checkpoints, config, spec))
 
 
-def _on_main_process(accelerator: Accelerator, action: Callable[[], T]) -> T:
+def on_main_process(accelerator: Accelerator, action: Callable[[], T]) -> T:
     """Return the result of `action` on the main process, or raise its InputError, on every rank."""
     outcome: list[Any] = [None, None]
     if accelerator.is_main_process:

@@ -71,6 +71,11 @@ class TrainState:
     sample_hash: int = 0
     evaluation_due: bool = False
 
+    @property
+    def key(self) -> tuple[int, bool]:
+        """What tells two states of a run apart."""
+        return self.progress.samples_seen, self.evaluation_due
+
     def state_dict(self) -> StateDict:
         """Return the content of each file of a checkpoint, without copying tensors."""
         # load_state of an fp16 run insists on scaler.pt, so that every run saves one: a bf16 or

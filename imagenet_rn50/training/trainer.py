@@ -7,6 +7,7 @@ and `save` until the run is finished or is told to stop. Where each part lives:
     checkpointer.py  writes checkpoints in the background
     resume.py        finds the checkpoint to resume from, and refuses one of another run
     preemption.py    signals, spot notices, and the agreement of all ranks to stop
+    time_limit.py    when to stop so that the run is saved before its time is over
 
 Departures from the usual Accelerate loop have their reason at the line.
 """
@@ -65,9 +66,16 @@ from imagenet_rn50.training.preemption import (
 )
 from imagenet_rn50.training.profiler import StepProfiler
 from imagenet_rn50.training.progress import Progress, require_global_batch
-from imagenet_rn50.training.resume import ResumePoint, RunSpec, download_run, find_resume_point
+from imagenet_rn50.training.resume import (
+    ResumePoint,
+    RunSpec,
+    download_run,
+    find_resume_point,
+    on_main_process,
+)
 from imagenet_rn50.training.schedules import schedule_warnings
 from imagenet_rn50.training.state import TrainState, checkpoint_bytes
+from imagenet_rn50.training.time_limit import STOP_AT, TimeLimit, find_deadline
 from imagenet_rn50.training.trackers import end_training, init_trackers, log_to_trackers
 from imagenet_rn50.utilisation import training_flops
 from imagenet_rn50.utils.errors import InputError
@@ -142,6 +150,7 @@ class Trainer:
         self._build(init_from, init_weights)
         if self.resume_point.checkpoint:
             self._load(self.resume_point.checkpoint.folder)
+        self.time_limit = self._make_time_limit() if create else None
         if create and accelerator.is_main_process:
             self._create_run()
         accelerator.wait_for_everyone()
@@ -195,6 +204,7 @@ class Trainer:
         self.signals = SignalHandler(verbose=accelerator.is_main_process)
         self.flags = RankFlags(accelerator.num_processes)
         self.save_requested = False
+        self.validation_seconds = 0.0  # of the last one in this process
 
     def _load(self, folder: Path) -> None:
         """Load a checkpoint on this rank.
@@ -211,6 +221,24 @@ class Trainer:
                 f"{folder} cannot be loaded into this model", found=f"{error}".partition("\n")[0]
             ) from error
         self.meter.sample_hash = self.state.sample_hash
+
+    def _make_time_limit(self) -> TimeLimit | None:
+        """Return the time limit of this process, if there is one, on the rank that watches it.
+
+        Raises:
+            InputError: If it is over, or leaves no time to train; on every rank.
+        """
+        if self._nothing_to_train():
+            return None
+
+        def make() -> TimeLimit | None:
+            deadline = find_deadline(self.config.max_hours, self.config.stop_at)
+            num_bytes = checkpoint_bytes(self.state.model, self.recipe)
+            num_writes = 2 if self.config.sync else 1
+            return TimeLimit(deadline, num_bytes * num_writes) if deadline else None
+
+        limit = on_main_process(self.accelerator, make)
+        return limit if self.accelerator.is_main_process else None
 
     def _create_run(self) -> None:
         """Create the run directory, if there is room for its checkpoints."""
@@ -280,6 +308,7 @@ class Trainer:
             self._finish_untrained(reason)
             return
         self._init_logging()
+        self.began_with = state.key
         watches = accelerator.is_local_main_process and is_spot_watched(self.config.spot)
         with ExitStack() as stack:
             stack.enter_context(self._plots_on_failure())
@@ -314,6 +343,7 @@ class Trainer:
                 while state.evaluation_due or not state.progress.finished:
                     # Once an epoch, maybe one that an earlier process trained: validate and save.
                     if state.evaluation_due:
+                        self.sync_requests(ahead=self.validation_seconds)
                         score = self.validate()
                         state.evaluation_due = False
                         self.save(score)
@@ -417,7 +447,7 @@ class Trainer:
         total: Tensor = self.accelerator.reduce(tensor, reduction="sum")
         return total
 
-    def sync_requests(self, *, save: bool = False) -> None:
+    def sync_requests(self, *, save: bool = False, ahead: float = 0.0) -> None:
         """Exchange the requests of all ranks; every rank calls it equally often.
 
         An asynchronous exchange between the hosts, which is read at the next call. Accelerate's
@@ -425,10 +455,13 @@ class Trainer:
 
         Args:
             save: Whether this rank asks for a checkpoint. It is saved after a whole step.
+            ahead: Time that is lost if the run has to stop before it is over, s.
 
         Raises:
             StopTraining: On all ranks at the same call, if any was told to stop.
         """
+        if self.time_limit and self.time_limit.is_reached(self._save_seconds(), ahead):
+            self.signals.request(self.time_limit.reason)
         requests = self.flags.exchange(stop=self.signals.is_requested, save=save)
         if requests.stop:
             raise StopTraining
@@ -458,7 +491,7 @@ class Trainer:
             message += f"; averaged weights: top-1 {percent(averaged.top1)}"
         score = metrics.score(record)
         is_best = score > self.logger.best_score()
-        seconds = time.perf_counter() - began
+        seconds = self.validation_seconds = time.perf_counter() - began
         lr_was_cut = state.plateau.after_validation(epoch, accuracy.loss)
         written = self._write(metrics.VALIDATION, **record, seconds=seconds, is_best=is_best)
         values = {f"validation/{key}": value for key, value in record.items()}
@@ -547,6 +580,8 @@ class Trainer:
             **self.init_info,
             **self._dashboard(),
         )
+        if self.time_limit:
+            self._say(self.time_limit.describe())
 
     def _dashboard(self) -> dict[str, str]:
         """Return the Space with the run's dashboard, if Trackio has started to sync to one."""
@@ -604,6 +639,12 @@ class Trainer:
             **system_info(self.accelerator),
         }
         self.checkpointer.save(self.state, metadata)
+
+    def _save_seconds(self) -> float | None:
+        """Return how long the last save and its upload took; None if that is not known yet."""
+        saving = self.checkpointer.last_seconds
+        uploading = self.uploader.last_seconds if self.config.sync else 0.0
+        return None if saving is None or uploading is None else saving + uploading
 
     def _make_checkpointer(self) -> AsyncCheckpointer:
         return AsyncCheckpointer(
@@ -697,18 +738,24 @@ class Trainer:
         self.uploader.finish()
         if self.accelerator.is_main_process:
             logger.info(verdict(self.run.path, self.recipe))
-        self.accelerator.wait_for_everyone()
-        end_training(self.accelerator)
+        self._end()
 
     def _stop(self) -> NoReturn:
         """End this process after the pending save, and say how to resume; all ranks call it.
 
         Raises:
-            SystemExit: Always.
+            InputError: If a time limit was over before anything was done; resuming would repeat it.
+            SystemExit: Otherwise.
         """
         step = self.state.progress.step
         is_planned = step == self.config.stop_at_step
+        limit = self.time_limit
+        if limit and limit.reason != self.signals.reason:
+            limit = None
         is_saved = self.checkpointer.wait()
+        if limit and self.state.key == self.began_with:
+            self._end()
+            raise limit.too_short("no step and no validation was finished in it")
         default = f"{_STOP_AT_STEP} {step}" if is_planned else "a signal to another rank"
         reason = self.signals.reason or default
         self._write(metrics.STOP, reason=reason, saved=is_saved)
@@ -719,10 +766,16 @@ class Trainer:
             newest = newest_checkpoint(self.run.checkpoints)
             kept = f"the newest checkpoint is {newest.folder.name}" if newest else "no checkpoint"
             what = f"stopped; saving failed, {kept}:"
-        command = launch_command(without=_STOP_AT_STEP if is_planned else None)
+        is_spent = limit is not None and limit.is_spent
+        without = _STOP_AT_STEP if is_planned else STOP_AT if is_spent else None
+        command = launch_command(without)
         self._say(f"{what} after step {step} ({reason}). To resume:\n  {command}")
-        self.accelerator.wait_for_everyone()  # torchelastic kills the others when one rank exits
-        end_training(self.accelerator)
+        self._end()
         if self.signals.is_interrupt and self.accelerator.is_local_main_process:
             kill_launcher()
         raise SystemExit(0 if is_planned and is_saved else EXIT_INTERRUPTED)
+
+    def _end(self) -> None:
+        """Wait for all ranks, and end the trackers."""
+        self.accelerator.wait_for_everyone()  # torchelastic kills the others when one rank exits
+        end_training(self.accelerator)

@@ -207,6 +207,10 @@ def filesystem(scheme: str, timeout: float, process: int) -> Any:
             expected="a scheme that fsspec knows, and the package that it needs",
             found=str(error),
         ) from None
+    if scheme == "hf":
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()  # of each upload to a bucket, in the middle of ours
     if scheme == "s3":
         storage.retries = 1  # retries are ours, so that they are counted once
     return storage
@@ -316,7 +320,7 @@ def _retry_after(headers: Any) -> float:
 
 _CHUNK_BYTES = 8 << 20
 _LEAST_BYTES_PER_S = 1000  # what comes slower than that has stalled
-_WHOLE_OR_ABSENT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci"})
+_WHOLE_OR_ABSENT = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "hf"})
 _WITHOUT_HOST = frozenset({"file", "local", "memory"})
 
 log = logging.getLogger(__name__)

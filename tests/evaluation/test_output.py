@@ -166,21 +166,11 @@ def class_rows(page):
     }
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 3, 20, 21, 24])
-def test_no_class_is_both_among_the_worst_and_the_best(tmp_path, num_classes):
-    labels = [(label, label) for label in range(num_classes)]
-    evaluated_pictures(tmp_path, labels, num_classes)
-    tables = class_rows((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
-    shown = [name for rows in tables.values() for name in rows]
-    assert len(shown) == len(set(shown)) == min(num_classes, 20)
-    assert len(tables) == (1 if num_classes <= 20 else 2)
-
-
 @pytest.mark.parametrize(
     ("num_classes", "has_matrix", "has_histogram"),
-    [(1, False, False), (2, True, False), (20, True, False), (24, True, True)],
+    [(1, False, False), (2, True, False), (20, True, False), (21, True, True)],
 )
-def test_few_classes_have_a_confusion_matrix_and_many_a_histogram(
+def test_a_report_shows_what_can_be_read_of_so_many_classes_and_each_class_once(
     tmp_path, num_classes, has_matrix, has_histogram
 ):
     evaluated_pictures(tmp_path, [(label, label) for label in range(num_classes)], num_classes)
@@ -188,9 +178,13 @@ def test_few_classes_have_a_confusion_matrix_and_many_a_histogram(
     drawn = " ".join(image["alt"] for image in Page(page).all("img"))
     assert ("Confusion matrix" in drawn) == has_matrix
     assert ("Histogram" in drawn) == has_histogram
+    tables = class_rows(page)  # the worst and the best, where they are not all
+    shown = [name for rows in tables.values() for name in rows]
+    assert len(shown) == len(set(shown)) == min(num_classes, 20)
+    assert len(tables) == (1 if num_classes <= 20 else 2)
 
 
-@pytest.mark.parametrize("num_classes", [2, 20, 50])
+@pytest.mark.parametrize("num_classes", [2, 21])
 def test_every_axis_of_every_plot_has_a_label_and_accuracies_are_percentages(
     num_classes, monkeypatch
 ):

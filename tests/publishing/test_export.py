@@ -205,7 +205,7 @@ def test_torchvision_has_no_small_network_and_says_so(run, tmp_path):
 def test_an_onnx_model_takes_any_batch_and_computes_the_same(run, shards, tmp_path):
     options = ExportOptions(form="onnx", shards=LocalShards(shards))
     export(run.path, tmp_path / "out", options=options)
-    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "onnx" / "model.onnx")
     for shape in ((1, 3, 16, 16), (7, 3, 16, 16), (3, 3, 24, 40)):
         pictures = torch.randn(shape)
         (theirs,) = session.run(["logits"], {"pixel_values": pictures.numpy()})
@@ -217,7 +217,7 @@ def test_an_onnx_model_takes_any_batch_and_computes_the_same(run, shards, tmp_pa
 
 
 def test_a_missing_exporter_is_an_install_command(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("imagenet_rn50.publishing.formats.find_spec", lambda package: None)
+    monkeypatch.setattr("imagenet_rn50.publishing.onnx_models.find_spec", lambda package: None)
     with pytest.raises(InputError, match=r"pip install -r requirements-onnx\.txt"):
         export(run.path, tmp_path / "out", options=ExportOptions(form="onnx"))
 

@@ -178,7 +178,8 @@ def test_a_push_that_broke_off_goes_on_and_sends_nothing_twice(hub, exported, tm
     other = tmp_path / "other"
     stage_model(exported, "user/model", other)
     (other / "model.safetensors").unlink()
-    (other / "model.onnx").write_bytes(b"a graph")
+    (other / "onnx").mkdir()
+    (other / "onnx" / "model.onnx").write_bytes(b"a graph")
     (other / EVAL_RESULTS).unlink()
     theirs = {"LICENSE": b"put there by hand", "metrics.json": b"of other weights"}
     theirs[".eval_results/hle.yaml"] = b"a result by somebody else"
@@ -186,7 +187,7 @@ def test_a_push_that_broke_off_goes_on_and_sends_nothing_twice(hub, exported, tm
     fourth = push_in_a_process(hub, other, tmp_path)
     assert fourth.returncode == 0, fourth.stderr
     _, files = hub.repos["models/user/model"].at("main")
-    assert {"model.onnx", "LICENSE", ".eval_results/hle.yaml"} <= set(files)
+    assert {"onnx/model.onnx", "LICENSE", ".eval_results/hle.yaml"} <= set(files)
     assert not {"model.safetensors", "metrics.json", EVAL_RESULTS} & set(files)
     nowhere(TOKEN, tmp_path, first, second, third, fourth)
 
@@ -237,7 +238,8 @@ def test_what_is_no_exported_model_or_no_id_is_not_pushed(exported, tmp_path):
     with pytest.raises(InputError, match=r"no model\.safetensors or resnet50"):
         push(copy("model.safetensors"), model, dry_run=True)
     other = copy("model.safetensors", "recipe.yaml")
-    (other / "model.onnx").write_bytes(b"a graph")
+    (other / "onnx").mkdir()
+    (other / "onnx" / "model.onnx").write_bytes(b"a graph")
     push(other, model, dry_run=True)
     with pytest.raises(InputError, match="an export for transformers"):
         push(other, Target("user/model", "user/show"), dry_run=True)

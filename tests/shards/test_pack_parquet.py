@@ -116,6 +116,7 @@ def test_other_columns_run_end_to_end(tmp_path, capsys, monkeypatch):
     for split in ("train", "validation"):
         write(tmp_path / "pets" / f"{split}.parquet", [2, 1, 0], image="img", label="y", text="?")
     words = ["x", "pack", "--source", str(tmp_path / "pets"), "--out", str(tmp_path / "out")]
+    words += ["--workers", "1"]
     monkeypatch.setattr("sys.argv", words)
     with pytest.raises(SystemExit) as left:
         shard_imagenet.main()

@@ -342,6 +342,7 @@ def test_shards_of_others_without_known_classes_are_refused(tmp_path):
 def test_indexed_shards_pack_from_the_command_line(tmp_path, monkeypatch, capsys):
     write_foreign(tmp_path / "birds")
     words = ["x", "pack", "--source", tmp_path / "birds", "--out", tmp_path / "out", "--train-only"]
+    words += ["--workers", "1"]
     monkeypatch.setattr("sys.argv", [str(word) for word in words])
     with pytest.raises(SystemExit) as left:
         shard_imagenet.main()

@@ -158,7 +158,9 @@ def test_a_source_without_validation_is_packed_only_when_asked(tmp_path, lose, r
     assert ("test/" in said) == (lose is only_test_folder)
     assert not (tmp_path / "out").exists()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["shard_imagenet.py", *map(str, words), "--train-only"])
+        patch.setattr(
+            "sys.argv", ["shard_imagenet.py", *map(str, words), "--train-only", "--workers", "1"]
+        )
         with pytest.raises(SystemExit) as left:
             shard_imagenet.main()
     assert left.value.code == 0

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from timm.optim import Lamb
 from torch import nn
-from torch.optim import SGD
+from torch.optim import SGD, AdamW
 from torch.optim.lr_scheduler import (
     CosineAnnealingLR,
     LinearLR,
@@ -64,12 +64,34 @@ def test_the_digits_have_a_onecycle():
     assert_a_onecycle("digits", 12, pct_start=3 / 12, max_lr=0.3, end=4e-6)
 
 
+def test_imagenette_has_fastais_onecycle():
+    # fit_one_cycle(20, 3e-3) with its defaults: pct_start, div and div_final
+    assert_a_onecycle("imagenette-10min", 20, pct_start=0.25, max_lr=3e-3, end=1e-5)
+
+
 def test_onecycle_plateau_is_a_onecycle_and_level_after_it():
     assert_a_onecycle("onecycle-plateau", 45, pct_start=14 / 45, max_lr=0.175, end=0.1)
     recipe = load_recipe("onecycle-plateau")
     for epoch in range(45, 68):
         assert learning_rate(recipe, epoch) == pytest.approx(0.0175)
         assert learning_rate(recipe, epoch, num_cuts=1) == pytest.approx(0.00175)
+
+
+def test_imagenet_100_has_its_sources_cosine_after_its_warm_up():
+    def theirs(epoch, epochs, lr=0.2, lr_decay_rate=0.1):  # adjust_learning_rate
+        eta_min = lr * lr_decay_rate**3
+        return eta_min + (lr - eta_min) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+    recipe = load_recipe("imagenet100-1h")
+    for step in range(20 * 14 + 1):
+        rate = learning_rate(recipe, 2 + step / 20)
+        assert rate == pytest.approx(theirs(step / 20, epochs=14))
+    assert learning_rate(recipe, 0) == pytest.approx(0.01)  # warmup_from
+
+
+def test_the_recipe_for_16_gb_is_rn50_16ep_but_for_its_micro_batch():
+    small, large = load_recipe("rn50-16ep-16gb"), load_recipe("rn50-16ep")
+    assert small == large.model_copy(update={"micro_batch": large.micro_batch // 2})
 
 
 @pytest.mark.parametrize("epochs", [16, 32, 88])
@@ -170,7 +192,14 @@ FFCV = Source(sgd(1.7 / 4), lambda n: 0.0 if "bn" in n else 1e-4, BIAS_AND_SHORT
 SOURCES = {
     "classic-90ep": Source(sgd(0.1), lambda n: 1e-4),
     "onecycle-plateau": Source(sgd(0.175), lambda n: 1e-4),
+    "imagenet100-1h": Source(sgd(0.2), lambda n: 1e-4),
+    "imagenette-10min": Source(
+        # fastai decays no norms and no biases: wd_bn_bias
+        {"lr": 3e-3, "betas": (0.9, 0.99), "amsgrad": False},
+        lambda n: 0.0 if is_norm(n) or n.endswith(".bias") else 0.01,
+    ),
     "rn50-16ep": FFCV,
+    "rn50-16ep-16gb": FFCV,
     "rn50-32ep": FFCV,
     "rn50-88ep": FFCV,
     "nvidia-90ep": Source(
@@ -208,7 +237,8 @@ def test_optimizer_and_decay_of_each_parameter_are_the_sources(name, resnet50):
     model, names = resnet50
     source, recipe = SOURCES[name], load_recipe(name)
     optimizer = build_optimizer(model, recipe.optimizer)
-    assert type(optimizer) is (Lamb if name == "a3-100ep" else SGD)
+    kinds = {"a3-100ep": Lamb, "imagenette-10min": AdamW}
+    assert type(optimizer) is kinds.get(name, SGD)
     decay: dict[str, float] = {}
     for group in optimizer.param_groups:
         assert {key: group[key] for key in source.group} == source.group

@@ -185,9 +185,9 @@ def measured(run):
     return validations, read_metrics(run, "train")[-1]["sample_hash"]
 
 
-def wait_until(happened, said=lambda: ""):
+def wait_until(happened, said=lambda: "", patience_s=PATIENCE_S):
     """Waits until something is so, patiently, for the machine may be busy."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while not happened():
         assert time.monotonic() < deadline, said()
         time.sleep(0.005)
