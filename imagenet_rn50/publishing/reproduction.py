@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from imagenet_rn50.publishing.layout import CLASSES, EVALUATION, METRICS, ORIGIN, RECIPE, SHARDS
+from imagenet_rn50.publishing.layout import (
+    CALIBRATION,
+    CLASSES,
+    EVALUATION,
+    EXAMPLES_SOURCE,
+    METRICS,
+    ORIGIN,
+    RECIPE,
+    SHARDS,
+)
 from imagenet_rn50.publishing.source_files import REAL, CardInfo, FieldRef, SourceFiles, as_option
 from imagenet_rn50.shards.plan import PackOptions
 from imagenet_rn50.shards.subset import LIST_NAMES
@@ -37,6 +46,8 @@ def reproduction(files: SourceFiles, info: CardInfo) -> str:
     if files.has(EVALUATION):  # evaluate needs transformers' format
         commands += [export, _evaluation(files)]
         form += f"{_NEXT}--metrics EVALUATION/{EVALUATION}"
+    if files.has(CALIBRATION) or files.has(EXAMPLES_SOURCE):
+        form += " --shards SHARDS"
     return "\n".join([inputs, "", "```bash", *commands, export + form, "```"])
 
 

@@ -206,6 +206,16 @@ def test_too_few_validation_images_give_no_threshold(tmp_path, shards, capsys):
     assert len(list((out / "examples").iterdir())) == 6
 
 
+def test_the_card_names_rate_source_and_shards(run, store, tmp_path):
+    card = (exported(run, tmp_path / "out", store) / "README.md").read_text(encoding="utf-8")
+    assert "5.0%<!--calibration.json false_alarm_rate-->" in card
+    assert "tiny<!--examples.json dataset-->" in card
+    assert "--shards SHARDS\n```" in card
+    card = (exported(run, tmp_path / "other", None) / "README.md").read_text(encoding="utf-8")
+    assert "calibration.json" not in card
+    assert "examples.json" not in card
+
+
 def test_pretrained_weights_are_calibrated_on_any_shards(run, store, tmp_path):
     first = exported(run, tmp_path / "first", store)
     options = ExportOptions(shards=store, examples=1)
