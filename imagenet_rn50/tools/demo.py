@@ -77,7 +77,10 @@ def run_demo(run: Path, data: Path) -> None:
     )
     logger.info("\n== Export again, with the evaluation in the model card")
     metrics = evaluation / "metrics.json"
-    _call("python -m imagenet_rn50 export --run {} --out {} --metrics {}", run, exported, metrics)
+    _call(
+        "python -m imagenet_rn50 export --run {} --out {} --shards {} --metrics {}",
+        *(run, exported, shards, metrics),
+    )
     logger.info("\n== Predict held-out images with transformers only")
     images, names = _held_out(source, shards)
     _call("python examples/predict.py --model {}" + " {}" * len(images), exported, *images)
