@@ -69,17 +69,17 @@ def run_demo(run: Path, data: Path) -> None:
         *(shards, run),
     )
     logger.info("\n== Export the best checkpoint for transformers")
-    _call("python -m imagenet_rn50 export --run {} --out {} --shards {}", run, exported, shards)
+    _call("python -m imagenet_rn50 export --run {} --out {}", run, exported)
     logger.info("\n== Evaluate the exported model")
     _call(
         "python -m imagenet_rn50 evaluate --model {} --shards {} --out {}",
         *(exported, shards, evaluation),
     )
-    logger.info("\n== Export again, with the evaluation in the model card")
+    logger.info("\n== Export again, with the evaluation in the model card and example images")
     metrics = evaluation / "metrics.json"
     _call(
-        "python -m imagenet_rn50 export --run {} --out {} --shards {} --metrics {}",
-        *(run, exported, shards, metrics),
+        "python -m imagenet_rn50 export --run {} --out {} --metrics {} --shards {}",
+        *(run, exported, metrics, shards),
     )
     logger.info("\n== Predict held-out images with transformers only")
     images, names = _held_out(source, shards)

@@ -39,7 +39,7 @@ def test_the_demo_learns_the_digits_and_a_second_run_finds_nothing_to_do(tmp_pat
     assert summary["top1"] >= 0.975
     assert summary["top5"] >= summary["top1"]
     assert "img/s" in first.stderr
-    assert len(list((tmp_path / "a run" / "exported" / "examples").glob("*.jpg"))) == 5
+    assert len(list((tmp_path / "a run" / "exported" / "examples").glob("*.jpg"))) == 6
     card = (tmp_path / "a run" / "exported" / "README.md").read_text(encoding="utf-8")
     assert "<!--metrics.json results.1.top1-->" in card.split("\n## ")[0]  # it opens with it
 
