@@ -128,7 +128,8 @@ function choice(index, score, isChecked) {
   bar.className = "bar";
   bar.firstChild.style.width = percent(score, 2);
   const name = make("span", { className: "name", textContent: shortName(index), title: model.labels[index] });
-  const value = make("span", { className: "score", textContent: percent(score, 1) });
+  const shown = score < 0.0005 ? "< 0.1%" : percent(score, 1);
+  const value = make("span", { className: "score", textContent: shown });
   return make("label", { className: "class" }, [input, name, value, bar]);
 }
 

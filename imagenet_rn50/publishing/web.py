@@ -35,6 +35,7 @@ from imagenet_rn50.publishing.layout import (
     PROCESSOR,
     WEB_METRICS,
 )
+from imagenet_rn50.shards.imagenet1k import NUM_CLASSES
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import (
     TEMPORARY_SUFFIX,
@@ -138,9 +139,15 @@ def _write(path: Path, text: str) -> None:
 
 
 def _examples(folder: Path) -> list[Path]:
-    """Return the example images of an export."""
-    found = sorted((folder / EXAMPLES).glob("*"))
-    return [path for path in found if path.suffix.lower() in _IMAGE_ENDINGS]
+    """Return the example images of an export; those of app/ if it has none and 1,000 classes."""
+    places = [folder / EXAMPLES]
+    if len(read_json(folder / CONFIG)["id2label"]) == NUM_CLASSES:
+        places.append(WEB.with_name("app") / EXAMPLES)
+    for place in places:
+        files = sorted(place.glob("*"))
+        if found := [path for path in files if path.suffix.lower() in _IMAGE_ENDINGS]:
+            return found
+    return []
 
 
 def _page_content(

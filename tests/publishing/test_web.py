@@ -157,6 +157,22 @@ def test_the_page_names_its_model_and_says_how_images_are_prepared(exported, tmp
     assert not (stage / "onnx" / "model.onnx").exists()  # of float32, which no visitor downloads
 
 
+def test_a_model_of_a_thousand_classes_without_examples_gets_photos(exported, tmp_path):
+    def examples(num_classes):
+        path = exported / "config.json"
+        labels = {str(index): f"class {index}" for index in range(num_classes)}
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"id2label": labels}))
+        stage_web_space(exported, tmp_path / "stage", runtime=None)
+        content = json.loads((tmp_path / "stage" / "model.json").read_text(encoding="utf-8"))
+        return [each["name"] for each in content["examples"]]
+
+    assert examples(999) == []
+    assert "cat" in examples(1000)
+    (exported / "examples").mkdir()
+    (exported / "examples" / "2 of its own.png").write_bytes(b"an image")
+    assert examples(1000) == ["of its own"]
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
