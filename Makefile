@@ -8,7 +8,7 @@ SHARDS ?= data/digits/shards
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 export GRADIO_ANALYTICS_ENABLED := False
-export MODEL_ID SHARDS  # recipes read them from the environment, whatever characters they contain
+export MODEL_ID  # recipes read it from the environment, whatever characters it contains
 
 .PHONY: demo test default-tests test-baseline-isa test-slow check fix bench figures app web-app clean help
 
@@ -57,6 +57,7 @@ app: $(VENV)/.installed  ## serve the Space on localhost, with MODEL_ID=folder o
 		{ echo "There is no model yet: run \`make demo\` first, or pass one: make app MODEL_ID=folder-or-Hub-id"; exit 2; }
 	$(BIN)/python app/app.py
 
+web-app: export SHARDS := $(value SHARDS)
 web-app: $(VENV)/.installed-dev  ## serve the page that classifies in the browser, with MODEL_ID=folder
 	@test "$$MODEL_ID" != runs/demo/exported -o -d runs/demo/exported || \
 		{ echo "There is no model yet: run \`make demo\` first, or pass one: make web-app MODEL_ID=folder SHARDS=folder"; exit 2; }

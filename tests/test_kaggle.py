@@ -71,6 +71,8 @@ def test_the_cells_run_commands_that_our_programs_take(tmp_path, monkeypatch):
     settings |= {name: tmp_path / name.lower() for name in ("INPUT", "WORKING", "SCRATCH")}
     for name, value in settings.items():
         monkeypatch.setenv(name, str(value))
+    for name in ("SHARDS", "CONFIG"):  # Kaggle sets neither
+        monkeypatch.delenv(name, raising=False)
     train = tmp_path / "input" / "imagenet" / "ILSVRC" / "Data" / "CLS-LOC" / "train"
     for wnid in ("n01440764", "n01443537"):
         (train / wnid).mkdir(parents=True)
