@@ -103,7 +103,8 @@ def test_pixels_equal_the_processors_within_one_level(tmp_path):
         worst.append(distance.max())
         different.append((distance > 0).mean())
     assert max(worst) <= 1
-    assert np.mean(different) < 0.01  # on most machines, none
+    # None with AVX2; without it, torchvision resizes in float32, and some 5% differ by one level.
+    assert np.mean(different) < 0.1
 
 
 def central(pixels):
