@@ -275,7 +275,7 @@ def _benchmark(found: dict[str, Any]) -> str:
 def recipes_short() -> str:
     """Return all recipes with hours and dollars, without the conditions of each figure."""
     rows = [
-        (name, epochs, _figure(name, accuracy), source, reproduced, hours, demand)
+        (name, epochs, _figure(name, accuracy), source.split(",")[0], reproduced, hours, demand)
         for name, epochs, accuracy, source, reproduced, hours, demand, _ in recipe_rows(
             load_prices(), Options()
         )
