@@ -8,12 +8,17 @@ from importlib.metadata import files
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image, ImageDraw
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.shards.manifest import TRAIN, VALIDATION, Manifest, Shard, Split
 from imagenet_rn50.utils.files import sha256_of_file
 
+needs_fork = pytest.mark.skipif(
+    "__import__('multiprocessing').get_start_method() != 'fork'",  # --start-method sets it later
+    reason="its workers need what the test has changed in this process",
+)
 CLASSES = Classes(wnids=("n00000001", "n00000002", "n00000003"), names=("first", "second", "third"))
 
 

@@ -1,3 +1,4 @@
+import multiprocessing
 import re
 from concurrent.futures import ProcessPoolExecutor
 
@@ -49,7 +50,8 @@ def test_tensors_are_copied_shared_and_traced_to_their_base():
 
 
 def test_terminated_workers_end_their_tasks():
-    executor = ProcessPoolExecutor(1)
+    # A fork server may have been started with signals blocked, by a loader.
+    executor = ProcessPoolExecutor(1, multiprocessing.get_context("fork"))
     future = executor.submit(_sleep)
     private_apis.terminate_workers(executor)
     assert future.exception(timeout=30) is not None

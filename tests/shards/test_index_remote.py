@@ -33,7 +33,7 @@ from imagenet_rn50.utils.storage import FileInfo, RetryPolicy
 from tests.data.servers import serve
 from tests.hub import TOKEN
 from tests.shards.helpers import WNIDS, contents, jpeg, tar_of
-from tests.support import write_tiny
+from tests.support import needs_fork, write_tiny
 
 QUICK = RetryPolicy(tries=3, initial_backoff=0.01, timeout=5)
 ROOT = Path(__file__).parents[2]
@@ -258,6 +258,7 @@ def test_shards_in_a_bucket_give_the_manifest_of_local_ones(tmp_path, bucket_ser
     assert "14 bytes instead of" in finding.problem
 
 
+@needs_fork
 def test_shards_on_the_hub_are_pinned_to_a_commit_and_keep_the_token_there(layout, tmp_path, hub):
     source, options = layout
     local = local_index(source, tmp_path, options)

@@ -18,7 +18,7 @@ from imagenet_rn50.tools.measure import (
     measure_device,
 )
 from imagenet_rn50.utilisation import training_flops
-from tests.support import write_recipe, write_shards
+from tests.support import needs_fork, write_recipe, write_shards
 
 NAP = 0.02  # seconds per image
 
@@ -140,6 +140,7 @@ def test_crops_do_not_grow_while_the_loader_is_timed(tiny, train, recipe, monkey
     assert sizes == {rates.size} == {growing.data.size_at(0)}
 
 
+@needs_fork
 @pytest.mark.multiprocess
 def test_the_loader_is_measured_at_the_speed_of_its_workers(tiny, train, recipe, monkeypatch):
     def napping(self, content, epoch, index, out=None):
