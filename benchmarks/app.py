@@ -14,14 +14,9 @@ import asyncio
 import io
 import json
 import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +30,7 @@ import tyro
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from benchmarks.serving import TIMEOUT_SECONDS, Server, free_port, serving
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.model import build_model, build_processor
 from imagenet_rn50.recipe import DataRecipe, ModelRecipe
@@ -42,7 +38,6 @@ from imagenet_rn50.recipe import DataRecipe, ModelRecipe
 _APP = Path(__file__).parents[1] / "app"
 _IMAGE = _APP / "examples" / "coffee.jpg"
 _NUM_CLASSES = 1000
-_TIMEOUT_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -91,7 +86,7 @@ def main() -> None:
                 _print_load(space, len(served), arguments)
 
 
-def _print_load(space: _Served, num_models: int, arguments: Arguments) -> None:
+def _print_load(space: Server, num_models: int, arguments: Arguments) -> None:
     """Let visitors come at once, several times, and print their times and the Space's memory."""
     before = space.memory("VmHWM")
     for number in range(1, arguments.rounds + 1):
@@ -115,7 +110,7 @@ async def _visit_together(address: str, visitors: int) -> list[float | None]:
     """Return the seconds that each visitor waited; None if the queue was full."""
     image = _large_jpeg()
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=address, timeout=_TIMEOUT_SECONDS, limits=limits) as web:
+    async with httpx.AsyncClient(base_url=address, timeout=TIMEOUT_SECONDS, limits=limits) as web:
         config = (await web.get("/config")).json()
         visits = (_visit(web, config, image, number) for number in range(visitors))
         return list(await asyncio.gather(*visits))
@@ -164,51 +159,13 @@ def _export(folder: Path, seed: int) -> None:
     build_processor(DataRecipe()).save_pretrained(folder)
 
 
-@dataclass(frozen=True)
-class _Served:
-    """A running Space: its URL and its process."""
-
-    address: str
-    pid: int
-
-    def memory(self, field: str) -> float:
-        """Return a field of /proc/PID/status, such as VmHWM, in MB."""
-        status = Path(f"/proc/{self.pid}/status").read_text(encoding="utf-8")
-        (line,) = (line for line in status.splitlines() if line.startswith(field))
-        return int(line.split()[1]) * 1024 / 1e6
-
-
 @contextmanager
-def _served(models: list[Path]) -> Iterator[_Served]:
-    """Run the Space for the duration of the block; yield it once it responds."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, _APP / "app.py"],
-        env=os.environ | {"MODEL_ID": ",".join(map(str, models)), "GRADIO_SERVER_PORT": str(port)},
-        stdout=subprocess.DEVNULL,
-    )
-    address, deadline = f"http://127.0.0.1:{port}", time.monotonic() + _TIMEOUT_SECONDS
-    try:
-        while not _responds(address):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"the Space did not respond within {_TIMEOUT_SECONDS} s or exited"
-                )
-            time.sleep(0.05)
-        yield _Served(address, process.pid)
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _responds(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(address, timeout=60):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
+def _served(models: list[Path]) -> Iterator[Server]:
+    """Run the Space for the duration of the block."""
+    port = free_port()
+    environment = {"MODEL_ID": ",".join(map(str, models)), "GRADIO_SERVER_PORT": f"{port}"}
+    with serving([_APP / "app.py"], port, environment) as space:
+        yield space
 
 
 def _time_request(client: Client) -> float:

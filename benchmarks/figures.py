@@ -12,15 +12,10 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from benchmarks.serving import TIMEOUT_SECONDS, free_port, serving
 from imagenet_rn50.data.sampler import DistributedBatchSampler, ShardShuffleSampler
 from imagenet_rn50.jpeg.crop import Box, Piece, cut, suggested_interval
 from imagenet_rn50.jpeg.header import read_header
@@ -49,7 +45,6 @@ _RESULT = ROOT / "benchmarks" / "results" / "loaders.json"
 _OURS, _PEER, _CROP = "#2f7ebc", "#b8bec6", "#e07b39"
 _DPI = 110
 _PAGE = (1200, 900)  # px of the browser's window
-_SECONDS = 240  # until a page answers
 _QUARTER = (640, 480)  # px of a picture in README.md's table
 
 
@@ -249,9 +244,9 @@ def draw_report(path: Path) -> None:
 
 def draw_space(path: Path) -> None:
     """Photograph the Space with the demo's model, which answers its first example."""
-    port = _free_port()
+    port = free_port()
     environment = {"MODEL_ID": str(DEMO / "exported"), "GRADIO_SERVER_PORT": f"{port}"}
-    with _serving([str(ROOT / "app" / "app.py")], port, environment) as page:
+    with _page_of([str(ROOT / "app" / "app.py")], port, environment) as page:
         page.get_by_role("group", name="Most likely classes").get_by_role("radio").nth(4).wait_for()
         page.get_by_alt_text("Heat map: ").wait_for()
         _photograph(page, path, "h1")
@@ -259,51 +254,22 @@ def draw_space(path: Path) -> None:
 
 def draw_web_space(path: Path) -> None:
     """Photograph the page that classifies in the browser, with the demo's model."""
-    port = _free_port()
+    port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         model = shutil.copytree(DEMO / "exported", Path(folder, "digits"))
         words = ["-m", "imagenet_rn50", "web", "--model", str(model), "--shards", str(SHARDS)]
-        with _serving([*words, "--port", f"{port}"], port, {}) as page:
+        with _page_of([*words, "--port", f"{port}"], port, {}) as page:
             page.locator("#examples button").first.click()
             page.get_by_text("on this device").wait_for()
             _photograph(page, path, "h1")
 
 
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
-
-
 @contextmanager
-def _serving(words: list[str], port: int, environment: dict[str, str]) -> Iterator[Page]:
-    """Run a Python program that serves a page, and open it."""
-    settings = os.environ | {"GRADIO_ANALYTICS_ENABLED": "False"} | environment
-    server = subprocess.Popen(
-        [sys.executable, *words], cwd=ROOT, env=settings, stdout=subprocess.DEVNULL
-    )
-    try:
-        address = f"http://127.0.0.1:{port}"
-        _wait_for(address)
-        with _browser() as page:
-            page.goto(address)
-            yield page
-    finally:
-        server.terminate()
-        server.wait(timeout=60)
-
-
-def _wait_for(address: str) -> None:
-    deadline = time.monotonic() + _SECONDS
-    while True:
-        try:
-            with urllib.request.urlopen(address, timeout=10):
-                return
-        except (urllib.error.URLError, OSError):
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
+def _page_of(words: list[str], port: int, environment: dict[str, str]) -> Iterator[Page]:
+    """Open the page that a Python program serves."""
+    with serving(words, port, environment) as server, _browser() as page:
+        page.goto(server.address)
+        yield page
 
 
 @contextmanager
@@ -317,7 +283,7 @@ def _browser() -> Iterator[Page]:
             executable_path=shutil.which("chromium"), args=["--no-sandbox"]
         )
         page = browser.new_page(viewport={"width": width, "height": height})
-        page.set_default_timeout(1000 * _SECONDS)
+        page.set_default_timeout(1000 * TIMEOUT_SECONDS)
         yield page
         browser.close()
 
