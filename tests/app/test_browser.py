@@ -8,56 +8,32 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 from safetensors.torch import load_file, save_file
 
 from tests.app.conftest import NAMES
 from tests.app.serving import APP, serve
+from tests.browser import DESKTOP, MARKS, PHONE, TIMEOUT_MS, new_page, screenshot, tab_to
 
-CHROMIUM = shutil.which("chromium")
 SCREENSHOTS = Path(__file__).parents[2] / "test-artifacts" / "space"
-DESKTOP, PHONE = (1280, 900), (360, 780)
-TIMEOUT_MS = 60_000  # CI machines may be busy
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.multiprocess,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium"),
-    pytest.mark.filterwarnings("ignore"),  # Playwright's event loop and sockets
-    pytest.mark.timeout(600),
-]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+pytestmark = [*MARKS, pytest.mark.timeout(600)]
 
 
 @contextmanager
 def visit(browser, space, size=DESKTOP, scheme="light"):
     """Open the page; JavaScript errors and requests to other hosts fail the test at the end."""
-    width, height = size
-    context = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True
-    )
-    context.set_default_timeout(TIMEOUT_MS)
-    page, errors, requests = context.new_page(), [], []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
-    page.on("websocket", lambda socket: requests.append(socket.url))
-    page.goto(space.address)
-    expect(page.get_by_role("heading", name="What is in this image?")).to_be_visible(
-        timeout=TIMEOUT_MS
-    )
-    yield page
-    context.close()
+    sockets = []
+    with new_page(browser, size, scheme) as (page, requests, _):
+        page.on("websocket", lambda socket: sockets.append(socket.url))
+        page.goto(space.address)
+        expect(page.get_by_role("heading", name="What is in this image?")).to_be_visible(
+            timeout=TIMEOUT_MS
+        )
+        yield page
     allowed = (space.address, space.address.replace("http", "ws"), "data:", "blob:")
-    assert requests
-    assert [url for url in requests if not url.startswith(allowed)] == []
-    assert errors == []
+    urls = [*(request.url for request in requests), *sockets]
+    assert [url for url in urls if not url.startswith(allowed)] == []
 
 
 def upload(page, *paths, where="#image"):
@@ -77,17 +53,11 @@ def wait_for_predictions(page):
     expect(heat_map(page)).to_be_visible(timeout=TIMEOUT_MS)
 
 
-def screenshot(page, name):
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.wait_for_timeout(600)  # wait for CSS transitions
-    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
-
-
 def test_an_uploaded_image_gets_five_classes_and_selecting_one_updates_the_heat_map(browser, space):
     with visit(browser, space) as page:
         wait_for_predictions(page)  # of the first example
         opened = heat_map(page).get_attribute("src")
-        screenshot(page, "1-open-desktop-light")
+        screenshot(page, SCREENSHOTS, "1-open-desktop-light")
         upload(page, APP / "examples" / "cat.jpg")
         expect(heat_map(page)).not_to_have_attribute("src", opened, timeout=TIMEOUT_MS)
         wait_for_predictions(page)
@@ -95,7 +65,7 @@ def test_an_uploaded_image_gets_five_classes_and_selecting_one_updates_the_heat_
         expect(page.locator(".latency")).to_be_visible()
         first = heat_map(page).get_attribute("src")
         first_name = heat_map(page).get_attribute("alt")
-        screenshot(page, "2-answer-desktop-light")
+        screenshot(page, SCREENSHOTS, "2-answer-desktop-light")
 
         predictions(page).nth(2).check()
         expect(heat_map(page)).not_to_have_attribute("alt", first_name, timeout=TIMEOUT_MS)
@@ -113,10 +83,7 @@ def test_examples_can_be_selected_with_the_keyboard(browser, space):
     with visit(browser, space) as page:
         opened = heat_map(page).get_attribute("src")
         example = page.get_by_role("button", name="Example: rocket")
-        for _ in range(30):
-            page.keyboard.press("Tab")
-            if example.evaluate("element => element === document.activeElement"):
-                break
+        tab_to(page, example, most=30)
         page.keyboard.press("Enter")
         expect(heat_map(page)).not_to_have_attribute("src", opened, timeout=TIMEOUT_MS)
         wait_for_predictions(page)
@@ -140,7 +107,7 @@ def test_a_bad_file_shows_an_error_and_no_broken_image_and_the_next_one_is_class
         upload(page, text)
         expect(page.get_by_text("Invalid file type")).to_be_visible(timeout=TIMEOUT_MS)
         expect(page.locator("#image img")).to_have_count(0)
-        screenshot(page, "3-bad-file-desktop-light")
+        screenshot(page, SCREENSHOTS, "3-bad-file-desktop-light")
         page.get_by_role("button", name="Example: coffee").click()
         wait_for_predictions(page)
         expect(alert).to_have_count(0)
@@ -157,11 +124,11 @@ def test_every_tab_fits_the_window_in_dark_mode(browser, space, name, size):
 
         page.get_by_role("button", name="Example: astronaut").click()
         wait_for_predictions(page)
-        screenshot(page, f"4-answer-{name}-dark")
+        screenshot(page, SCREENSHOTS, f"4-answer-{name}-dark")
         assert_fits()
         for number, tab in ((5, "Many images"), (6, "About")):
             page.get_by_role("tab", name=tab).click()
-            screenshot(page, f"{number}-{tab.split()[0].lower()}-{name}-dark")
+            screenshot(page, SCREENSHOTS, f"{number}-{tab.split()[0].lower()}-{name}-dark")
             assert_fits()
 
 
@@ -187,7 +154,7 @@ def test_many_images_are_exported_as_a_table_and_a_csv(browser, space, tmp_path)
         rows = page.get_by_role("region", name="Classes").get_by_role("row")
         expect(rows).to_have_count(6, timeout=TIMEOUT_MS)
         expect(rows.filter(has_text="words.txt")).to_contain_text("not a supported image")
-        screenshot(page, "7-table-desktop-light")
+        screenshot(page, SCREENSHOTS, "7-table-desktop-light")
         with page.expect_download() as download:
             page.get_by_role("button", name="Download as CSV").click()
         text = Path(download.value.path()).read_text(encoding="utf-8-sig")
@@ -203,7 +170,7 @@ def test_the_api_page_documents_predict(browser, space):
     with visit(browser, space) as page:
         page.get_by_role("button", name="Use via API").click()
         expect(page.get_by_text("/predict").first).to_be_visible(timeout=TIMEOUT_MS)
-        screenshot(page, "8-api-desktop-light")
+        screenshot(page, SCREENSHOTS, "8-api-desktop-light")
 
 
 @pytest.fixture(scope="module")
@@ -234,7 +201,7 @@ def test_two_models_are_compared_side_by_side(browser, comparison, name, size, s
         expect(note).to_have_count(1)
         classes = answers.nth(1).get_by_role("group")
         assert note.bounding_box()["y"] < classes.bounding_box()["y"]
-        screenshot(page, f"9-compare-{name}-{scheme}")
+        screenshot(page, SCREENSHOTS, f"9-compare-{name}-{scheme}")
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
 
         first, second = (heat_map(page).nth(number).get_attribute("src") for number in (0, 1))

@@ -9,17 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import expect
 
 from imagenet_rn50.model import build_processor
 from imagenet_rn50.publishing.web import download_runtime, stage_web_space, web_server
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.tools.digits import write_ilsvrc
+from tests.browser import DESKTOP, new_page
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = shutil.which("chromium")
-DESKTOP, PHONE = (1280, 900), (360, 780)
-TIMEOUT_MS = 60_000  # CI machines may be busy
 
 # Names that need escaping, and two classes whose first names are the same.
 LABELS = ("tabby, tabby cat", "<b>bold</b>", "crane, a bird", "crane, a machine", "ångström")
@@ -104,37 +102,20 @@ def digits_page(digits, tmp_path_factory):
         yield address
 
 
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @contextmanager
 def visit(browser, address, size=DESKTOP, scheme="light"):
     """Open the page; errors, uploads and requests to other hosts fail the test at the end."""
-    width, height = size
-    context = browser.new_context(
-        viewport={"width": width, "height": height}, color_scheme=scheme, service_workers="allow"
-    )
-    context.set_default_timeout(TIMEOUT_MS)
-    page, errors, requests = context.new_page(), [], []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on(
-        "console", lambda message: errors.extend([message.text] if message.type == "error" else [])
-    )
-    context.on("request", lambda request: requests.append(request))
-    page.goto(address)
-    expect(page.get_by_role("heading", name="What is in this image?")).to_be_visible()
-    expect(page.get_by_text("About this model")).to_be_visible()
-    yield page
-    found = [(request.method, request.url, request.post_data) for request in requests]
-    context.close()
-    assert found
+    with new_page(browser, size, scheme) as (page, requests, errors):
+        page.on(
+            "console",
+            lambda message: errors.extend([message.text] if message.type == "error" else []),
+        )
+        page.goto(address)
+        expect(page.get_by_role("heading", name="What is in this image?")).to_be_visible()
+        expect(page.get_by_text("About this model")).to_be_visible()
+        yield page
+        found = [(request.method, request.url, request.post_data) for request in requests]
     for method, url, body in found:
         assert method == "GET", url
         assert body is None, url
         assert url.startswith((address, "data:", "blob:")), url
-    assert errors == []

@@ -16,21 +16,15 @@ from playwright.sync_api import expect
 
 from imagenet_rn50.model import load_exported, load_processor, logits_of
 from space.heatmap import grad_cam
-from tests.web.conftest import CHROMIUM, DESKTOP, PHONE, ROOT, visit
+from tests.browser import DESKTOP, MARKS, PHONE, screenshot, tab_to
+from tests.web.conftest import ROOT, visit
 from tests.web.test_pixels import NODE
 
 SCREENSHOTS = ROOT / "test-artifacts" / "web"
 TRANSFORMERS_JS = "@huggingface/transformers@4.3.1"
 NUM_IMAGES = 50
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.browser,
-    pytest.mark.multiprocess,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium"),
-    pytest.mark.filterwarnings("ignore"),  # Playwright's event loop and sockets
-    pytest.mark.timeout(900),
-]
+pytestmark = [pytest.mark.slow, *MARKS, pytest.mark.timeout(900)]
 
 # Ask the page's worker about files, one after the other, and return its raw answers.
 ASK = """async ([files, precision]) => {
@@ -105,12 +99,6 @@ def answered(page):
     return classes
 
 
-def screenshot(page, name):
-    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    page.wait_for_timeout(500)  # wait for CSS transitions
-    page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("name", "size"), [("desktop", DESKTOP), ("phone", PHONE)])
 def test_an_example_is_answered_with_classes_and_a_heat_map(
@@ -118,34 +106,28 @@ def test_an_example_is_answered_with_classes_and_a_heat_map(
 ):
     with visit(browser, digits_page, size, scheme) as page:
         expect(page.locator("#size")).to_contain_text("MB")
-        screenshot(page, f"1-empty-{name}-{scheme}")
+        screenshot(page, SCREENSHOTS, f"1-empty-{name}-{scheme}")
         page.get_by_role("button", name="digit 0").click()
         classes = answered(page)
         expect(classes.first).to_be_checked()
         expect(page.get_by_role("img", name="Heat map: ")).to_have_count(1)
         expect(page.get_by_role("status")).to_contain_text("Most likely")
-        screenshot(page, f"2-answer-{name}-{scheme}")
+        screenshot(page, SCREENSHOTS, f"2-answer-{name}-{scheme}")
         assert page.evaluate("document.documentElement.scrollWidth") <= size[0]
         page.set_input_files("#file", {"name": "a", "mimeType": "text/plain", "buffer": b"text"})
         expect(page.get_by_role("alert")).to_contain_text("not an image")
         expect(page.locator("#result")).to_be_hidden()
-        screenshot(page, f"3-error-{name}-{scheme}")
+        screenshot(page, SCREENSHOTS, f"3-error-{name}-{scheme}")
 
 
 def test_the_page_can_be_used_with_the_keyboard_alone(browser, digits_page):
     with visit(browser, digits_page) as page:
         example = page.get_by_role("button", name="digit 1")
-        for _ in range(10):
-            page.keyboard.press("Tab")
-            if example.evaluate("element => element === document.activeElement"):
-                break
+        tab_to(page, example, most=10)
         page.keyboard.press("Enter")
         classes = answered(page)
         first = page.locator("#heat").get_attribute("aria-label")
-        for _ in range(10):
-            page.keyboard.press("Tab")
-            if classes.first.evaluate("element => element === document.activeElement"):
-                break
+        tab_to(page, classes.first, most=10)
         page.keyboard.press("ArrowDown")
         expect(classes.nth(1)).to_be_checked()
         expect(page.locator("#heat")).not_to_have_attribute("aria-label", first)

@@ -12,15 +12,10 @@ from playwright.sync_api import expect
 
 from imagenet_rn50.model import load_processor
 from space.images import open_image
-from tests.web.conftest import CHROMIUM, DESKTOP, PHONE, visit
+from tests.browser import DESKTOP, MARKS, PHONE
+from tests.web.conftest import visit
 
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.multiprocess,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium"),
-    pytest.mark.filterwarnings("ignore"),  # Playwright's event loop and sockets
-    pytest.mark.timeout(600),
-]
+pytestmark = [*MARKS, pytest.mark.timeout(600)]
 
 
 def choose(page, name, content, mime="image/jpeg"):
