@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from imagenet_rn50.model import build_labelled, logits_of
@@ -34,12 +35,21 @@ def forward_flops(model: ModelRecipe, size: int, num_classes: int) -> int:
 
 
 def _flops(model: ModelRecipe, size: int, num_classes: int, *, is_training: bool) -> int:
-    counter = FlopCounterMode(display=False)
     with torch.device("meta"):  # computes shapes only
         network = build_labelled(model, [str(number) for number in range(num_classes)])
-        images = torch.empty(2, 3, size, size)  # BatchNorm may need two
-        with counter:
-            logits = logits_of(network, images)
-            if is_training:
-                logits.sum().backward()
+    return network_flops(network, size, is_training=is_training)
+
+
+def network_flops(network: nn.Module, size: int, *, is_training: bool = False) -> int:
+    """Return the FLOPs of one image in a network; see `training_flops`.
+
+    Args:
+        network: A classifier on the device `meta`.
+        size: Side of the image, px.
+        is_training: Whether to add the backward pass.
+    """
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        logits = logits_of(network, torch.empty(2, 3, size, size))  # BatchNorm may need two
+        if is_training:
+            logits.sum().backward()
     return int(counter.get_total_flops()) // 2

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import ResNetConfig, ResNetForImageClassification
+
+from imagenet_rn50.utilisation import network_flops
 
 
 def model_stats(config: ResNetConfig, size: int) -> dict[str, Any]:
@@ -25,19 +26,17 @@ def model_stats(config: ResNetConfig, size: int) -> dict[str, Any]:
     outputs: list[int] = []
 
     def add(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        outputs.append(output.numel())
+        outputs.append(output[0].numel())
 
     with torch.device("meta"):  # computes shapes only
         model = ResNetForImageClassification(config).eval()
-        image = torch.empty(1, 3, size, size)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(add)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image)
+    flops = network_flops(model, size)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "gmacs": counter.get_total_flops() / 2 / 1e9,
+        "gmacs": flops / 2 / 1e9,
         "activations": sum(outputs) / 1e6,
         "image_size": size,
     }

@@ -34,12 +34,14 @@ class ValidationImages:
         manifest: Their manifest.
         split: The split.
         classes: The classes.
+        fingerprint: Fingerprint of the shards.
     """
 
     store: ShardStore
     manifest: Manifest
     split: Split
     classes: Classes
+    fingerprint: str
 
     @classmethod
     def of(cls, store: ShardStore | None, trained_on: Path | None) -> ValidationImages:
@@ -70,7 +72,7 @@ class ValidationImages:
                 )
         manifest = Manifest.load(store.folder)
         split = manifest.split(VALIDATION)
-        return cls(store, manifest, split, Classes.load(store.folder))
+        return cls(store, manifest, split, Classes.load(store.folder), fingerprint)
 
     @property
     def source(self) -> dict[str, Any]:
@@ -78,7 +80,7 @@ class ValidationImages:
         return {
             "dataset": self.manifest.dataset,
             "split": VALIDATION,
-            "fingerprint": Manifest.fingerprint_of(self.store.folder),
+            "fingerprint": self.fingerprint,
         }
 
     def choose(self, number: int, purpose: str) -> NDArray[np.int64]:

@@ -135,7 +135,7 @@ def as_data_set(images, **changes):
     values = {"dataset": "tiny", "options": {}} | changes
     classes = values.pop("classes", images.classes)
     manifest = Manifest(splits=images.manifest.splits, **values)
-    return ValidationImages(images.store, manifest, images.split, classes)
+    return ValidationImages(images.store, manifest, images.split, classes, images.fingerprint)
 
 
 @pytest.mark.parametrize(
