@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,15 @@ def test_a_job_that_is_finished_or_has_failed_is_not_requeued(folder, ends, expe
     os.utime(folder / "run" / "metrics.jsonl", (1e9, 1e9))  # of an earlier job
     code, said, requeued = Job(folder, "--run=run", ends=ends).wait()
     assert (code, requeued) == (expected, False), said
+
+
+def test_a_job_that_fails_after_it_has_trained_is_not_requeued(folder):
+    metrics = folder / "run" / "metrics.jsonl"
+    metrics.write_text('{"kind": "stop"}\n{"kind": "start"}\n{"kind": "train"}\n')
+    later = time.time() + 60
+    os.utime(metrics, (later, later))  # written by this job
+    code, said, requeued = Job(folder, "--run", "run", ends="2").wait()
+    assert (code, requeued) == (1, False), said
 
 
 def test_each_node_launches_its_ranks_of_all_and_on_one_gpu_there_is_one(folder):

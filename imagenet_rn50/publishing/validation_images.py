@@ -57,7 +57,7 @@ class ValidationImages:
         """
         if store is None:
             raise InputError(
-                "there are no validation images without shards", fix="pass --shards SHARDS"
+                "no shards were given to take validation images from", fix="pass --shards SHARDS"
             )
         fingerprint = Manifest.fingerprint_of(store.folder)
         if trained_on is not None:
