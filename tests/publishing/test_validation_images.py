@@ -125,7 +125,7 @@ def test_shards_of_another_run_give_no_examples_and_no_threshold(run, shards, tm
     assert "not the shards of the run" in capsys.readouterr().out
     with pytest.raises(InputError, match="not the shards of the run"):
         exported(run, tmp_path / "other", other, examples=2)
-    with pytest.raises(InputError, match="without shards"):
+    with pytest.raises(InputError, match="--shards SHARDS"):
         exported(run, tmp_path / "other", None, examples=2)
     with pytest.raises(InputError, match="--examples must be at least 0"):
         exported(run, tmp_path / "other", None, examples=-1)
