@@ -19,6 +19,8 @@ from imagenet_rn50.utils.files import read_json, read_text, write_json
 
 WNID = re.compile(r"n\d{8}")
 FILE_NAME = "classes.json"
+TOP_K = 5
+"""Number of predictions in top-5; fewer if there are fewer classes."""
 _WNID_IN_NAME = re.compile(r"(?<![0-9A-Za-z])n\d{8}(?![0-9A-Za-z])")
 
 

@@ -20,10 +20,7 @@ from tests.forked import ForkedWorkers
 _TRAINER_SERVER = pytest.StashKey[Any]()
 
 # Imported once, before the workers of `--processes` are forked, for tests that import them late.
-_PRELOADED = (
-    *("evaluate", "matplotlib.figure", "moto.server", "s3fs", "torch.utils.tensorboard"),
-    "imagenet_rn50.training.trainer",
-)
+_PRELOADED = ("evaluate", "matplotlib.figure", "moto.server", "s3fs")
 
 gc.disable()  # until all is imported and collected: there is no garbage, and looking takes seconds
 
@@ -91,6 +88,10 @@ def pytest_collection_finish(session):
     if session.config.option.processes:
         for name in _PRELOADED:
             importlib.import_module(name)
+        if any("trainers" in item.fixturenames for item in session.items):
+            from tests.training.trainers import warm_up
+
+            warm_up()
     gc.freeze()  # a collection in a worker would touch, hence copy, what all of them share
     gc.enable()
 

@@ -19,6 +19,7 @@ from accelerate.utils import reduce as all_reduce
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from imagenet_rn50.classes import TOP_K
 from imagenet_rn50.data.dataset import Batch
 from imagenet_rn50.data.image_folder import ProcessorTransform
 from imagenet_rn50.data.loader import DeviceBatch, Loader, build_loader, on_device
@@ -26,7 +27,7 @@ from imagenet_rn50.data.sampler import DistributedBatchSampler
 from imagenet_rn50.data.transforms import EvalTransform, Transform
 from imagenet_rn50.evaluation.datasets import ImageSet
 from imagenet_rn50.evaluation.load_model import LoadedModel
-from imagenet_rn50.evaluation.metrics import TOP_K, Accuracy, accuracy_of, count, widest_float
+from imagenet_rn50.evaluation.metrics import Accuracy, accuracy_of, count, widest_float
 from imagenet_rn50.evaluation.predictions import Predictions, Result, result_of, rows_of
 from imagenet_rn50.model import logits_of
 from imagenet_rn50.recipe import DataRecipe

@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from imagenet_rn50.classes import TOP_K
 from imagenet_rn50.utils.formatting import counted, percent
-
-TOP_K = 5
-"""Number of predictions in top-5; fewer if there are fewer classes."""
 
 
 @dataclass(frozen=True)

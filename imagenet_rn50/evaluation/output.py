@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from imagenet_rn50 import __version__
-from imagenet_rn50.classes import Classes
+from imagenet_rn50.classes import TOP_K, Classes
 from imagenet_rn50.evaluation.datasets import ImageSet
 from imagenet_rn50.evaluation.evaluate import Evaluation
 from imagenet_rn50.evaluation.load_model import LoadedModel
-from imagenet_rn50.evaluation.metrics import TOP_K
 from imagenet_rn50.evaluation.predictions import Result
 from imagenet_rn50.evaluation.report import render_report
 from imagenet_rn50.evaluation.statistics import NUM_BINS, ClassCount, class_counts, wilson

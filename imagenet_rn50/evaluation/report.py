@@ -17,10 +17,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
+from imagenet_rn50.classes import TOP_K
 from imagenet_rn50.evaluation.datasets import ImageSet
 from imagenet_rn50.evaluation.evaluate import Evaluation
 from imagenet_rn50.evaluation.load_model import LoadedModel
-from imagenet_rn50.evaluation.metrics import TOP_K
 from imagenet_rn50.evaluation.statistics import (
     NUM_BINS,
     Calibration,

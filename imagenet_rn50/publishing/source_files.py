@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from imagenet_rn50.evaluation.metrics import TOP_K
+from imagenet_rn50.classes import TOP_K
 from imagenet_rn50.publishing.layout import (
     CALIBRATION,
     CONFIG,

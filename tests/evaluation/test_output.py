@@ -1,12 +1,14 @@
 """What the command writes and prints, and that its page can stand alone."""
 
 import csv
+import io
 import json
 import re
 import sys
 from html.parser import HTMLParser
 
 import numpy as np
+import PIL.Image
 import pytest
 from datasets import Dataset, Features, Image, Value
 
@@ -101,9 +103,10 @@ def test_the_command_writes_metrics_classes_and_a_report_of_a_run(tmp_path, monk
     assert len(re.findall(r"^(validation|real) ", printed, re.MULTILINE)) == 8
 
 
-@pytest.fixture
-def report(tmp_path):
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
     """The page of a set with known mistakes, whose names try to be markup."""
+    tmp_path = tmp_path_factory.mktemp("report")
     classes = classes_of(NUM_CLASSES)
     markup = [f"name{i} <b>&\"'" for i in range(NUM_CLASSES)]
     classes = type(classes)(classes.wnids, tuple(markup))
@@ -156,6 +159,14 @@ def test_the_report_can_be_read_without_seeing_it_and_keeps_names_as_text(report
     assert len(parsed.all("table")) == 3  # results, all classes, confusions
 
 
+@pytest.fixture
+def blank_plots(monkeypatch):
+    """Spare tests of a page's text the seconds that drawing takes."""
+    blank = io.BytesIO()
+    PIL.Image.new("L", (1, 1)).save(blank, "PNG")
+    monkeypatch.setattr(report_module, "png_of", lambda figure: blank.getvalue())
+
+
 def class_rows(page):
     """Returns the classes of each table of classes."""
     tables = re.findall(r"<caption>([^<]*class[^<]*)</caption>(.*?)</table>", page, re.S)
@@ -166,6 +177,7 @@ def class_rows(page):
     }
 
 
+@pytest.mark.usefixtures("blank_plots")
 @pytest.mark.parametrize(
     ("num_classes", "has_matrix", "has_histogram"),
     [(1, False, False), (2, True, False), (20, True, False), (21, True, True)],
@@ -272,6 +284,7 @@ def evaluated_pictures(tmp_path, labels, num_classes):
     return " ".join(page.split()), results_table(evaluation.results, counted)
 
 
+@pytest.mark.usefixtures("blank_plots")
 @pytest.mark.parametrize(("present", "says"), [(2, False), (5, False), (6, True)])
 def test_top5_is_no_result_where_five_classes_are_all(tmp_path, present, says):
     labels = [(label, label) for label in range(present)]
@@ -282,6 +295,7 @@ def test_top5_is_no_result_where_five_classes_are_all(tmp_path, present, says):
     assert top5 == ("100.00%" if says else "-")
 
 
+@pytest.mark.usefixtures("blank_plots")
 def test_a_single_image_is_one_image(tmp_path):
     page, _ = evaluated_pictures(tmp_path, [(3, 3)], NUM_CLASSES)
     assert "1 image of set" in page

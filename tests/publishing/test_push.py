@@ -13,8 +13,10 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import torch
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
+from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from imagenet_rn50.__main__ import main
 from imagenet_rn50.publishing.export import export
@@ -35,15 +37,6 @@ def audit(event, arguments):
 sys.addaudithook(audit)
 sys.argv = ["imagenet_rn50", *sys.argv[1:]]
 runpy.run_module("imagenet_rn50", run_name="__main__")
-"""
-LOAD_BACK = """
-import sys, torch
-from transformers import AutoImageProcessor, AutoModelForImageClassification as Auto
-here = Auto.from_pretrained(sys.argv[1]).state_dict()
-there = Auto.from_pretrained("user/model", revision=sys.argv[2]).state_dict()
-assert all(torch.equal(here[name], there[name]) for name in here) and len(here) == len(there)
-size = AutoImageProcessor.from_pretrained("user/model", revision=sys.argv[2]).crop_size
-assert size["height"] == 16
 """
 
 
@@ -82,11 +75,18 @@ def push_in_a_process(hub, exported, home, *options):
     )
 
 
+def client_of(hub, monkeypatch):
+    """Let this process's client speak to the hub: it has read its environment at import."""
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+
 @pytest.fixture
 def pushing(hub, exported, monkeypatch, capfd):
     """Runs the command in this process; returns its exit code and output."""
-    for name, value in {"ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": True}.items():
-        monkeypatch.setattr(constants, name, value)  # read from the environment at import
+    client_of(hub, monkeypatch)
 
     def pushing(*options, model=exported, token=TOKEN):
         monkeypatch.setenv("HF_TOKEN", token or "")
@@ -111,7 +111,7 @@ def error_of(done):
 
 
 @pytest.mark.multiprocess
-def test_model_and_space_arrive_whole_pinned_and_load_again(hub, exported, tmp_path):
+def test_model_and_space_arrive_whole_pinned_and_load_again(hub, exported, tmp_path, monkeypatch):
     done = push_in_a_process(hub, exported, tmp_path, "--space", "user/show", "--private")
     assert done.returncode == 0, done.stderr
     revision, model = hub.repos["models/user/model"].at("main")
@@ -139,15 +139,13 @@ def test_model_and_space_arrive_whole_pinned_and_load_again(hub, exported, tmp_p
     assert created[1]["sdk"] == "gradio"
     assert f"user/model/tree/{revision}" in done.stdout
 
-    loaded = subprocess.run(
-        [sys.executable, "-c", LOAD_BACK, exported, revision],
-        env=environment(hub, tmp_path / "cache", TOKEN),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert loaded.returncode == 0, loaded.stderr
-    nowhere(TOKEN, tmp_path, done, loaded)
+    client_of(hub, monkeypatch)
+    there = {"revision": revision, "cache_dir": tmp_path / "cache", "token": TOKEN}
+    loaded = AutoModelForImageClassification.from_pretrained("user/model", **there).state_dict()
+    expected = AutoModelForImageClassification.from_pretrained(exported).state_dict()
+    torch.testing.assert_close(loaded, expected, rtol=0, atol=0)
+    assert AutoImageProcessor.from_pretrained("user/model", **there).crop_size["height"] == 16
+    nowhere(TOKEN, tmp_path, done)
 
 
 def nowhere(token, folder, *processes):

@@ -203,7 +203,7 @@ def _serve(orders, answers):
         os.environ["ACCELERATE_USE_CPU"] = "1"
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup make test` ignores it
         for line in os.fdopen(orders):
-            _warm_up()
+            warm_up()
             order = json.loads(line)
             if "wait" in order:
                 _, answer = os.waitpid(order["wait"], 0)
@@ -217,7 +217,7 @@ def _serve(orders, answers):
 
 
 @functools.cache
-def _warm_up():
+def warm_up():
     """Import and parse before the first trainer what each would import and parse again."""
     for name in PRELOADED:
         importlib.import_module(name)
