@@ -18,6 +18,9 @@ import httpx
 from tests.support import free_ports
 
 APP = Path(__file__).parents[2] / "app"
+# One client: each would read the certificates of the system anew. No connection is kept: servers
+# close those that nobody uses.
+HTTP = httpx.Client(timeout=60, limits=httpx.Limits(max_keepalive_connections=0))
 
 # Imported by Python at startup as sitecustomize: log and block connections to other hosts.
 GUARD = """
@@ -114,7 +117,7 @@ def _wait_for(address, process, log, seconds=240):
 
 def function_of(address, elem_id, event):
     """Return the index of the function that an event of a component calls."""
-    config = httpx.get(f"{address.rstrip('/')}/config", timeout=60).json()
+    config = HTTP.get(f"{address.rstrip('/')}/config").json()
     [component] = [c["id"] for c in config["components"] if c["props"].get("elem_id") == elem_id]
     [function] = [d for d in config["dependencies"] if [component, event] in d["targets"]]
     return function["id"]
@@ -124,8 +127,8 @@ def run_function(address, function, data):
     """Call a function through the queue, as the page does, and return its final event."""
     queue, session = f"{address.rstrip('/')}/gradio_api/queue", uuid4().hex
     body = {"data": data, "fn_index": function, "session_hash": session}
-    httpx.post(f"{queue}/join", json=body, timeout=60).raise_for_status()
-    with httpx.stream("GET", f"{queue}/data?session_hash={session}", timeout=60) as answer:
+    HTTP.post(f"{queue}/join", json=body).raise_for_status()
+    with HTTP.stream("GET", f"{queue}/data?session_hash={session}") as answer:
         for line in answer.iter_lines():
             if line.startswith("data:"):
                 event = json.loads(line.removeprefix("data:"))

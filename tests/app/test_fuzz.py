@@ -12,7 +12,7 @@ from space.model import ModelId
 from space.page import build_page, launch
 from space.uploads import remove_abandoned_uploads
 from tests.app.fuzz import hostile_files
-from tests.app.serving import function_of, run_function
+from tests.app.serving import HTTP, function_of, run_function
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Pillow warns about some damage
@@ -59,7 +59,7 @@ def test_hostile_files_are_answered_and_leave_nothing_behind(
 def answer(address, name, content):
     """Upload a file as the page does, and return the HTML of the answer or of the refusal."""
     files = {"files": (name, content, "image/png")}
-    uploaded = httpx.post(f"{address}gradio_api/upload", files=files, timeout=60)
+    uploaded = HTTP.post(f"{address}gradio_api/upload", files=files)
     if uploaded.status_code == httpx.codes.BAD_REQUEST:  # a name that no browser sends
         return '<p role="alert">'
     uploaded.raise_for_status()

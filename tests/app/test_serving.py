@@ -5,7 +5,6 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import numpy as np
 import pytest
 from gradio.route_utils import delete_files_created_by_app
@@ -18,7 +17,7 @@ from transformers import pipeline
 from space.images import open_image
 from space.model import Classifier, ModelError, ModelId
 from space.page import build_page, build_setup_page, launch
-from tests.app.serving import APP, function_of, run_function, serve
+from tests.app.serving import APP, HTTP, function_of, run_function, serve
 
 pytestmark = [
     pytest.mark.multiprocess,
@@ -63,7 +62,7 @@ def test_predict_is_the_only_public_endpoint(client):
 
 
 def test_the_api_documentation_asks_for_a_file_and_not_a_url(space):
-    endpoint = httpx.get(f"{space.address}/gradio_api/info").json()["named_endpoints"]["/predict"]
+    endpoint = HTTP.get(f"{space.address}/gradio_api/info").json()["named_endpoints"]["/predict"]
     image, model = endpoint["parameters"]
     assert model["parameter_name"] == "model"
     assert image["python_type"]["type"] == "filepath"
@@ -88,7 +87,7 @@ def test_damaged_and_large_files_are_errors_and_the_space_keeps_serving(client, 
 @pytest.mark.parametrize("path", ["/etc/hostname", "{log}", "http://outside.example/a.jpg"])
 def test_local_files_and_urls_cannot_be_requested(client, space, path):
     """From any function, as a client that bypasses the page could try."""
-    config = httpx.get(f"{space.address}/config").json()
+    config = HTTP.get(f"{space.address}/config").json()
     types = {component["id"]: component["type"] for component in config["components"]}
     file = {"path": path.format(log=space.log), "meta": {"_type": "gradio.FileData"}}
     sent = {"image": file, "file": [file]}
@@ -108,7 +107,7 @@ def test_fifty_concurrent_clients_get_predictions(client, space, tmp_path):
     path = tmp_path / "large.jpg"
     rough = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
     Image.fromarray(rough).resize((2000, 1500)).save(path, quality=60)  # 9 MB once decoded
-    config = httpx.get(f"{space.address}/config", timeout=60).json()
+    config = HTTP.get(f"{space.address}/config").json()
     [function] = [d["id"] for d in config["dependencies"] if d["api_name"] == "predict"]
     together = threading.Barrier(NUM_CLIENTS)
 
@@ -149,7 +148,7 @@ def test_without_a_usable_model_the_page_shows_setup_instructions(tmp_path):
     page = build_setup_page(unusable.value)
     _, address, _ = launch(page, prevent_thread_lock=True, quiet=True)
     try:
-        text = httpx.get(address, timeout=60).text
+        text = HTTP.get(address).text
         assert "The model cannot be loaded." in text
         assert "MODEL_ID" in text
     finally:
@@ -187,7 +186,7 @@ def test_models_are_compared_and_predict_takes_any_of_them(model_folder, tmp_pat
 
 def uploaded(address, path):
     files = {"files": (path.name, path.read_bytes())}
-    return httpx.post(f"{address.rstrip('/')}/gradio_api/upload", files=files, timeout=60).json()[0]
+    return HTTP.post(f"{address.rstrip('/')}/gradio_api/upload", files=files).json()[0]
 
 
 @pytest.mark.slow
@@ -198,7 +197,7 @@ def test_a_space_without_a_usable_model_starts_behind_a_proxy_that_is_down(tmp_p
         "NO_PROXY": "",
     }  # a proxy that is down
     with serve(tmp_path, MODEL_ID="examples", **proxy) as served:  # a folder without a model
-        page = httpx.get(served.address, timeout=60).text
+        page = HTTP.get(served.address).text
         assert "The model cannot be loaded." in page
         assert "MODEL_ID" in page
         assert served.outside.read_text(encoding="utf-8") == ""
