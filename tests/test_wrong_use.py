@@ -1,7 +1,11 @@
 """What cannot be used is refused with one message and exit code 2, whatever is typed."""
 
 import errno
+import json
 import os
+import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -128,3 +132,55 @@ def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path):
     run.symlink_to(run)
     with pytest.raises(InputError, match="cannot be written"), RunDir(run).lock():
         pass
+
+
+def nothing(folder, tiny):
+    folder.rmdir()
+
+
+def empty(folder, tiny):
+    pass
+
+
+def tars_without_a_manifest(folder, tiny):
+    for path in (tiny / "shards").glob("*.tar"):
+        shutil.copy(path, folder)
+
+
+def images(folder, tiny):
+    shutil.copytree(tiny / "source", folder, dirs_exist_ok=True)
+
+
+def a_damaged_manifest(folder, tiny):
+    shutil.copytree(tiny / "shards", folder, dirs_exist_ok=True)
+    content = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    del content["splits"]
+    (folder / "manifest.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def a_manifest(folder, tiny):
+    shutil.copytree(tiny / "shards", folder, dirs_exist_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (nothing, ("sample", "--shards")),
+        (empty, ("sample", "--shards")),
+        (tars_without_a_manifest, ("sample", "--shards")),
+        (images, ("sample", "--shards")),
+        (a_damaged_manifest, ("sample", "--shards")),
+        (a_manifest, ("index", "--shards")),
+    ],
+)
+def test_a_suggested_command_takes_a_folder_with_a_blank_in_its_name_as_one_word(
+    refused, tiny, tmp_path, content, words
+):
+    folder = tmp_path / "it's my data"
+    folder.mkdir()
+    content(folder, tiny)
+    message = refused(shard_imagenet.main, *words, folder)
+    commands = re.findall(r"python shard_imagenet\.py (.+?)(?:\), |; |$)", message, re.MULTILINE)
+    assert commands
+    for command in commands:
+        assert str(folder) in shlex.split(command)

@@ -45,6 +45,7 @@ from imagenet_rn50.runs.checkpoint import (
 )
 from imagenet_rn50.runs.run_dir import RunDir
 from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.formatting import quoted
 
 _EXPORTED = ("config.json", "model.safetensors", "preprocessor_config.json")
 _OTHER_WEIGHTS = (".safetensors", ".onnx")  # what torchvision or onnxruntime loads
@@ -100,7 +101,8 @@ def load_model(model: str, which: Which = "best", weights: Weights = "auto") -> 
         raise InputError(
             f"{model} is a file, without classes and preprocessing",
             expected="a run directory, an exported folder, or a Hub id like microsoft/resnet-50",
-            fix=f"python -m imagenet_rn50 export --from {model} --out DIR, and evaluate DIR",
+            fix=f"python -m imagenet_rn50 export --from {quoted(model)} --out DIR, "
+            "and evaluate DIR",
         )
     if is_run:
         loaded = _of_run(path, which, weights)

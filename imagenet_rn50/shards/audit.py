@@ -20,7 +20,7 @@ from imagenet_rn50.shards.subset import options_text
 from imagenet_rn50.shards.writer import Note, Row, ShardRecord
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json, write_json, write_text
-from imagenet_rn50.utils.formatting import counted, shortened
+from imagenet_rn50.utils.formatting import counted, quoted, shortened
 
 REPORT_NAME = "audit.md"
 DATA_NAME = "audit.json"
@@ -130,7 +130,7 @@ def read_report(folder: Path) -> str:
             f"{folder} holds no audit",
             expected=f"{path}, written when the shards were packed or indexed",
             found="no such file",
-            fix=f"python shard_imagenet.py index --shards {folder} --force",
+            fix=f"python shard_imagenet.py index --shards {quoted(folder)} --force",
         )
     return path.read_text(encoding="utf-8")
 

@@ -16,6 +16,7 @@ from imagenet_rn50.shards.plan import permutation
 from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.utils.errors import InputError, require_at_least
 from imagenet_rn50.utils.files import atomic_file, require_writable_file
+from imagenet_rn50.utils.formatting import quoted
 
 _TILE = 192  # px an image may be wide and high
 _LINE = 18  # px of a line of text
@@ -116,7 +117,7 @@ def _tile(store: ShardStore, split: Split, index: int) -> Image.Image:
         raise InputError(
             f"the sample {split.key_of(index)} in {shard.name} cannot be shown",
             found=str(error),
-            fix=f"python shard_imagenet.py verify --shards {store.folder}",
+            fix=f"python shard_imagenet.py verify --shards {quoted(store.folder)}",
         ) from None
     scale = min(_TILE / image.width, _TILE / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

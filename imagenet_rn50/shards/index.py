@@ -42,7 +42,7 @@ from imagenet_rn50.shards.writer import FOLDER as PACKING_FOLDER
 from imagenet_rn50.shards.writer import Note, ShardRecord
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import make_folder, read_json, require_writable
-from imagenet_rn50.utils.formatting import counted, shortened
+from imagenet_rn50.utils.formatting import counted, quoted, shortened
 from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.storage import (
     DEFAULT_RETRY_POLICY,
@@ -67,7 +67,7 @@ _UNREADABLE = (
     "{number} images are no JPEGs, which training cannot read; "
     "they are listed in {folder}/audit.md.\n"
     "Train with --on-corrupt substitute to do without them, leave them out with --on-corrupt skip, "
-    "or convert them: python shard_imagenet.py pack --source {folder} --out SHARDS"
+    "or convert them: python shard_imagenet.py pack --source {source} --out SHARDS"
 )
 
 
@@ -240,7 +240,9 @@ def _list(shards: str | Path, remote: RemoteFolder | None, options: IndexOptions
     if is_web and not remote_files:
         remote_files = None
     if manifests.FILE_NAME in (remote_files or ()):
-        logger.info(f"{place} holds a manifest already, which training can use: --shards {place}")
+        logger.info(
+            f"{place} holds a manifest already, which training can use: --shards {quoted(place)}"
+        )
     return Listing(place, name or urlsplit(place).netloc, remote_files)
 
 
@@ -286,7 +288,7 @@ def _replaced(out: Path, location: str | None, force: bool) -> Manifest | None:
     raise InputError(
         f"{out} holds a manifest already",
         expected="a folder without one",
-        fix=f"compare the shards with it (python shard_imagenet.py verify --shards {out}), "
+        fix=f"compare the shards with it (python shard_imagenet.py verify --shards {quoted(out)}), "
         "or write it anew from what they hold now: --force",
     )
 
@@ -520,7 +522,7 @@ def _log_classes(records: list[ShardRecord], classes: Classes | None, out: Path)
     """Log what training needs to know of images and classes."""
     notes: list[Note] = [note for record in records for note in record.changed]
     if unreadable := sum(TURNED not in note.reason for note in notes):
-        logger.info(_UNREADABLE.format(number=unreadable, folder=out))
+        logger.info(_UNREADABLE.format(number=unreadable, folder=out, source=quoted(out)))
     if classes is None:
         logger.info(_WITHOUT_CLASSES)
         return

@@ -31,6 +31,7 @@ from imagenet_rn50.utils.files import (
     write_json,
     write_text,
 )
+from imagenet_rn50.utils.formatting import quoted
 from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.storage import FileInfo
 
@@ -105,8 +106,8 @@ class IndexingState:
                 f"the revision moved since indexing into {self._out} began",
                 expected=f"commit {commits[0]}, of which {self.num_records} shards were read",
                 found=f"commit {commits[1]}",
-                fix=f"finish the first: --shards {begun['location']}; or delete {self._folder} to "
-                "begin again",
+                fix=f"finish the first: --shards {quoted(begun['location'])}; "
+                f"or delete {self._folder} to begin again",
             )
         return InputError(
             f"{self._out} holds an unfinished index of other shards",

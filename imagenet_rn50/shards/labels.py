@@ -15,6 +15,7 @@ from imagenet_rn50.classes import FILE_NAME as CLASSES_NAME
 from imagenet_rn50.classes import WNID, Classes, read_synset_mapping
 from imagenet_rn50.shards.manifest import TRAIN
 from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.formatting import quoted
 from imagenet_rn50.utils.logging import logger
 
 MAPPING = "LOC_synset_mapping.txt"
@@ -82,7 +83,8 @@ def _from_mapping(path: Path, seen: Seen, folder: Path) -> Classes:
             _require_position(path, classes, seen)
         logger.info(
             f"{unknown:,} class indices have no wnid in the shards: {path} names them by position "
-            f"alone. Compare names and images: python shard_imagenet.py sample --shards {folder}"
+            "alone. Compare names and images: "
+            f"python shard_imagenet.py sample --shards {quoted(folder)}"
         )
     if not known:
         return classes

@@ -36,7 +36,7 @@ from numpy.typing import NDArray
 
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_json, sha256_of_file, write_bytes, write_json
-from imagenet_rn50.utils.formatting import counted
+from imagenet_rn50.utils.formatting import counted, quoted
 
 FILE_NAME = "manifest.json"
 INFO_NAME = "_info.json"
@@ -272,7 +272,7 @@ class Manifest:
             raise InputError(
                 f"{path} is damaged: {error!r}",
                 expected="dataset, options and splits",
-                fix=f"rebuild it: python shard_imagenet.py index --shards {folder}",
+                fix=f"rebuild it: python shard_imagenet.py index --shards {quoted(folder)}",
             ) from None
 
     @staticmethod
@@ -346,7 +346,7 @@ def timm_info(manifest: Manifest) -> dict[str, Any]:
 
 def no_manifest(folder: Path) -> InputError:
     """Return the error for a folder without a manifest; its fix depends on what is there."""
-    found, fix = "no such folder", f"python shard_imagenet.py pack --source DIR --out {folder}"
+    found, fix = "no such folder", _pack("DIR", quoted(folder))
     if folder.is_dir():
         found, fix = _look_for_shards(folder)
     elif folder.exists():
@@ -361,6 +361,10 @@ def no_manifest(folder: Path) -> InputError:
     )
 
 
+def _pack(source: str, out: str) -> str:
+    return f"python shard_imagenet.py pack --source {source} --out {out}"
+
+
 def _look_for_shards(folder: Path) -> tuple[str, str]:
     """Return what a folder without a manifest holds, and what to do about it."""
     below = [path.parent for depth in ("*", "*/*") for path in folder.glob(f"{depth}/{FILE_NAME}")]
@@ -372,11 +376,11 @@ def _look_for_shards(folder: Path) -> tuple[str, str]:
     if tars and not any(OFFICIAL_TAR.match(name) for name in tars):
         return (
             f"{counted(len(tars), 'tar')} and no {FILE_NAME}",
-            f"python shard_imagenet.py index --shards {folder}",
+            f"python shard_imagenet.py index --shards {quoted(folder)}",
         )
     if not any(folder.glob("*")):
-        return "an empty folder", f"python shard_imagenet.py pack --source DIR --out {folder}"
-    fix = f"to pack what is there: python shard_imagenet.py pack --source {folder} --out SHARDS"
+        return "an empty folder", _pack("DIR", quoted(folder))
+    fix = f"to pack what is there: {_pack(quoted(folder), 'SHARDS')}"
     beside = sorted(path.parent for path in folder.parent.glob(f"*/{FILE_NAME}"))
     if beside:
         fix += f"; shards are in {' and '.join(map(str, beside))}"

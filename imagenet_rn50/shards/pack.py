@@ -34,6 +34,7 @@ from imagenet_rn50.shards.writer import FOLDER as STATE_FOLDER
 from imagenet_rn50.shards.writer import PackingState, ShardRecord, describe_difference, make_shards
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import require_free_space, sha256_of_file, write_json
+from imagenet_rn50.utils.formatting import quoted
 from imagenet_rn50.utils.logging import logger, progress_bar
 from imagenet_rn50.utils.storage import is_address
 
@@ -333,7 +334,8 @@ def _require_usable_folder(out: Path, plan: Plan) -> None:
         raise InputError(
             f"{out} holds {taken[0]} already, without a manifest",
             expected="an empty folder, or one that an earlier run of pack began",
-            fix=f"give another --out, or index them: python shard_imagenet.py index --shards {out}",
+            fix="give another --out, or index them: "
+            f"python shard_imagenet.py index --shards {quoted(out)}",
         )
 
 

@@ -36,6 +36,7 @@ from imagenet_rn50.shards.manifest import FILE_NAME as MANIFEST_FILE
 from imagenet_rn50.shards.manifest import Manifest, Shard, Split
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import lock_file, make_folder, read_json, sha256_of_file
+from imagenet_rn50.utils.formatting import quoted
 from imagenet_rn50.utils.storage import (
     DEFAULT_RETRY_POLICY,
     FileInfo,
@@ -113,8 +114,8 @@ class LocalShards:
     def repair(self) -> str:
         """How the user can fix a damaged sample."""
         return (
-            f"python shard_imagenet.py verify --shards {self.folder} names all that is damaged: "
-            "copy those shards back"
+            f"python shard_imagenet.py verify --shards {quoted(self.folder)} names all that is "
+            "damaged: copy those shards back"
         )
 
 

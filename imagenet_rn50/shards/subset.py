@@ -36,7 +36,7 @@ from imagenet_rn50.shards.store import (
 )
 from imagenet_rn50.utils.errors import InputError, require_at_least
 from imagenet_rn50.utils.files import make_folder, read_text, sha256_of_file
-from imagenet_rn50.utils.formatting import counted, shortened
+from imagenet_rn50.utils.formatting import counted, quoted, shortened
 from imagenet_rn50.utils.logging import logger
 from imagenet_rn50.utils.storage import is_address
 
@@ -149,7 +149,7 @@ def subset(
             f"the classes of {shards} are not known",
             expected=f"{CLASSES_NAME} beside its manifest",
             fix="index the shards with a list of their classes: python shard_imagenet.py index "
-            f"--shards {shards} --mapping FILE",
+            f"--shards {quoted(shards)} --mapping FILE",
         )
     all_classes = Classes.load(store.folder)
     chosen = _chosen_classes(all_classes, selection)
@@ -395,5 +395,5 @@ def _warn_of_waste(view: Manifest, store: ShardStore, out: Path) -> None:
         logger.warning(
             f"warning: the subset needs {used / 1e9:,.2f} GB of the {num_bytes / 1e9:,.2f} GB in "
             f"the shards that training downloads; to download it once, pack it anew: "
-            f"python shard_imagenet.py pack --source {out} --out SHARDS"
+            f"python shard_imagenet.py pack --source {quoted(out)} --out SHARDS"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 _MAX_DIGITS = 8
@@ -39,6 +40,11 @@ def shortened(names: Sequence[object], most: int = 5) -> str:
 def rate_text(per_second: float) -> str:
     """Return a rate with its meaningful digits, for example `1,205` or `3.1`."""
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
+
+
+def quoted(path: object) -> str:
+    """Return a path or an address as one word of a command line."""
+    return shlex.quote(str(path))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

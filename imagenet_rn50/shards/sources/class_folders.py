@@ -36,7 +36,7 @@ from imagenet_rn50.shards.sources.scan import (
     without_class,
 )
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.formatting import shortened
+from imagenet_rn50.utils.formatting import quoted, shortened
 
 _MAX_DEPTH = 4  # of folders that are searched for an image before the layout is known
 _MAX_SHOWN = 5
@@ -187,7 +187,7 @@ def _require_clear_names(root: Path, folders: Iterable[Path]) -> None:
                 "; if it is a split, rename the splits to train/ and val/, or move it elsewhere "
                 "and validate on a part of the training images: --holdout 0.1"
                 if names_split
-                else f"; if it holds the classes: --source {readable(str(folder))}"
+                else f"; if it holds the classes: --source {quoted(readable(str(folder)))}"
             ),
         )
 

@@ -19,7 +19,7 @@ from imagenet_rn50.shards.sources.parquet_columns import ColumnOptions
 from imagenet_rn50.shards.sources.remote import read_remote
 from imagenet_rn50.shards.sources.shards import is_shards, read_shards
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.formatting import shortened
+from imagenet_rn50.utils.formatting import quoted, shortened
 from imagenet_rn50.utils.storage import is_address
 
 Layout = Literal["kaggle", "official", "parquet", "imagefolder", "shards"]
@@ -107,7 +107,7 @@ def _require_folder(root: Path) -> Path:
     if not root.is_dir():
         fix = None
         if root.exists():
-            fix = f"name the folder that holds it: --source {root.parent}"
+            fix = f"name the folder that holds it: --source {quoted(root.parent)}"
         elif root.parts[-2:] == _DIGITS:
             fix = "make demo, which writes the digits there"
         raise InputError(
@@ -166,7 +166,9 @@ def _layout_of(root: Path) -> str:
         "<class>/ for at least two classes (ImageFolder), "
         "ILSVRC2012_img_train.tar (official), data/train-*.parquet (Hugging Face) or a manifest",
         found=describe(root),
-        fix=f"--source {below[0]}" if len(below) == 1 else "give the folder that holds them",
+        fix=f"--source {quoted(below[0])}"
+        if len(below) == 1
+        else "give the folder that holds them",
     )
 
 

@@ -13,6 +13,7 @@ from imagenet_rn50.shards.manifest import TRAIN, VALIDATION
 from imagenet_rn50.shards.sources.base import Unpacked
 from imagenet_rn50.shards.sources.scan import others_beside
 from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.formatting import quoted
 
 TEST = "test"
 _SPLIT_NAMES = {
@@ -133,7 +134,9 @@ def choose_folder(files: ParquetFiles) -> tuple[str, dict[str, list[str]]]:
             f"{files.root} holds several data sets",
             expected="one, since the others would not be packed",
             found=", ".join(found),
-            fix=" or ".join(f"--source {files.root}/{name}" for name in list(found)[:_MAX_SHOWN]),
+            fix=" or ".join(
+                f"--source {quoted(f'{files.root}/{name}')}" for name in list(found)[:_MAX_SHOWN]
+            ),
         )
     return next(iter(found.items()))
 

@@ -35,6 +35,7 @@ from imagenet_rn50.shards.sources.scan import others_beside
 from imagenet_rn50.shards.store import CachedShards, LocalShards, open_shard, open_shards
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import sha256_of_file
+from imagenet_rn50.utils.formatting import quoted
 from imagenet_rn50.utils.storage import is_address
 
 
@@ -95,7 +96,7 @@ def _index(root: Path, folder: Path) -> None:
     except InputError as error:
         raise InputError(
             f"{error}\n  (shards without a manifest are indexed before they are packed; to give "
-            f"options, index them yourself: python shard_imagenet.py index --shards {root} "
+            f"options, index them yourself: python shard_imagenet.py index --shards {quoted(root)} "
             "--out INDEX, then pack --source INDEX)"
         ) from None
 
@@ -200,7 +201,7 @@ def _classes(manifest: Manifest, folder: Path, root: Path | str) -> Classes:
             f"the classes of {root} are not known",
             expected=f"{CLASSES_NAME} beside its manifest",
             fix="index the shards with a list of their classes, and pack the index: python "
-            f"shard_imagenet.py index --shards {root} --out INDEX --mapping FILE",
+            f"shard_imagenet.py index --shards {quoted(root)} --out INDEX --mapping FILE",
         )
     if manifest.classes_sha256 not in {None, sha256_of_file(path)}:
         raise InputError(
