@@ -108,8 +108,17 @@ def parse(arguments: list[str]) -> Arguments:
         check_trackio_space(parsed.trackio_space, parsed.trackers)
     if parsed.profile is not None:
         require_at_least("--profile", parsed.profile, 1)
-        if parsed.find_lr:
-            raise InputError("--profile contradicts --find-lr", fix="pass only one of them")
+    if parsed.find_lr:
+        config = parsed.checkpointing
+        unused = {
+            "--profile": parsed.profile,
+            "--stop-at-step": config.stop_at_step,
+            "--max-hours": config.max_hours,
+            "--stop-at": config.stop_at,
+        }
+        for name, value in unused.items():
+            if value is not None:
+                raise InputError(f"{name} contradicts --find-lr", fix="pass only one of them")
     return parsed
 
 

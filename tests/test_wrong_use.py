@@ -62,6 +62,10 @@ COMMANDS = {
         ("train", "--workers -1", "--workers must be at least 0, got -1"),
         ("train", "--cache-gb -1", "--cache-gb must be at least 0, got -1"),
         ("train", "--data.std 0 0 0", "greater than 0"),
+        ("train", "--find-lr --profile 3", "--profile"),
+        ("train", "--find-lr --stop-at-step 3", "--stop-at-step"),
+        ("train", "--find-lr --max-hours 1", "--max-hours"),
+        ("train", "--find-lr --stop-at 2099-01-31T18:00", "--stop-at"),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_nothing_is_written(command, options, message, refused):
