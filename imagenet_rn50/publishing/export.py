@@ -225,6 +225,9 @@ def _fill(source: Source, folder: Path, options: ExportOptions) -> str:
     _check_evaluation(folder, weights_digest(written.float()), required=options.metrics is not None)
     _add_validation_images(source, exported, folder, options)
     write_json(folder / STATS, model_stats(model.config, source.data.eval_size))
+    if options.web and options.shards is not None:
+        write_web_models(source.model, folder, options.shards, source.data)
+        require_web_models(folder)
     info = CardInfo(source.name, options.form, options.dtype, source.choice)
     write_eval_results(folder, leaderboard_refs(SourceFiles(folder), info))
     write_text(folder / CARD, model_card(folder, info))
@@ -238,9 +241,6 @@ def _fill(source: Source, folder: Path, options: ExportOptions) -> str:
     if options.shards is None:
         return f"{result} (not compared on images: no --shards)"
     same, compared = compare_on_shards(original, exported, options.shards, source.data, allowed)
-    if options.web:
-        write_web_models(source.model, folder, options.shards, source.data)
-        require_web_models(folder)
     return f"{result}; the same top-1 class on {same} of {compared} images"
 
 

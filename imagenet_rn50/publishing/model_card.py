@@ -22,12 +22,14 @@ from imagenet_rn50.publishing.layout import (
     CONFIG,
     EVALUATION,
     METRICS,
+    ONNX_FOLDER,
     ORIGIN,
     PLOTS,
     PROCESSOR,
     RECIPE,
     SHARDS,
     STATS,
+    WEB_METRICS,
 )
 from imagenet_rn50.publishing.reproduction import reproduction
 from imagenet_rn50.publishing.snippets import IMAGENET_LIMITS, LIMITS, citation, usage
@@ -234,10 +236,36 @@ def _results(files: SourceFiles, info: CardInfo) -> str:
         ]
         rows.append(_row([*cells, f"{top1.describe()}, {SHARDS}"]))
     if not rows:
-        return "These weights were not evaluated."
+        return "These weights were not evaluated." + _web_models(files)
     head = _row(["data", "top-1 (95% interval)", "top-5 (95% interval)", "ECE", "images", "source"])
     table = f"{head}|---|---:|---:|---:|---:|---|\n{''.join(rows)}"
-    return table + _explained(files) if files.evaluations() else table.rstrip()
+    table = table + _explained(files) if files.evaluations() else table.rstrip()
+    return table + _web_models(files)
+
+
+def _web_models(files: SourceFiles) -> str:
+    """Return size and accuracy of the models for browsers, if there are any."""
+    source = str(WEB_METRICS)
+    if not files.has(source):
+        return ""
+    rows = []
+    for name in files.value(FieldRef(source, "models")):
+        at = f"models.{name}."
+        cells = [
+            files.cite(FieldRef(source, at + "file")),
+            files.cite(FieldRef(source, at + "bytes"), ","),
+            files.cite_percent(FieldRef(source, at + "top1")),
+            files.cite_percent(FieldRef(source, at + "same_top1")),
+        ]
+        rows.append(_row([*cells, source]))
+    num_images = files.cite(FieldRef(source, "num_images"), ",")
+    data = files.cite(FieldRef(source, "dataset.name"))
+    head = _row(["model", "bytes", "top-1", "same class as these weights", "source"])
+    table = f"{head}|---|---:|---:|---:|---|\n{''.join(rows)}".rstrip()
+    return (
+        f"\n\nThe models for browsers in `{ONNX_FOLDER}/`, on the {num_images} validation images "
+        f"of {data} ({source}):\n\n{table}"
+    )
 
 
 def _explained(files: SourceFiles) -> str:

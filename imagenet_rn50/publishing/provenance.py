@@ -34,7 +34,7 @@ from imagenet_rn50.utils.files import read_text
 from imagenet_rn50.utils.formatting import first_name
 from imagenet_rn50.utils.parsing import parse_yaml
 
-_MARK = re.compile(r"<!--([\w.-]+?)(?::(\d+))? ([\w.-]+)-->")
+_MARK = re.compile(r"<!--([\w./-]+?)(?::(\d+))? ([\w.-]+)-->")
 _NUMBER = re.compile(r"(?<![\w.])[-+]?\.?\d[\d.,]*(?:[eE][-+]?\d+)?%?|\d[\d,]*(?:\.\d+)?%|\d+\.\d+")
 _LAST_NUMBER = re.compile(r"(?<![\w.])[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?%?$")
 _NAMES = re.compile(r"\b(ResNet-50s?|v1\.5|top-[15]|ImageNet-1k|95% interval|apache-2\.0)\b", re.I)

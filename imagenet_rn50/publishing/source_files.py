@@ -25,6 +25,7 @@ from imagenet_rn50.publishing.layout import (
     RECIPE,
     SHARDS,
     STATS,
+    WEB_METRICS,
 )
 from imagenet_rn50.publishing.snippets import Format
 from imagenet_rn50.runs.checkpoint import SelectedWeights
@@ -142,6 +143,7 @@ _PARSERS: dict[str, Callable[[str, str], Any]] = {
     ORIGIN: parse_json,
     CALIBRATION: parse_json,
     EXAMPLES_SOURCE: parse_json,
+    str(WEB_METRICS): parse_json,
     RECIPE: parse_yaml,
     PUBLISHED: parse_yaml,
 }

@@ -20,11 +20,13 @@ from transformers import ResNetConfig
 
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.model import build_model, to_torchvision
+from imagenet_rn50.publishing import export as export_module
 from imagenet_rn50.publishing import provenance as evidence
 from imagenet_rn50.publishing.export import ExportOptions, convert, export
 from imagenet_rn50.publishing.model_stats import model_stats
 from imagenet_rn50.publishing.provenance import unsourced_numbers
 from imagenet_rn50.recipe import ModelRecipe
+from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.utils.errors import InputError
 from tests.commands import ROOT, check, commands_in
 from tests.publishing.runs import (
@@ -403,6 +405,31 @@ def test_the_card_has_the_sizes_of_the_model_and_its_images(tmp_path, shards):
     assert model["training images, px"] == "16, growing to 32"
     assert model["test images, px"] == "16, cropped from 18"
     assert model["license"] == "apache-2.0"
+
+
+def test_the_card_has_the_accuracy_of_the_models_for_browsers(run, shards, tmp_path, monkeypatch):
+    models = {
+        "fp32": {"file": "model.onnx", "bytes": 4321, "top1": 0.5, "same_top1": 1.0},
+        "int8": {"file": "model_quantized.onnx", "bytes": 1234, "top1": 0.375, "same_top1": 0.9},
+    }
+    measured = {"num_images": 11, "dataset": {"name": "tiny"}, "models": models}
+
+    def write(model, folder, shards, data):
+        (folder / "onnx").mkdir()
+        (folder / "onnx" / "metrics.json").write_text(json.dumps(measured))
+
+    monkeypatch.setattr(export_module, "write_web_models", write)  # which takes minutes
+    monkeypatch.setattr(export_module, "require_web_models", lambda folder: None)
+    out = tmp_path / "out"
+    export(run.path, out, options=ExportOptions(shards=LocalShards(shards), web=True))
+    text = visible((out / "README.md").read_text(encoding="utf-8"))
+    assert "on the 11 validation images of tiny (onnx/metrics.json)" in text
+    assert "| model.onnx | 4,321 | 50.00% | 100.00% | onnx/metrics.json |\n" in text
+    assert "| model_quantized.onnx | 1,234 | 37.50% | 90.00% | onnx/metrics.json |\n" in text
+    models["int8"]["top1"] = 0.376
+    (out / "onnx" / "metrics.json").write_text(json.dumps(measured))
+    [problem] = unsourced_numbers(out)
+    assert "models.int8.top1 = 0.376" in problem
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def test_sizes_and_accuracy_of_the_models_are_measured(web_export, shards):
     for model in metrics["models"].values():
         assert model["bytes"] == (web_export / "onnx" / model["file"]).stat().st_size
         assert 0 <= model["top1"] <= 1
+        assert f"| {model['file']}<!--" in (web_export / "README.md").read_text(encoding="utf-8")
     assert metrics["models"]["fp32"]["same_top1"] == 1
 
 
