@@ -173,15 +173,11 @@ def bucket_server(monkeypatch):
 @pytest.fixture
 def hub(monkeypatch):
     """Start the stand-in Hub with a host of its own for large files; point this process at it."""
-    from huggingface_hub import constants
-
     from imagenet_rn50.utils.storage import filesystem
-    from tests.hub import TOKEN, serving_hub
+    from tests.hub import TOKEN, serving_hub, use_hub
 
     with serving_hub(has_cdn=True) as running:
-        template = "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "ENDPOINT", running.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", running.address + template)
+        use_hub(running, monkeypatch)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         filesystem.cache_clear()
         yield running

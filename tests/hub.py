@@ -19,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from huggingface_hub import constants
+
 TOKEN = "hf_plantedTokenThatNobodyMaySee"
 LARGE = (
     ".safetensors",
@@ -453,3 +455,11 @@ def serving_hub(has_cdn=False):
         hub.address = f"http://127.0.0.1:{port}"
         hub.cdn_address = f"http://localhost:{cdn_port}" if has_cdn else ""
         yield hub
+
+
+def use_hub(hub, monkeypatch):
+    """Let this process's client speak to the hub: it has read its environment at import."""
+    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)

@@ -225,23 +225,26 @@ def _fill(source: Source, folder: Path, options: ExportOptions) -> str:
     _check_evaluation(folder, weights_digest(written.float()), required=options.metrics is not None)
     _add_validation_images(source, exported, folder, options)
     write_json(folder / STATS, model_stats(model.config, source.data.eval_size))
-    if options.web and options.shards is not None:
-        write_web_models(source.model, folder, options.shards, source.data)
-        require_web_models(folder)
-    info = CardInfo(source.name, options.form, options.dtype, source.choice)
-    write_eval_results(folder, leaderboard_refs(SourceFiles(folder), info))
-    write_text(folder / CARD, model_card(folder, info))
-    if problems := unsourced_numbers(folder):
-        raise RuntimeError("the card has numbers without a source: " + "; ".join(problems))
 
     allowed = tolerance(options.form, options.dtype)
     original = source.reference or model
     difference = compare_logits(original, exported, source.data.eval_size, allowed)
     result = f"logits agree with {_reference(source)} within {difference:.1g} of the largest"
     if options.shards is None:
-        return f"{result} (not compared on images: no --shards)"
-    same, compared = compare_on_shards(original, exported, options.shards, source.data, allowed)
-    return f"{result}; the same top-1 class on {same} of {compared} images"
+        result += " (not compared on images: no --shards)"
+    else:
+        same, compared = compare_on_shards(original, exported, options.shards, source.data, allowed)
+        result += f"; the same top-1 class on {same} of {compared} images"
+        if options.web:
+            write_web_models(source.model, folder, options.shards, source.data)
+            require_web_models(folder)
+
+    info = CardInfo(source.name, options.form, options.dtype, source.choice)
+    write_eval_results(folder, leaderboard_refs(SourceFiles(folder), info))
+    write_text(folder / CARD, model_card(folder, info))
+    if problems := unsourced_numbers(folder):
+        raise RuntimeError("the card has numbers without a source: " + "; ".join(problems))
+    return result
 
 
 def _add_validation_images(

@@ -79,7 +79,7 @@ def model_card(folder: Path, info: CardInfo) -> str:
         headline=_headline(files, info),
         model=_model(files, info),
         usage=usage(info.form),
-        results=_results(files, info),
+        results=_results(files, info) + _web_models(files),
         published=_published(files, info),
         training=_training(files, info),
         limits=LIMITS
@@ -236,11 +236,10 @@ def _results(files: SourceFiles, info: CardInfo) -> str:
         ]
         rows.append(_row([*cells, f"{top1.describe()}, {SHARDS}"]))
     if not rows:
-        return "These weights were not evaluated." + _web_models(files)
+        return "These weights were not evaluated."
     head = _row(["data", "top-1 (95% interval)", "top-5 (95% interval)", "ECE", "images", "source"])
     table = f"{head}|---|---:|---:|---:|---:|---|\n{''.join(rows)}"
-    table = table + _explained(files) if files.evaluations() else table.rstrip()
-    return table + _web_models(files)
+    return table + _explained(files) if files.evaluations() else table.rstrip()
 
 
 def _web_models(files: SourceFiles) -> str:
@@ -259,7 +258,8 @@ def _web_models(files: SourceFiles) -> str:
         ]
         rows.append(_row([*cells, source]))
     num_images = files.cite(FieldRef(source, "num_images"), ",")
-    data = files.cite(FieldRef(source, "dataset.name"))
+    is_imagenet1k = files.get(FieldRef(source, "dataset.is_imagenet1k")) is True
+    data = files.cite_data(FieldRef(source, "dataset.name"), is_imagenet1k)
     head = _row(["model", "bytes", "top-1", "same class as these weights", "source"])
     table = f"{head}|---|---:|---:|---:|---|\n{''.join(rows)}".rstrip()
     return (

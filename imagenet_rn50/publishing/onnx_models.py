@@ -28,6 +28,7 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.data.loader import DeviceBatch, build_loader, on_device
 from imagenet_rn50.data.sampler import DistributedBatchSampler, Order, ShardShuffleSampler
 from imagenet_rn50.data.transforms import EvalTransform
+from imagenet_rn50.evaluation.datasets import ShardImages
 from imagenet_rn50.evaluation.load_model import check_classes
 from imagenet_rn50.model import load_processor, load_whole, logits_of
 from imagenet_rn50.publishing.layout import (
@@ -314,7 +315,7 @@ def _measure(
     total = split.num_samples
     return {
         "schema": _SCHEMA,
-        "dataset": {"name": manifest.dataset, "split": VALIDATION},
+        "dataset": ShardImages(shards, VALIDATION).description,
         "num_images": total,
         "calibration": {
             "split": TRAIN,

@@ -407,12 +407,18 @@ def test_the_card_has_the_sizes_of_the_model_and_its_images(tmp_path, shards):
     assert model["license"] == "apache-2.0"
 
 
-def test_the_card_has_the_accuracy_of_the_models_for_browsers(run, shards, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [("tiny", "tiny"), ("imagenet1k", "imagenet1k (not shown to be ImageNet-1k)")],
+)
+def test_the_card_has_the_accuracy_of_the_models_for_browsers(
+    run, shards, tmp_path, monkeypatch, name, shown
+):
     models = {
         "fp32": {"file": "model.onnx", "bytes": 4321, "top1": 0.5, "same_top1": 1.0},
         "int8": {"file": "model_quantized.onnx", "bytes": 1234, "top1": 0.375, "same_top1": 0.9},
     }
-    measured = {"num_images": 11, "dataset": {"name": "tiny"}, "models": models}
+    measured = {"num_images": 11, "dataset": {"name": name}, "models": models}
 
     def write(model, folder, shards, data):
         (folder / "onnx").mkdir()
@@ -423,7 +429,7 @@ def test_the_card_has_the_accuracy_of_the_models_for_browsers(run, shards, tmp_p
     out = tmp_path / "out"
     export(run.path, out, options=ExportOptions(shards=LocalShards(shards), web=True))
     text = visible((out / "README.md").read_text(encoding="utf-8"))
-    assert "on the 11 validation images of tiny (onnx/metrics.json)" in text
+    assert f"on the 11 validation images of {shown} (onnx/metrics.json)" in text
     assert "| model.onnx | 4,321 | 50.00% | 100.00% | onnx/metrics.json |\n" in text
     assert "| model_quantized.onnx | 1,234 | 37.50% | 90.00% | onnx/metrics.json |\n" in text
     models["int8"]["top1"] = 0.376

@@ -14,7 +14,6 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -24,7 +23,7 @@ from imagenet_rn50.publishing.hub import Target, push, stage_model
 from imagenet_rn50.publishing.layout import EVAL_RESULTS
 from imagenet_rn50.publishing.snippets import FROM_HERE
 from imagenet_rn50.utils.errors import InputError
-from tests.hub import TOKEN, serving_hub
+from tests.hub import TOKEN, serving_hub, use_hub
 from tests.publishing.runs import make_run, save_checkpoint, thousand_classes
 
 ROOT = Path(__file__).parents[2]
@@ -75,18 +74,10 @@ def push_in_a_process(hub, exported, home, *options):
     )
 
 
-def client_of(hub, monkeypatch):
-    """Let this process's client speak to the hub: it has read its environment at import."""
-    template = hub.address + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-
-
 @pytest.fixture
 def pushing(hub, exported, monkeypatch, capfd):
     """Runs the command in this process; returns its exit code and output."""
-    client_of(hub, monkeypatch)
+    use_hub(hub, monkeypatch)
 
     def pushing(*options, model=exported, token=TOKEN):
         monkeypatch.setenv("HF_TOKEN", token or "")
@@ -139,7 +130,7 @@ def test_model_and_space_arrive_whole_pinned_and_load_again(hub, exported, tmp_p
     assert created[1]["sdk"] == "gradio"
     assert f"user/model/tree/{revision}" in done.stdout
 
-    client_of(hub, monkeypatch)
+    use_hub(hub, monkeypatch)
     there = {"revision": revision, "cache_dir": tmp_path / "cache", "token": TOKEN}
     loaded = AutoModelForImageClassification.from_pretrained("user/model", **there).state_dict()
     expected = AutoModelForImageClassification.from_pretrained(exported).state_dict()

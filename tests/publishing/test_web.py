@@ -10,15 +10,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from huggingface_hub import constants
 
 from imagenet_rn50.model import load_exported, logits_of
 from imagenet_rn50.publishing.export import ExportOptions, export
 from imagenet_rn50.publishing.hub import Target, push
 from imagenet_rn50.publishing.web import WEB, download_runtime, stage_web_space
+from imagenet_rn50.shards.manifest import Manifest
 from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.utils.errors import InputError
-from tests.hub import TOKEN, serving_hub
+from tests.hub import TOKEN, serving_hub, use_hub
 from tests.publishing.runs import make_run, save_checkpoint
 
 FILES = ("model.onnx", "model_fp16.onnx", "model_quantized.onnx")
@@ -54,7 +54,8 @@ def test_each_model_computes_nearly_the_same_and_its_maps_add_up_to_the_logits(w
 @pytest.mark.filterwarnings("ignore")
 def test_sizes_and_accuracy_of_the_models_are_measured(web_export, shards):
     metrics = json.loads((web_export / "onnx" / "metrics.json").read_text())
-    assert metrics["dataset"] == {"name": "tiny", "split": "validation"}
+    dataset = {"name": "tiny", "split": "validation", "is_imagenet1k": False}
+    assert metrics["dataset"] == dataset | {"fingerprint": Manifest.fingerprint_of(shards)}
     assert metrics["num_images"] == 11
     assert metrics["calibration"] == {"split": "train", "num_images": 4}
     assert [model["file"] for model in metrics["models"].values()] == list(FILES)
@@ -120,8 +121,7 @@ def test_the_page_arrives_whole_and_a_later_push_removes_what_it_lacks(
     (exported / "examples" / "1 one.jpg").write_bytes(b"a digit")
     monkeypatch.setattr("imagenet_rn50.publishing.hub.download_runtime", lambda: runtime)
     with serving_hub() as hub:
-        for name, value in {"ENDPOINT": hub.address, "HF_HUB_DISABLE_XET": True}.items():
-            monkeypatch.setattr(constants, name, value)  # read from the environment at import
+        use_hub(hub, monkeypatch)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         push(exported, Target("user/model", web_space="user/web"))
         revision, _ = hub.repos["models/user/model"].at("main")
