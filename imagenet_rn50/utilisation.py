@@ -52,7 +52,7 @@ def network_flops(network: nn.Module, size: int, *, is_training: bool = False) -
         if isinstance(module, nn.BatchNorm2d | nn.ReLU):  # count as none, but cost torch a second
             module.forward = nn.Identity().forward  # type: ignore[method-assign]
     with FlopCounterMode(display=False) as counter, torch.device("meta"):
-        logits = logits_of(network, torch.empty(2, 3, size, size))  # BatchNorm may need two
+        logits = logits_of(network, torch.empty(1, 3, size, size))
         if is_training:
             logits.sum().backward()
-    return int(counter.get_total_flops()) // 2
+    return int(counter.get_total_flops())

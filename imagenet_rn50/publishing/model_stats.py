@@ -26,7 +26,7 @@ def model_stats(config: ResNetConfig, size: int) -> dict[str, Any]:
     outputs: list[int] = []
 
     def add(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-        outputs.append(output[0].numel())
+        outputs.append(output.numel())
 
     with torch.device("meta"):  # computes shapes only
         model = ResNetForImageClassification(config).eval()

@@ -7,7 +7,6 @@ which `provenance` checks it.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +32,7 @@ from imagenet_rn50.runs.metrics import START, TRAIN, VALIDATION, parse_lines
 from imagenet_rn50.shards.imagenet1k import is_name
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.files import read_text
-from imagenet_rn50.utils.formatting import first_name, percent_spec
+from imagenet_rn50.utils.formatting import first_name, percent_spec, quoted
 from imagenet_rn50.utils.parsing import parse_json, parse_yaml
 
 PUBLISHED = "published.yaml"
@@ -309,4 +308,4 @@ def as_option(name: str, value: Any) -> str:
     flag = "--" + name.replace("_", "-")
     if value is True:
         return flag
-    return f"{flag} {'none' if value is None else shlex.quote(str(value))}"
+    return f"{flag} {'none' if value is None else quoted(value)}"

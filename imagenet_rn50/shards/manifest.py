@@ -346,7 +346,7 @@ def timm_info(manifest: Manifest) -> dict[str, Any]:
 
 def no_manifest(folder: Path) -> InputError:
     """Return the error for a folder without a manifest; its fix depends on what is there."""
-    found, fix = "no such folder", _pack("DIR", quoted(folder))
+    found, fix = "no such folder", _pack_command("DIR", quoted(folder))
     if folder.is_dir():
         found, fix = _look_for_shards(folder)
     elif folder.exists():
@@ -361,7 +361,7 @@ def no_manifest(folder: Path) -> InputError:
     )
 
 
-def _pack(source: str, out: str) -> str:
+def _pack_command(source: str, out: str) -> str:
     return f"python shard_imagenet.py pack --source {source} --out {out}"
 
 
@@ -379,8 +379,8 @@ def _look_for_shards(folder: Path) -> tuple[str, str]:
             f"python shard_imagenet.py index --shards {quoted(folder)}",
         )
     if not any(folder.glob("*")):
-        return "an empty folder", _pack("DIR", quoted(folder))
-    fix = f"to pack what is there: {_pack(quoted(folder), 'SHARDS')}"
+        return "an empty folder", _pack_command("DIR", quoted(folder))
+    fix = f"to pack what is there: {_pack_command(quoted(folder), 'SHARDS')}"
     beside = sorted(path.parent for path in folder.parent.glob(f"*/{FILE_NAME}"))
     if beside:
         fix += f"; shards are in {' and '.join(map(str, beside))}"

@@ -12,7 +12,6 @@ among the 20 of the same seed, and a hold-out stays the same when the data is pa
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -112,7 +111,7 @@ class Selection:
 def options_text(recorded: Mapping[str, Any]) -> str:
     """Return what a manifest records as its `subset` as the options of the command."""
     return " ".join(
-        f"--{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {quoted(value)}")
         for name, value in recorded.items()
     )
 

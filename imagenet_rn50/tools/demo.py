@@ -17,6 +17,7 @@ from imagenet_rn50.classes import Classes
 from imagenet_rn50.shards.manifest import FILE_NAME as MANIFEST_FILE
 from imagenet_rn50.tools.digits import write_ilsvrc
 from imagenet_rn50.utils.files import read_json, write_json
+from imagenet_rn50.utils.formatting import quoted
 from imagenet_rn50.utils.logging import logger
 
 _ROOT = Path(__file__).parents[2]  # the folder of the entry scripts
@@ -113,7 +114,7 @@ def _call(form: str, *paths: str | Path) -> None:
     Raises:
         SystemExit: When it fails, with its exit code.
     """
-    command = form.format(*(shlex.quote(str(path)) for path in paths))
+    command = form.format(*map(quoted, paths))
     logger.info(f"$ {command}")
     program, *arguments = shlex.split(command)
     path = Path(sys.executable).with_name(program)

@@ -42,9 +42,9 @@ def rate_text(per_second: float) -> str:
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
 
 
-def quoted(path: object) -> str:
-    """Return a path or an address as one word of a command line."""
-    return shlex.quote(str(path))
+def quoted(value: object) -> str:
+    """Return a value, such as a path, as one word of a command line."""
+    return shlex.quote(str(value))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -112,7 +112,7 @@ def test_fifty_concurrent_clients_get_predictions(client, space, tmp_path):
     together = threading.Barrier(NUM_CLIENTS)
 
     def ask(_):
-        image = {"path": uploaded(space.address, path), "meta": {"_type": "gradio.FileData"}}
+        image = uploaded(space.address, path)
         together.wait()
         return run_function(space.address, function, [image, None])["output"]["data"]
 
@@ -167,8 +167,8 @@ def test_models_are_compared_and_predict_takes_any_of_them(model_folder, tmp_pat
     cat = APP / "examples" / "cat.jpg"
     try:
         client = connect(address)
-        file = {"path": uploaded(address, cat), "meta": {"_type": "gradio.FileData"}}
-        event = run_function(address, function_of(address, "image", "change"), [file])
+        inputs = [uploaded(address, cat)]
+        event = run_function(address, function_of(address, "image", "change"), inputs)
         classes, heat_maps = event["output"]["data"]
         for number, folder in enumerate((model_folder, other), start=1):
             title = f"{folder.name} ({number})"
@@ -185,8 +185,10 @@ def test_models_are_compared_and_predict_takes_any_of_them(model_folder, tmp_pat
 
 
 def uploaded(address, path):
+    """Upload a file as the page does, and return the input that names it."""
     files = {"files": (path.name, path.read_bytes())}
-    return HTTP.post(f"{address.rstrip('/')}/gradio_api/upload", files=files).json()[0]
+    [name] = HTTP.post(f"{address.rstrip('/')}/gradio_api/upload", files=files).json()
+    return {"path": name, "meta": {"_type": "gradio.FileData"}}
 
 
 @pytest.mark.slow
