@@ -2,10 +2,12 @@
 
     pip install -r benchmarks/requirements-gpu.txt     beside a PyTorch that sees the GPU
     python -m benchmarks.gpu                           writes benchmarks/results/gpu-<device>.*
-    python -m benchmarks.gpu --sections eager loader   some of it, printed only
+    python -m benchmarks.gpu --sections eager loader   some of it, in place of the earlier results
 
 Each section is a process of its own, so that one that fails or runs out of memory takes nothing
-with it. What the time does not suffice for is printed as not run.
+with it, and is written as soon as it is measured. What the time does not suffice for is printed as
+not run, and can be measured later: the results of some sections replace those in the device's file,
+if it comes from the same versions.
 
     roofline    bandwidth of copies, BatchNorm and ReLU; rate of a matrix product
     batch       the largest micro batch that fits
@@ -67,7 +69,7 @@ class Arguments:
     """Measure training on one CUDA device."""
 
     sections: tuple[Section, ...] = SECTIONS
-    """What to measure. Results are written only when all is measured."""
+    """What to measure. Some sections replace those of the device's earlier results."""
     minutes: float = 8.5
     """Longest time of all sections together."""
     settings: gpu_sections.Settings = gpu_sections.Settings()
@@ -87,19 +89,26 @@ def main() -> None:
     gpu_sections.prepare(arguments.settings)
     print(f"shards: {time.monotonic() - began:.0f} s", flush=True)
     results: dict[str, Any] = {"about": _about(), "sections": {}, "not_run": {}}
+    path = arguments.out / f"gpu-{_file_name(results['about']['device'])}.json"
+    whole = set(arguments.sections) == set(SECTIONS)
+    earlier = None if whole else _earlier(path, results["about"])
+    if whole:
+        results["sections"] = {name: [] for name in SECTIONS}
+        results["not_run"] = dict.fromkeys(SECTIONS, "the benchmark was ended before")
     micro_batch = arguments.settings.batch
     for section in arguments.sections:
         left = arguments.minutes * 60 - (time.monotonic() - began)
         settings = arguments.settings.with_micro_batch(micro_batch)
         rows, problem = _run_section(section, settings, left)
         results["sections"][section] = rows
+        results["not_run"].pop(section, None)
         if problem:
             results["not_run"][section] = problem
         micro_batch = next((r["micro_batch"] for r in rows if section == "batch"), micro_batch)
         print(gpu_report.section_text(section, rows, problem), flush=True)
-    results["about"]["seconds"] = round(time.monotonic() - began)
-    if set(arguments.sections) == set(SECTIONS):
-        _write(results, arguments.out)
+        results["about"]["seconds"] = round(time.monotonic() - began)
+        if whole or earlier:
+            _write(merged(earlier, results) if earlier else results, path)
 
 
 def _run_section(
@@ -147,11 +156,42 @@ def _about() -> dict[str, Any]:
     }
 
 
-def _write(results: dict[str, Any], folder: Path) -> None:
+def _file_name(device: str) -> str:
+    """Return a device's name as part of a file's."""
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+def _earlier(path: Path, about: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the device's earlier results, if they come from the same machine and versions."""
+    if not path.is_file():
+        print(f"nothing will be written: {path} with the other sections is missing", flush=True)
+        return None
+    earlier: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    same = earlier["about"].keys() & about.keys() - {"command", "date"}
+    if different := sorted(name for name in same if earlier["about"][name] != about[name]):
+        print(f"nothing will be written: {path} has another {', '.join(different)}", flush=True)
+        return None
+    return earlier
+
+
+def _write(results: dict[str, Any], path: Path) -> None:
     """Write the results as JSON and as text."""
-    name = re.sub(r"[^a-z0-9]+", "-", results["about"]["device"].lower()).strip("-")
-    (folder / f"gpu-{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (folder / f"gpu-{name}.txt").write_text(gpu_report.text(results), encoding="utf-8")
+    path.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    path.with_suffix(".txt").write_text(gpu_report.text(results), encoding="utf-8")
+
+
+def merged(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, Any]:
+    """Return results in which the sections of a later run replace those of an earlier one."""
+    about = later["about"]
+    again = f"{about['command']}, {about['date']}, {about['seconds']} s"
+    return {
+        "about": earlier["about"] | {"later": [*earlier["about"].get("later", []), again]},
+        "sections": earlier["sections"] | later["sections"],
+        "not_run": {
+            name: why for name, why in earlier["not_run"].items() if name not in later["sections"]
+        }
+        | later["not_run"],
+    }
 
 
 if __name__ == "__main__":

@@ -13,7 +13,10 @@ def text(results: dict[str, Any]) -> str:
     Args:
         results: `about`, `rows` of each section, and `not_run`: why rows are missing.
     """
-    about = "\n".join(f"{name}: {value}" for name, value in results["about"].items())
+    about = "\n".join(
+        f"{name}: {'; '.join(value) if isinstance(value, list) else value}"
+        for name, value in results["about"].items()
+    )
     parts = [
         section_text(name, rows, results["not_run"].get(name))
         for name, rows in results["sections"].items()

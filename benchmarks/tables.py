@@ -142,7 +142,7 @@ def gpu_breakdown() -> str:
                 kind,
                 *(f"{times[mode, kind]:.1f}" if (mode, kind) in times else "-" for mode in modes),
             )
-            for kind in kinds
+            for kind in sorted(kinds, key=lambda kind: kind.startswith("step"))  # the sum is last
         ]
         head = ("ms of a step", *modes)
         parts.append(f"{_markdown(head, lines)}\n\n{_source(gpu['about'])}")

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +23,24 @@ def test_the_gpu_benchmark_says_that_it_needs_a_gpu(monkeypatch, capsys):
         gpu.main()
     assert stopped.value.code == 2
     assert "CUDA" in capsys.readouterr().err
+
+
+def test_sections_that_are_measured_later_replace_only_themselves():
+    about = {"command": "all", "date": "2026-01-01", "seconds": 500, "torch": "2.14.1"}
+    earlier: dict[str, Any] = {
+        "about": about,
+        "sections": {"batch": [{"micro_batch": 64}], "tests": [], "loop": []},
+        "not_run": {"tests": "time was up", "loop": "no time was left"},
+    }
+    later: dict[str, Any] = {
+        "about": about | {"command": "some", "date": "2026-01-02", "seconds": 90},
+        "sections": {"tests": [{"summary": "5 passed"}]},
+        "not_run": {},
+    }
+    both = gpu.merged(earlier, later)
+    assert both["sections"] == earlier["sections"] | later["sections"]
+    assert both["not_run"] == {"loop": "no time was left"}
+    assert both["about"] == about | {"later": ["some, 2026-01-02, 90 s"]}
 
 
 @pytest.mark.parametrize("path", tables.PAGES, ids=lambda path: path.name)

@@ -35,7 +35,7 @@ from imagenet_rn50.shards.manifest import Split
 from imagenet_rn50.shards.store import ShardStore
 from imagenet_rn50.utils.errors import InputError
 from imagenet_rn50.utils.logging import progress_bar
-from imagenet_rn50.utils.signals import check_world_size, read_int_env
+from imagenet_rn50.utils.signals import check_num_gpus, check_world_size, read_int_env
 
 Reduce = Callable[[Tensor], Tensor]
 """Sums a tensor over all ranks."""
@@ -154,7 +154,8 @@ def joined_ranks() -> Iterator[PartialState]:
     """Join the processes that a launcher started; a process without a launcher is alone.
 
     Raises:
-        InputError: If the launcher's variables are incomplete, or processes did not join.
+        InputError: If the launcher's variables are incomplete, processes did not join, or there are
+            more of them than GPUs.
     """
     world_size = read_int_env("WORLD_SIZE") or 1
     missing = [name for name in _JOIN_VARIABLES if not os.environ.get(name)]
@@ -167,6 +168,8 @@ def joined_ranks() -> Iterator[PartialState]:
     on_gpu = torch.cuda.is_available()
     if world_size == 1:  # before Accelerate waits for other tasks of an MPI launch
         check_world_size(1, on_gpu=on_gpu)
+    if on_gpu:
+        check_num_gpus(torch.cuda.device_count())
     state = PartialState(cpu=not on_gpu)
     try:
         check_world_size(state.num_processes, on_gpu=on_gpu)

@@ -121,7 +121,7 @@ def stages(
         return found  # a blocker: the micro batch does not fit
     if devices[0].memory_bytes is None:
         return [*found, Stage(_CPU, rate, "train on a GPU (docs/ec2.md)")]
-    fix = f"train in {precision} (accelerate_configs/), or on a machine with more of them"
+    fix = f"--mixed_precision {precision} (accelerate_configs/), or a machine with more of them"
     return [*found, Stage("the GPUs", rate, fix)]
 
 

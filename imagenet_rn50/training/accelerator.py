@@ -15,7 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs
 
 import imagenet_rn50
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.signals import check_world_size
+from imagenet_rn50.utils.signals import check_num_gpus, check_world_size
 
 
 @dataclass
@@ -37,7 +37,8 @@ def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) ->
 
     Raises:
         InputError: If a tracker is not installed, which Accelerate would ignore; if Accelerate is
-            configured to accumulate gradients; or if the launched processes did not join.
+            configured to accumulate gradients; if the launched processes did not join, or are more
+            than the GPUs.
     """
     for name in trackers:
         if importlib.util.find_spec(name) is None:
@@ -49,7 +50,10 @@ def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) ->
     # BatchNorm buffers are kept equal by RunningStatistics, not by copying those of rank 0. As an
     # attribute, because the constructor takes no subclass of Accelerate's options.
     accelerator.ddp_handler = _DdpKwargs(forward_sync_buffers=False)
-    check_world_size(accelerator.num_processes, on_gpu=accelerator.device.type == "cuda")
+    on_gpu = accelerator.device.type == "cuda"
+    check_world_size(accelerator.num_processes, on_gpu=on_gpu)
+    if on_gpu:
+        check_num_gpus(torch.cuda.device_count())
     if (num_steps := accelerator.gradient_accumulation_steps) != 1:
         raise InputError(
             f"Accelerate is configured to accumulate gradients over {num_steps} steps, which would "

@@ -43,6 +43,7 @@ _IRRELEVANT = re.compile(r"_VERSION$|KEY|TOKEN|SECRET|PASSWORD")  # among those
 
 _STARTED_BY_SLURM, _RESERVED_BY_SLURM = "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS"
 _STARTED_BY_MPI = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+_VISIBLE_GPUS = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
 
 
 def set_parent_death_signal(number: signal.Signals) -> None:
@@ -157,6 +158,33 @@ def check_world_size(world_size: int, *, on_gpu: bool) -> None:
                 fix="start one task per machine, and in it accelerate launch with --num_machines "
                 f"and --machine_rank; if this process is meant to be the only one: unset {name}",
             )
+
+
+def check_num_gpus(num_gpus: int) -> None:
+    """Check that each process that was launched on this machine has a GPU of its own.
+
+    Accelerate lets several share one, and NCCL refuses that with a traceback from each of them.
+    Where a variable names one GPU, it may be another one in each process (a script between
+    launcher and process sets it so): then NCCL has to tell.
+
+    Args:
+        num_gpus: Number of GPUs that this process sees.
+
+    Raises:
+        InputError: If there are fewer GPUs than processes.
+    """
+    num_processes = read_int_env("LOCAL_WORLD_SIZE") or 1
+    visible = {name: os.environ[name] for name in _VISIBLE_GPUS if os.environ.get(name)}
+    if num_processes <= num_gpus or any("," not in gpus for gpus in visible.values()):
+        return
+    limits = [f"{name}={gpus}" for name, gpus in visible.items()]
+    raise InputError(
+        f"{num_processes} processes were launched on this machine",
+        expected="no more than GPUs, for each needs one of its own",
+        found=" ".join([f"GPUs: {num_gpus}", *limits]),
+        fix="pass --num_processes to `accelerate launch`, the number of GPUs of all machines: it "
+        "precedes that of --config_file, and a run is the same on any number of GPUs",
+    )
 
 
 def read_int_env(name: str) -> int | None:

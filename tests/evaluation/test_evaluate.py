@@ -127,6 +127,18 @@ def on_rank(rank, folder, ports):
         command(EvaluateArguments(model, shards=shards, batch=5, workers=0, out=out))
 
 
+def test_more_ranks_than_gpus_are_refused_before_they_join(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(InputError, match="--num_processes"), joined_ranks():
+        pass
+
+
 @pytest.mark.multiprocess
 def test_two_and_three_ranks_count_what_one_counts_and_all_raise_what_one_meets(folder):
     ports = free_ports(4)

@@ -67,7 +67,7 @@ def test_the_workers_that_the_configuration_of_four_l4_starts_are_enough():
 def test_gpus_that_are_the_bottleneck_get_the_faster_precision():
     said = sentence()
     assert said.startswith("The bottleneck is the GPUs: 1,200 images/s")
-    assert "train in bf16" in said
+    assert "--mixed_precision bf16" in said
 
 
 def test_a_volume_with_too_little_data_is_not_the_bottleneck():

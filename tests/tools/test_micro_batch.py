@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,9 +21,9 @@ from imagenet_rn50.tools.micro_batch import (
     find_micro_batches,
     format_micro_batches,
 )
-from tests.commands import ROOT
 from tests.support import write_recipe
 
+ROOT = Path(__file__).parents[2]
 MIB = 2**20
 WIDE = "embedding_size: 256, hidden_sizes: [256]"
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -108,6 +109,16 @@ def test_accumulation_that_accelerate_would_scale_by_is_refused(
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     assert exit_code_of(command(tiny, tmp_path / "run"), monkeypatch) == 2
     assert "unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_more_ranks_than_gpus_are_refused(tiny, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Accelerator, "device", torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert exit_code_of(command(tiny, tmp_path / "run"), monkeypatch) == 2
+    assert "--num_processes" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -7,7 +7,12 @@ import pytest
 
 from imagenet_rn50.utils import signals as processes
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.signals import Launcher, check_world_size, launch_command
+from imagenet_rn50.utils.signals import (
+    Launcher,
+    check_num_gpus,
+    check_world_size,
+    launch_command,
+)
 
 
 def test_the_command_to_go_on_is_the_launchers_as_it_was_typed(monkeypatch):
@@ -109,10 +114,48 @@ def test_processes_that_joined_are_not_refused(no_launcher, variables, world_siz
     check_world_size(world_size, on_gpu=False)
 
 
+@pytest.mark.parametrize(
+    ("variables", "num_gpus"),
+    [
+        ({"LOCAL_WORLD_SIZE": "4"}, 1),
+        ({"LOCAL_WORLD_SIZE": "2"}, 1),
+        ({"LOCAL_WORLD_SIZE": "4", "CUDA_VISIBLE_DEVICES": "0,2"}, 2),
+        ({"LOCAL_WORLD_SIZE": "3", "ROCR_VISIBLE_DEVICES": "0,1"}, 2),
+    ],
+)
+def test_more_processes_than_gpus_are_refused_and_both_numbers_are_told(
+    no_launcher, variables, num_gpus
+):
+    for name, value in variables.items():
+        no_launcher.setenv(name, value)
+    with pytest.raises(InputError) as refused:
+        check_num_gpus(num_gpus)
+    assert {variables["LOCAL_WORLD_SIZE"], str(num_gpus)} <= set(
+        re.findall(r"\d+", str(refused.value))
+    )
+    assert "--num_processes" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("variables", "num_gpus"),
+    [
+        ({}, 1),
+        ({"LOCAL_WORLD_SIZE": "4"}, 4),
+        ({"LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "16"}, 8),
+        # A script gives each process another GPU.
+        ({"LOCAL_WORLD_SIZE": "4", "CUDA_VISIBLE_DEVICES": "3"}, 1),
+    ],
+)
+def test_processes_that_have_a_gpu_each_are_not_refused(no_launcher, variables, num_gpus):
+    for name, value in variables.items():
+        no_launcher.setenv(name, value)
+    check_num_gpus(num_gpus)
+
+
 @pytest.fixture
 def no_launcher(monkeypatch):
     """An environment that says nothing of other processes."""
     for name in list(os.environ):
-        if re.match(r"SLURM_|OMPI_|PMI_|MV2_|WORLD_SIZE|GROUP_WORLD_SIZE", name):
+        if re.match(r"SLURM_|OMPI_|PMI_|MV2_|(LOCAL_|GROUP_)?WORLD_SIZE|\w+_VISIBLE_DEVICES", name):
             monkeypatch.delenv(name)
     return monkeypatch
