@@ -134,7 +134,7 @@ def main() -> None:
         # Imported after parsing: --help and wrong arguments answer at once.
         from imagenet_rn50.runs.run_dir import RunDir
         from imagenet_rn50.shards.store import open_shards
-        from imagenet_rn50.training.accelerator import make_accelerator
+        from imagenet_rn50.training.accelerator import make_accelerator, out_of_memory_explained
         from imagenet_rn50.training.lr_finder import find_lr
         from imagenet_rn50.training.trackers import require_hub_token
         from imagenet_rn50.training.trainer import Trainer
@@ -165,10 +165,11 @@ def main() -> None:
                 profile=arguments.profile,
                 trackio_space=arguments.trackio_space,
             )
-            if arguments.find_lr:
-                find_lr(trainer)
-            else:
-                trainer.train()
+            with out_of_memory_explained(trainer.recipe.micro_batch):
+                if arguments.find_lr:
+                    find_lr(trainer)
+                else:
+                    trainer.train()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ import transformers
 from accelerate import Accelerator, DistributedDataParallelKwargs
 
 import imagenet_rn50
-from imagenet_rn50.utils.errors import InputError
+from imagenet_rn50.utils.errors import InputError, RankError, first_line
+from imagenet_rn50.utils.formatting import counted
 from imagenet_rn50.utils.signals import check_num_gpus, check_world_size
 
 
@@ -63,6 +66,27 @@ def make_accelerator(run: Path | None = None, trackers: tuple[str, ...] = ()) ->
             "options",
         )
     return accelerator
+
+
+@contextmanager
+def out_of_memory_explained(micro_batch: int) -> Iterator[None]:
+    """Explain that a GPU has too little memory for a run, which torch reports by a traceback.
+
+    Args:
+        micro_batch: Images in one forward pass.
+
+    Raises:
+        InputError: If the body ran out of GPU memory; only on the rank that did.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise RankError(
+            f"a GPU ran out of memory with micro batches of {counted(micro_batch, 'image')}",
+            found=first_line(error),
+            fix="end other programs on it (nvidia-smi); or start a new run with a smaller "
+            "--micro-batch: `doctor --find-micro-batch` tells the largest that fits",
+        ) from None
 
 
 def device_name(device: torch.device) -> str:

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import platform
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -110,6 +111,17 @@ def test_accumulation_that_accelerate_would_scale_by_is_refused(
     assert exit_code_of(command(tiny, tmp_path / "run"), monkeypatch) == 2
     assert "unset ACCELERATE_GRADIENT_ACCUMULATION_STEPS" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_too_little_gpu_memory_is_told_with_what_to_do(tiny, tmp_path, monkeypatch, capsys):
+    def train_step(self, batches, lr, *, position):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore of it")
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    assert exit_code_of(command(tiny, tmp_path / "run"), monkeypatch) == 2
+    told = capsys.readouterr().err
+    assert "2.00 GiB" in told
+    assert {"--micro-batch", "--find-micro-batch"} <= set(re.findall(r"--[a-z-]+", told))
 
 
 def test_more_ranks_than_gpus_are_refused(tiny, tmp_path, monkeypatch, capsys):
