@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.browser import CHROMIUM
+from tests.browser import CHROMIUM, SWITCHES
 from tests.forked import ForkedWorkers
 
 _TRAINER_SERVER = pytest.StashKey[Any]()
@@ -35,6 +35,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Background jobs of a shell ignore SIGINT, and child processes inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Gradio asks matplotlib for its backend, which would import pyplot to choose one.
+os.environ.setdefault("MPLBACKEND", "agg")
 
 # Test servers listen on loopback: bypass any proxy.
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "localhost,127.0.0.1"
@@ -98,11 +101,11 @@ def pytest_collection_finish(session):
 
 def pytest_runtestloop(session):
     if not session.config.option.processes:
-        _start_trainer_server(session)
+        _fork_early(session)
 
 
 def _before_tests(session, number):
-    """Prepare a forked worker: a Hugging Face cache of its own, and a server of trainers."""
+    """Prepare a forked worker: a Hugging Face cache of its own, and what it forks for the tests."""
     shared = os.environ["HF_HOME"]
     os.environ["HF_HOME"] = own = f"{shared}/{number}"
     for module in ("huggingface_hub.constants", "datasets.config"):  # have read the variable
@@ -110,15 +113,20 @@ def _before_tests(session, number):
         for name, value in constants.items():
             if str(value).startswith(shared):
                 constants[name] = type(value)(str(value).replace(shared, own, 1))
-    _start_trainer_server(session)
+    _fork_early(session)
 
 
-def _start_trainer_server(session):
-    """Fork it before the first test, which may start threads."""
-    if any("trainers" in item.fixturenames for item in session.items):
+def _fork_early(session):
+    """Fork what starts trainers and the Space before the first test, which may start threads."""
+    used = {name for item in session.items for name in item.fixturenames}
+    if "trainers" in used:
         from tests.training.trainers import Server
 
         session.config.stash[_TRAINER_SERVER] = Server()
+    if "space" in used:
+        from tests.app.serving import STARTER, Starter
+
+        session.config.stash[STARTER] = Starter()
 
 
 @pytest.fixture(scope="session")
@@ -189,6 +197,6 @@ def browser():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
         yield browser
         browser.close()

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from space.card import read_card
-from space.limits import MAX_FILE_SIZE, MAX_WAITING, NUM_WORKERS, UPLOAD_SECONDS
+from space.limits import MAX_FILE_SIZE, MAX_WAITING, NUM_WORKERS, POLL_SECONDS, UPLOAD_SECONDS
 from space.many_images import build_many_images_tab
 from space.model import Classifier, ModelError, ModelId, find_folder, titles_of
 from space.one_image import OneImageTab
@@ -71,6 +71,7 @@ def launch(page: gr.Blocks, **options: Any) -> tuple[Any, str, str]:
     """
     _bypass_proxy("localhost", "127.0.0.1")
     page.queue(max_size=MAX_WAITING, default_concurrency_limit=NUM_WORKERS)
+    page._queue.sleep_when_free = POLL_SECONDS
     launched: tuple[Any, str, str] = page.launch(
         max_file_size=MAX_FILE_SIZE,
         theme=_theme(),

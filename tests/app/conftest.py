@@ -7,7 +7,7 @@ from PIL import Image
 from imagenet_rn50.classes import Classes
 from imagenet_rn50.model import build_model, build_processor
 from imagenet_rn50.recipe import load_recipe
-from tests.app.serving import serve
+from tests.app.serving import STARTER, serve
 from tests.support import write_recipe
 
 # Class names that need escaping: markup, quotes, JavaScript and Handlebars placeholders.
@@ -59,7 +59,8 @@ def model_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def space(model_folder, tmp_path_factory):
+def space(model_folder, tmp_path_factory, pytestconfig):
     """The Space, served from a copy of app/."""
-    with serve(tmp_path_factory.mktemp("space"), MODEL_ID=str(model_folder)) as served:
+    starter = pytestconfig.stash[STARTER]
+    with serve(tmp_path_factory.mktemp("space"), starter, MODEL_ID=str(model_folder)) as served:
         yield served

@@ -1,4 +1,7 @@
-"""Use the Space in headless Chromium. Screenshots are written to test-artifacts/space/."""
+"""Use the Space in headless Chromium.
+
+With the environment variable SCREENSHOTS, screenshots are written to test-artifacts/space/.
+"""
 
 import csv
 import io
@@ -13,24 +16,45 @@ from safetensors.torch import load_file, save_file
 
 from tests.app.conftest import NAMES
 from tests.app.serving import APP, serve
-from tests.browser import DESKTOP, MARKS, PHONE, TIMEOUT_MS, new_page, screenshot, tab_to
+from tests.browser import (
+    DESKTOP,
+    MARKS,
+    PHONE,
+    TIMEOUT_MS,
+    new_context,
+    screenshot,
+    tab_to,
+    use_page,
+)
 
 SCREENSHOTS = Path(__file__).parents[2] / "test-artifacts" / "space"
 
 pytestmark = [*MARKS, pytest.mark.timeout(600)]
 
 
+@pytest.fixture(scope="module")
+def tab(browser):
+    """A page that each test loads anew: in one of its own, Gradio's scripts would be compiled."""
+    with new_context(browser) as context:
+        yield context.new_page()
+
+
 @contextmanager
-def visit(browser, space, size=DESKTOP, scheme="light"):
+def visit(tab, space, size=DESKTOP, scheme="light"):
     """Open the page; JavaScript errors and requests to other hosts fail the test at the end."""
     sockets = []
-    with new_page(browser, size, scheme) as (page, requests, _):
-        page.on("websocket", lambda socket: sockets.append(socket.url))
+
+    def add_socket(socket):
+        sockets.append(socket.url)
+
+    with use_page(tab, size, scheme) as (page, requests, _):
+        page.on("websocket", add_socket)
         page.goto(space.address)
         expect(page.get_by_role("heading", name="What is in this image?")).to_be_visible(
             timeout=TIMEOUT_MS
         )
         yield page
+        page.remove_listener("websocket", add_socket)
     allowed = (space.address, space.address.replace("http", "ws"), "data:", "blob:")
     urls = [*(request.url for request in requests), *sockets]
     assert [url for url in urls if not url.startswith(allowed)] == []
@@ -53,8 +77,8 @@ def wait_for_predictions(page):
     expect(heat_map(page)).to_be_visible(timeout=TIMEOUT_MS)
 
 
-def test_an_uploaded_image_gets_five_classes_and_selecting_one_updates_the_heat_map(browser, space):
-    with visit(browser, space) as page:
+def test_an_uploaded_image_gets_five_classes_and_selecting_one_updates_the_heat_map(tab, space):
+    with visit(tab, space) as page:
         wait_for_predictions(page)  # of the first example
         opened = heat_map(page).get_attribute("src")
         screenshot(page, SCREENSHOTS, "1-open-desktop-light")
@@ -79,8 +103,8 @@ def test_an_uploaded_image_gets_five_classes_and_selecting_one_updates_the_heat_
         expect(heat_map(page)).to_have_css("opacity", "0")
 
 
-def test_examples_can_be_selected_with_the_keyboard(browser, space):
-    with visit(browser, space) as page:
+def test_examples_can_be_selected_with_the_keyboard(tab, space):
+    with visit(tab, space) as page:
         opened = heat_map(page).get_attribute("src")
         example = page.get_by_role("button", name="Example: rocket")
         tab_to(page, example, most=30)
@@ -90,13 +114,13 @@ def test_examples_can_be_selected_with_the_keyboard(browser, space):
 
 
 def test_a_bad_file_shows_an_error_and_no_broken_image_and_the_next_one_is_classified(
-    browser, space, tmp_path
+    tab, space, tmp_path
 ):
     damaged, text = tmp_path / "damaged.jpg", tmp_path / "words.txt"
     damaged.write_bytes((APP / "examples" / "cat.jpg").read_bytes()[:5000])
     text.write_text("no image")
     renamed = shutil.copy(text, tmp_path / "words.jpg")
-    with visit(browser, space) as page:
+    with visit(tab, space) as page:
         for path, message in ((damaged, "damaged"), (renamed, "not a supported image")):
             upload(page, path)
             alert = page.get_by_role("alert").filter(has_text=message)
@@ -114,8 +138,8 @@ def test_a_bad_file_shows_an_error_and_no_broken_image_and_the_next_one_is_class
 
 
 @pytest.mark.parametrize(("name", "size"), [("phone", PHONE), ("desktop", DESKTOP)])
-def test_every_tab_fits_the_window_in_dark_mode(browser, space, name, size):
-    with visit(browser, space, size, "dark") as page:
+def test_every_tab_fits_the_window_in_dark_mode(tab, space, name, size):
+    with visit(tab, space, size, "dark") as page:
         background = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert sum(int(part) for part in background.strip("rgba()").split(",")[:3]) < 150
 
@@ -126,14 +150,15 @@ def test_every_tab_fits_the_window_in_dark_mode(browser, space, name, size):
         wait_for_predictions(page)
         screenshot(page, SCREENSHOTS, f"4-answer-{name}-dark")
         assert_fits()
-        for number, tab in ((5, "Many images"), (6, "About")):
-            page.get_by_role("tab", name=tab).click()
-            screenshot(page, SCREENSHOTS, f"{number}-{tab.split()[0].lower()}-{name}-dark")
+        for number, title, shown in ((5, "Many images", "Classify"), (6, "About", "A card")):
+            page.get_by_role("tab", name=title).click()
+            expect(page.get_by_text(shown, exact=True)).to_be_visible()
+            screenshot(page, SCREENSHOTS, f"{number}-{title.split()[0].lower()}-{name}-dark")
             assert_fits()
 
 
-def test_the_model_card_is_rendered_with_its_curves_and_without_scripts(browser, space):
-    with visit(browser, space) as page:
+def test_the_model_card_is_rendered_with_its_curves_and_without_scripts(tab, space):
+    with visit(tab, space) as page:
         page.get_by_role("tab", name="About").click()
         expect(page.get_by_text("A card")).to_be_visible()
         expect(page.get_by_role("cell", name="12.5%")).to_be_visible()
@@ -143,10 +168,10 @@ def test_the_model_card_is_rendered_with_its_curves_and_without_scripts(browser,
         assert curve.evaluate("image => image.naturalWidth") == 600
 
 
-def test_many_images_are_exported_as_a_table_and_a_csv(browser, space, tmp_path):
+def test_many_images_are_exported_as_a_table_and_a_csv(tab, space, tmp_path):
     text_file = tmp_path / "words.txt"
     text_file.write_text("no image")
-    with visit(browser, space) as page:
+    with visit(tab, space) as page:
         page.get_by_role("tab", name="Many images").click()
         upload(page, *sorted((APP / "examples").glob("*.jpg")), text_file, where="#files")
         expect(page.locator("#files").get_by_text("words")).to_be_visible(timeout=TIMEOUT_MS)
@@ -166,8 +191,8 @@ def test_many_images_are_exported_as_a_table_and_a_csv(browser, space, tmp_path)
 
 
 @pytest.mark.slow  # test_serving asks the API itself
-def test_the_api_page_documents_predict(browser, space):
-    with visit(browser, space) as page:
+def test_the_api_page_documents_predict(tab, space):
+    with visit(tab, space) as page:
         page.get_by_role("button", name="Use via API").click()
         expect(page.get_by_text("/predict").first).to_be_visible(timeout=TIMEOUT_MS)
         screenshot(page, SCREENSHOTS, "8-api-desktop-light")
@@ -191,8 +216,8 @@ def comparison(model_folder, tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize(("name", "size"), [("phone", PHONE), ("desktop", DESKTOP)])
-def test_two_models_are_compared_side_by_side(browser, comparison, name, size, scheme):
-    with visit(browser, comparison, size, scheme) as page:
+def test_two_models_are_compared_side_by_side(tab, comparison, name, size, scheme):
+    with visit(tab, comparison, size, scheme) as page:
         answers = page.locator("section.answer")
         expect(answers).to_have_count(2, timeout=TIMEOUT_MS)
         expect(heat_map(page)).to_have_count(2)

@@ -36,10 +36,12 @@ def test_hostile_files_are_answered_and_leave_nothing_behind(
     page = build_page([ModelId(str(model_folder))])
     _, address, _ = launch(page, prevent_thread_lock=True, quiet=True)
     try:
+        function = function_of(address, "image", "change")
         begin_peak()
         before = memory("VmRSS")
         answers = [
-            answer(address, name, content) for name, content in islice(hostile_files(seed), number)
+            answer(address, function, name, content)
+            for name, content in islice(hostile_files(seed), number)
         ]
         peak = memory("VmHWM") - before
         delete_files_created_by_app(page, age=0)  # as Gradio does after an hour
@@ -56,7 +58,7 @@ def test_hostile_files_are_answered_and_leave_nothing_behind(
     assert not Path("/etc/escaped").exists()
 
 
-def answer(address, name, content):
+def answer(address, function, name, content):
     """Upload a file as the page does, and return the HTML of the answer or of the refusal."""
     files = {"files": (name, content, "image/png")}
     uploaded = HTTP.post(f"{address}gradio_api/upload", files=files)
@@ -65,7 +67,7 @@ def answer(address, name, content):
     uploaded.raise_for_status()
     [path] = uploaded.json()
     file = {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
-    event = run_function(address, function_of(address, "image", "change"), [file])
+    event = run_function(address, function, [file])
     assert event["success"], event
     return event["output"]["data"][0]
 

@@ -1,7 +1,10 @@
+import shutil
+
 import pytest
 from PIL import Image
 
 from imagenet_rn50.publishing.export import ExportOptions, export
+from imagenet_rn50.runs.run_dir import RunDir
 from tests.publishing.runs import (
     make_run,
     random_model,
@@ -19,13 +22,19 @@ def shards(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def run(tmp_path, shards):
+@pytest.fixture(scope="session")
+def intact_run(tmp_path_factory, shards):
     """A run with three checkpoints; the second was the best."""
-    run = make_run(tmp_path, shards)
+    run = make_run(tmp_path_factory.mktemp("run"), shards)
     for samples_seen, top1 in ((24, 0.25), (48, 0.625), (72, 0.5)):
         save_checkpoint(run, samples_seen, top1, is_best=samples_seen < 50)
-    return run
+    return run.path
+
+
+@pytest.fixture
+def run(tmp_path, intact_run):
+    """A copy of that run, which a test may change."""
+    return RunDir(shutil.copytree(intact_run, tmp_path / intact_run.name))
 
 
 @pytest.fixture(scope="session")

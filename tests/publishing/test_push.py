@@ -1,7 +1,8 @@
 """Pushing with the real client to a Hub on loopback.
 
-Uploads run in a process of their own, as users run them. What uploads nothing runs in this one,
-which has imported what takes a new process seconds.
+A first upload, and one that breaks off, run in a process of their own, as users run them: what it
+writes and starts is looked at, too. Others run in this one, which has imported what takes a new
+process seconds.
 """
 
 import json
@@ -149,7 +150,8 @@ def nowhere(token, folder, *processes):
 
 
 @pytest.mark.multiprocess
-def test_a_push_that_broke_off_goes_on_and_sends_nothing_twice(hub, exported, tmp_path):
+@pytest.mark.filterwarnings("ignore:Use 'content")  # httpx, of the Hub's client
+def test_a_push_that_broke_off_goes_on_and_sends_nothing_twice(hub, exported, pushing, tmp_path):
     hub.broken = ["/blobs/", "/commit/"]  # a line that drops once, which is tried again; then a cut
     first = push_in_a_process(hub, exported, tmp_path)
     message = error_of(first)
@@ -157,10 +159,10 @@ def test_a_push_that_broke_off_goes_on_and_sends_nothing_twice(hub, exported, tm
     assert "fix:      run the same command again" in message
     assert len(hub.repos["models/user/model"].commits) == 1  # nobody sees half a model
     assert len(hub.sent("PUT", "/blobs/")) == 2
-    second = push_in_a_process(hub, exported, tmp_path)
+    second = pushing()
     assert second.returncode == 0, second.stderr
     assert len(hub.sent("PUT", "/blobs/")) == 2
-    third = push_in_a_process(hub, exported, tmp_path)
+    third = pushing()
     assert third.returncode == 0, third.stderr
     assert len(hub.repos["models/user/model"].commits) == 2  # the same again changes nothing
 
@@ -173,7 +175,7 @@ def test_a_push_that_broke_off_goes_on_and_sends_nothing_twice(hub, exported, tm
     theirs = {"LICENSE": b"put there by hand", "metrics.json": b"of other weights"}
     theirs[".eval_results/hle.yaml"] = b"a result by somebody else"
     hub.repos["models/user/model"].commit(theirs)
-    fourth = push_in_a_process(hub, other, tmp_path)
+    fourth = pushing(model=other)
     assert fourth.returncode == 0, fourth.stderr
     _, files = hub.repos["models/user/model"].at("main")
     assert {"onnx/model.onnx", "LICENSE", ".eval_results/hle.yaml"} <= set(files)

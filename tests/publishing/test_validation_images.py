@@ -39,6 +39,15 @@ def run(tmp_path, store):
     return run.path
 
 
+@pytest.fixture(scope="module")
+def with_images(tmp_path_factory, store):
+    """An export with its shards, which no test changes."""
+    folder = tmp_path_factory.mktemp("with-images")
+    run = make_run(folder, store.folder)
+    save_checkpoint(run, 24, 0.5, is_best=True)
+    return exported(run.path, folder / "out", store)
+
+
 def exported(run, out, store, **options):
     export(run, out, options=ExportOptions(shards=store, **options))
     return out
@@ -63,8 +72,8 @@ def test_classes_with_few_images_give_all_of_them(store):
     assert sorted(images.choose(10**6, "examples").tolist()) == list(range(NUM_VALIDATION))
 
 
-def test_an_export_has_six_small_examples_named_by_class(run, store, tmp_path):
-    out = exported(run, tmp_path / "out", store)
+def test_an_export_has_six_small_examples_named_by_class(with_images, store):
+    out = with_images
     source = listed(out)
     assert (source["dataset"], source["split"]) == ("tiny", "validation")
     assert source["fingerprint"] == Manifest.fingerprint_of(store.folder)
@@ -154,8 +163,8 @@ def test_images_of_imagenet_are_never_examples(store, changes):
         require_publishable(as_data_set(images, **changes))
 
 
-def test_the_threshold_flags_a_twentieth_of_the_validation_images(run, store, tmp_path):
-    out = exported(run, tmp_path / "out", store)
+def test_the_threshold_flags_a_twentieth_of_the_validation_images(with_images, store):
+    out = with_images
     content = json.loads((out / "calibration.json").read_text())
     assert content["num_images"] == NUM_VALIDATION
     assert content["false_alarm_rate"] == 2 / NUM_VALIDATION
@@ -206,8 +215,8 @@ def test_too_few_validation_images_give_no_threshold(tmp_path, shards, capsys):
     assert len(list((out / "examples").iterdir())) == 6
 
 
-def test_the_card_names_rate_source_and_shards(run, store, tmp_path):
-    card = (exported(run, tmp_path / "out", store) / "README.md").read_text(encoding="utf-8")
+def test_the_card_names_rate_source_and_shards(run, with_images, tmp_path):
+    card = (with_images / "README.md").read_text(encoding="utf-8")
     assert "5.0%<!--calibration.json false_alarm_rate-->" in card
     assert "tiny<!--examples.json dataset-->" in card
     assert "--shards SHARDS\n```" in card
@@ -216,9 +225,8 @@ def test_the_card_names_rate_source_and_shards(run, store, tmp_path):
     assert "examples.json" not in card
 
 
-def test_pretrained_weights_are_calibrated_on_any_shards(run, store, tmp_path):
-    first = exported(run, tmp_path / "first", store)
+def test_pretrained_weights_are_calibrated_on_any_shards(with_images, store, tmp_path):
     options = ExportOptions(shards=store, examples=1)
-    convert(str(first), tmp_path / "second", options=options)
+    convert(str(with_images), tmp_path / "second", options=options)
     for name in ("calibration.json", "examples.json"):
         assert (tmp_path / "second" / name).is_file()

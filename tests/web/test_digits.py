@@ -1,6 +1,6 @@
 """The page with a real model: answers, heat maps, keyboard, offline; and transformers.js.
 
-Screenshots are written to test-artifacts/web/.
+With the environment variable SCREENSHOTS, screenshots are written to test-artifacts/web/.
 """
 
 import base64
