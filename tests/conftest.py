@@ -22,6 +22,10 @@ _TRAINER_SERVER = pytest.StashKey[Any]()
 # Imported once, before the workers of `--processes` are forked, for tests that import them late.
 _PRELOADED = ("evaluate", "matplotlib.figure", "moto.server", "s3fs")
 
+# Compile the project and its tests once, not in each process of each run.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 gc.disable()  # until all is imported and collected: there is no garbage, and looking takes seconds
 
 # No deadline: properties must also hold on busy machines.
