@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import tyro
-
 from imagenet_rn50.shards.audit import read_audit, read_report
 from imagenet_rn50.shards.contact_sheet import write_sheet
 from imagenet_rn50.shards.images import LEAST_SIDE
@@ -356,6 +354,8 @@ def _num_workers(asked: int | None) -> int:
 
 def main() -> None:
     """Parse the command line and run one command."""
+    import tyro  # only here: packing workers import this module, too
+
     print_version_and_exit(sys.argv[1:])
     commands = {f.__name__: f for f in (pack, verify, index, subset, audit, sample)}
     description = (__doc__ or "").partition("\n")[0]

@@ -31,7 +31,7 @@ Box = tuple[int, int, int, int]
 """Top, left, height, width, in px."""
 
 _SEGMENT_PX, _LEAST_SEGMENT_PX = 36, 16
-_NUMBERS = np.resize(np.arange(RST0, RST0 + 8, dtype=np.uint8), 1 << 20)
+_NUMBERS = np.tile(np.arange(RST0, RST0 + 8, dtype=np.uint8), 1 << 17)
 _MAX_SEGMENT_BYTES = 0xFFFF
 _MAX_TABLE_ENTRIES = (0xFFFF - 2 - len(TABLE_NAME)) // 2
 

@@ -21,6 +21,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
 import zlib
@@ -30,6 +31,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -424,7 +426,7 @@ def _skip_or_stop(task: ShardTask, image: SourceImage, reason: str) -> Note:
 
 
 _POLL_SECONDS = 0.2
-_counters: Any = None  # in a worker: (images, bytes) done, shared with the parent
+_counts: Any = None  # in a worker: images and bytes done of each task, shared with the parent
 
 
 def make_shards(
@@ -480,19 +482,23 @@ def _in_processes(
     tasks: Sequence[ShardTask], folder: Path, num_workers: int, progress: _Progress
 ) -> Iterator[ShardRecord]:
     """Make shards in worker processes; on an error they are stopped at once."""
-    context = multiprocessing.get_context("spawn")
-    counters = context.Array("q", 2)
+    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+    # The server that forks the workers imports this once, instead of each worker for itself.
+    context.set_forkserver_preload([__name__])
+    # Without a lock, which a worker that is killed would never release: a task has one worker.
+    counts = context.RawArray("q", 2 * len(tasks))
     executor = ProcessPoolExecutor(
-        num_workers, context, initializer=_begin_worker, initargs=(os.getpid(), counters)
+        num_workers, context, initializer=_begin_worker, initargs=(counts,)
     )
     try:
         with block_signals_in_children((signal.SIGINT,)):  # Ctrl-C is for this process to handle
             running: set[Future[ShardRecord]] = {
-                executor.submit(_work, task, str(folder)) for task in tasks
+                executor.submit(_work, number, task, str(folder))
+                for number, task in enumerate(tasks)
             }
         while running:
             done, running = wait(running, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            progress.images, progress.bytes = counters[:]
+            progress.images, progress.bytes = sum(counts[::2]), sum(counts[1::2])
             progress.show()
             for future in done:
                 yield future.result()
@@ -509,12 +515,15 @@ def _in_processes(
         executor.shutdown(cancel_futures=True)
 
 
-def _begin_worker(parent: int, counters: Any) -> None:
+def _begin_worker(counts: Any) -> None:
     """Prepare a worker process."""
-    global _counters
-    _counters = counters
+    global _counts
+    _counts = counts
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server may be older than the mask
     signal.signal(signal.SIGTERM, _leave)
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
 
 
 def _leave(*_: object) -> None:
@@ -524,21 +533,19 @@ def _leave(*_: object) -> None:
 
 def _end_with(parent: int) -> None:
     """Exit when the parent process is gone, even if it was killed."""
-    while os.getppid() == parent:
-        time.sleep(_POLL_SECONDS)
+    wait_for_any([parent])
     os._exit(1)
 
 
-def _work(task: ShardTask, folder: str) -> ShardRecord:
+def _work(number: int, task: ShardTask, folder: str) -> ShardRecord:
     """Make one shard in a worker."""
+
+    def count(num_bytes: int) -> None:
+        _counts[2 * number] += 1
+        _counts[2 * number + 1] += num_bytes
+
     try:
-        return make_shard(task, Path(folder), _count)
+        return make_shard(task, Path(folder), count)
     except SystemExit:
         # The executor would catch it and take the next task.
         os._exit(1)
-
-
-def _count(num_bytes: int) -> None:
-    with _counters.get_lock():
-        _counters[0] += 1
-        _counters[1] += num_bytes

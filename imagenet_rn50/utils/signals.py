@@ -18,8 +18,6 @@ from functools import cache
 from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 
-import psutil
-
 from imagenet_rn50.utils.errors import InputError, RankError
 from imagenet_rn50.utils.storage import redact
 
@@ -227,6 +225,8 @@ class Launcher:
 @cache
 def launcher() -> Launcher:
     """Return the launcher, cached because it may exit before this process."""
+    import psutil  # only here and below: it costs every command a tenth of its imports
+
     this = psutil.Process()
     with suppress(psutil.Error):  # the parent has exited, or belongs to another user
         parent = psutil.Process(os.getppid())
@@ -310,6 +310,8 @@ def redact_command(words: list[str]) -> str:
 
 
 def _children(process: int) -> list[int]:
+    import psutil
+
     with suppress(psutil.NoSuchProcess):
         return [child.pid for child in psutil.Process(process).children()]
     return []

@@ -62,6 +62,7 @@ def evaluate_by_command(monkeypatch, *arguments):
     main()
 
 
+@pytest.mark.usefixtures("blank_plots")
 def test_the_command_writes_metrics_classes_and_a_report_of_a_run(tmp_path, monkeypatch, capsys):
     keys = [f"ILSVRC2012_val_{number:08d}" for number in range(1, 12)]
     shards = label_shards(tmp_path / "shards", [4, 7], NUM_CLASSES, keys=keys)
@@ -196,10 +197,24 @@ def test_a_report_shows_what_can_be_read_of_so_many_classes_and_each_class_once(
     assert len(tables) == (1 if num_classes <= 20 else 2)
 
 
-@pytest.mark.parametrize("num_classes", [2, 21])
-def test_every_axis_of_every_plot_has_a_label_and_accuracies_are_percentages(
-    num_classes, monkeypatch
-):
+def plot_matrix(num_classes):
+    counts = np.full((num_classes, num_classes), 1)
+    report_module.matrix_plot(counts, [f"name{i}" for i in range(num_classes)])
+
+
+@pytest.mark.parametrize(
+    "plot",
+    [
+        lambda: plot_matrix(2),
+        lambda: plot_matrix(21),
+        lambda: report_module.class_plot(np.linspace(0, 1, 21)),
+        lambda: report_module.reliability_plot(
+            calibration(np.array([0.2, 0.9]), np.array([True, False]))
+        ),
+    ],
+    ids=["matrix of 2", "matrix of 21", "histogram", "reliability"],
+)
+def test_every_axis_of_every_plot_has_a_label_and_accuracies_are_percentages(plot, monkeypatch):
     figures = []
 
     def keep(figure):
@@ -207,10 +222,8 @@ def test_every_axis_of_every_plot_has_a_label_and_accuracies_are_percentages(
         return b""
 
     monkeypatch.setattr(report_module, "png_of", keep)
-    counts = np.full((num_classes, num_classes), 1)
-    report_module.matrix_plot(counts, [f"name{i}" for i in range(num_classes)])
-    report_module.class_plot(np.linspace(0, 1, num_classes))
-    report_module.reliability_plot(calibration(np.array([0.2, 0.9]), np.array([True, False])))
+    plot()
+    assert len(figures) == 2  # for light and dark pages
     for figure in figures:
         figure.draw_without_rendering()
         (*_, lowest) = figure.axes
@@ -225,6 +238,7 @@ def test_every_axis_of_every_plot_has_a_label_and_accuracies_are_percentages(
         assert "1.0" not in ticks
 
 
+@pytest.mark.usefixtures("blank_plots")
 def test_a_model_without_mistakes_has_a_report(tmp_path):
     for label in range(NUM_CLASSES):
         (tmp_path / "set" / str(label)).mkdir(parents=True)

@@ -19,9 +19,21 @@ from tests.shards.helpers import WNIDS, jpeg, write_kaggle, write_parquet
 SCRIPT = Path(__file__).parents[2] / "shard_imagenet.py"
 
 
-def run(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(SCRIPT), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+@pytest.fixture
+def error_of(monkeypatch, capfd):
+    """Run the script in this process, which must exit with code 2; return all of its stderr."""
+
+    def error_of(*words: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["shard_imagenet.py", *map(str, words)])
+        with pytest.raises(SystemExit) as left:
+            shard_imagenet.main()
+        assert left.value.code == 2
+        told = str(capfd.readouterr().err)
+        assert told.startswith("error: ")
+        assert "Traceback" not in told
+        return told
+
+    return error_of
 
 
 def lose_csv(source: Path) -> None:
@@ -48,14 +60,13 @@ def lose_row(source: Path) -> None:
         (lose_row, "do not name the same images"),
     ],
 )
-def test_a_broken_source_gives_one_message_exit_code_2_and_no_output(tmp_path, damage, message):
+def test_a_broken_source_gives_one_message_exit_code_2_and_no_output(
+    tmp_path, error_of, damage, message
+):
     source = write_kaggle(tmp_path / "source")
     damage(source)
-    result = run("pack", "--source", source, "--out", tmp_path / "out")
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    told = error_of("pack", "--source", source, "--out", tmp_path / "out")
+    assert message in told
     assert not (tmp_path / "out").exists()
 
 
@@ -117,12 +128,26 @@ def test_an_output_that_the_system_does_not_make_is_refused(tmp_path, refused):
 
 
 @pytest.mark.parametrize("prepare", [Path.mkdir, Path.touch, lambda path: None])
-def test_a_source_that_is_missing_or_empty_or_a_file_is_refused(tmp_path, prepare):
+def test_a_source_that_is_missing_or_empty_or_a_file_is_refused(tmp_path, error_of, prepare):
     source = tmp_path / "source"
     prepare(source)
-    result = run("pack", "--source", source, "--out", tmp_path / "out")
-    assert result.returncode == 2
-    assert result.stderr.startswith(f"error: the source {source} is")
+    told = error_of("pack", "--source", source, "--out", tmp_path / "out")
+    assert told.startswith(f"error: the source {source} is")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_process_writes_one_message_on_stderr_and_exits_with_code_2(tmp_path):
+    command = [sys.executable, str(SCRIPT), "pack", "--source", str(tmp_path / "source")]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: the source {tmp_path / 'source'} is")
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -18,13 +18,18 @@ from imagenet_rn50.utils.errors import InputError
 from tests.shards.helpers import contents, jpeg, write_kaggle, write_parquet
 
 
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """What no test of this file changes."""
+    return read_source(write_kaggle(tmp_path_factory.mktemp("begun") / "source"))
+
+
 @settings(max_examples=15, deadline=None)
 @given(order=st.randoms(use_true_random=False), seed=st.integers(0, 9), shards=st.integers(1, 7))
 def test_the_order_in_which_shards_are_finished_changes_no_byte(
-    tmp_path_factory, order, seed, shards
+    tmp_path_factory, source, order, seed, shards
 ):
     folder = tmp_path_factory.mktemp("order")
-    source = read_source(write_kaggle(folder / "source"))
     options = PackOptions(seed=seed, train_shards=shards, validation_shards=min(shards, 6))
     pack(source, folder / "one", options)
 
@@ -40,9 +45,8 @@ def test_the_order_in_which_shards_are_finished_changes_no_byte(
 @pytest.mark.multiprocess
 @settings(max_examples=3, deadline=None)
 @given(workers=st.integers(2, 3), seed=st.integers(0, 9), shards=st.integers(2, 7))
-def test_the_number_of_workers_changes_no_byte(tmp_path_factory, workers, seed, shards):
+def test_the_number_of_workers_changes_no_byte(tmp_path_factory, source, workers, seed, shards):
     folder = tmp_path_factory.mktemp("workers")
-    source = read_source(write_kaggle(folder / "source"))
     options = PackOptions(seed=seed, train_shards=shards, metadata=seed % 2 == 0)
     pack(source, folder / "one", options)
     pack(source, folder / "many", options, num_workers=workers)

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import shard_imagenet
 from imagenet_rn50.shards import pack as packing
 from imagenet_rn50.shards.pack import pack
 from imagenet_rn50.shards.plan import PackOptions
@@ -71,13 +72,10 @@ def slow_disk(tmp_path):
 
 @pytest.fixture(scope="module")
 def undisturbed(source, tmp_path_factory):
-    """Return the files that an undisturbed run makes, and how long it takes in seconds."""
+    """Return the files that an undisturbed run makes."""
     out = tmp_path_factory.mktemp("undisturbed") / "out"
-    begin = time.monotonic()
-    process = start(source, out)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
-    return contents(out), time.monotonic() - begin
+    complete(source, out)
+    return contents(out)
 
 
 def complete(source: Path, out: Path) -> None:
@@ -86,14 +84,28 @@ def complete(source: Path, out: Path) -> None:
     pack(read_source(source), out, options)
 
 
+def wait_for_shards(process, out, number: int) -> None:
+    """Wait until so many shards are finished, or the process has ended."""
+    while process.poll() is None and len(list(out.glob(".packing/*.tar.json"))) < number:
+        time.sleep(0.002)
+
+
 def kill_and_go_on(source, out, undisturbed, moments):
-    """Kills run after run; checks what is there after each, and that the last one completes it."""
-    whole, _ = undisturbed
+    """Kill run after run; check what is there after each, and that the last one completes it.
+
+    Args:
+        source: What is packed.
+        out: Into which folder.
+        undisturbed: The files that are to be there at the end.
+        moments: For each run to kill, how many shards it finds or finishes first, and how many
+            seconds it has from then on.
+    """
     num_interrupted = 0
-    for moment in moments:
+    for number, seconds in moments:
         process = start(source, out)
+        wait_for_shards(process, out, number)
         try:
-            process.wait(timeout=moment)
+            process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             num_interrupted += 1
         process.kill()
@@ -101,11 +113,11 @@ def kill_and_go_on(source, out, undisturbed, moments):
         wait_until_all_are_gone(process.pid)
         present = contents(out) if out.exists() else {}
         visible = {name: c for name, c in present.items() if not name.endswith(".partial")}
-        assert all(whole[name] == content for name, content in visible.items())
+        assert all(undisturbed[name] == content for name, content in visible.items())
     process = start(source, out)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
-    assert contents(out) == whole
+    assert contents(out) == undisturbed
     assert not (out / ".packing").exists()
     return num_interrupted
 
@@ -113,18 +125,17 @@ def kill_and_go_on(source, out, undisturbed, moments):
 @pytest.mark.multiprocess
 def test_killed_at_random_moments_and_run_again_gives_the_same_bytes(source, undisturbed, tmp_path):
     rng = random.Random(1)
-    moments = [rng.uniform(0.2, 1.0) * undisturbed[1] for _ in range(2)]
+    moments = [(rng.randint(*some), rng.uniform(0, 0.05)) for some in ((1, 5), (6, 11))]
     assert kill_and_go_on(source, tmp_path / "out", undisturbed, moments) > 0
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @settings(max_examples=8, deadline=None)
-@given(shares=st.lists(st.floats(0.02, 1.1), min_size=1, max_size=6))
+@given(moments=st.lists(st.tuples(st.integers(0, 13), st.floats(0, 1)), min_size=1, max_size=6))
 def test_soak_killed_at_any_moments_and_run_again_gives_the_same_bytes(
-    source, undisturbed, tmp_path_factory, shares
+    source, undisturbed, tmp_path_factory, moments
 ):
-    moments = [share * undisturbed[1] for share in shares]
     kill_and_go_on(source, tmp_path_factory.mktemp("soak") / "out", undisturbed, moments)
 
 
@@ -147,7 +158,7 @@ def test_ctrl_c_says_how_to_resume_leaves_no_half_file_and_no_process(
     assert not list(out.glob("*.partial"))
     complete(source, out)
     assert "shards were finished before and are kept" in capsys.readouterr().out
-    assert contents(out) == undisturbed[0]
+    assert contents(out) == undisturbed
 
 
 def test_ctrl_c_in_the_last_step_too_says_how_to_resume(tmp_path, monkeypatch, capsys):
@@ -175,19 +186,18 @@ def test_a_worker_that_is_killed_stops_the_run_with_a_message(
     assert "a worker process was killed from outside" in output
     wait_until_all_are_gone(process.pid)
     complete(source, out)
-    assert contents(out) == undisturbed[0]
+    assert contents(out) == undisturbed
 
 
-def test_a_second_process_may_not_pack_into_the_same_folder(source, tmp_path):
-    process = start(source, tmp_path / "out")
+def test_a_second_process_may_not_pack_into_the_same_folder(source, tmp_path, refused):
+    process = start(source, tmp_path / "out", "--workers", "1")
     while not (tmp_path / "out" / ".packing" / "plan.json").exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGSTOP)  # so that it is there, however long the second takes
-    second = start(source, tmp_path / "out")
-    output, _ = second.communicate(timeout=60)
+    words = ("pack", "--source", source, "--out", tmp_path / "out", *WORDS)
+    told = refused(shard_imagenet.main, *words)
     process.send_signal(signal.SIGCONT)
-    assert second.returncode == 2, output
-    assert "another process is packing into" in output
+    assert "another process is packing into" in told
     process.communicate(timeout=120)
     assert process.returncode == 0
