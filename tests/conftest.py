@@ -2,7 +2,6 @@
 
 import gc
 import importlib
-import logging
 import multiprocessing
 import os
 import signal
@@ -28,8 +27,6 @@ sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 gc.disable()  # until all is imported and collected: there is no garbage, and looking takes seconds
-
-logging.getLogger().addHandler(logging.NullHandler())  # or libraries' warnings go to stderr
 
 # No deadline: properties must also hold on busy machines.
 settings.register_profile("untimed", deadline=None)
@@ -143,34 +140,6 @@ def trainers(tmp_path_factory, pytestconfig):
 
     with closing(pytestconfig.stash[_TRAINER_SERVER]) as server:
         yield Trainers(tmp_path_factory.mktemp("logs"), server)
-
-
-class _Records(logging.Handler):
-    """Keeps what is logged."""
-
-    def __init__(self):
-        super().__init__()
-        self.records = []
-
-    def emit(self, record):
-        self.records.append(record)
-
-    @property
-    def text(self):
-        return "\n".join(map(self.format, self.records))
-
-
-@pytest.fixture
-def logged():
-    """What is logged while a test runs, by any library: `records`, and their `text`."""
-    root, handler = logging.getLogger(), _Records()
-    others = [each for each in root.manager.loggerDict.values() if isinstance(each, logging.Logger)]
-    loggers = [root, *(each for each in others if not each.propagate)]
-    for logger in loggers:
-        logger.addHandler(handler)
-    yield handler
-    for logger in loggers:
-        logger.removeHandler(handler)
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_who_meets_no_jpeg_in_a_whole_shard_is_not_sent_to_verify_it(start, is_c
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_substitute_is_the_next_good_sample_of_the_shard_with_its_own_label(
-    damaged, num_workers, logged
+    damaged, num_workers, caplog
 ):
     folder, split = damaged
     transform = EvalTransform(18, 16)
@@ -94,9 +94,9 @@ def test_a_substitute_is_the_next_good_sample_of_the_shard_with_its_own_label(
     assert torch.equal(images[1], transform(jpeg_bytes(3), 0, 3))
     assert torch.equal(images[5], transform(jpeg_bytes(0), 0, 0))
     assert loader.stats().substitutions == 3
-    assert [record.levelname for record in logged.records] == ["WARNING"] * 3
-    assert "sample_00005" in logged.text
-    assert "instead:  sample sample_00000" in logged.text
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
+    assert "sample_00005" in caplog.text
+    assert "instead:  sample sample_00000" in caplog.text
 
 
 def test_a_shard_that_ends_early_can_be_substituted_as_well(tmp_path):

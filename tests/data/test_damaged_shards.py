@@ -226,14 +226,14 @@ def test_a_local_sample_that_has_changed_is_substituted_where_that_is_asked_for(
 
 
 def test_a_manifest_without_checksums_is_read_and_said_to_be_unchecked_once(
-    changed, logged, monkeypatch
+    changed, caplog, monkeypatch
 ):
     folder, split = changed
     object.__setattr__(split, "crc32s", None)
     loaders._warn_of_unchecked_samples.cache_clear()
     for _ in range(2):
         assert sum(len(batch.labels) for batch in batches_of(folder, split)) == 28
-    assert logged.text.count("CRC-32") == 1
+    assert caplog.text.count("CRC-32") == 1
 
 
 def test_checking_changes_no_bytes_and_no_manifest(source):

@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import threading
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -132,10 +131,8 @@ def test_a_full_disk_is_said_at_once(server, tmp_path, monkeypatch):
     assert tars_in(tmp_path) == []
 
 
-def test_tokens_are_used_and_never_told(server, tmp_path, logged, request):
-    logger = logging.getLogger("imagenet_rn50")
-    request.addfinalizer(partial(logger.setLevel, logger.level))
-    logger.setLevel(logging.DEBUG)
+def test_tokens_are_used_and_never_told(server, tmp_path, caplog):
+    caplog.set_level(logging.DEBUG, logger="imagenet_rn50")
     server.token = "s3cr3t"
     location = server.address.replace("http://", "http://someone:pa55@") + "?token=s3cr3t"
     store, split = opened(location, tmp_path)
@@ -146,8 +143,8 @@ def test_tokens_are_used_and_never_told(server, tmp_path, logged, request):
     server.token = "another"
     with pytest.raises(InputError) as refused:
         store.fetch(split.shards[2])
-    told = f"{caught.value}{refused.value}{logged.text}{store!r}{list(tmp_path.rglob('*'))}"
-    assert "try 2" in logged.text
+    told = f"{caught.value}{refused.value}{caplog.text}{store!r}{list(tmp_path.rglob('*'))}"
+    assert "try 2" in caplog.text
     assert "may not be read" in str(refused.value)
     assert server.requests[split.shards[2].name] == 1
     assert "s3cr3t" not in told
@@ -179,12 +176,12 @@ def test_the_cache_never_takes_more_than_its_limit_and_drops_the_oldest_first(se
     assert third.sha256 in names  # the fourth took the place of the second, used before it
 
 
-def test_a_cache_smaller_than_a_window_works_and_is_warned_of(server, source, tmp_path, logged):
+def test_a_cache_smaller_than_a_window_works_and_is_warned_of(server, source, tmp_path, caplog):
     store, split = opened(server.address, tmp_path)
     largest = max(shard.num_bytes for shard in split.shards)
     tight = replace(store, limit_bytes=largest)
     assert_loads_like_local(tight, split, source)
-    assert "some will be downloaded more than once" in logged.text
+    assert "some will be downloaded more than once" in caplog.text
 
 
 def test_a_shard_larger_than_the_cache_is_refused(server, tmp_path):

@@ -141,12 +141,12 @@ def test_an_interrupted_image_does_not_leave_its_bytes_to_the_next(monkeypatch):
     assert add_restart_markers(second, 2) == add_by_jpegtran(second, 2)
 
 
-def test_pack_says_that_markers_are_slow_and_makes_the_same_shards(tmp_path, monkeypatch, logged):
+def test_pack_says_that_markers_are_slow_and_makes_the_same_shards(tmp_path, monkeypatch, caplog):
     source = read_source(write_kaggle(tmp_path / "source"))
     options = PackOptions(restart_blocks=4)
     pack(source, tmp_path / "fast", options)
-    assert "jpegtran" not in logged.text
+    assert "jpegtran" not in caplog.text
     monkeypatch.setattr(lossless, "find_library", lambda: "no/such/libjpeg.so.62")
     pack(source, tmp_path / "slow", options)
-    assert "no/such/libjpeg.so.62" in logged.text
+    assert "no/such/libjpeg.so.62" in caplog.text
     assert contents(tmp_path / "fast") == contents(tmp_path / "slow")

@@ -196,7 +196,7 @@ def wait_until(happened, said=lambda: "", patience_s=PATIENCE_S):
 def _serve(orders, answers):
     """Fork a trainer for each order, and answer how those that are asked for ended."""
     try:
-        logging.getLogger().handlers.clear()  # the tests'
+        logging.getLogger().handlers.clear()  # pytest's
         warnings.resetwarnings()  # to what Python starts with; pytest makes them errors
         for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning):
             warnings.simplefilter("ignore", category)
