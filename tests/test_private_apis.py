@@ -2,6 +2,7 @@ import multiprocessing
 import re
 from concurrent.futures import ProcessPoolExecutor
 
+import gradio as gr
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.v2 import functional
@@ -56,6 +57,12 @@ def test_terminated_workers_end_their_tasks():
     private_apis.terminate_workers(executor)
     assert future.exception(timeout=30) is not None
     executor.shutdown()
+
+
+def test_gradios_queue_sleeps_for_what_the_space_sets():
+    page = gr.Blocks()
+    page.queue()
+    assert page._queue.sleep_when_free > 0  # as app/space/page.py expects
 
 
 def _sleep():
