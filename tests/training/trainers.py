@@ -124,14 +124,18 @@ class Trainers:
         self._count = 0
         self.ask = server.ask
 
-    def start(self, tiny, run, *more, largest_file=None, log=None, plots=False, **environment):
-        """Starts a trainer on the tiny shards and recipe; drawing plots would take it seconds."""
+    def start(self, tiny, run, *more, **options):
+        """Starts a trainer on the tiny shards and recipe."""
+        words = ["train_accelerate.py", "--recipe", str(tiny / "tiny.yaml"), "--run", str(run)]
+        words += ["--shards", str(tiny / "shards"), "--workers", "0", *more]
+        return self.start_as_told(words, run, **options)
+
+    def start_as_told(self, words, run, *, largest_file=None, log=None, plots=False, **environment):
+        """Starts a trainer by its command line; drawing plots would take it seconds."""
         self._count += 1
         if log is None:
             log = self._folder / f"trainer-{self._count}.log"
             log.touch()
-        words = ["train_accelerate.py", "--recipe", str(tiny / "tiny.yaml"), "--run", str(run)]
-        words += ["--shards", str(tiny / "shards"), "--workers", "0", *more]
         order = {"words": words, "log": str(log), "limit": largest_file, "plots": plots}
         num_before = len(lines_of(run, "train"))
         pid = self.ask(order | {"environment": environment})
