@@ -125,10 +125,11 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_is_told(tiny, trainers, finis
 
 def test_a_disk_too_full_for_a_line_of_the_journal_is_told_and_the_training_goes_on(tiny, trainers):
     run = tiny / "fuller"
-    trainers.train(tiny, run, "--stop-at-step", "3")
+    short = ("--epochs", "2")
+    trainers.train(tiny, run, *short, "--stop-at-step", "3")
     journal = run / "metrics.jsonl"
     journal.write_text(journal.read_text() * 200)  # longer than a file may become
-    said = trainers.train(tiny, run, "--workers", "0", code=1, largest_file=40_000)
+    said = trainers.train(tiny, run, *short, "--workers", "0", code=1, largest_file=40_000)
     assert said.count("metrics.jsonl cannot be written") == 1
     assert "the last lines of metrics.jsonl are lost" in said
     assert "the last checkpoint could not be saved" in said
