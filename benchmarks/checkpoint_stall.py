@@ -31,8 +31,8 @@ from imagenet_rn50.model import build_model
 from imagenet_rn50.recipe import Recipe
 from imagenet_rn50.runs.checkpoint import commit, folder_name
 from imagenet_rn50.training.optim import Ema, build_optimizer
-from imagenet_rn50.training.preemption import RankFlags
 from imagenet_rn50.training.progress import Progress
+from imagenet_rn50.training.rank_flags import RankFlags
 from imagenet_rn50.training.state import (
     StateDict,
     TrainState,

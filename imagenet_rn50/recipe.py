@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeAlias
 
@@ -18,7 +19,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.files import read_yaml
+from imagenet_rn50.utils.files import read_text
+from imagenet_rn50.utils.parsing import parse_yaml
 
 _SIZE_STEP = 32  # px, the stride of the network
 
@@ -276,7 +278,12 @@ def load_recipe(name_or_file: str) -> Recipe:
             expected=f"one of {', '.join(names)}, or a .yaml file",
             fix=f"did you mean {near[0]!r}?" if near else None,
         )
-    return parse_recipe(read_yaml(path), source=str(path))
+    return _parse_text(read_text(path), source=str(path))
+
+
+@lru_cache(maxsize=16)  # a run reads its recipe several times, and PyYAML is slow
+def _parse_text(text: str, source: str) -> Recipe:
+    return parse_recipe(parse_yaml(text, source), source)
 
 
 def parse_recipe(content: Any, source: str) -> Recipe:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Self, TypeAlias
 
@@ -21,7 +22,8 @@ from pydantic import (
 )
 
 from imagenet_rn50.utils.errors import InputError
-from imagenet_rn50.utils.files import read_yaml
+from imagenet_rn50.utils.files import read_text
+from imagenet_rn50.utils.parsing import parse_yaml
 
 PRICES = Path(__file__).parent / "prices.yaml"
 HOW_TO_MEASURE = (
@@ -157,10 +159,15 @@ def load_prices(path: Path = PRICES) -> PriceTable:
     Raises:
         InputError: If there is no such file, or it is not a price table.
     """
-    content = read_yaml(path)
+    return _parse(read_text(path), source=str(path))
+
+
+@lru_cache(maxsize=4)  # parsing takes longer than all that is computed with it
+def _parse(text: str, source: str) -> PriceTable:
+    content = parse_yaml(text, source)
     try:
         # From JSON, pydantic makes dates and tuples while everything else stays strict.
         return PriceTable.model_validate_json(json.dumps(content))
     except ValidationError as error:
         found = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InputError(f"{path} is not a price table", found=found) from None
+        raise InputError(f"{source} is not a price table", found=found) from None

@@ -6,7 +6,8 @@ and `save` until the run is finished or is told to stop. Where each part lives:
     state.py         TrainState: all that training changes and a checkpoint restores
     checkpointer.py  writes checkpoints in the background
     resume.py        finds the checkpoint to resume from, and refuses one of another run
-    preemption.py    signals, spot notices, and the agreement of all ranks to stop
+    preemption.py    signals and spot notices
+    rank_flags.py    the agreement of all ranks to stop or save
     time_limit.py    when to stop so that the run is saved before its time is over
 
 Departures from the usual Accelerate loop have their reason at the line.
@@ -58,7 +59,6 @@ from imagenet_rn50.training.meters import Cost, Meter, format_postfix
 from imagenet_rn50.training.optim import Ema, build_optimizer, set_learning_rate
 from imagenet_rn50.training.preemption import (
     EXIT_INTERRUPTED,
-    RankFlags,
     SignalHandler,
     StopTraining,
     is_spot_watched,
@@ -66,6 +66,7 @@ from imagenet_rn50.training.preemption import (
 )
 from imagenet_rn50.training.profiler import StepProfiler
 from imagenet_rn50.training.progress import Progress, require_global_batch
+from imagenet_rn50.training.rank_flags import RankFlags
 from imagenet_rn50.training.resume import (
     ResumePoint,
     RunSpec,

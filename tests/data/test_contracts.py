@@ -57,6 +57,19 @@ class FakeReader:
         return f"sample {index}"
 
 
+class FakePrefetcher:
+    """Fetches nothing; a Mock would take longer than all that is tested."""
+
+    def __init__(self, store, split, order, number, num_workers):
+        pass
+
+    def advance(self, start):
+        pass
+
+    def close(self):
+        pass
+
+
 class FakeTransform:
     """Paints an image with numbers that depend on what a transform may depend on."""
 
@@ -79,7 +92,7 @@ def batches_of_rank(split, order, share, num_workers):
         with (
             mock.patch.object(stages, "get_worker_info", return_value=info),
             mock.patch.object(stages, "keep_freed_memory"),
-            mock.patch.object(stages, "Prefetcher"),
+            mock.patch.object(stages, "Prefetcher", FakePrefetcher),
             mock.patch.object(stages, "ShardReader", FakeReader),
         ):
             source = ReadSamples(LocalShards(Path()), split, share, order)

@@ -1,10 +1,13 @@
 """The proof of a resume, from its own command to its verdict."""
 
+import os
 import shutil
+import subprocess
 import sys
 import time
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -13,7 +16,7 @@ from imagenet_rn50.runs.metrics import MetricsLogger
 from imagenet_rn50.tools import prove_resume
 from imagenet_rn50.tools.prove_resume import Proof
 from imagenet_rn50.utils.errors import InputError
-from tests.training.trainers import ROOT, Trainer, lines_of, steps_saved
+from tests.training.trainers import ROOT, lines_of, steps_saved
 
 pytestmark = pytest.mark.multiprocess
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--config_file")
@@ -25,22 +28,36 @@ def trainers_of(run):
     return [p.pid for p in processes if str(run) in (p.info["cmdline"] or ())]
 
 
-def assert_killed_without_a_word(run):
+def members_of(group):
+    """Returns the processes of a group, apart from those that are dead."""
+    found = []
+    for process in psutil.process_iter(["status"]):
+        with suppress(ProcessLookupError):
+            if os.getpgid(process.pid) == group and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
+    return found
+
+
+def assert_killed_without_a_word(run, processes):
     """What was killed is gone, and none of it had time to save and to say so."""
     deadline = time.monotonic() + 1  # for the kernel
-    while trainers_of(run) and time.monotonic() < deadline:
+    while processes() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not trainers_of(run)
+    assert not processes()
     assert lines_of(run, "train")
     assert not lines_of(run, "stop")
 
 
-def prove(proof, folder, train, monkeypatch):
-    """Proves, and looks at the twin between its kill and the command that goes on."""
+def prove(proof, folder, train, monkeypatch, processes=None):
+    """Proves, and looks at the twin between its kill and the command that goes on.
+
+    `processes` returns those of the twin that live; by default all whose command line has its run.
+    """
 
     def look_and_train(command):
-        if (folder / "resumed").exists():
-            assert_killed_without_a_word(folder / "resumed")
+        run = folder / "resumed"
+        if run.exists():
+            assert_killed_without_a_word(run, processes or (lambda: trainers_of(run)))
         train(command)
 
     monkeypatch.setattr(prove_resume, "_train", look_and_train)
@@ -52,32 +69,73 @@ def prove(proof, folder, train, monkeypatch):
 def test_a_killed_training_is_proved_to_go_on_to_the_same_bits(
     tiny, trainers, tmp_path, monkeypatch, capsys
 ):
-    def train(command):  # what is not killed is forked: it starts at once
-        log = tmp_path / "log"
-        log.touch()
-        order = {
-            "words": command[1:],
-            "log": str(log),
-            "limit": None,
-            "plots": False,
-            "environment": {},
-        }
-        pid = trainers.ask(order)
-        assert Trainer(trainers, pid, log, folder, 0).wait() == 0, log.read_text()
-
     recipe, shards, folder = tiny / "tiny.yaml", tiny / "shards", tmp_path / "both"
-    proof = Proof(str(recipe), str(shards), 20, (sys.executable,), ("--workers", "1"))
-    assert prove(proof, folder, train, monkeypatch)
+    started = []
+
+    def start(command):  # forked: it starts at once
+        trainer = trainers.start_as_told(command[1:], folder)
+        started.append(trainer.pid)
+        return trainer
+
+    def train(command):
+        trainer = start(command)
+        assert trainer.wait() == 0, trainer.said()
+
+    def popen(command, **_):
+        trainer = start(command)
+        return SimpleNamespace(
+            pid=trainer.pid,
+            wait=trainer.wait,
+            poll=lambda: None if trainer.pid in members_of(trainer.pid) else 1,
+        )
+
+    places = {"Popen": popen, "DEVNULL": subprocess.DEVNULL}
+    monkeypatch.setattr(prove_resume, "subprocess", SimpleNamespace(**places))
+    proof = Proof(str(recipe), str(shards), 10, (sys.executable,), ("--workers", "1"))
+    assert prove(proof, folder, train, monkeypatch, lambda: members_of(started[1]))
+    assert len(started) == 3
     assert "Bit-identical after each of these steps" in capsys.readouterr().out
     saved = steps_saved(folder / "resumed")
     assert saved == steps_saved(folder / "uninterrupted")
-    assert {160, 240, 320} <= set(saved)
+    assert {80, 120, 160} <= set(saved)
 
-    shutil.rmtree(folder / "resumed" / "checkpoints" / "samples-000000160")
+    shutil.rmtree(folder / "resumed" / "checkpoints" / "samples-000000080")
     assert not prove_resume.compare(folder / "uninterrupted", folder / "resumed")
     said = capsys.readouterr().out
     assert "saved at different steps" in said
     assert "DIFFERENT" not in said
+
+
+# A launcher that writes of the steps of its rank, which has a session of its own.
+LAUNCHER = """\
+import json, pathlib, signal, subprocess, sys, time
+run, rank = pathlib.Path(sys.argv[sys.argv.index("--run") + 1]), "rank" in sys.argv
+def line(kind, step):
+    with (run / "metrics.jsonl").open("a") as journal:
+        print(json.dumps({"kind": kind, "samples_seen": 8 * step}), file=journal)
+if not rank:
+    run.mkdir()
+    (run / "recipe.yaml").write_text("global_batch: 8\\nmicro_batch: 8")
+    subprocess.Popen([sys.executable, "-c", sys.orig_argv[2], "rank", "--run", str(run)],
+                     start_new_session=True)
+signal.signal(signal.SIGTERM, lambda *_: line("stop", 9))
+for step in range(1, 10000):
+    if rank:
+        line("train", step)
+    time.sleep(0.01)
+"""
+
+
+def test_a_twin_is_killed_with_all_its_processes_and_none_can_save(tmp_path, monkeypatch):
+    def train(command):
+        run = Path(command[command.index("--run") + 1])
+        run.mkdir(parents=True, exist_ok=True)
+        with closing(MetricsLogger(run, 800)) as journal:
+            journal.write("start", 0, 0.0)
+
+    proof = Proof("digits", "shards", 3, (sys.executable, "-c", LAUNCHER), ())
+    with pytest.raises(InputError, match="nothing was resumed"):
+        prove(proof, tmp_path / "both", train, monkeypatch)
 
 
 def test_a_twin_that_was_killed_before_its_first_save_proves_nothing(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,7 @@ import pytest
 
 from imagenet_rn50.training import trainer
 from tests.support import write_recipe, write_shards
-from tests.training.trainers import RECIPE
+from tests.training.trainers import RECIPE, TRAIN_SIZES, VALIDATION_SIZES
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +15,7 @@ def _draw_plots_only_where_marked(request, monkeypatch):
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    write_shards(folder / "shards", train=[30, 31, 22], validation=[6, 15])
+    write_shards(folder / "shards", TRAIN_SIZES, VALIDATION_SIZES)
     write_recipe(folder, RECIPE)
     return folder
 

@@ -34,9 +34,10 @@ def test_each_signal_saves_and_ends_and_the_run_goes_on_to_the_same_weights(
     tiny, trainers, finished
 ):
     run = tiny / "signalled"
+    options = ("--workers", "1", "--checkpoint-steps", "2")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
         has_plots = number == signal.SIGTERM  # drawing them takes seconds
-        trainer = trainers.start(tiny, run, "--workers", "1", plots=has_plots).until_trained()
+        trainer = trainers.start(tiny, run, *options, plots=has_plots).until_trained()
         trainer.send(number)
         assert trainer.wait() == EXIT_INTERRUPTED, trainer.said()
         assert f"(received {number.name})" in trainer.said()
@@ -50,7 +51,10 @@ def test_each_signal_saves_and_ends_and_the_run_goes_on_to_the_same_weights(
 
 
 def kill_and_go_on(tiny, trainers, run, num_kills, seed):
-    """Kills trainers that save after each step and keep one checkpoint; returns when."""
+    """Kills trainers that save after each step and keep one checkpoint, then lets one finish.
+
+    Returns when they were killed.
+    """
     draw = random.Random(seed)
     always_saving = ("--checkpoint-steps", "1", "--keep-last", "1", "--workers", "0")
     places = []
@@ -64,7 +68,7 @@ def kill_and_go_on(tiny, trainers, run, num_kills, seed):
         newest = newest_checkpoint(run / "checkpoints")
         assert newest is not None
         assert newest.samples_seen >= max(before, default=0)
-    trainers.train(tiny, run, *always_saving)
+    trainers.train(tiny, run)
     return places
 
 
@@ -77,7 +81,7 @@ def test_kills_while_saving_and_pruning_lose_nothing(tiny, trainers, finished):
 def test_a_killed_run_over_a_subset_of_shards_elsewhere_resumes_to_the_same_weights(
     tiny, trainers, tmp_path
 ):
-    selection = Selection(images_per_class=20, holdout=0.2, train_only=True)
+    selection = Selection(images_per_class=8, holdout=0.2, train_only=True)
     manifest = subset(str(tiny / "shards"), tmp_path / "shards", selection)
     shutil.copy(tiny / "tiny.yaml", tmp_path)
     trainers.train(tmp_path, tmp_path / "undisturbed")
@@ -86,9 +90,9 @@ def test_a_killed_run_over_a_subset_of_shards_elsewhere_resumes_to_the_same_weig
     trainer.until(lambda: steps_saved(run)).kill()
     trainers.train(tmp_path, run)
     assert_same_run(run, tmp_path / "undisturbed")
-    assert read_metrics(run, "train")[-1]["samples_seen"] == NUM_EPOCHS * 60
+    assert read_metrics(run, "train")[-1]["samples_seen"] == NUM_EPOCHS * 24
     num_held_out = manifest.split("validation").num_samples
-    assert read_metrics(run, "validation")[-1]["num_images"] == num_held_out == 17
+    assert read_metrics(run, "validation")[-1]["num_images"] == num_held_out == 9
 
 
 @pytest.mark.slow
@@ -121,10 +125,11 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_is_told(tiny, trainers, finis
 
 def test_a_disk_too_full_for_a_line_of_the_journal_is_told_and_the_training_goes_on(tiny, trainers):
     run = tiny / "fuller"
-    trainers.train(tiny, run, "--stop-at-step", "3")
+    short = ("--epochs", "2")
+    trainers.train(tiny, run, *short, "--stop-at-step", "3")
     journal = run / "metrics.jsonl"
     journal.write_text(journal.read_text() * 200)  # longer than a file may become
-    said = trainers.train(tiny, run, "--workers", "0", code=1, largest_file=40_000)
+    said = trainers.train(tiny, run, *short, "--workers", "0", code=1, largest_file=40_000)
     assert said.count("metrics.jsonl cannot be written") == 1
     assert "the last lines of metrics.jsonl are lost" in said
     assert "the last checkpoint could not be saved" in said

@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import signal
 import socket
 import socketserver
 import threading
@@ -12,7 +13,7 @@ import pytest
 from imagenet_rn50.runs.checkpoint import newest_checkpoint
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.training import preemption
-from imagenet_rn50.training.preemption import is_spot_watched, watch_spot_notice
+from imagenet_rn50.training.preemption import POLL_SECONDS, is_spot_watched, watch_spot_notice
 from tests.training.trainers import EXIT_INTERRUPTED, wait_until
 
 
@@ -113,6 +114,9 @@ def test_ec2s_notice_saves_within_seconds(tiny, trainers, metadata_service):
     Metadata.tokens.pop(0)  # the one in use is withdrawn
     Metadata.notice = json.dumps({"action": "terminate", "time": "2030-01-02T03:04:05Z"})
     announced = time.monotonic()
+    trainer.send(signal.SIGSTOP)  # until it is time to poll, it need not train
+    time.sleep(POLL_SECONDS)
+    trainer.send(signal.SIGCONT)
     assert trainer.wait() == EXIT_INTERRUPTED, trainer.said()
     assert time.monotonic() - announced < 30
     assert Metadata.asked[-2:] == ["first", "second"]

@@ -14,6 +14,8 @@ from tests.support import write_recipe, write_shards
 from tests.training.trainers import (
     EXIT_INTERRUPTED,
     RECIPE,
+    TRAIN_SIZES,
+    VALIDATION_SIZES,
     assert_same_run,
     lines_of,
     steps_saved,
@@ -26,7 +28,7 @@ SECRET = "s3cr3t-of-the-bucket"
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    write_shards(folder / "shards", train=[30, 31, 22], validation=[6, 15])
+    write_shards(folder / "shards", TRAIN_SIZES, VALIDATION_SIZES)
     write_recipe(folder, RECIPE.replace("epochs: 6", "epochs: 4"))
     return folder
 
@@ -62,17 +64,18 @@ def test_a_killed_run_goes_on_on_another_machine_from_s3_to_the_same_weights(
     tiny, trainers, finished, bucket, tmp_path
 ):
     client, environment = bucket
-    options = ("--sync", "s3://runs/one", "--checkpoint-steps", "1", "--price-per-hour", "3600")
+    options = ("--sync", "s3://runs/one", "--price-per-hour", "3600")
+    always_saving = (*options, "--checkpoint-steps", "1")
     run, said = tmp_path / "first", ""
 
-    trainer = trainers.start(tiny, run, *options, **environment)
-    trainer.until(lambda: "one/latest.json" in objects(client))
+    trainer = trainers.start(tiny, run, *always_saving, **environment)
+    trainer.until(lambda: "one/latest.json" in objects(client), every_s=0.1)
     trainer.kill()
     said += trainer.said()
     shutil.rmtree(run)
 
     run = tmp_path / "second"
-    trainer = trainers.start(tiny, run, *options, **environment)
+    trainer = trainers.start(tiny, run, *always_saving, **environment)
     trainer.until(lambda: trains_since_its_start(run)).send(signal.SIGTERM)
     assert trainer.wait() == EXIT_INTERRUPTED, trainer.said()
     said += trainer.said()

@@ -44,7 +44,8 @@ data: {train_size: 32, eval_size: 32, eval_resize: 36, shuffle_window: 2}
 optimizer: {lr: 0.05}
 schedule: {name: constant, warmup_epochs: 1.0, plateau_patience: 1, plateau_threshold: 0.9}
 """
-NUM_TRAIN, NUM_EPOCHS = 83, 6  # 62 steps
+TRAIN_SIZES, VALIDATION_SIZES = [16, 15, 12], [3, 6]  # of shards, in pictures
+NUM_TRAIN, NUM_EPOCHS = sum(TRAIN_SIZES), 6  # 33 steps
 
 
 @dataclass
@@ -70,9 +71,11 @@ class Trainer:
         """Returns its exit code; minus the signal, where one killed it."""
         return os.waitstatus_to_exitcode(self.server.ask({"wait": self.pid}))
 
-    def until(self, happened):
+    def until(self, happened, every_s=0.005):
         """Waits until something is so."""
-        wait_until(lambda: happened() or not psutil.pid_exists(self.pid), self.said)
+        wait_until(
+            lambda: happened() or not psutil.pid_exists(self.pid), self.said, every_s=every_s
+        )
         return self
 
     def until_trained(self):
@@ -121,14 +124,18 @@ class Trainers:
         self._count = 0
         self.ask = server.ask
 
-    def start(self, tiny, run, *more, largest_file=None, log=None, plots=False, **environment):
-        """Starts a trainer on the tiny shards and recipe; drawing plots would take it seconds."""
+    def start(self, tiny, run, *more, **options):
+        """Starts a trainer on the tiny shards and recipe."""
+        words = ["train_accelerate.py", "--recipe", str(tiny / "tiny.yaml"), "--run", str(run)]
+        words += ["--shards", str(tiny / "shards"), "--workers", "0", *more]
+        return self.start_as_told(words, run, **options)
+
+    def start_as_told(self, words, run, *, largest_file=None, log=None, plots=False, **environment):
+        """Starts a trainer by its command line; drawing plots would take it seconds."""
         self._count += 1
         if log is None:
             log = self._folder / f"trainer-{self._count}.log"
             log.touch()
-        words = ["train_accelerate.py", "--recipe", str(tiny / "tiny.yaml"), "--run", str(run)]
-        words += ["--shards", str(tiny / "shards"), "--workers", "0", *more]
         order = {"words": words, "log": str(log), "limit": largest_file, "plots": plots}
         num_before = len(lines_of(run, "train"))
         pid = self.ask(order | {"environment": environment})
@@ -185,12 +192,12 @@ def measured(run):
     return validations, read_metrics(run, "train")[-1]["sample_hash"]
 
 
-def wait_until(happened, said=lambda: "", patience_s=PATIENCE_S):
+def wait_until(happened, said=lambda: "", patience_s=PATIENCE_S, every_s=0.005):
     """Waits until something is so, patiently, for the machine may be busy."""
     deadline = time.monotonic() + patience_s
     while not happened():
         assert time.monotonic() < deadline, said()
-        time.sleep(0.005)
+        time.sleep(every_s)
 
 
 def _serve(orders, answers):
