@@ -36,8 +36,7 @@ def test_each_signal_saves_and_ends_and_the_run_goes_on_to_the_same_weights(
     run = tiny / "signalled"
     options = ("--workers", "1", "--checkpoint-steps", "2")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP):
-        has_plots = number == signal.SIGTERM  # drawing them takes seconds
-        trainer = trainers.start(tiny, run, *options, plots=has_plots).until_trained()
+        trainer = trainers.start(tiny, run, *options).until_trained()
         trainer.send(number)
         assert trainer.wait() == EXIT_INTERRUPTED, trainer.said()
         assert f"(received {number.name})" in trainer.said()

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-import torchvision
 from torch.nn import functional
+from torchvision.models.resnet import Bottleneck, ResNet
 
 from imagenet_rn50.data.dataset import Batch
 from imagenet_rn50.data.loader import on_device
 from imagenet_rn50.data.transforms import normalise
 from imagenet_rn50.model import to_torchvision
-from imagenet_rn50.recipe import OptimizerRecipe, Recipe
+from imagenet_rn50.recipe import ModelRecipe, OptimizerRecipe, Recipe
 from imagenet_rn50.shards.store import LocalShards
 from imagenet_rn50.training.accelerator import make_accelerator
 from imagenet_rn50.training.trainer import Trainer
@@ -22,19 +22,22 @@ NUM_CLASSES = len(CLASSES)
 
 # In float64: BatchNorm over the few values of such small images multiplies rounding errors, which
 # in float32 come to 2e-6 on one processor and to less on another. 1e-9 is far above float64's.
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_step_equals_a_plain_step_on_torchvisions_resnet_50(
-    accumulation, tiny, tmp_path, monkeypatch
+@pytest.mark.parametrize(("accumulation", "depths"), [(1, (1, 1, 1, 1)), (2, (3, 4, 6, 3))])
+def test_a_step_equals_a_plain_step_on_torchvisions_resnet(
+    accumulation, depths, tiny, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "1")
     recipe = Recipe(
-        global_batch=4, micro_batch=4 // accumulation, optimizer=OptimizerRecipe(lr=0.1)
+        global_batch=4,
+        micro_batch=4 // accumulation,
+        model=ModelRecipe(depths=depths),
+        optimizer=OptimizerRecipe(lr=0.1),
     )
     accelerator = make_accelerator()
     shards = LocalShards(tiny / "shards")
     trainer = Trainer(recipe, shards, tmp_path / "run", accelerator, create=False)
     trainer.state.model.double()
-    theirs = torchvision.models.resnet50(num_classes=NUM_CLASSES).double()
+    theirs = ResNet(Bottleneck, list(depths), num_classes=NUM_CLASSES).double()
     theirs.load_state_dict(to_torchvision(trainer.state.model.state_dict()), strict=True)
 
     torch.manual_seed(1)

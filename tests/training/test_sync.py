@@ -111,7 +111,7 @@ def test_what_keeps_a_run_from_being_synced_is_said_once_and_ends_nothing(
     tiny, trainers, finished, tmp_path
 ):
     run, address = tmp_path / "run", tmp_path / "elsewhere"
-    options = ("--checkpoint-steps", "2", "--sync", str(address))
+    options = ("--checkpoint-steps", "5", "--sync", str(address))
     trainer = trainers.start(tiny, run, *options)
     trainer.until(lambda: (address / "latest.json").is_file())
     latest = (address / "latest.json").read_text()

@@ -200,6 +200,12 @@ def wait_until(happened, said=lambda: "", patience_s=PATIENCE_S, every_s=0.005):
         time.sleep(every_s)
 
 
+def touch_plot(run):
+    """Stands for `draw_plots`, which takes seconds: shows that it was called."""
+    (run / "plots").mkdir(exist_ok=True)
+    (run / "plots" / "loss.png").touch()
+
+
 def _serve(orders, answers):
     """Fork a trainer for each order, and answer how those that are asked for ended."""
     try:
@@ -244,7 +250,7 @@ def _be_trainer(order):
     if order["limit"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (order["limit"], order["limit"]))
     if not order["plots"]:
-        vars(sys.modules["imagenet_rn50.training.trainer"])["draw_plots"] = lambda run: None
+        vars(sys.modules["imagenet_rn50.training.trainer"])["draw_plots"] = touch_plot
     sys.argv = order["words"]
     code = 1
     try:

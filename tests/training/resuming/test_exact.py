@@ -56,7 +56,7 @@ def signal_at(patch, micro_batch, until_heard=0.0):
 
 
 @pytest.mark.numeric
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(cuts=st.lists(st.integers(0, ACCUMULATION * NUM_STEPS - 1), min_size=1, max_size=3))
 def test_a_run_cut_in_any_micro_batches_of_any_epochs_ends_with_the_same_bits(
     tiny, finished, tmp_path_factory, cuts
