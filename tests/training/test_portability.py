@@ -2,6 +2,7 @@
 
 import importlib
 import multiprocessing
+import multiprocessing.forkserver as forkserver
 import os
 import signal
 import subprocess
@@ -38,6 +39,8 @@ def start_method(request, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", WITHOUT_LINUX)
     monkeypatch.setenv("START_METHOD", request.param)
     multiprocessing.set_start_method(request.param, force=True)
+    # A fork server of packing, by an earlier test in this process, hears the signals of loaders.
+    forkserver._forkserver._stop()
     yield
     multiprocessing.set_start_method(before, force=True)
 
