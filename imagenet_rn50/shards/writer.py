@@ -491,7 +491,7 @@ def _in_processes(
         num_workers, context, initializer=_begin_worker, initargs=(counts,)
     )
     try:
-        with block_signals_in_children((signal.SIGINT,)):  # Ctrl-C is for this process to handle
+        with block_signals_in_children(context):  # Ctrl-C is for this process to handle
             running: set[Future[ShardRecord]] = {
                 executor.submit(_work, number, task, str(folder))
                 for number, task in enumerate(tasks)
@@ -519,8 +519,8 @@ def _begin_worker(counts: Any) -> None:
     """Prepare a worker process."""
     global _counts
     _counts = counts
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server may be older than the mask
     signal.signal(signal.SIGTERM, _leave)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
     parent = multiprocessing.parent_process()
     assert parent is not None
     threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from multiprocessing.context import BaseContext
 from multiprocessing.resource_tracker import ensure_running
 from pathlib import Path
 
@@ -74,23 +75,24 @@ def _watch(process: int, parent: int, number: signal.Signals) -> None:
 
 
 @contextmanager
-def block_signals_in_children(
-    numbers: tuple[signal.Signals, ...] = STOP_SIGNALS,
-) -> Iterator[None]:
-    """Block signals in processes that the body starts; by default those that stop a trainer.
+def block_signals_in_children(context: BaseContext | None = None) -> Iterator[None]:
+    """Block the signals that stop a trainer in processes that the body starts.
 
     A terminal, systemd and Slurm send them to every process of a job, but the trainer needs its
     loader workers until it has saved, and then stops them itself. The mask is set before they are
     started, so a signal never reaches them. Signals that arrive meanwhile are delivered to this
     process afterwards.
 
+    A process has one fork server, whose children have the mask with which it was started. So all
+    that may start it block the same signals, and a child unblocks those that it handles.
+
     Args:
-        numbers: The signals.
+        context: How the body starts processes; None: as multiprocessing does by default.
     """
-    if multiprocessing.get_start_method() != "fork":
+    if (context or multiprocessing).get_start_method() != "fork":
         # Spawning starts the resource tracker, which in Python 3.11 unblocks SIGINT and SIGTERM.
         ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:

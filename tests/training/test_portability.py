@@ -2,7 +2,6 @@
 
 import importlib
 import multiprocessing
-import multiprocessing.forkserver as forkserver
 import os
 import signal
 import subprocess
@@ -19,7 +18,11 @@ from imagenet_rn50.data.transforms import TrainTransform
 from imagenet_rn50.recipe import DataRecipe
 from imagenet_rn50.runs.metrics import read_metrics
 from imagenet_rn50.shards.manifest import Manifest
+from imagenet_rn50.shards.pack import pack
+from imagenet_rn50.shards.plan import PackOptions
+from imagenet_rn50.shards.sources.detect import read_source
 from imagenet_rn50.utils.signals import STOP_SIGNALS
+from tests.shards.helpers import write_kaggle
 from tests.support import write_tiny
 from tests.training.trainers import EXIT_INTERRUPTED, PATIENCE_S, ROOT, hashes, lines_of, wait_until
 
@@ -39,8 +42,6 @@ def start_method(request, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", WITHOUT_LINUX)
     monkeypatch.setenv("START_METHOD", request.param)
     multiprocessing.set_start_method(request.param, force=True)
-    # A fork server of packing, by an earlier test in this process, hears the signals of loaders.
-    forkserver._forkserver._stop()
     yield
     multiprocessing.set_start_method(before, force=True)
 
@@ -56,7 +57,10 @@ def loader_of(tiny, num_workers):
 
 @pytest.mark.multiprocess
 @pytest.mark.usefixtures("start_method")
-def test_workers_that_are_not_forked_load_the_same_and_do_not_hear_ctrl_c(tiny):
+def test_workers_that_are_not_forked_load_the_same_and_do_not_hear_ctrl_c(tiny, tmp_path):
+    # Packing starts the process's fork server, if there is none.
+    source = read_source(write_kaggle(tmp_path / "source"))
+    pack(source, tmp_path / "shards", PackOptions(), num_workers=2)
     with closing(loader_of(tiny, num_workers=1)) as loader:
         found = iter(loader)
         first = next(found)
