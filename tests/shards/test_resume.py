@@ -172,15 +172,16 @@ def test_ctrl_c_in_the_last_step_too_says_how_to_resume(tmp_path, monkeypatch, c
 
 
 @pytest.mark.multiprocess
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_worker_that_is_killed_stops_the_run_with_a_message(
-    source, undisturbed, slow_disk, tmp_path
+    number, source, undisturbed, slow_disk, tmp_path
 ):
     out = tmp_path / "out"
     process = start(source, out, **slow_disk)
     while not (workers := list(out.glob("*.partial"))):
         assert process.poll() is None
         time.sleep(0.005)
-    os.kill(int(workers[0].name.split(".")[-2]), signal.SIGKILL)
+    os.kill(int(workers[0].name.split(".")[-2]), number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 2, output
     assert "a worker process was killed from outside" in output
